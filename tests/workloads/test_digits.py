@@ -1,0 +1,68 @@
+"""The digits workload: a fair split, and a model that is good and the same every time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import fx
+
+from vq_plugin.workloads import digits
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VQ_PLUGIN_CACHE", str(tmp_path))
+    return tmp_path / "digits.safetensors"
+
+
+def test_the_splits_are_60_20_20_and_stratified() -> None:
+    data = digits.load()
+    splits = (data.train, data.tuning, data.test)
+    assert [len(split.labels) for split in splits] == [1078, 359, 360]
+    for split in splits:
+        assert split.images.shape == (len(split.labels), 1, 8, 8)
+        assert split.images.dtype == torch.float32
+        assert split.labels.dtype == torch.int64
+        share = split.labels.bincount() / len(split.labels)
+        assert ((share - 0.1).abs() < 0.01).all()
+    assert data.train.images.min() == -1
+    assert data.train.images.max() == 1
+
+
+def test_the_splits_are_disjoint() -> None:
+    data = digits.load()
+    # Every one of the 1,797 scans differs from all others.
+    images = torch.cat([data.train.images, data.tuning.images, data.test.images])
+    assert len(np.unique(images.flatten(1).numpy(), axis=0)) == 1797
+
+
+def test_training_is_good_and_repeats_to_the_byte(cache: Path) -> None:
+    before = torch.get_rng_state()
+    model = digits.model()
+    first = cache.read_bytes()
+    cache.unlink()
+    digits.model()
+    assert cache.read_bytes() == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+    assert digits.test(model) >= 0.97
+    assert digits.evaluate(model) >= 0.97
+
+
+def test_a_corrupt_checkpoint_is_an_error_that_names_it(cache: Path) -> None:
+    cache.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"digits\.safetensors.*Delete the file"):
+        digits.model()
+
+
+def test_the_model_can_be_traced() -> None:
+    model = digits.DigitsCNN().eval()
+    batch = digits.calibration()[0]
+    assert model(batch).shape == (64, 10)
+    assert torch.equal(fx.symbolic_trace(model)(batch), model(batch))
+
+
+def test_calibration_is_256_training_images() -> None:
+    images = torch.cat(digits.calibration())
+    assert torch.equal(images, digits.load().train.images[:256])

@@ -1,0 +1,159 @@
+"""What every scheme gives: one ``CodebookWeight``, its decode and its size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq_plugin.schemes import KM, Axis, Scheme
+
+
+def matrix_view(weight: Tensor, axis: Axis) -> Tensor:
+    """The 2-D view of a weight along whose rows sub-vectors run.
+
+    Args:
+        weight: Linear ``(out, in)``, ConvNd ``(out, in/groups, *kernel)`` or Embedding
+            ``(num, dim)``.
+        axis: ``"in"`` gives ``(out, in/groups · kernel)``, ``"out"`` its transpose.
+
+    Returns:
+        A view, shape ``(rows, length)``.
+    """
+    matrix = weight.reshape(weight.shape[0], -1)
+    return matrix if axis == "in" else matrix.T
+
+
+def decode(
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    *,
+    shape: tuple[int, ...],
+    axis: Axis,
+    group: int | None = None,
+) -> Tensor:
+    """Rebuilds a weight from codes and codebooks; differentiable in ``codebooks`` and ``scale``.
+
+    ``W[r, s·dim:(s+1)·dim] = scale[r] · Σ_t codebooks[t, r // group, s or 0, codes[t, r, s]]``,
+    cropped to the row's length and transposed back for ``axis="out"``.
+
+    Args:
+        codes: Integers, ``(stages, rows, subspaces)``.
+        codebooks: Floats, ``(stages, groups, books, k, dim)``; ``books`` is ``subspaces`` or 1.
+        scale: Floats, ``(rows,)``, or ``None``.
+        shape: Shape of the weight.
+        axis: Side of the 2-D view along which sub-vectors run.
+        group: Rows per codebook group; ``None`` when there is one group.
+
+    Returns:
+        The weight, ``shape``, in the dtype of ``codebooks``.
+    """
+    stages, groups, books, k, dim = codebooks.shape
+    _, rows, subspaces = codes.shape
+    offset = _table_offsets(rows, groups, books, k, group, codes.device)
+    matrix: Tensor | None = None
+    for stage in range(stages):
+        # F.embedding, not indexing: it exports to ONNX as a Gather of uint8 codes.
+        index = codes[stage].int()
+        if offset is not None:
+            index = index + offset
+        vectors = functional.embedding(index, codebooks[stage].reshape(-1, dim))
+        matrix = vectors if matrix is None else matrix + vectors
+    assert matrix is not None
+    length = shape[0] if axis == "out" else math.prod(shape[1:])
+    matrix = matrix.reshape(rows, subspaces * dim)[:, :length]
+    if scale is not None:
+        matrix = matrix * scale.unsqueeze(1)
+    return (matrix if axis == "in" else matrix.T).reshape(shape)
+
+
+def _table_offsets(
+    rows: int, groups: int, books: int, k: int, group: int | None, device: torch.device
+) -> Tensor | None:
+    """Where each code's codebook starts in the flattened table; ``None`` where all start at 0."""
+    offsets: Tensor | None = None
+    if books > 1:
+        offsets = torch.arange(books, dtype=torch.int32, device=device) * k
+    if groups > 1:
+        assert group is not None
+        owner = torch.arange(rows, dtype=torch.int32, device=device) // group
+        starts = (owner * (books * k)).unsqueeze(1)
+        offsets = starts if offsets is None else starts + offsets
+    return offsets
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookWeight:
+    """A compressed weight: codes into codebooks, whatever the scheme.
+
+    Attributes:
+        codes: Index of the center of every sub-vector and stage; the smallest integer dtype that
+            holds ``k - 1`` (uint8 up to 256 centers); ``(stages, rows, subspaces)``, where
+            ``rows`` is the other side of the 2-D view than the scheme's axis.
+        codebooks: Centers in the scheme's ``codebook_dtype``,
+            ``(stages, groups, books, k, dim)``; ``k`` may be below the scheme's, see
+            :func:`vq_plugin.quantize_weight`.
+        scale: Row scales ``(rows,)`` in the ``codebook_dtype``, or ``None``.
+        scheme: The scheme that was asked for.
+        shape: Shape of the weight.
+        dtype: Dtype of the weight, and of :meth:`decode`.
+    """
+
+    codes: Tensor
+    codebooks: Tensor
+    scale: Tensor | None
+    scheme: Scheme
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def k(self) -> int:
+        """Centers per codebook, after any reduction."""
+        return self.codebooks.shape[3]
+
+    @property
+    def group(self) -> int | None:
+        """Rows per codebook group, ``None`` where all rows share their codebooks."""
+        return self.scheme.group if isinstance(self.scheme, KM) else None
+
+    def decode(self) -> Tensor:
+        """The weight that the codes stand for: ``shape``, ``dtype``."""
+        return decode(
+            self.codes,
+            self.codebooks.to(self.dtype),
+            None if self.scale is None else self.scale.to(self.dtype),
+            shape=self.shape,
+            axis=self.scheme.view_axis,
+            group=self.group,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a fixed-length file: packed codes, codebooks and scales."""
+        code_bytes = -(-self.codes.numel() * code_bits(self.k) // 8)
+        scale_bytes = 0 if self.scale is None else self.scale.nbytes
+        return code_bytes + self.codebooks.nbytes + scale_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``nbytes`` in bits over the number of weights, codebooks included."""
+        return 8 * self.nbytes / math.prod(self.shape)
+
+
+def code_bits(k: int) -> int:
+    """Bits of one fixed-length code into ``k`` centers.
+
+    Example:
+        >>> [code_bits(k) for k in (1, 2, 5, 8, 256)]
+        [0, 1, 3, 3, 8]
+    """
+    return (k - 1).bit_length()
+
+
+def code_dtype(k: int) -> torch.dtype:
+    """The smallest integer dtype that torch computes with and that holds ``k - 1``."""
+    return torch.uint8 if k <= 256 else torch.int16 if k <= 1 << 15 else torch.int32

@@ -1,0 +1,81 @@
+"""The exact optimum of weighted 1-D k-means, by dynamic programming."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+
+def optimal_starts(mass: Float64, moment: Float64, k: int) -> Int64:
+    """First points of the ``k`` intervals of least within-interval squared error.
+
+    ``best[q][j] = min_i best[q-1][i] + cost(i, j)`` with monotone arg minima, solved for all j of
+    one q by divide and conquer (Grønlund et al. 2017, arXiv 1701.07204, section 3), every
+    level of the recursion at once: O(k · m · log m).
+
+    The squared error of an interval is Σ mass·x² − (Σ mass·x)² / Σ mass, and the first term adds
+    up to the same total for every partition, so only the second is needed.
+
+    Args:
+        mass: Running mass before each of m points and after the last, ``(m + 1,)``, ascending.
+        moment: Running mass times position, ``(m + 1,)``.
+        k: Intervals, 1 <= k <= m.
+
+    Returns:
+        Ascending indices of the first point of every interval, ``(k,)``.
+    """
+    m = len(mass) - 1
+
+    def gain(start: Int64, end: Int64) -> Float64:
+        inside = np.maximum(mass[end] - mass[start], 1e-300)
+        return np.asarray((moment[end] - moment[start]) ** 2 / inside)
+
+    ends = np.arange(1, m + 1)
+    best = np.full(m + 1, -np.inf)
+    best[1:] = gain(np.zeros_like(ends), ends)
+    cuts = np.zeros((k, m + 1), dtype=np.int64)
+    levels = _bisection_levels(m)
+    for q in range(1, k):
+        cut = cuts[q]
+        value = np.full(m + 1, -np.inf)
+        # cut[j] is bounded by its neighbours of coarser levels; q intervals need q points.
+        low_bound = np.full(m + 2, q, dtype=np.int64)
+        high_bound = np.full(m + 2, m - 1, dtype=np.int64)
+        for middle, left, right in levels:
+            use = middle > q
+            j, left_j, right_j = middle[use], left[use], right[use]
+            if not len(j):
+                continue
+            low = np.where(left_j > q, cut[left_j], low_bound[j])
+            high = np.minimum(np.where(right_j <= m, cut[np.minimum(right_j, m)], high_bound[j]), j - 1)
+            count = high - low + 1
+            first = np.cumsum(count) - count
+            owner = np.repeat(np.arange(len(j)), count)
+            candidate = np.arange(count.sum()) - first[owner] + low[owner]
+            total = best[candidate] + gain(candidate, j[owner])
+            top = np.maximum.reduceat(total, first)
+            hit = np.flatnonzero(total == top[owner])
+            chosen = candidate[hit[np.searchsorted(owner[hit], np.arange(len(j)))]]
+            cut[j], value[j] = chosen, top
+        best = value
+    starts = np.zeros(k, dtype=np.int64)
+    end = m
+    for q in range(k - 1, 0, -1):
+        end = starts[q] = cuts[q][end]
+    return starts
+
+
+def _bisection_levels(m: int) -> list[tuple[Int64, Int64, Int64]]:
+    """Middle, left and right neighbour of 1..m, level by level of a bisection of 0..m+1."""
+    levels = []
+    left, right = np.array([0]), np.array([m + 1])
+    while len(left):
+        middle = (left + right) // 2
+        levels.append((middle, left, right))
+        left, right = np.concatenate((left, middle)), np.concatenate((middle, right))
+        open_ = right - left > 1
+        left, right = left[open_], right[open_]
+    return levels

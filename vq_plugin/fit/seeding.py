@@ -1,0 +1,66 @@
+"""First centers for k-means on sub-vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Squared distances below this part of the squared norms are rounding noise of the products.
+_NOISE = 4e-6
+
+
+def plus_plus(x: Tensor, importance: Tensor | None, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ for a batch of books (Arthur & Vassilvitskii 2007, section 2.2).
+
+    Every center is the best of ``2 + ln k`` draws with probability proportional to the
+    (importance-weighted) squared distance to the centers chosen so far.
+
+    Args:
+        x: Float32, ``(books, n, dim)``.
+        importance: Float32 of the same shape, or ``None``. Its mean over ``dim`` weights a point.
+        k: Centers wanted.
+        generator: Source of the draws.
+
+    Returns:
+        Centers, float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k`` distinct points.
+        In books that run out earlier the last centers repeat.
+    """
+    books, n, dim = x.shape
+    mass = torch.ones(books, n) if importance is None else importance.mean(2)
+    norm = (x * x).sum(2)
+    noise = _NOISE * norm.amax(1, keepdim=True)
+    trials = 2 + int(math.log(k))
+
+    first = _draw(mass, 1, generator)
+    centers = _take(x, first)
+    nearest = _distances(x, norm, centers, noise).squeeze(1)
+    for _ in range(1, k):
+        potential = nearest * mass
+        if not bool((potential > 0).any()):
+            break
+        candidates = _take(x, _draw(potential, trials, generator))
+        distance = torch.minimum(_distances(x, norm, candidates, noise), nearest.unsqueeze(1))
+        best = torch.bmm(distance, mass.unsqueeze(2)).argmin(1, keepdim=True)
+        nearest = distance.gather(1, best.expand(-1, 1, n)).squeeze(1)
+        centers = torch.cat([centers, candidates.gather(1, best.expand(-1, 1, dim))], 1)
+    return centers
+
+
+def _draw(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices drawn in proportion to ``weight`` per book, ``(books, count)``."""
+    total = weight.double().cumsum(1)
+    target = torch.rand(weight.shape[0], count, generator=generator, dtype=torch.float64)
+    return torch.searchsorted(total, target * total[:, -1:], right=True).clamp_(max=weight.shape[1] - 1)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def _distances(x: Tensor, norm: Tensor, centers: Tensor, noise: Tensor) -> Tensor:
+    """Squared distances, ``(books, centers, n)``, exactly 0 for indistinguishable points."""
+    square = (centers * centers).sum(2, keepdim=True)
+    distance = torch.baddbmm(square + norm.unsqueeze(1), centers, x.transpose(1, 2), alpha=-2)
+    return torch.where(distance > noise.unsqueeze(1), distance, 0.0)

@@ -1,0 +1,117 @@
+"""K-means on sub-vectors, one codebook per subspace, all subspaces as one batch."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vq_plugin.fit.assignment import BLOCK, Batch, assign_with_error, update
+from vq_plugin.fit.exchange import improve
+from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.fit.seeding import plus_plus
+
+# Training points per center above which a sample finds the centers as well (faiss uses 256).
+_SAMPLE_PER_CENTER = 256
+_SAMPLE_LEAST = 1 << 16
+_ITERATIONS = 50
+_POLISH_ITERATIONS = 3
+_TOLERANCE = 1e-4
+
+
+def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Centers that minimize the (weighted) squared error of sub-vectors: k-means++, Lloyd, exchange.
+
+    Books are fitted in groups that fit a core's cache, side by side on torch's threads. Where a
+    book has many more points than centers, a sample finds the centers and a few iterations on
+    all points polish them.
+
+    Args:
+        batch: The points; ``n >= 1``.
+        k: Centers wanted per book.
+        seed: Seed of the k-means++ draws and of the sample.
+
+    Returns:
+        Centers, float32, ``(books, k', dim)``, and codes, int32, ``(books, n)``; ``k'`` is the
+        largest number of distinct points of a book where that is below ``k``. Books with fewer
+        points than ``k'`` repeat a center.
+    """
+    books, n, _ = batch.x.shape
+    step = max(1, BLOCK // (k * min(n, _sample_size(k))))
+    starts = range(0, books, step)
+    run = partial(_fit_books, batch, k=k, seed=seed, step=step)
+    results = deterministic_map(run, starts)
+    widest = max(centers.shape[1] for centers, _ in results)
+    centers = torch.cat([repeat_last(centers, widest) for centers, _ in results])
+    return centers, torch.cat([codes for _, codes in results])
+
+
+def _sample_size(k: int) -> int:
+    return max(_SAMPLE_PER_CENTER * k, _SAMPLE_LEAST)
+
+
+def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    these = slice(start, start + step)
+    # Centering first keeps |x|² small beside the differences that matter.
+    mean = batch.x[these].mean(1, keepdim=True)
+    importance = None if batch.importance is None else batch.importance[these]
+    part = Batch(
+        (batch.x[these] - mean).contiguous(),
+        None if importance is None else importance.contiguous(),
+    )
+    generator = torch.Generator().manual_seed(_mix(seed, start))
+    size = _sample_size(k)
+    if part.n > size:
+        chosen = torch.randperm(part.n, generator=generator)[:size].sort().values
+        sample = Batch(
+            part.x[:, chosen], None if part.importance is None else part.importance[:, chosen]
+        )
+        centers, _ = _lloyd(sample, plus_plus(sample.x, sample.importance, k, generator), _ITERATIONS)
+        if centers.shape[1] < k:
+            # Too few distinct points in the sample: all points decide.
+            centers = plus_plus(part.x, part.importance, k, generator)
+        centers, codes = _lloyd(part, centers, _POLISH_ITERATIONS)
+    else:
+        centers = plus_plus(part.x, part.importance, k, generator)
+        centers, codes = _lloyd(part, centers, _ITERATIONS)
+        codes, centers = improve(part, codes, centers)
+    return centers + mean, codes
+
+
+def _mix(seed: int, start: int) -> int:
+    """A seed per group of books; neighbours in ``seed`` must not share draws."""
+    return (seed * 0x9E3779B97F4A7C15 + start * 0xBF58476D1CE4E5B9) % (1 << 63)
+
+
+def _lloyd(batch: Batch, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd iterations until the error falls by less than the tolerance; then a last assignment."""
+    k = centers.shape[1]
+    error = math.inf
+    for _ in range(iterations):
+        codes, distance = assign_with_error(batch, centers)
+        total = float(distance.double().sum())
+        if total >= error * (1 - _TOLERANCE):
+            return centers, codes
+        error = total
+        means, mass = update(batch, codes, k)
+        occupied = mass.amax(2, keepdim=True) > 0
+        centers = torch.where(occupied, means, centers)
+        _reseed(batch, centers, occupied.squeeze(2), distance)
+    return centers, assign_with_error(batch, centers)[0]
+
+
+def _reseed(batch: Batch, centers: Tensor, occupied: Tensor, distance: Tensor) -> None:
+    """Moves every center without points to one of its book's worst points."""
+    for book in torch.nonzero(~occupied.all(1)).flatten().tolist():
+        empty = torch.nonzero(~occupied[book]).flatten()
+        worst = distance[book].topk(min(len(empty), batch.n))
+        useful = worst.indices[worst.values > 0]
+        centers[book, empty[: len(useful)]] = batch.x[book, useful]
+
+
+def repeat_last(centers: Tensor, k: int) -> Tensor:
+    """Centers with the last one repeated up to ``k`` per book."""
+    missing = k - centers.shape[1]
+    return torch.cat([centers, centers[:, -1:].expand(-1, missing, -1)], 1) if missing else centers

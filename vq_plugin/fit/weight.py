@@ -1,0 +1,251 @@
+"""From a float weight and a scheme to a ``CodebookWeight``."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq_plugin.codebook import CodebookWeight, code_dtype, matrix_view
+from vq_plugin.fit import scalar, sklearn_backend, vector
+from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.residual import fit_residual
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme
+
+Backend = Literal["torch", "sklearn"]
+
+# Squares of weights beyond these sizes leave float32.
+_LARGEST, _SMALLEST = 1e15, 1e-15
+# An element without importance still has to go somewhere: to the nearest center.
+_LEAST_IMPORTANCE = 1e-8
+
+
+class _Fitted(NamedTuple):
+    codes: Tensor  # (stages, rows, subspaces)
+    codebooks: Tensor  # (stages, groups, books, k, dim)
+
+
+def quantize_weight(
+    weight: Tensor,
+    scheme: Scheme,
+    importance: Tensor | None = None,
+    seed: int = 0,
+    *,
+    backend: Backend = "torch",
+) -> CodebookWeight:
+    """Compresses one weight.
+
+    The fit runs in float32 on the CPU and gives the same bytes for the same weight, scheme,
+    importance and seed, whatever the number of threads. ``k`` above the number of distinct
+    (sub-vectors of) weights is reduced to it: see ``CodebookWeight.k``.
+
+    Args:
+        weight: Linear ``(out, in)``, ConvNd ``(out, in/groups, *kernel)`` or Embedding
+            ``(num, dim)`` weight; any float dtype.
+        scheme: What to do.
+        importance: Weight of every element's squared error, of a shape that broadcasts to the
+            weight's; not negative. ``None`` counts all alike. ``Binary`` takes the weighted mean.
+        seed: Seed of the random starts.
+        backend: ``"torch"``, or ``"sklearn"`` for scikit-learn's ``KMeans(n_init=1)``.
+
+    Returns:
+        The compressed weight, on the device of ``weight``.
+
+    Raises:
+        ValueError: If the weight is empty, 1-D, on the meta device, not of a float dtype, holds
+            NaN or infinite values, or does not fit the scheme's ``codebook_dtype``; if
+            ``importance`` has another shape, is negative, not finite or zero everywhere.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+        >>> small = quantize_weight(weight, PQ(k=16, dim=4))
+        >>> small.codes.shape, small.codebooks.shape, small.nbytes
+        (torch.Size([1, 64, 8]), torch.Size([1, 1, 8, 16, 4]), 1280)
+        >>> small.decode().shape
+        torch.Size([64, 32])
+    """
+    _check_weight(weight)
+    matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
+    weights = None if importance is None else _importance_view(importance, weight, scheme)
+    row_scale: Tensor | None = None
+    if scheme.scale == "row":
+        row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
+    _check_range(matrix)
+    fitted = _fit(matrix, weights, scheme, seed, backend)
+    _check_codebooks(fitted.codebooks, matrix)
+    return CodebookWeight(
+        codes=fitted.codes.to(code_dtype(fitted.codebooks.shape[3])).to(weight.device),
+        codebooks=fitted.codebooks.to(weight.device),
+        scale=None if row_scale is None else row_scale.to(weight.device),
+        scheme=scheme,
+        shape=tuple(weight.shape),
+        dtype=weight.dtype,
+    )
+
+
+def _fit(
+    matrix: Tensor, importance: Tensor | None, scheme: Scheme, seed: int, backend: Backend
+) -> _Fitted:
+    if backend not in ("torch", "sklearn"):
+        raise ValueError(f"backend must be 'torch' or 'sklearn', got {backend!r}")
+    match scheme:
+        case Binary():
+            return _fit_binary(matrix, importance, scheme.torch_codebook_dtype)
+        case KM():
+            return _fit_km(matrix, importance, scheme, seed, backend)
+        case PQ() | RQ():
+            return _fit_sub_vectors(matrix, importance, scheme, seed, backend)
+    raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
+
+
+def _fit_binary(matrix: Tensor, importance: Tensor | None, dtype: torch.dtype) -> _Fitted:
+    size = matrix.abs()
+    mean = size.mean() if importance is None else (size * importance).sum() / importance.sum()
+    codebooks = torch.stack([-mean, mean]).to(dtype).reshape(1, 1, 1, 2, 1)
+    return _Fitted((matrix >= 0).unsqueeze(0), codebooks)
+
+
+def _fit_km(
+    matrix: Tensor, importance: Tensor | None, scheme: KM, seed: int, backend: Backend
+) -> _Fitted:
+    rows = scheme.group or len(matrix)
+    centers = []
+    parts = matrix.split(rows)
+    masses = [None] * len(parts) if importance is None else importance.split(rows)
+    for part, mass in zip(parts, masses, strict=True):
+        flat = None if mass is None else mass.flatten()
+        if backend == "torch":
+            found = scalar.fit_scalar(
+                part.flatten(), scheme.k, importance=flat, keep_zeros=scheme.keep_zeros
+            )
+        else:
+            found = sklearn_backend.fit_scalar(
+                part.flatten(), scheme.k, importance=flat, keep_zeros=scheme.keep_zeros, seed=seed
+            )
+        centers.append(found.to(scheme.torch_codebook_dtype))
+    codes = [
+        scalar.assign_scalar(part.flatten(), found).reshape(part.shape)
+        for part, found in zip(parts, centers, strict=True)
+    ]
+    k = max(map(len, centers))
+    padded = [functional.pad(found, (0, k - len(found)), value=float(found[-1])) for found in centers]
+    return _Fitted(torch.cat(codes).unsqueeze(0), torch.stack(padded).reshape(1, -1, 1, k, 1))
+
+
+def _fit_sub_vectors(
+    matrix: Tensor, importance: Tensor | None, scheme: PQ | RQ, seed: int, backend: Backend
+) -> _Fitted:
+    rows, length = matrix.shape
+    dim = min(scheme.dim or length, length)
+    subspaces = -(-length // dim)
+    padding = subspaces * dim - length
+    shared = scheme.codebooks == "tensor"
+    if padding:
+        if shared and importance is None:
+            # Padding must not pull shared centers towards 0.
+            importance = torch.ones_like(matrix)
+        matrix = functional.pad(matrix, (0, padding))
+        if importance is not None:
+            importance = functional.pad(importance, (0, padding), value=_LEAST_IMPORTANCE)
+
+    def points(values: Tensor) -> Tensor:
+        if shared:
+            return values.reshape(1, rows * subspaces, dim)
+        return values.reshape(rows, subspaces, dim).transpose(0, 1)
+
+    batch = Batch(points(matrix), None if importance is None else points(importance))
+    fit = sklearn_backend.fit_vector if backend == "sklearn" else vector.fit_vector
+    dtype = scheme.torch_codebook_dtype
+    if isinstance(scheme, RQ):
+        centers, codes = fit_residual(
+            batch, scheme.k, scheme.stages, seed=seed, fit=fit, dtype=dtype
+        )
+    else:
+        centers = [fit(batch, scheme.k, seed)[0].to(dtype)]
+        codes = [assign(batch, centers[0].float())]
+    k = max(stage.shape[1] for stage in centers)
+    codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
+    grid = torch.stack(codes)
+    if shared:
+        return _Fitted(grid.reshape(-1, rows, subspaces), codebooks)
+    return _Fitted(grid.transpose(1, 2).contiguous(), codebooks)
+
+
+def _normalize_rows(
+    matrix: Tensor, importance: Tensor | None, scheme: Scheme
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row scales, the rows divided by them, and the importance that keeps the error the same."""
+    if isinstance(scheme, Binary):
+        scale = matrix.abs().mean(1)
+    else:
+        scale = matrix.square().mean(1).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
+    wide = scale.float().unsqueeze(1)
+    if not bool(((wide > 0) & wide.isfinite()).all()):
+        raise ValueError(
+            f"a row scale does not fit codebook_dtype={scheme.codebook_dtype!r}; use 'float32'"
+        )
+    square = wide.square()
+    weighted = square.expand_as(matrix) if importance is None else importance * square
+    return scale, matrix / wide, (weighted / weighted.mean()).contiguous()
+
+
+def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor:
+    try:
+        full = importance.detach().cpu().float().broadcast_to(weight.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"importance of shape {tuple(importance.shape)} does not broadcast to the weight's "
+            f"{tuple(weight.shape)}"
+        ) from None
+    largest = full.max()
+    if not bool(full.isfinite().all()) or bool((full < 0).any()) or not bool(largest > 0):
+        raise ValueError("importance must be finite, not negative, and above 0 somewhere")
+    return matrix_view((full / largest).clamp_min_(_LEAST_IMPORTANCE), scheme.view_axis)
+
+
+def _check_weight(weight: Tensor) -> None:
+    if not weight.is_floating_point():
+        raise ValueError(f"the weight must be of a float dtype, got {weight.dtype}")
+    if weight.dim() < 2:
+        raise ValueError(f"the weight must have 2 dimensions or more, got {tuple(weight.shape)}")
+    if weight.numel() == 0:
+        raise ValueError(f"the weight of shape {tuple(weight.shape)} is empty: nothing to compress")
+    if weight.is_meta:
+        raise ValueError("the weight is on the meta device: load its values first")
+    finite = weight.isfinite()
+    if not bool(finite.all()):
+        bad = tuple(torch.nonzero(~finite)[0].tolist())
+        count = int((~finite).sum())
+        raise ValueError(
+            f"the weight holds {count} NaN or infinite values, the first at {bad}: "
+            f"{weight[bad].item()}; repair the model before compressing it"
+        )
+
+
+def _check_range(matrix: Tensor) -> None:
+    largest = float(matrix.abs().max())
+    if largest > _LARGEST or 0 < largest < _SMALLEST:
+        raise ValueError(
+            f"the largest weight is {largest:.3g}, outside {_SMALLEST:g} to {_LARGEST:g}; "
+            "use scale='row' or rescale the layer"
+        )
+
+
+def _check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
+    name = str(codebooks.dtype).removeprefix("torch.")
+    if not bool(codebooks.isfinite().all()):
+        raise ValueError(
+            f"a center does not fit codebook_dtype={name!r} (weights up to "
+            f"{float(matrix.abs().max()):.3g}); use codebook_dtype='float32' or scale='row'"
+        )
+    largest = float(matrix.abs().max())
+    if 0 < largest < torch.finfo(codebooks.dtype).tiny:
+        raise ValueError(
+            f"the weights, at most {largest:.3g}, lose their precision in codebook_dtype={name!r}; "
+            "use codebook_dtype='float32' or scale='row'"
+        )
+

@@ -1,0 +1,94 @@
+"""``CodebookConv1d``, ``CodebookConv2d`` and ``CodebookConv3d``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vq_plugin.nn.layer import CodebookLayer
+
+_SETTINGS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+
+
+class _CodebookConv(CodebookLayer):
+    convolve: ClassVar[Callable[..., Tensor]]
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    def _take_settings(self, source: nn.Module) -> None:
+        for name in _SETTINGS:
+            setattr(self, name, getattr(source, name))
+        self._pad_widths: list[int] = list(source._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+
+    def _float_like(self, device: torch.device) -> nn.Module:
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return self.float_type(**settings, bias=self.bias is not None, device=device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
+        padding: tuple[int, ...] | str | int = self.padding
+        if self.padding_mode != "zeros":
+            input = functional.pad(input, self._pad_widths, mode=self.padding_mode)
+            padding = 0
+        convolve = type(self).convolve
+        return convolve(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    def _settings_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}", f"kernel_size={self.kernel_size}"]
+        ones, zeros = (1,) * len(self.stride), (0,) * len(self.stride)
+        defaults = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
+        defaults["padding_mode"] = "zeros"
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join([*parts, f"bias={self.bias is not None}"])
+
+
+class CodebookConv1d(_CodebookConv):
+    """``nn.Conv1d`` whose weight is codes into codebooks; groups and padding modes included."""
+
+    float_type = nn.Conv1d
+    convolve = functional.conv1d
+
+
+class CodebookConv2d(_CodebookConv):
+    """``nn.Conv2d`` whose weight is codes into codebooks; groups and padding modes included.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> layer = CodebookConv2d.from_float(nn.Conv2d(8, 16, 3, padding=1), vq.KM(k=16))
+        >>> layer(torch.zeros(1, 8, 5, 5)).shape
+        torch.Size([1, 16, 5, 5])
+    """
+
+    float_type = nn.Conv2d
+    convolve = functional.conv2d
+
+
+class CodebookConv3d(_CodebookConv):
+    """``nn.Conv3d`` whose weight is codes into codebooks; groups and padding modes included."""
+
+    float_type = nn.Conv3d
+    convolve = functional.conv3d

@@ -1,0 +1,35 @@
+"""``CodebookLinear``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vq_plugin.nn.layer import CodebookLayer
+
+
+class CodebookLinear(CodebookLayer):
+    """``nn.Linear`` whose weight is codes into codebooks.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> layer = CodebookLinear.from_float(nn.Linear(64, 32), vq.PQ(k=16, dim=4))
+        >>> layer(torch.zeros(1, 64)).shape
+        torch.Size([1, 32])
+    """
+
+    float_type = nn.Linear
+
+    def _take_settings(self, source: nn.Module) -> None:
+        self.out_features, self.in_features = self.weight_shape
+
+    def _float_like(self, device: torch.device) -> nn.Module:
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None, device=device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
+        return functional.linear(input, self.weight, self.bias)
+
+    def _settings_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

@@ -1,0 +1,64 @@
+"""Where trained checkpoints live, so that each model is trained once per machine."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def cache_dir() -> Path:
+    """The folder of trained checkpoints: `$VQ_PLUGIN_CACHE`, or `~/.cache/vq_plugin`."""
+    folder = os.environ.get("VQ_PLUGIN_CACHE") or "~/.cache/vq_plugin"
+    return Path(folder).expanduser()
+
+
+def trained(name: str, model: M, train: Callable[[M], object]) -> M:
+    """Fills `model` with the trained weights kept under `name`, training it if there are none.
+
+    Training prints one line to stderr; loading is silent.
+
+    Args:
+        name: File name, without suffix, of the checkpoint in `cache_dir()`.
+        model: The untrained module; changed in place.
+        train: Trains the module that it is given, in place; called only without a checkpoint.
+
+    Returns:
+        `model`, in eval mode.
+
+    Raises:
+        ValueError: The cached file is corrupt or belongs to another architecture.
+    """
+    path = cache_dir() / f"{name}.safetensors"
+    if not path.exists():
+        print(f"vq_plugin: training {name} once; will be kept as {path}", file=sys.stderr)
+        train(model)
+        _save(model, path)
+    # A model just trained is read back too, so that the first run uses exactly what later runs use.
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is not a usable checkpoint of {name}: {reason}. "
+            "Delete the file to have the model trained again."
+        ) from error
+    return model.eval()
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    """Writes the `state_dict` so that other processes see all of the file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # os.replace is atomic only within one file system, hence a temporary folder beside the target.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        # Not save_file, which lets only the owner read the file: a cache may be shared.
+        temporary.write_bytes(save({key: t.contiguous() for key, t in model.state_dict().items()}))
+        os.replace(temporary, path)

@@ -1,0 +1,105 @@
+"""scikit-learn's handwritten digits and a small CNN on them: the workload that needs no download.
+
+1,797 grey 8x8 images (E. Alpaydin & C. Kaynak, UCI "Optical Recognition of Handwritten Digits")
+that ship inside scikit-learn. The model trains in seconds, hence the tests and the examples use it.
+"""
+
+from functools import lru_cache, partial
+
+import torch
+from sklearn import datasets, model_selection  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor, nn
+
+from vq_plugin.workloads.cache import trained
+from vq_plugin.workloads.data import Dataset, Samples
+from vq_plugin.workloads.training import accuracy, seeded, train
+
+
+class DigitsCNN(nn.Module):
+    """Two convolutions (16, 32) with batch norm and two dense layers (512-256-10).
+
+    The dense layers hold 133,898 of its 138,794 parameters, so that codebooks have something to
+    compress.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(32 * 4 * 4, 256),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(256, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images `(N, 1, 8, 8)` to logits `(N, 10)`."""
+        features: Tensor = self.features(images)
+        logits: Tensor = self.classifier(features.flatten(1))
+        return logits
+
+
+@lru_cache(maxsize=1)
+def load() -> Dataset:
+    """The three splits: 60 % to train, 20 % to tune, 20 % to test, alike in their classes.
+
+    Returns:
+        Images float32 `(N, 1, 8, 8)` from -1 to 1, labels int64 `(N,)`. Loaded once per process;
+        not to be changed in place.
+    """
+    pixels, targets = datasets.load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 8 - 1
+    labels = torch.from_numpy(targets).long()
+    split = partial(model_selection.train_test_split, random_state=0)
+    train_index, rest = split(torch.arange(len(labels)), test_size=0.4, stratify=labels)
+    tuning_index, test_index = split(rest, test_size=0.5, stratify=labels[rest])
+    return Dataset(
+        train=Samples(images[train_index], labels[train_index]),
+        tuning=Samples(images[tuning_index], labels[tuning_index]),
+        test=Samples(images[test_index], labels[test_index]),
+    )
+
+
+def model() -> DigitsCNN:
+    """The trained model in eval mode; the first call trains it for a few seconds.
+
+    Raises:
+        ValueError: The cached checkpoint is corrupt.
+    """
+    with seeded(0):
+        untrained = DigitsCNN()
+    return trained("digits", untrained, _train)
+
+
+def evaluate(model: nn.Module) -> float:
+    """Accuracy of the model on the tuning split."""
+    return accuracy(model, *load().tuning)
+
+
+def test(model: nn.Module) -> float:
+    """Accuracy of the model on the test split."""
+    return accuracy(model, *load().test)
+
+
+def calibration() -> list[Tensor]:
+    """256 unlabelled training images, float32, as four batches `(64, 1, 8, 8)`."""
+    return list(torch.split(load().train.images[:256], 64))
+
+
+def _train(model: nn.Module) -> None:
+    train(
+        model,
+        load().train,
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
+        max_lr=3e-3,
+        epochs=30,
+        batch_size=64,
+    )

@@ -1,0 +1,104 @@
+"""One small training loop for classifiers, and the accuracy that goes with it."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+from vq_plugin.workloads.data import Samples
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's CPU generator inside the block and gives the caller's state back after it."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the accelerators as well, and nothing would restore those.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def train(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    max_lr: float,
+    epochs: int,
+    batch_size: int = 128,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> None:
+    """Trains a classifier in place by cross-entropy under a one-cycle schedule.
+
+    The same seed, thread count and machine give the same bytes. The caller's random state is left
+    as it was; a progress bar shows only when stderr is a terminal.
+
+    Args:
+        model: Maps images `(N, C, H, W)` to logits `(N, classes)`; left in training mode.
+        samples: The training split.
+        optimizer: Makes the optimizer for the parameters that it is given.
+        max_lr: Peak of the learning rate (Smith & Topin 2018, "Super-convergence").
+        epochs: Passes over `samples`.
+        batch_size: Samples per step; the rest of an epoch that fills no batch is dropped.
+        augment: Maps a batch of images to one of the same shape, at random.
+        seed: Fixes the order of the samples, dropout and augmentation.
+    """
+    images, labels = samples
+    steps = len(labels) // batch_size
+    optimize = optimizer(model.parameters())
+    schedule = OneCycleLR(optimize, max_lr=max_lr, total_steps=epochs * steps)
+    model.train()
+    with seeded(seed), tqdm(total=epochs * steps, unit="step", disable=None) as progress:
+        for _ in range(epochs):
+            # A batch of one or two would upset batch norm, hence no remainder.
+            for batch in torch.split(torch.randperm(len(labels)), batch_size)[:steps]:
+                inputs = images[batch] if augment is None else augment(images[batch])
+                loss = F.cross_entropy(model(inputs), labels[batch])
+                optimize.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimize.step()
+                schedule.step()
+                progress.update()
+
+
+def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:
+    """Which images the model classifies correctly, in eval mode and without gradients.
+
+    Args:
+        model: Maps images `(N, C, H, W)` to logits `(N, classes)`; its training flags, which may
+            differ from module to module, are the same afterwards.
+        images: float32 `(N, C, H, W)`.
+        labels: int64 `(N,)`.
+        batch_size: Images per call of the model.
+
+    Returns:
+        bool `(N,)`, on the CPU.
+    """
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
+    training = [module for module in model.modules() if module.training]
+    try:
+        # Not model.eval(): the graph modules of torch.export refuse it.
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            hits = [
+                model(x.to(device=device)).argmax(1).cpu() == y
+                for x, y in zip(
+                    torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
+                )
+            ]
+    finally:
+        for module in training:
+            module.training = True
+    return torch.cat(hits)
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+    """Fraction of the images that the model classifies correctly; see `correct`."""
+    return correct(model, images, labels, batch_size).double().mean().item()
