@@ -1,0 +1,36 @@
+"""Codebook compression of neural networks: k-means, product and residual quantization.
+
+The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
+``vq_plugin.torchao`` and ``vq_plugin.inc`` and are imported only when asked for.
+"""
+
+from vq_plugin.checkpoint import CheckpointError, load, save
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.weight import quantize_weight
+from vq_plugin.model import compress
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
+from vq_plugin.summary import Summary, summary
+from vq_plugin.tuning import LossBudget, TuneResult, tune
+
+__all__ = [
+    "KM",
+    "PQ",
+    "RQ",
+    "Binary",
+    "CheckpointError",
+    "CodebookWeight",
+    "LossBudget",
+    "Scheme",
+    "Summary",
+    "TuneResult",
+    "compress",
+    "load",
+    "parse_scheme",
+    "quantize_weight",
+    "save",
+    "scheme_from_dict",
+    "summary",
+    "tune",
+]
+
+__version__ = "0.1.0"

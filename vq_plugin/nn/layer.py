@@ -50,14 +50,18 @@ class CodebookLayer(nn.Module):
             ValueError: If the shapes differ.
         """
         super().__init__()
-        shape = tuple(source.weight.shape) if isinstance(source.weight, Tensor) else None
+        assert isinstance(source.weight, Tensor)
+        shape = tuple(source.weight.shape)
         if shape != small.shape:
             raise ValueError(f"the codebook weight has shape {small.shape}, the layer's is {shape}")
         self.scheme = small.scheme
         self.weight_shape = small.shape
         self.register_buffer("codes", small.codes)
-        self.codebooks = nn.Parameter(small.codebooks.to(small.dtype))
-        scale = None if small.scale is None else nn.Parameter(small.scale.to(small.dtype))
+        trains = source.weight.requires_grad
+        self.codebooks = nn.Parameter(small.codebooks.to(small.dtype), requires_grad=trains)
+        scale = None
+        if small.scale is not None:
+            scale = nn.Parameter(small.scale.to(small.dtype), requires_grad=trains)
         self.register_parameter("scale", scale)
         bias = getattr(source, "bias", None)
         self.register_parameter("bias", None if bias is None else _copy(bias))

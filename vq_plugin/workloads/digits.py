@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.data import Dataset, Samples
-from vq_plugin.workloads.training import accuracy, seeded, train
+from vq_plugin.workloads.training import accuracy, seeded, single_threaded, train
 
 
 class DigitsCNN(nn.Module):
@@ -95,11 +95,14 @@ def calibration() -> list[Tensor]:
 
 
 def _train(model: nn.Module) -> None:
-    train(
-        model,
-        load().train,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
-        max_lr=3e-3,
-        epochs=30,
-        batch_size=64,
-    )
+    # Steps this small gain nothing from more threads, and beside other busy processes they would
+    # spend many times as long waiting for one another.
+    with single_threaded():
+        train(
+            model,
+            load().train,
+            optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
+            max_lr=3e-3,
+            epochs=30,
+            batch_size=64,
+        )

@@ -23,6 +23,17 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Runs torch on one thread inside the block, for results that no core count changes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
     model: nn.Module,
     samples: Samples,

@@ -1,0 +1,151 @@
+"""How much each weight matters, from unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Inputs that calibration never saw may still occur.
+_FLOOR = 1e-3
+
+
+class InputMoments(nn.Module):
+    """Running mean square of a layer's input, feature by feature.
+
+    The error of a layer's output is ``Σ_j E[x_j²]·(Δw_ij)²`` where inputs are uncorrelated, so
+    ``E[x_j²]`` is the importance of every weight that input j meets.
+
+    Attributes:
+        total: Float64 buffer, sum of squares per input feature (Linear), input channel (ConvNd)
+            or count per row (Embedding).
+        count: Float64 buffer, number of samples in ``total``.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Empty statistics for a Linear, ConvNd or Embedding layer."""
+        super().__init__()
+        if isinstance(layer, nn.Linear):
+            features = layer.in_features
+        elif isinstance(layer, nn.Embedding):
+            features = layer.num_embeddings
+        else:
+            features = int(layer.in_channels)  # type: ignore[arg-type]
+        self._embedding = isinstance(layer, nn.Embedding)
+        self._channel_dim = -1 if isinstance(layer, nn.Linear) else -layer_dims(layer) - 1
+        self.register_buffer("total", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, value: Tensor) -> None:
+        """Adds one batch of the layer's input."""
+        if self._embedding:
+            self.total += torch.bincount(value.flatten(), minlength=len(self.total))
+            self.count += value.numel()
+            return
+        by_feature = value.detach().double().movedim(self._channel_dim, -1)
+        by_feature = by_feature.reshape(-1, len(self.total))
+        self.total += by_feature.square().sum(0)
+        self.count += len(by_feature)
+
+    def importance(self, layer: nn.Module) -> Tensor:
+        """Importance of every element of ``layer.weight``; broadcasts to its shape.
+
+        Raises:
+            ValueError: If no input was seen, or it was not finite.
+        """
+        if self.count == 0:
+            raise ValueError("calibration never ran it: feed inputs that reach it")
+        mean = self.total / self.count
+        if not bool(mean.isfinite().all()):
+            raise ValueError("calibration gave it NaN or infinite inputs")
+        if not bool((mean > 0).any()):
+            return torch.ones(1, device=mean.device)
+        mean = (mean + _FLOOR * mean.mean()).float()
+        if self._embedding:
+            return mean.unsqueeze(1)
+        if isinstance(layer, nn.Linear):
+            return mean
+        groups = int(layer.groups)  # type: ignore[arg-type]
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        per_group = mean.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
+        return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+
+
+def layer_dims(layer: nn.Module) -> int:
+    """Spatial dimensions of a convolution's input."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.dim() - 2
+
+
+def input_importance(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    calibration: Iterable[object] | Callable[[nn.Module], object],
+) -> dict[str, Tensor]:
+    """Runs calibration data through a model and weighs the weights of its layers.
+
+    Args:
+        model: The float model; run in eval mode without gradients, then left as it was.
+        layers: Layers of the model by name.
+        calibration: Input batches, or a callable that runs the model it is given.
+
+    Returns:
+        Importance by layer name, each broadcasting to the layer's weight.
+
+    Raises:
+        ValueError: If the calibration is empty or does not reach a layer (the message names it).
+    """
+    moments = {name: InputMoments(layer).to(_device(layer)) for name, layer in layers.items()}
+
+    def observe(moment: InputMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: moment(inputs[0])
+
+    handles = [
+        layers[name].register_forward_pre_hook(observe(moment)) for name, moment in moments.items()
+    ]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        _run(model, calibration)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    importance = {}
+    for name, moment in moments.items():
+        try:
+            importance[name] = moment.importance(layers[name])
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
+    return importance
+
+
+def _device(layer: nn.Module) -> torch.device:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.device
+
+
+@torch.no_grad()
+def _run(
+    model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]
+) -> None:
+    if not isinstance(calibration, Iterable):
+        calibration(model)
+        return
+    for batch in calibration:
+        match batch:
+            case Mapping():
+                model(**batch)
+            case tuple() | list():
+                model(*batch)
+            case _:
+                model(batch)

@@ -1,0 +1,151 @@
+"""A whole model: every chosen layer replaced by its codebook layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from tqdm.auto import tqdm
+
+from vq_plugin.importance import input_importance
+from vq_plugin.nn import CodebookLayer, codebook_type
+from vq_plugin.schemes import Scheme
+from vq_plugin.select import Schemes, select
+
+Calibration = Iterable[object] | Callable[[nn.Module], object]
+
+
+def compress(
+    model: nn.Module,
+    schemes: Schemes,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Replaces the chosen layers of a model by codebook layers.
+
+    Layers that share one weight get one set of codes and codebooks and go on sharing it.
+
+    Args:
+        model: Float model; it is not changed. A bare layer works too.
+        schemes: One scheme for every layer that can take it, or patterns to schemes (exact
+            name > ``"re:…"`` > class > ``"*"``; ``None`` leaves a layer), see
+            :func:`vq_plugin.select.select`.
+        calibration: Unlabelled data that the fits may look at: an iterable of input batches (a
+            tuple or list is the model's positional arguments, a mapping its keyword arguments),
+            or a callable that runs the model it is given. Errors then count by the mean
+            square of the input they meet. ``None`` weighs all alike.
+        seed: Seed of the fits.
+
+    Returns:
+        A new model, in the training mode of ``model``.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If a pattern matches nothing, a layer cannot be compressed (the message names
+            it and says why), or layers that share a weight would get different schemes.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> small = vq.compress(model, {"0": vq.PQ(k=16, dim=4), "*": vq.KM(k=16)})
+        >>> type(small[0]).__name__, type(small[2]).__name__
+        ('CodebookLinear', 'CodebookLinear')
+    """
+    chosen = select(model, schemes)
+    modules = dict(model.named_modules())
+    ties = tied_weights(model, chosen)
+    layers = {name: modules[name] for name in chosen}
+    importance = {} if calibration is None else input_importance(model, layers, calibration)
+    replacements: dict[str, CodebookLayer] = {}
+    for name, scheme in tqdm(chosen.items(), desc="compress", unit="layer", disable=None):
+        first = ties.get(name)
+        if first is None:
+            replacements[name] = compress_layer(
+                name, modules[name], scheme, importance=importance.get(name), seed=seed
+            )
+        else:
+            replacements[name] = tie_layer(modules[name], replacements[first])
+        _carry_hooks(modules[name], replacements[name])
+    # A memo that knows the replaced layers copies everything but them, and puts them in place.
+    memo: dict[int, object] = {id(modules[name]): layer for name, layer in replacements.items()}
+    return copy.deepcopy(model, memo)
+
+
+def compress_layer(
+    name: str, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
+) -> CodebookLayer:
+    """Compresses one layer; errors name it.
+
+    Args:
+        name: Name of the layer in its model, for messages.
+        module: Float layer that has a codebook layer.
+        scheme: What to do.
+        importance: As in :func:`vq_plugin.quantize_weight`.
+        seed: Seed of the fit.
+
+    Returns:
+        The codebook layer.
+
+    Raises:
+        ValueError: If the layer cannot be compressed.
+    """
+    kind = codebook_type(module)
+    assert kind is not None
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        raise ValueError(f"layer {name!r} is lazy and has no weight yet: run one batch first")
+    try:
+        return kind.from_float(module, scheme, importance=importance, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def tie_layer(module: nn.Module, first: CodebookLayer) -> CodebookLayer:
+    """A codebook layer for ``module`` that shares codes and codebooks with ``first``."""
+    kind = codebook_type(module)
+    assert kind is not None
+    layer = kind(module, first.codebook_weight)
+    layer.share(first)
+    return layer
+
+
+def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, str]:
+    """Which chosen layers share the weight of an earlier one.
+
+    Args:
+        model: The float model.
+        chosen: Schemes by layer name, from :func:`vq_plugin.select.select`.
+
+    Returns:
+        Name of the first owner, for every later one.
+
+    Raises:
+        ValueError: If layers that share a weight are not all chosen, with one scheme.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    ties: dict[str, str] = {}
+    modules = dict(model.named_modules())
+    for name, scheme in chosen.items():
+        first, *others = owners.get(id(modules[name].weight), [name])
+        for other in {first, *others} - {name}:
+            if chosen.get(other) != scheme:
+                raise ValueError(
+                    f"layers {name!r} and {other!r} share one weight: choose both with the same "
+                    f"scheme, or neither ({name!r}: {scheme}, {other!r}: {chosen.get(other)})"
+                )
+        if first != name:
+            ties[name] = first
+    return ties
+
+
+def _carry_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Keeps the user's hooks; those of pruning work on a weight that is gone."""
+    target._forward_hooks.update(source._forward_hooks)
+    for key, hook in source._forward_pre_hooks.items():
+        if not isinstance(hook, BasePruningMethod):
+            target._forward_pre_hooks[key] = hook

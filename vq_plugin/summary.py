@@ -1,0 +1,144 @@
+"""What a compressed model consists of, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vq_plugin.nn import CodebookLayer
+from vq_plugin.table import format_bytes, format_table
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One codebook layer.
+
+    Attributes:
+        name: Name in the model.
+        kind: Class of the layer.
+        shape: Shape of the weight.
+        scheme: The scheme as text.
+        bits_per_weight: Bits of codes, codebooks and scales over the number of weights.
+        nbytes: Bytes of codes, codebooks and scales; 0 where they are counted in another row.
+        float_nbytes: Bytes of the weight in float32; 0 likewise.
+        note: What is worth knowing, such as a reduced ``k``.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    scheme: str
+    bits_per_weight: float
+    nbytes: int
+    float_nbytes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sizes of a compressed model; prints as a table.
+
+    Attributes:
+        rows: One row a codebook layer.
+        other_nbytes: Bytes of everything else in the ``state_dict``: biases, norms, layers left.
+        other_float_nbytes: The same in float32 (integer tensors as they are).
+    """
+
+    rows: tuple[LayerRow, ...]
+    other_nbytes: int
+    other_float_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the compressed weights: codes, codebooks and scales."""
+        return sum(row.nbytes for row in self.rows)
+
+    @property
+    def float_nbytes(self) -> int:
+        """Bytes of the same weights in float32."""
+        return sum(row.float_nbytes for row in self.rows)
+
+    @property
+    def layer_rate(self) -> float:
+        """Float32 bytes over compressed bytes of the compressed weights alone."""
+        return self.float_nbytes / self.nbytes if self.nbytes else math.inf
+
+    def __str__(self) -> str:
+        body = [
+            [
+                row.name or "(model)",
+                row.kind,
+                "x".join(map(str, row.shape)),
+                row.scheme,
+                f"{row.bits_per_weight:.2f}",
+                format_bytes(row.nbytes),
+                f"{row.float_nbytes / row.nbytes:.1f}x" if row.nbytes else "",
+                row.note,
+            ]
+            for row in self.rows
+        ]
+        header = ["layer", "kind", "shape", "scheme", "bits/weight", "size", "rate", "note"]
+        if not any(row.note for row in self.rows):
+            header, body = header[:-1], [line[:-1] for line in body]
+        total = (
+            f"compressed weights: {format_bytes(self.float_nbytes)} -> {format_bytes(self.nbytes)}"
+            f" (layer rate {self.layer_rate:.1f}x); everything else: "
+            f"{format_bytes(self.other_nbytes)}"
+        )
+        return f"{format_table(header, body, right=(4, 5, 6))}\n{total}"
+
+    __repr__ = __str__
+
+
+def summary(model: nn.Module) -> Summary:
+    """Sizes of the codebook layers of a model, and of the rest.
+
+    Args:
+        model: A model from :func:`vq_plugin.compress`, :func:`vq_plugin.load` or a host.
+
+    Returns:
+        The summary; weights that several layers share count once.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Linear(64, 64), vq.KM(k=16))
+        >>> print(vq.summary(small))
+        layer    kind            shape  scheme    bits/weight    size  rate
+        -------------------------------------------------------------------
+        (model)  CodebookLinear  64x64  km(k=16)         4.06  2.1 kB  7.9x
+        compressed weights: 16.4 kB -> 2.1 kB (layer rate 7.9x); everything else: 256 B
+    """
+    rows: list[LayerRow] = []
+    counted: dict[int, str] = {}
+    own: set[int] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, CodebookLayer):
+            continue
+        tied = counted.setdefault(id(module.codebooks), name)
+        rows.append(_row(name, module, "" if tied == name else f"tied to {tied}"))
+        own.update(id(t) for t in (module.codes, module.codebooks, module.scale) if t is not None)
+    others: dict[int, Tensor] = {
+        id(value): value
+        for value in model.state_dict(keep_vars=True).values()
+        if isinstance(value, Tensor) and id(value) not in own
+    }
+    sizes = [(v.nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes) for v in others.values()]
+    return Summary(tuple(rows), sum(size for size, _ in sizes), sum(wide for _, wide in sizes))
+
+
+def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
+    small = layer.codebook_weight
+    asked = getattr(layer.scheme, "k", small.k)
+    reduced = f"k {asked} -> {small.k}: no more distinct values" if small.k < asked else ""
+    return LayerRow(
+        name=name,
+        kind=type(layer).__name__,
+        shape=small.shape,
+        scheme=str(layer.scheme),
+        bits_per_weight=small.bits_per_weight,
+        nbytes=0 if tied else small.nbytes,
+        float_nbytes=0 if tied else 4 * math.prod(small.shape),
+        note="; ".join(filter(None, (reduced, tied))),
+    )

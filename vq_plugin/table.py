@@ -1,0 +1,53 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
+) -> str:
+    """Aligned columns under a header and a rule.
+
+    Args:
+        header: Titles of the columns.
+        rows: Cells, one sequence a row.
+        right: Indices of the columns aligned to the right.
+
+    Returns:
+        The table without a final newline.
+
+    Example:
+        >>> print(format_table(["name", "n"], [["a", "1"], ["bc", "23"]], right=(1,)))
+        name   n
+        --------
+        a      1
+        bc    23
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people, in powers of 1000.
+
+    Example:
+        >>> format_bytes(640), format_bytes(15_045_008)
+        ('640 B', '15.0 MB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95 or unit == "GB":
+            break
+        size /= 1000
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,0 +1,65 @@
+"""How much accuracy may be lost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LossBudget:
+    """The largest acceptable loss of a metric; give exactly one of the two limits.
+
+    Attributes:
+        relative: Part of the baseline metric, in (0, 1): 0.01 lets an accuracy of 0.920 fall to
+            0.9108 (the rule of Intel Neural Compressor).
+        absolute: Difference in the metric's own unit, in (0, 1): 0.01 lets 0.920 fall to 0.910
+            (the rule of Gong et al. 2014, "1 % loss").
+        higher_is_better: Whether the metric grows as the model gets better.
+
+    Example:
+        >>> budget = LossBudget(relative=0.01)
+        >>> budget.holds(baseline=0.92, score=0.912)
+        True
+    """
+
+    relative: float | None = None
+    absolute: float | None = None
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        limits = [value for value in (self.relative, self.absolute) if value is not None]
+        if len(limits) != 1:
+            raise ValueError("give exactly one of relative= and absolute=")
+        limit = limits[0]
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
+            raise ValueError(f"a budget is a number between 0 and 1, got {limit!r}; 1 % is 0.01")
+
+    @property
+    def limit(self) -> float:
+        """The limit, relative or absolute."""
+        limit = self.relative if self.relative is not None else self.absolute
+        assert limit is not None
+        return limit
+
+    def loss(self, baseline: float, score: float) -> float:
+        """Loss of ``score`` against ``baseline``, in the unit of the limit; negative for a gain.
+
+        Raises:
+            ValueError: If the budget is relative and the baseline is 0.
+        """
+        difference = baseline - score if self.higher_is_better else score - baseline
+        if self.relative is None:
+            return difference
+        if baseline == 0:
+            raise ValueError("a relative budget needs a baseline other than 0; use absolute=")
+        return difference / abs(baseline)
+
+    def holds(self, baseline: float, score: float) -> bool:
+        """Whether ``score`` is a number and its loss is within the limit."""
+        return math.isfinite(score) and self.loss(baseline, score) <= self.limit + 1e-12
+
+    def __str__(self) -> str:
+        if self.relative is not None:
+            return f"{self.relative:.2%} of the baseline"
+        return f"{self.absolute:.4g} absolute"
