@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq_plugin.schemes import KM, Axis, Scheme
+from vq_plugin.schemes import KM, PQ, RQ, Axis, Scheme
 
 
 def matrix_view(weight: Tensor, axis: Axis) -> Tensor:
@@ -157,3 +157,33 @@ def code_bits(k: int) -> int:
 def code_dtype(k: int) -> torch.dtype:
     """The smallest integer dtype that torch computes with and that holds ``k - 1``."""
     return torch.uint8 if k <= 256 else torch.int16 if k <= 1 << 15 else torch.int32
+
+
+def expected_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
+    """``CodebookWeight.nbytes`` of a weight before it is fitted, for ``k`` distinct centers.
+
+    Args:
+        shape: Shape of the weight.
+        scheme: What would be done to it.
+
+    Returns:
+        Bytes of packed codes, codebooks and scales; a fit that reduces ``k`` takes fewer.
+
+    Example:
+        >>> from vq_plugin.schemes import PQ
+        >>> expected_nbytes((64, 32), PQ(k=16, dim=4))
+        1280
+    """
+    rows, length = matrix_view(torch.empty(shape, device="meta"), scheme.view_axis).shape
+    dim, stages, groups, shared = 1, 1, 1, True
+    if isinstance(scheme, PQ | RQ):
+        dim = min(scheme.dim or length, length)
+        stages = scheme.stages if isinstance(scheme, RQ) else 1
+        shared = scheme.codebooks == "tensor"
+    elif isinstance(scheme, KM) and scheme.group is not None:
+        groups = -(-rows // scheme.group)
+    subspaces = -(-length // dim)
+    item = scheme.torch_codebook_dtype.itemsize
+    code_bytes = -(-stages * rows * subspaces * code_bits(scheme.k) // 8)
+    centers = stages * groups * (1 if shared else subspaces) * scheme.k * dim
+    return code_bytes + item * (centers + (rows if scheme.scale == "row" else 0))

@@ -135,9 +135,7 @@ def _device(layer: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _run(
-    model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]
-) -> None:
+def _run(model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]) -> None:
     if not isinstance(calibration, Iterable):
         calibration(model)
         return

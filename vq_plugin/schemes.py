@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -47,6 +47,12 @@ class Scheme:
     """
 
     method: ClassVar[str]
+
+    if TYPE_CHECKING:
+
+        @property
+        def k(self) -> int:
+            """Centers per codebook; a field of the subclasses that let it be chosen."""
 
     codebook_dtype: CodebookDtype = "float16"
     scale: Literal["row"] | None = None
@@ -88,7 +94,9 @@ class Scheme:
         always = ("k", "stages", "dim")
         fields = {field.name: field.default for field in dataclasses.fields(self)}
         first = [name for name in always if name in fields]
-        rest = [n for n, default in fields.items() if n not in always and getattr(self, n) != default]
+        rest = [
+            n for n, default in fields.items() if n not in always and getattr(self, n) != default
+        ]
         return [(name, getattr(self, name)) for name in (*first, *rest)]
 
 
@@ -155,7 +163,7 @@ class PQ(Scheme):
         _require_choice(self.method, "codebooks", self.codebooks, ("subspace", "tensor"))
 
     @property
-    def view_axis(self) -> Axis:
+    def view_axis(self) -> Axis:  # noqa: D102 - inherited
         return self.axis
 
 
@@ -196,14 +204,15 @@ class RQ(Scheme):
         _require_choice(self.method, "codebooks", self.codebooks, ("subspace", "tensor"))
 
     @property
-    def view_axis(self) -> Axis:
+    def view_axis(self) -> Axis:  # noqa: D102 - inherited
         return self.axis
 
 
 @dataclass(frozen=True, repr=False)
 class Binary(Scheme):
-    """Two centers, ±mean\\|w\\| (Gong et al. 2014, section 3.2.1; XNOR-Net's scale with
-    ``scale="row"``).
+    """Two centers, plus and minus the mean absolute weight (Gong et al. 2014, section 3.2.1).
+
+    With ``scale="row"`` every row has its own mean, as in XNOR-Net.
 
     Example:
         >>> str(Binary(scale="row"))

@@ -124,13 +124,15 @@ def summary(model: nn.Module) -> Summary:
         for value in model.state_dict(keep_vars=True).values()
         if isinstance(value, Tensor) and id(value) not in own
     }
-    sizes = [(v.nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes) for v in others.values()]
+    sizes = [
+        (v.nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes) for v in others.values()
+    ]
     return Summary(tuple(rows), sum(size for size, _ in sizes), sum(wide for _, wide in sizes))
 
 
 def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
     small = layer.codebook_weight
-    asked = getattr(layer.scheme, "k", small.k)
+    asked = layer.scheme.k
     reduced = f"k {asked} -> {small.k}: no more distinct values" if small.k < asked else ""
     return LayerRow(
         name=name,

@@ -11,7 +11,6 @@ import copy
 import difflib
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -301,14 +300,13 @@ def _join(name: str, leaf: str) -> str:
 
 
 def _checksum(value: Tensor) -> int:
-    return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy())
+    return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            file.write(data)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

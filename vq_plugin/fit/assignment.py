@@ -53,7 +53,7 @@ def assign(batch: Batch, centers: Tensor) -> Tensor:
     Returns:
         Int32, ``(books, n)``.
     """
-    books, k, dim = centers.shape
+    books, k, _ = centers.shape
     step = max(1, BLOCK // (k * min(batch.n, 1024)))
 
     def nearest(start: int) -> Tensor:
@@ -123,14 +123,17 @@ def assign_with_error(batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    books, _, dim = batch.x.shape
+    books = len(batch.x)
     flat = (codes.long() + torch.arange(books).unsqueeze(1) * k).flatten()
     weighted = batch.x if batch.importance is None else batch.x * batch.importance
 
     def gather(values: Tensor) -> Tensor:
         # Column by column: bincount adds in float64 and in order, several times faster than
         # index_add_ on short rows.
-        columns = [torch.bincount(flat, values[..., j].flatten().double(), books * k) for j in range(values.shape[2])]
+        columns = [
+            torch.bincount(flat, values[..., j].flatten().double(), books * k)
+            for j in range(values.shape[2])
+        ]
         return torch.stack(columns, 1).reshape(books, k, -1)
 
     if batch.importance is None:

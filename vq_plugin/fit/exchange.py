@@ -36,7 +36,7 @@ def improve(batch: Batch, codes: Tensor, centers: Tensor) -> tuple[Tensor, Tenso
         codes = assign(batch, centers)
     else:
         step = max(1, BLOCK // (k * _BLOCK_POINTS))
-        pairs = zip(batch.x.split(step), codes.split(step), strict=True)
+        pairs = zip(torch.split(batch.x, step), torch.split(codes, step), strict=True)
         codes = torch.cat(deterministic_map(lambda pair: _exchange(*pair, k), pairs))
     means, mass = update(batch, codes, k)
     return codes, torch.where(mass > 0, means, centers)
@@ -51,7 +51,13 @@ def _exchange(x: Tensor, codes: Tensor, k: int) -> Tensor:
     best, best_gain = own.clone(), _gain(sums, count, books)
     for _ in range(_SWEEPS):
         for start in range(0, n, _BLOCK_POINTS):
-            _move(x[:, start : start + _BLOCK_POINTS], own[:, start : start + _BLOCK_POINTS], sums, count, first)
+            _move(
+                x[:, start : start + _BLOCK_POINTS],
+                own[:, start : start + _BLOCK_POINTS],
+                sums,
+                count,
+                first,
+            )
         gain = _gain(sums, count, books)
         better = gain > best_gain
         if not bool(better.any()):

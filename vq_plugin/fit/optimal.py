@@ -50,7 +50,9 @@ def optimal_starts(mass: Float64, moment: Float64, k: int) -> Int64:
             if not len(j):
                 continue
             low = np.where(left_j > q, cut[left_j], low_bound[j])
-            high = np.minimum(np.where(right_j <= m, cut[np.minimum(right_j, m)], high_bound[j]), j - 1)
+            high = np.minimum(
+                np.where(right_j <= m, cut[np.minimum(right_j, m)], high_bound[j]), j - 1
+            )
             count = high - low + 1
             first = np.cumsum(count) - count
             owner = np.repeat(np.arange(len(j)), count)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.exchange import improve
 from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.exchange import improve
 
 _REFIT_ROUNDS = 2
 _BLOCK_WEIGHTS = 1 << 22
@@ -92,7 +92,7 @@ def _round(
 
 
 def _add(left: Tensor, centers: Tensor, codes: Tensor, *, sign: int) -> None:
-    """``left += sign · centers[codes]``, in blocks: the decoded points are as large as the weight."""
+    """``left += sign · centers[codes]``, block by block: decoded, it is as large as a weight."""
     books, n, dim = left.shape
     step = max(1, _BLOCK_WEIGHTS // (books * dim))
     for start in range(0, n, step):

@@ -100,7 +100,7 @@ def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
     def nearest(block: Tensor) -> Tensor:
         return torch.bucketize(block, boundaries, out_int32=True)
 
-    return torch.cat(deterministic_map(nearest, values.split(_BLOCK)))
+    return torch.cat(deterministic_map(nearest, torch.split(values, _BLOCK)))
 
 
 def _prefix(values: Float32 | Float64) -> Float64:
@@ -196,7 +196,8 @@ def _means(points: Points, starts: Int64) -> Float64:
     mass = np.diff(points.mass[ends])
     # A mean can leave its interval by rounding; ascending centers must stay ascending.
     means = np.diff(points.moment[ends]) / mass
-    return np.clip(means, points.x[starts], points.x[ends[1:] - 1])
+    clipped: Float64 = np.clip(means, points.x[starts], points.x[ends[1:] - 1])
+    return clipped
 
 
 def _lloyd(points: Points, centers: Float64, pinned: int | None = None) -> Float64:

@@ -52,7 +52,9 @@ def _draw(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Indices drawn in proportion to ``weight`` per book, ``(books, count)``."""
     total = weight.double().cumsum(1)
     target = torch.rand(weight.shape[0], count, generator=generator, dtype=torch.float64)
-    return torch.searchsorted(total, target * total[:, -1:], right=True).clamp_(max=weight.shape[1] - 1)
+    return torch.searchsorted(total, target * total[:, -1:], right=True).clamp_(
+        max=weight.shape[1] - 1
+    )
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _kmeans(x: Tensor, importance: Tensor | None, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    from sklearn.cluster import KMeans  # noqa: PLC0415 - half a second of import, rarely wanted
+    from sklearn.cluster import KMeans
 
     mass = None
     if importance is not None:

@@ -22,7 +22,7 @@ _TOLERANCE = 1e-4
 
 
 def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Centers that minimize the (weighted) squared error of sub-vectors: k-means++, Lloyd, exchange.
+    """Centers that minimize the (weighted) squared error: k-means++, Lloyd, exchange.
 
     Books are fitted in groups that fit a core's cache, side by side on torch's threads. Where a
     book has many more points than centers, a sample finds the centers and a few iterations on
@@ -68,7 +68,9 @@ def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tup
         sample = Batch(
             part.x[:, chosen], None if part.importance is None else part.importance[:, chosen]
         )
-        centers, _ = _lloyd(sample, plus_plus(sample.x, sample.importance, k, generator), _ITERATIONS)
+        centers, _ = _lloyd(
+            sample, plus_plus(sample.x, sample.importance, k, generator), _ITERATIONS
+        )
         if centers.shape[1] < k:
             # Too few distinct points in the sample: all points decide.
             centers = plus_plus(part.x, part.importance, k, generator)

@@ -113,8 +113,8 @@ def _fit_km(
 ) -> _Fitted:
     rows = scheme.group or len(matrix)
     centers = []
-    parts = matrix.split(rows)
-    masses = [None] * len(parts) if importance is None else importance.split(rows)
+    parts = torch.split(matrix, rows)
+    masses = [None] * len(parts) if importance is None else torch.split(importance, rows)
     for part, mass in zip(parts, masses, strict=True):
         flat = None if mass is None else mass.flatten()
         if backend == "torch":
@@ -131,7 +131,9 @@ def _fit_km(
         for part, found in zip(parts, centers, strict=True)
     ]
     k = max(map(len, centers))
-    padded = [functional.pad(found, (0, k - len(found)), value=float(found[-1])) for found in centers]
+    padded = [
+        functional.pad(found, (0, k - len(found)), value=float(found[-1])) for found in centers
+    ]
     return _Fitted(torch.cat(codes).unsqueeze(0), torch.stack(padded).reshape(1, -1, 1, k, 1))
 
 
@@ -178,10 +180,8 @@ def _normalize_rows(
     matrix: Tensor, importance: Tensor | None, scheme: Scheme
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Row scales, the rows divided by them, and the importance that keeps the error the same."""
-    if isinstance(scheme, Binary):
-        scale = matrix.abs().mean(1)
-    else:
-        scale = matrix.square().mean(1).sqrt()
+    binary = isinstance(scheme, Binary)
+    scale = matrix.abs().mean(1) if binary else matrix.square().mean(1).sqrt()
     scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
     wide = scale.float().unsqueeze(1)
     if not bool(((wide > 0) & wide.isfinite()).all()):
@@ -248,4 +248,3 @@ def _check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
             f"the weights, at most {largest:.3g}, lose their precision in codebook_dtype={name!r}; "
             "use codebook_dtype='float32' or scale='row'"
         )
-

@@ -145,11 +145,12 @@ class CodebookLayer(nn.Module):
         return plain
 
     def _settings_repr(self) -> str:
+        """The settings of the float layer, as its own ``repr`` shows them."""
         raise NotImplementedError
 
-    def extra_repr(self) -> str:
+    def extra_repr(self) -> str:  # noqa: D102 - inherited
         small = self.codebook_weight
-        k = f", k={small.k}" if small.k != getattr(self.scheme, "k", small.k) else ""
+        k = f", k={small.k}" if small.k != self.scheme.k else ""
         return f"{self._settings_repr()}, {self.scheme}{k}, {small.bits_per_weight:.2f} bits/weight"
 
 
@@ -169,7 +170,7 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
-_round_through: Callable[[Tensor, torch.dtype], Tensor] = _StraightThrough.apply  # type: ignore[assignment]
+_round_through: Callable[[Tensor, torch.dtype], Tensor] = _StraightThrough.apply
 
 
 def _stored(values: Tensor, scheme: Scheme) -> Tensor:

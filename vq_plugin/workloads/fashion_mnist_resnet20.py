@@ -67,7 +67,7 @@ class ResNet20(nn.Module):
 
 
 def model() -> ResNet20:
-    """The trained model in eval mode; the first call trains it for about 13 minutes.
+    """The trained model in eval mode; the first call trains it for 12 to 26 minutes.
 
     Raises:
         FileNotFoundError: It has to be trained and the data set is not there.
