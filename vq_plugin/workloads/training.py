@@ -6,10 +6,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+from tqdm import tqdm
 
 from vq_plugin.workloads.data import Samples
 
@@ -70,7 +69,7 @@ def train(
             # A batch of one or two would upset batch norm, hence no remainder.
             for batch in torch.split(torch.randperm(len(labels)), batch_size)[:steps]:
                 inputs = images[batch] if augment is None else augment(images[batch])
-                loss = F.cross_entropy(model(inputs), labels[batch])
+                loss = nn.functional.cross_entropy(model(inputs), labels[batch])
                 optimize.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimize.step()

@@ -1,0 +1,140 @@
+"""The command line: ``vq-plugin tune``, ``compress`` and ``inspect``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from vq_plugin.checkpoint import read_header, save
+from vq_plugin.codebook import code_bits
+from vq_plugin.model import compress
+from vq_plugin.recipe import run_recipe
+from vq_plugin.recipe.run import resolve
+from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.summary import summary
+from vq_plugin.table import format_bytes, format_table
+from vq_plugin.tuning.report import file_rate, format_result
+
+WITHIN_BUDGET, BAD_INPUT, NOT_REACHED = 0, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Words after the program's name; ``None`` takes the process's own.
+
+    Returns:
+        0 = done, within budget; 2 = bad input; 3 = budget not reached.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"vq-plugin: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vq-plugin",
+        description="Codebook compression of PyTorch models.",
+        epilog="Exit codes: 0 = done, within budget; 2 = bad input; 3 = budget not reached.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    tune = commands.add_parser("tune", help="find the smallest setting within a loss budget")
+    tune.add_argument("recipe", help="YAML recipe")
+    tune.add_argument("--output", metavar="DIR", help="folder for the results, not the recipe's")
+    tune.set_defaults(run=_tune)
+
+    squeeze = commands.add_parser("compress", help="compress a model with given schemes")
+    squeeze.add_argument(
+        "model", metavar="MODULE:FUNCTION", help="function that returns the trained float model"
+    )
+    squeeze.add_argument("--scheme", help="scheme for all layers, such as 'pq(k=16,dim=4)'")
+    squeeze.add_argument(
+        "--layer",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PATTERN", "SCHEME"),
+        help="scheme for a layer's name or 're:…'; 'none' leaves it; may be repeated",
+    )
+    squeeze.add_argument(
+        "--calibration", metavar="MODULE:FUNCTION", help="function that returns input batches"
+    )
+    squeeze.add_argument(
+        "--evaluate", metavar="MODULE:FUNCTION", help="metric, printed before and after"
+    )
+    squeeze.add_argument("--seed", type=int, default=0, help="seed of the fits (default 0)")
+    squeeze.add_argument("--output", required=True, metavar="FILE", help="compressed file")
+    squeeze.set_defaults(run=_compress)
+
+    inspect = commands.add_parser("inspect", help="show what a compressed file holds")
+    inspect.add_argument("file")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _tune(options: argparse.Namespace) -> int:
+    outcome = run_recipe(options.recipe, options.output)
+    print(format_result(outcome.result, outcome.model_path))
+    print(f"report: {outcome.report_path}")
+    return WITHIN_BUDGET if outcome.result.passed else NOT_REACHED
+
+
+def _compress(options: argparse.Namespace) -> int:
+    schemes: dict[str | type[nn.Module], Scheme | None] = {
+        pattern: None if text.lower() == "none" else parse_scheme(text)
+        for pattern, text in options.layer
+    }
+    if options.scheme is not None:
+        schemes["*"] = parse_scheme(options.scheme)
+    if not any(schemes.values()):
+        raise ValueError("nothing to do: give --scheme or --layer")
+    model = resolve(options.model)()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{options.model!r} returned {model!r}, not an nn.Module")
+    calibration = None if options.calibration is None else resolve(options.calibration)()
+    small = compress(model, schemes, calibration, options.seed)
+    save(small, options.output)
+    sizes = summary(small)
+    print(sizes)
+    print(f"file: {options.output} (file rate {file_rate(sizes, options.output):.1f}x)")
+    if options.evaluate is not None:
+        evaluate = resolve(options.evaluate)
+        print(f"metric: {evaluate(model):.4f} -> {evaluate(small):.4f}")
+    return WITHIN_BUDGET
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    header, sizes = read_header(options.file)
+    rows = []
+    for name, layer in header.layers.items():
+        parts = [f"{name}.{leaf}" if name else leaf for leaf in ("codes", "codebooks", "scale")]
+        nbytes = sum(sizes.get(part, 0) for part in parts)
+        tied = header.aliases.get(parts[0], "").rpartition(".")[0]
+        rows.append(
+            [
+                name or "(model)",
+                "x".join(map(str, layer.shape)),
+                layer.scheme,
+                str(layer.k),
+                str(code_bits(layer.k)),
+                f"tied to {tied}" if tied else format_bytes(nbytes),
+            ]
+        )
+    header_row = ["layer", "shape", "scheme", "k", "bits/code", "size"]
+    print(format_table(header_row, rows, right=(3, 4, 5)))
+    total = Path(options.file).stat().st_size
+    print(
+        f"{len(header.layers)} codebook layers, {len(sizes)} tensors, {format_bytes(total)}, "
+        f"format {header.format}, checksums right"
+    )
+    return WITHIN_BUDGET
