@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vq_plugin.importance import input_importance
 from vq_plugin.nn import CodebookLayer, codebook_type
@@ -60,7 +60,9 @@ def compress(
     layers = {name: modules[name] for name in chosen}
     importance = {} if calibration is None else input_importance(model, layers, calibration)
     replacements: dict[str, CodebookLayer] = {}
-    for name, scheme in tqdm(chosen.items(), desc="compress", unit="layer", disable=None):
+    for name, scheme in tqdm(
+        chosen.items(), desc="compress", unit="layer", leave=False, disable=None
+    ):
         first = ties.get(name)
         if first is None:
             replacements[name] = compress_layer(

@@ -271,7 +271,9 @@ def parse_scheme(text: str) -> Scheme:
     """
     match = _CALL.fullmatch(text)
     if match is None:
-        raise ValueError(f"cannot read the scheme {text!r}; write it as 'pq(k=16,dim=4)'")
+        cut = text.count("(") != text.count(")")
+        hint = " in quotes: a comma ends a value inside YAML's [] and {}" if cut else ""
+        raise ValueError(f"cannot read the scheme {text!r}; write it as 'pq(k=16,dim=4)'{hint}")
     values: dict[str, object] = {"method": match[1].lower()}
     for setting in filter(str.strip, (match[2] or "").split(",")):
         name, equals, value = (part.strip() for part in setting.partition("="))
@@ -312,6 +314,6 @@ def scheme_from_dict(values: dict[str, Any]) -> Scheme:
 
 
 def _unknown(kind: str, name: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{kind} {name!r} is unknown; {hint}known: {', '.join(known)}"

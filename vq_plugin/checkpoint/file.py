@@ -114,7 +114,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         tensors[key] = _stored(layers.get(name), leaf, value).cpu().contiguous().clone()
     header.checksums.update((key, _checksum(value)) for key, value in tensors.items())
     # One entry: safetensors writes several in an order that changes from run to run.
-    metadata = {_KEY: json.dumps(asdict(header), sort_keys=True, separators=(",", ":"))}
+    metadata = {_KEY: json.dumps(asdict(header), separators=(",", ":"))}
     data = to_safetensors(tensors, metadata)
     _write_atomically(Path(path), data)
     return len(data)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from vq_plugin.codebook import code_dtype
 from vq_plugin.fit.parallel import deterministic_map
 
 # Scores of one block (points x centers, float32) fit in a core's second-level cache.
 BLOCK = 1 << 18
+_FEWEST_POINTS = 1024
+# bincount is fastest on short sub-vectors, one column at a time; index_add_ on long ones.
+_SHORT = 64
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,15 @@ class Batch:
         """Points per book."""
         return self.x.shape[1]
 
-    def points(self, start: int, stop: int) -> Batch:
-        """The points ``start`` to ``stop`` of every book."""
-        importance = None if self.importance is None else self.importance[:, start:stop]
-        return Batch(self.x[:, start:stop], importance)
+    def __getitem__(self, index: slice | tuple[slice, slice | Tensor]) -> Batch:
+        """Some books, or some points of some books."""
+        importance = None if self.importance is None else self.importance[index]
+        return Batch(self.x[index], importance)
 
-    def blocks(self, k: int) -> Iterator[Batch]:
-        """Runs of points whose scores against ``k`` centers fit in the cache."""
-        step = max(1, BLOCK // (k * self.x.shape[0]))
-        return (self.points(i, min(i + step, self.n)) for i in range(0, self.n, step))
+    def contiguous(self) -> Batch:
+        """The same points in memory one after the other."""
+        importance = None if self.importance is None else self.importance.contiguous()
+        return Batch(self.x.contiguous(), importance)
 
 
 def assign(batch: Batch, centers: Tensor) -> Tensor:
@@ -51,19 +54,27 @@ def assign(batch: Batch, centers: Tensor) -> Tensor:
         centers: Float32, ``(books, k, dim)``.
 
     Returns:
-        Int32, ``(books, n)``.
+        Codes in the smallest integer dtype, ``(books, n)``.
     """
-    books, k, _ = centers.shape
-    step = max(1, BLOCK // (k * min(batch.n, 1024)))
+    codes = _empty_codes(batch, centers)
 
-    def nearest(start: int) -> Tensor:
-        these = slice(start, start + step)
-        importance = None if batch.importance is None else batch.importance[these]
-        part = Batch(batch.x[these], importance)
-        score = partial(_nearest, centers=centers[these])
-        return torch.cat(deterministic_map(score, part.blocks(k)), dim=1)
+    def fill(piece: tuple[slice, slice]) -> None:
+        codes[piece] = _nearest(batch[piece], centers[piece[0]])[1]
 
-    return torch.cat(deterministic_map(nearest, range(0, books, step)))
+    deterministic_map(fill, _pieces(batch, centers.shape[1]))
+    return codes
+
+
+def assign_with_error(batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes as :func:`assign` gives them and the weighted squared distances, ``(books, n)``."""
+    codes = _empty_codes(batch, centers)
+    distance = torch.empty(codes.shape)
+
+    def fill(piece: tuple[slice, slice]) -> None:
+        distance[piece], codes[piece] = _nearest(batch[piece], centers[piece[0]])
+
+    deterministic_map(fill, _pieces(batch, centers.shape[1]))
+    return codes, distance
 
 
 def update(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -78,22 +89,54 @@ def update(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Means, float32, ``(books, k, dim)`` (0 where a code has no points), and masses of the same
         shape, or ``(books, k, 1)`` where the importance is ``None``.
     """
-    sums, mass = _sums(batch, codes, k)
-    return sums / mass.clamp_min(torch.finfo(torch.float32).tiny), mass
+    slots = (codes.long() + torch.arange(len(codes)).unsqueeze(1) * k).flatten()
+    shape = (len(codes), k, -1)
+    if batch.importance is None:
+        mass = torch.bincount(slots, minlength=len(codes) * k).float().reshape(shape)
+        sums = _sums(batch.x, slots, len(codes) * k)
+    else:
+        mass = _sums(batch.importance, slots, len(codes) * k).reshape(shape)
+        sums = _sums(batch.x * batch.importance, slots, len(codes) * k)
+    return sums.reshape(shape) / mass.clamp_min(torch.finfo(torch.float32).tiny), mass
 
 
-def _scores(block: Batch, centers: Tensor) -> Tensor:
-    """``Σ i·(2·x·c − c²)``: the larger, the nearer; ``(books, k, n)``."""
+def _empty_codes(batch: Batch, centers: Tensor) -> Tensor:
+    # Pieces write into one tensor: kept one by one, their small results would lie between the
+    # large temporary ones and keep the allocator from using that memory again.
+    return torch.empty(batch.x.shape[:2], dtype=code_dtype(centers.shape[1]))
+
+
+def _pieces(batch: Batch, k: int) -> Iterator[tuple[slice, slice]]:
+    """Books and points whose scores against ``k`` centers fit in the cache."""
+    books, n, _ = batch.x.shape
+    book_step = max(1, BLOCK // (k * min(n, _FEWEST_POINTS)))
+    point_step = max(1, BLOCK // (k * min(books, book_step)))
+    for book in range(0, books, book_step):
+        for point in range(0, n, point_step):
+            yield slice(book, book + book_step), slice(point, point + point_step)
+
+
+def _nearest(block: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest weighted squared distance and its index, each ``(books, n)``."""
+    # Around the centers' mean |x|² stays small beside the differences that matter.
+    middle = centers.mean(1, keepdim=True)
+    x, centers = block.x - middle, centers - middle
     if block.importance is None:
         minus_square = -(centers * centers).sum(2, keepdim=True)
-        return torch.baddbmm(minus_square, centers, block.x.transpose(1, 2), alpha=2)
-    left = torch.cat([2 * centers, -(centers * centers)], 2)
-    right = torch.cat([block.importance * block.x, block.importance], 2)
-    return torch.bmm(left, right.transpose(1, 2))
+        scores = torch.baddbmm(minus_square, centers, x.transpose(1, 2), alpha=2)
+        norm = (x * x).sum(2)
+    else:
+        weighted = block.importance * x
+        left = torch.cat([2 * centers, -(centers * centers)], 2)
+        right = torch.cat([weighted, block.importance], 2)
+        scores = torch.bmm(left, right.transpose(1, 2))
+        norm = (weighted * x).sum(2)
+    best, index = _best(scores)
+    return (norm - best).clamp_min_(0), index
 
 
 def _best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest score over the centers and its index, each ``(books, n)``.
+    """Largest score over the centers, ``(books, k, n)``, and its index, each ``(books, n)``.
 
     Two maxima over a middle dimension and a comparison run vectorized, five times faster than
     torch's ``max`` with indices.
@@ -101,43 +144,15 @@ def _best(scores: Tensor) -> tuple[Tensor, Tensor]:
     best = scores.amax(1, keepdim=True)
     index = torch.arange(scores.shape[1], dtype=scores.dtype).view(1, -1, 1)
     hit = torch.ge(scores, best, out=torch.empty_like(scores))
-    return best.squeeze(1), hit.mul_(index).amax(1).int()
+    return best.squeeze(1), hit.mul_(index).amax(1)
 
 
-def _nearest(block: Batch, centers: Tensor) -> Tensor:
-    return _best(_scores(block, centers))[1]
-
-
-def _nearest_with_error(block: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
-    best, index = _best(_scores(block, centers))
-    square = block.x * block.x
-    norm = (square if block.importance is None else square * block.importance).sum(2)
-    return index, (norm - best).clamp_min_(0)
-
-
-def assign_with_error(batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes as :func:`assign` gives them and the weighted squared distances, ``(books, n)``."""
-    k = centers.shape[1]
-    parts = deterministic_map(partial(_nearest_with_error, centers=centers), batch.blocks(k))
-    return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
-
-
-def _sums(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    books = len(batch.x)
-    flat = (codes.long() + torch.arange(books).unsqueeze(1) * k).flatten()
-    weighted = batch.x if batch.importance is None else batch.x * batch.importance
-
-    def gather(values: Tensor) -> Tensor:
-        # Column by column: bincount adds in float64 and in order, several times faster than
-        # index_add_ on short rows.
-        columns = [
-            torch.bincount(flat, values[..., j].flatten().double(), books * k)
-            for j in range(values.shape[2])
-        ]
-        return torch.stack(columns, 1).reshape(books, k, -1)
-
-    if batch.importance is None:
-        mass = torch.bincount(flat, minlength=books * k).reshape(books, k, 1).double()
-    else:
-        mass = gather(batch.importance)
-    return gather(weighted).float(), mass.float()
+def _sums(values: Tensor, slots: Tensor, count: int) -> Tensor:
+    """Sums of ``values``, ``(books, n, dim)``, by slot: ``(count, dim)``."""
+    dim = values.shape[2]
+    if dim > _SHORT:
+        return torch.zeros(count, dim).index_add_(0, slots, values.reshape(-1, dim))
+    columns = [
+        torch.bincount(slots, values[..., j].flatten().double(), count).float() for j in range(dim)
+    ]
+    return torch.stack(columns, 1)

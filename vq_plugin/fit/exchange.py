@@ -25,7 +25,7 @@ def improve(batch: Batch, codes: Tensor, centers: Tensor) -> tuple[Tensor, Tenso
 
     Args:
         batch: The points.
-        codes: Int32, ``(books, n)``.
+        codes: Integers, ``(books, n)``.
         centers: Float32, ``(books, k, dim)``; used by the step of Lloyd.
 
     Returns:
@@ -64,7 +64,7 @@ def _exchange(x: Tensor, codes: Tensor, k: int) -> Tensor:
             break
         best = torch.where(better.unsqueeze(1), own, best)
         best_gain = torch.maximum(gain, best_gain)
-    return (best - first).int()
+    return (best - first).to(codes.dtype)
 
 
 def _gain(sums: Tensor, count: Tensor, books: int) -> Tensor:
@@ -76,7 +76,11 @@ def _gain(sums: Tensor, count: Tensor, books: int) -> Tensor:
 def _move(x: Tensor, own: Tensor, sums: Tensor, count: Tensor, first: Tensor) -> None:
     """Moves the points of one block; updates ``own``, ``sums`` and ``count`` in place."""
     books, _, dim = x.shape
+    rows = x
     centers = (sums / count.clamp_min(1).unsqueeze(1)).reshape(books, -1, dim)
+    # As in the assignment: around the centers' mean products round less.
+    middle = centers.mean(1, keepdim=True)
+    x, centers = x - middle, centers - middle
     square = (x * x).sum(2, keepdim=True) + (centers * centers).sum(2).unsqueeze(1)
     distance = torch.baddbmm(square, x, centers.transpose(1, 2), alpha=-2)
     cost = distance * (count / (count + 1)).reshape(books, 1, -1)
@@ -87,8 +91,8 @@ def _move(x: Tensor, own: Tensor, sums: Tensor, count: Tensor, first: Tensor) ->
     cost.scatter_(2, local, distance.gather(2, local) * stay.unsqueeze(2))
     new = cost.argmin(2) + first
     moved = new != own
-    rows, source, target = x[moved], own[moved], new[moved]
-    ones = torch.ones(len(rows))
-    sums.index_add_(0, source, rows, alpha=-1).index_add_(0, target, rows)
+    source, target = own[moved], new[moved]
+    ones = torch.ones(len(source))
+    sums.index_add_(0, source, rows[moved], alpha=-1).index_add_(0, target, rows[moved])
     count.index_add_(0, source, ones, alpha=-1).index_add_(0, target, ones)
     own.copy_(new)

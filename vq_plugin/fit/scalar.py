@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vq_plugin.codebook import code_dtype
 from vq_plugin.fit.optimal import optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
 
@@ -91,16 +92,19 @@ def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
         centers: Ascending floats, ``(k,)``.
 
     Returns:
-        Int32, ``(n,)``.
+        Codes in the smallest integer dtype, ``(n,)``.
     """
+    codes = torch.empty(len(values), dtype=code_dtype(len(centers)))
     wide = centers.double()
     # float32 boundaries: comparing in float64 would copy the weights.
     boundaries = ((wide[1:] + wide[:-1]) / 2).float()
 
-    def nearest(block: Tensor) -> Tensor:
-        return torch.bucketize(block, boundaries, out_int32=True)
+    def fill(start: int) -> None:
+        block = slice(start, start + _BLOCK)
+        codes[block] = torch.bucketize(values[block], boundaries, out_int32=True)
 
-    return torch.cat(deterministic_map(nearest, torch.split(values, _BLOCK)))
+    deterministic_map(fill, range(0, len(values), _BLOCK))
+    return codes
 
 
 def _prefix(values: Float32 | Float64) -> Float64:

@@ -7,19 +7,20 @@ import math
 import torch
 from torch import Tensor
 
+from vq_plugin.fit.assignment import Batch
+
 # Squared distances below this part of the squared norms are rounding noise of the products.
 _NOISE = 4e-6
 
 
-def plus_plus(x: Tensor, importance: Tensor | None, k: int, generator: torch.Generator) -> Tensor:
+def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     """Greedy k-means++ for a batch of books (Arthur & Vassilvitskii 2007, section 2.2).
 
     Every center is the best of ``2 + ln k`` draws with probability proportional to the
     (importance-weighted) squared distance to the centers chosen so far.
 
     Args:
-        x: Float32, ``(books, n, dim)``.
-        importance: Float32 of the same shape, or ``None``. Its mean over ``dim`` weights a point.
+        batch: The points; the mean of the importance over ``dim`` weights a point.
         k: Centers wanted.
         generator: Source of the draws.
 
@@ -27,8 +28,10 @@ def plus_plus(x: Tensor, importance: Tensor | None, k: int, generator: torch.Gen
         Centers, float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k`` distinct points.
         In books that run out earlier the last centers repeat.
     """
-    books, n, dim = x.shape
-    mass = torch.ones(books, n) if importance is None else importance.mean(2)
+    books, n, dim = batch.x.shape
+    mass = torch.ones(books, n) if batch.importance is None else batch.importance.mean(2)
+    middle = batch.x.mean(1, keepdim=True)
+    x = batch.x - middle
     norm = (x * x).sum(2)
     noise = _NOISE * norm.amax(1, keepdim=True)
     trials = 2 + int(math.log(k))
@@ -45,7 +48,7 @@ def plus_plus(x: Tensor, importance: Tensor | None, k: int, generator: torch.Gen
         best = torch.bmm(distance, mass.unsqueeze(2)).argmin(1, keepdim=True)
         nearest = distance.gather(1, best.expand(-1, 1, n)).squeeze(1)
         centers = torch.cat([centers, candidates.gather(1, best.expand(-1, 1, dim))], 1)
-    return centers
+    return centers + middle
 
 
 def _draw(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:

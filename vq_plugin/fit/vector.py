@@ -34,7 +34,7 @@ def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
         seed: Seed of the k-means++ draws and of the sample.
 
     Returns:
-        Centers, float32, ``(books, k', dim)``, and codes, int32, ``(books, n)``; ``k'`` is the
+        Centers, float32, ``(books, k', dim)``, and codes, ``(books, n)``; ``k'`` is the
         largest number of distinct points of a book where that is below ``k``. Books with fewer
         points than ``k'`` repeat a center.
     """
@@ -53,33 +53,20 @@ def _sample_size(k: int) -> int:
 
 
 def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    these = slice(start, start + step)
-    # Centering first keeps |x|² small beside the differences that matter.
-    mean = batch.x[these].mean(1, keepdim=True)
-    importance = None if batch.importance is None else batch.importance[these]
-    part = Batch(
-        (batch.x[these] - mean).contiguous(),
-        None if importance is None else importance.contiguous(),
-    )
+    part = batch[start : start + step].contiguous()
     generator = torch.Generator().manual_seed(_mix(seed, start))
     size = _sample_size(k)
     if part.n > size:
         chosen = torch.randperm(part.n, generator=generator)[:size].sort().values
-        sample = Batch(
-            part.x[:, chosen], None if part.importance is None else part.importance[:, chosen]
-        )
-        centers, _ = _lloyd(
-            sample, plus_plus(sample.x, sample.importance, k, generator), _ITERATIONS
-        )
+        sample = part[:, chosen]
+        centers, _ = _lloyd(sample, plus_plus(sample, k, generator), _ITERATIONS)
         if centers.shape[1] < k:
             # Too few distinct points in the sample: all points decide.
-            centers = plus_plus(part.x, part.importance, k, generator)
-        centers, codes = _lloyd(part, centers, _POLISH_ITERATIONS)
-    else:
-        centers = plus_plus(part.x, part.importance, k, generator)
-        centers, codes = _lloyd(part, centers, _ITERATIONS)
-        codes, centers = improve(part, codes, centers)
-    return centers + mean, codes
+            centers = plus_plus(part, k, generator)
+        return _lloyd(part, centers, _POLISH_ITERATIONS)
+    centers, codes = _lloyd(part, plus_plus(part, k, generator), _ITERATIONS)
+    codes, centers = improve(part, codes, centers)
+    return centers, codes
 
 
 def _mix(seed: int, start: int) -> int:

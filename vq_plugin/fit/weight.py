@@ -216,8 +216,8 @@ def _check_weight(weight: Tensor) -> None:
         raise ValueError(f"the weight of shape {tuple(weight.shape)} is empty: nothing to compress")
     if weight.is_meta:
         raise ValueError("the weight is on the meta device: load its values first")
-    finite = weight.isfinite()
-    if not bool(finite.all()):
+    if not bool(torch.stack(torch.aminmax(weight)).isfinite().all()):
+        finite = weight.isfinite()
         bad = tuple(torch.nonzero(~finite)[0].tolist())
         count = int((~finite).sum())
         raise ValueError(
@@ -227,7 +227,7 @@ def _check_weight(weight: Tensor) -> None:
 
 
 def _check_range(matrix: Tensor) -> None:
-    largest = float(matrix.abs().max())
+    largest = _largest(matrix)
     if largest > _LARGEST or 0 < largest < _SMALLEST:
         raise ValueError(
             f"the largest weight is {largest:.3g}, outside {_SMALLEST:g} to {_LARGEST:g}; "
@@ -237,14 +237,20 @@ def _check_range(matrix: Tensor) -> None:
 
 def _check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
     name = str(codebooks.dtype).removeprefix("torch.")
+    largest = _largest(matrix)
     if not bool(codebooks.isfinite().all()):
         raise ValueError(
             f"a center does not fit codebook_dtype={name!r} (weights up to "
-            f"{float(matrix.abs().max()):.3g}); use codebook_dtype='float32' or scale='row'"
+            f"{largest:.3g}); use codebook_dtype='float32' or scale='row'"
         )
-    largest = float(matrix.abs().max())
     if 0 < largest < torch.finfo(codebooks.dtype).tiny:
         raise ValueError(
             f"the weights, at most {largest:.3g}, lose their precision in codebook_dtype={name!r}; "
             "use codebook_dtype='float32' or scale='row'"
         )
+
+
+def _largest(matrix: Tensor) -> float:
+    # abs() would copy the weight.
+    low, high = torch.aminmax(matrix)
+    return max(-float(low), float(high))

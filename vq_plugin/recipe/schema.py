@@ -20,7 +20,9 @@ def _check_reference(text: str) -> str:
 
 
 def _read_scheme(value: Any) -> Any:
-    return parse_scheme(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        raise ValueError(f"a scheme is a text such as 'pq(k=16,dim=4)', got {value!r}")
+    return parse_scheme(value)
 
 
 def _as_list(value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vq_plugin.model import Calibration, compress
 from vq_plugin.select import Schemes

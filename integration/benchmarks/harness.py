@@ -1,0 +1,209 @@
+"""What every benchmark shares: interleaved timing, facts about the machine, tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from vq_plugin.table import format_table
+
+R = TypeVar("R")
+
+PACKAGES = (
+    "vq-plugin", "torch", "numpy", "scikit-learn", "faiss-cpu", "kmeans1d", "coremltools", "torchao"
+)  # fmt: skip
+
+
+@dataclass
+class Timed(Generic[R]):
+    """What a contender returned last and how long each of its calls took, in seconds."""
+
+    result: R
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def race(
+    contenders: Mapping[str, Callable[[], R]], rounds: int, once: Collection[str] = ()
+) -> dict[str, Timed[R]]:
+    """Calls A, B, C, A, B, C, ... so that a slow minute of the machine hits all alike.
+
+    Args:
+        contenders: What to call, by name.
+        rounds: Calls of each.
+        once: Contenders too slow for more than the first round.
+
+    Returns:
+        Results and times by name, in the order given.
+    """
+    timed: dict[str, Timed[R]] = {}
+    for turn in range(rounds):
+        for name, call in contenders.items():
+            if turn and name in once:
+                continue
+            start = time.perf_counter()
+            result = call()
+            seconds = time.perf_counter() - start
+            before = timed[name].seconds if name in timed else []
+            timed[name] = Timed(result, [*before, seconds])
+    return timed
+
+
+@dataclass
+class Table:
+    """Rows of values under titled columns.
+
+    Attributes:
+        title: Heading.
+        formats: Format specification by column; a row may lack a column.
+        rows: Values by column.
+    """
+
+    title: str
+    formats: Mapping[str, str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        def cell(row: Mapping[str, Any], name: str) -> str:
+            value = row.get(name)
+            return "" if value is None else format(value, self.formats[name])
+
+        cells = [[cell(row, name) for name in self.formats] for row in self.rows]
+        right = [i for i, spec in enumerate(self.formats.values()) if spec]
+        return f"## {self.title}\n{format_table(list(self.formats), cells, right=right)}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A bound that the project promises, and what was measured."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        verdict = "holds " if self.holds else "MISSED"
+        return f"{verdict}  {self.name}: {self.value:.4g} {sign} {self.limit:.4g}"
+
+
+@dataclass
+class Report:
+    """Everything that one run of a benchmark found."""
+
+    name: str
+    settings: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, table: Table) -> None:
+        """Keeps a finished table and prints it at once: the next may take minutes."""
+        self.tables.append(table)
+        print(f"\n{table}", flush=True)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        print(f"note: {text}", flush=True)
+
+    def finish(self, output: Path | None) -> None:
+        """Prints the checks and the environment and writes the JSON file."""
+        facts = environment()
+        print("\n## Bounds")
+        print("\n".join(map(str, self.checks)) or "none checked")
+        print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        path = output or Path("runs/benchmarks") / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "benchmark": self.name,
+            "environment": facts,
+            "settings": self.settings,
+            "tables": {table.title: table.rows for table in self.tables},
+            "checks": [{**vars(check), "holds": check.holds} for check in self.checks],
+            "notes": self.notes,
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"written to {path}")
+
+
+def parse_arguments(description: str, add: Callable[[argparse.ArgumentParser], object] | None = None
+                    ) -> argparse.Namespace:  # fmt: skip
+    """Command line with the options of every benchmark (``--quick``, ``--output``) and more."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--output", type=Path, help="JSON file (runs/benchmarks/<name>.json)")
+    if add is not None:
+        add(parser)
+    return parser.parse_args()
+
+
+def missing_peer(module: str) -> bool:
+    """Whether a peer is not installed."""
+    return util.find_spec(module) is None
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions, as they belong beside every number."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        # A clone that is not installed is still on the path.
+        own = sys.modules.get(package.replace("-", "_"))
+        return getattr(own, "__version__", None)
+
+
+def squared_error(weight: torch.Tensor, other: torch.Tensor) -> float:
+    """Sum of squared differences, in float64."""
+    difference = weight.detach().double() - other.detach().double()
+    return float(difference.square().sum())
+
+
+def normal_weight(*shape: int) -> torch.Tensor:
+    """Normal weights of a trained layer's usual size, the same in every run."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+def powers_of_two(last: int) -> Sequence[int]:
+    """2, 4, ..., ``last``."""
+    return [1 << bits for bits in range(1, last.bit_length())]

@@ -1,0 +1,161 @@
+"""The command line: exit codes, files and what people read."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import vq_plugin as vq
+from vq_plugin.cli import main
+from vq_plugin.workloads import digits
+
+RECIPE = """\
+version: 1
+model: vq_plugin.workloads.digits:model
+quantization:
+  model_wise:
+    scheme: [km(k=2), km(k=16), km(k=64)]
+evaluation:
+  tuning: vq_plugin.workloads.digits:evaluate
+  test: vq_plugin.workloads.digits:test
+tuning:
+  accuracy_criterion: {criterion}
+output: {output}
+"""
+
+
+def write_recipe(folder: Path, criterion: str = "{relative: 0.01}") -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(
+        RECIPE.replace("{criterion}", criterion).replace("{output}", str(folder / "out"))
+    )
+    return path
+
+
+def test_tune_within_budget_exits_0_and_writes_model_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", str(write_recipe(tmp_path))]) == 0
+    shown = capsys.readouterr().out
+    assert "PASSED" in shown
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["passed"] is True
+    file = tmp_path / "out" / "model.vq"
+    assert report["file_bytes"] == file.stat().st_size
+    float_bytes = sum(4 * value.numel() for value in digits.model().state_dict().values())
+    assert report["file_rate"] == pytest.approx(float_bytes / file.stat().st_size, rel=1e-3)
+    small = vq.load(file, digits.DigitsCNN().eval())
+    assert digits.test(small) == report["test_split"]["score"]
+    assert report["test_split"]["loss"] <= 0.01
+
+
+def test_tune_takes_the_smallest_candidate_that_holds(tmp_path: Path) -> None:
+    main(["tune", str(write_recipe(tmp_path))])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    held = [trial["held"] for trial in report["trials"]]
+    assert held == [False] * (len(held) - 1) + [True]
+    assert [trial["rate"] for trial in report["trials"]] == sorted(
+        (trial["rate"] for trial in report["trials"]), reverse=True
+    )
+
+
+def test_tune_over_budget_exits_3_and_leaves_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path)
+    main(["tune", str(path)])
+    path.write_text(path.read_text().replace("[km(k=2), km(k=16), km(k=64)]", "km(k=2)"))
+    assert main(["tune", str(path)]) == 3
+    assert "NOT REACHED" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "model.vq").exists()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["passed"] is False
+    assert report["file_rate"] is None
+
+
+def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path))
+    main(["tune", recipe, "--output", str(tmp_path / "a")])
+    main(["tune", recipe, "--output", str(tmp_path / "b")])
+    assert (tmp_path / "a/model.vq").read_bytes() == (tmp_path / "b/model.vq").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "word"),
+    [
+        ("digits:model", "digits:modle", 2, "no function 'modle'"),
+        ("digits:model", "digit:model", 2, "No module named"),
+        ("digits:model", "digits:load", 2, "not an nn.Module"),
+        (
+            "  model_wise",
+            "  op_wise: {clasifier.0: {scheme: null}}\n  model_wise",
+            4,
+            "classifier.0",
+        ),
+    ],
+)
+def test_a_recipe_that_does_not_fit_exits_2_with_its_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    line: int,
+    word: str,
+) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert main(["tune", str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert f"{path}:{line}:" in shown
+    assert word in shown
+
+
+def test_compress_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.vq"
+    model = "vq_plugin.workloads.digits:model"
+    layer = ["--layer", "re:features.*", "none"]
+    command = ["compress", model, "--scheme", "km(k=8)", *layer, "--output", str(file)]
+    assert main([*command, "--evaluate", "vq_plugin.workloads.digits:evaluate"]) == 0
+    shown = capsys.readouterr().out
+    assert "classifier.0" in shown
+    assert "features.0" not in shown
+    assert "metric: 0.9" in shown
+    expected = vq.compress(digits.model(), {"re:features.*": None, "*": vq.KM(k=8)})
+    loaded = vq.load(file, digits.DigitsCNN().eval())
+    images = digits.load().test.images[:8]
+    assert torch.equal(loaded(images), expected(images))
+
+    assert main(["inspect", str(file)]) == 0
+    shown = capsys.readouterr().out
+    codes = math.ceil(512 * 256 * 3 / 8) + 8 * 2
+    assert "km(k=8)" in shown
+    assert f"{codes / 1000:.1f} kB" in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compress", "vq_plugin.workloads.digits:model", "--output", "x.vq"],
+        ["compress", "no.module:model", "--scheme", "km", "--output", "x.vq"],
+        ["compress", "vq_plugin.workloads.digits:model", "--scheme", "km(", "--output", "x.vq"],
+        ["inspect", "missing.vq"],
+        ["tune", "missing.yaml"],
+    ],
+)
+def test_bad_input_exits_2_with_one_line(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("vq-plugin: ")
+    assert shown.count("\n") == 1
+
+
+def test_a_damaged_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.vq"
+    vq.save(vq.compress(torch.nn.Linear(8, 8), vq.KM(k=4)), file)
+    file.write_bytes(file.read_bytes()[:-3])
+    assert main(["inspect", str(file)]) == 2
+    assert "damaged" in capsys.readouterr().err

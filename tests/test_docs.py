@@ -1,0 +1,42 @@
+"""The Python blocks of the README and the docs run, page by page, from top to bottom."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Line of the first statement and text of every block."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(1)) + 1, m[1]) for m in BLOCK.finditer(text)]
+
+
+PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if blocks(p)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_run(
+    page: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VQ_PLUGIN_CACHE", str(cache))
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    with torch.random.fork_rng(devices=[]):
+        for line, text in blocks(page):
+            # The leading lines make a traceback show the line of the page.
+            exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+
+
+def test_readme_and_main_pages_have_blocks() -> None:
+    names = {page.name for page in PAGES}
+    assert {"README.md", "index.md", "quickstart.md", "concepts.md", "files.md"} <= names

@@ -1,0 +1,175 @@
+"""The names, settings and defaults that users rely on."""
+
+import dataclasses
+import inspect
+import tomllib
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import vq_plugin as vq
+from vq_plugin import cli
+
+NAMES = {
+    "KM",
+    "PQ",
+    "RQ",
+    "Binary",
+    "CheckpointError",
+    "CodebookWeight",
+    "LossBudget",
+    "Scheme",
+    "Summary",
+    "TuneResult",
+    "compress",
+    "load",
+    "parse_scheme",
+    "quantize_weight",
+    "save",
+    "scheme_from_dict",
+    "summary",
+    "tune",
+}
+
+
+def parameters(function: typing.Callable[..., object]) -> dict[str, object]:
+    """Parameters and their defaults; ``...`` where there is none."""
+    return {
+        name: ... if parameter.default is inspect.Parameter.empty else parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+
+
+def positional(function: typing.Callable[..., object]) -> list[str]:
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+
+
+def fields(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def test_names() -> None:
+    assert set(vq.__all__) == NAMES
+    assert all(hasattr(vq, name) for name in NAMES)
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert vq.__version__ == project["project"]["version"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (vq.KM, {"k": 16, "group": None, "keep_zeros": False}),
+        (vq.PQ, {"k": 16, "dim": 4, "axis": "in", "codebooks": "subspace"}),
+        (vq.RQ, {"k": 256, "stages": 2, "dim": None, "axis": "in", "codebooks": "subspace"}),
+        (vq.Binary, {}),
+    ],
+)
+def test_schemes(cls: type[vq.Scheme], settings: dict[str, object]) -> None:
+    assert parameters(cls) == {**settings, "codebook_dtype": "float16", "scale": None}
+    assert positional(cls) == list(settings)
+    scheme = cls()
+    assert vq.parse_scheme(str(scheme)) == scheme == vq.scheme_from_dict(scheme.to_dict())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        scheme.scale = "row"  # type: ignore[misc]
+
+
+def test_functions() -> None:
+    assert parameters(vq.quantize_weight) == {
+        "weight": ...,
+        "scheme": ...,
+        "importance": None,
+        "seed": 0,
+        "backend": "torch",
+    }
+    assert positional(vq.quantize_weight) == ["weight", "scheme", "importance", "seed"]
+    assert parameters(vq.compress) == {
+        "model": ...,
+        "schemes": ...,
+        "calibration": None,
+        "seed": 0,
+    }
+    assert parameters(vq.summary) == {"model": ...}
+    assert parameters(vq.save) == {"model": ..., "path": ...}
+    assert parameters(vq.load) == {"path": ..., "model": ...}
+    assert parameters(vq.parse_scheme) == {"text": ...}
+
+
+def test_tune() -> None:
+    assert parameters(vq.tune) == {
+        "model": ...,
+        "evaluate": ...,
+        "budget": None,
+        "calibration": None,
+        "candidates": None,
+        "test": None,
+        "max_trials": None,
+        "timeout": None,
+        "seed": 0,
+    }
+    assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
+    assert parameters(vq.LossBudget) == {
+        "relative": None,
+        "absolute": None,
+        "higher_is_better": True,
+    }
+    assert fields(vq.TuneResult) >= {
+        "model",
+        "schemes",
+        "passed",
+        "baseline",
+        "score",
+        "loss",
+        "rate",
+        "trials",
+        "test_baseline",
+        "test_score",
+        "test_loss",
+        "stopped",
+    }
+
+
+def test_codebook_weight() -> None:
+    weight = vq.quantize_weight(torch.randn(8, 8), vq.KM(k=4))
+    assert fields(vq.CodebookWeight) >= {"codes", "codebooks", "scale", "scheme", "shape"}
+    assert weight.decode().shape == (8, 8)
+    assert isinstance(weight.nbytes, int)
+    assert isinstance(weight.bits_per_weight, float)
+
+
+def test_summary() -> None:
+    sizes = vq.summary(vq.compress(nn.Linear(8, 8), vq.KM(k=4)))
+    assert len(sizes.rows) == 1
+    assert isinstance(sizes.nbytes, int)
+    assert isinstance(sizes.layer_rate, float)
+    assert "layer rate" in str(sizes)
+
+
+def test_file_errors_are_value_errors() -> None:
+    assert issubclass(vq.CheckpointError, ValueError)
+
+
+def test_torch_ao() -> None:
+    from vq_plugin import torch_ao
+
+    for name in (
+        "get_qconfig_mapping",
+        "get_backend_config",
+        "observe_inputs",
+        "check_converted",
+    ):
+        assert callable(getattr(torch_ao, name))
+    assert next(iter(parameters(torch_ao.get_qconfig_mapping))) == "schemes"
+
+
+def test_exit_codes() -> None:
+    assert (cli.WITHIN_BUDGET, cli.BAD_INPUT, cli.NOT_REACHED) == (0, 2, 3)

@@ -1,0 +1,100 @@
+"""Schemes as the ``QConfigMapping`` of FX."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+from torch import nn
+from torch.ao.quantization import QConfig, QConfigMapping
+
+from vq_plugin.schemes import Scheme
+from vq_plugin.select import Schemes, _as_patterns
+from vq_plugin.torch_ao.plan import Fitted, Plan, Rules
+from vq_plugin.torch_ao.qconfig import plan_qconfig
+
+
+def get_qconfig_mapping(
+    schemes: Schemes, base: QConfigMapping | None = None, *, seed: int = 0
+) -> QConfigMapping:
+    r"""Tells ``prepare_fx`` which layers become codebook layers.
+
+    Patterns mean what they mean in :func:`vq_plugin.compress`. Whether they match anything shows
+    when :func:`check_converted` sees the model.
+
+    Args:
+        schemes: One scheme for every layer that can take it, or patterns to schemes (exact
+            name > ``"re:…"`` > class > ``"*"``; ``None`` leaves a layer to ``base``).
+        base: The mapping for everything that the schemes leave, such as
+            ``get_default_qconfig_mapping("x86")``; without it that stays float. Not changed.
+        seed: Seed of the fits.
+
+    Returns:
+        A mapping for ``prepare_fx``, together with :func:`get_backend_config`.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If a regular expression cannot be read, or a class or ``"*"`` is to share the
+            model with ``base``.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> mapping = get_qconfig_mapping({"classifier.0": vq.PQ(), r"re:features\..*": vq.KM()})
+        >>> list(mapping.module_name_qconfigs)
+        ['classifier.0']
+    """
+    mapping = QConfigMapping() if base is None else copy.deepcopy(base)
+    regular: dict[str, QConfig] = {}
+    left: list[str] = []
+    rules: Rules = ()
+    fitted = Fitted()
+    patterns = _as_patterns(schemes)
+    for pattern, scheme in patterns.items():
+        if isinstance(pattern, str) and pattern != "*" and not pattern.startswith("re:"):
+            if scheme is None:
+                left.append(re.escape(pattern))
+            else:
+                plan = Plan(((nn.Module, scheme),), seed, fitted, name=pattern)
+                mapping.set_module_name(pattern, plan_qconfig(plan))
+    for pattern, scheme in patterns.items():
+        if isinstance(pattern, str) and pattern.startswith("re:"):
+            expression = _whole_name(pattern, left)
+            if scheme is None:
+                left.append(pattern.removeprefix("re:"))
+            else:
+                regular[expression] = plan_qconfig(Plan(((nn.Module, scheme),), seed, fitted))
+        elif isinstance(pattern, type):
+            rules += ((pattern, scheme),)
+    rules += ((nn.Module, patterns.get("*")),)
+    if any(scheme is not None for _, scheme in rules):
+        if base is not None:
+            raise ValueError(_needs_names(rules))
+        regular[_whole_name("re:.*", left)] = plan_qconfig(Plan(rules, seed, fitted))
+    # The host takes the first expression that matches.
+    mapping.module_name_regex_qconfigs = type(mapping.module_name_regex_qconfigs)(
+        {**regular, **mapping.module_name_regex_qconfigs}
+    )
+    return mapping
+
+
+def _whole_name(pattern: str, left: list[str]) -> str:
+    """An expression that the host's ``re.match`` takes for whole names, those ``left`` aside."""
+    skip = rf"(?!(?:{'|'.join(f'(?:{name})' for name in left)})\Z)" if left else ""
+    expression = rf"{skip}(?:{pattern.removeprefix('re:')})\Z"
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise ValueError(
+            f"pattern {pattern!r} is not a regular expression that torch.ao can use ({error}); "
+            "write flags as '(?i:...)'"
+        ) from None
+    return expression
+
+
+def _needs_names(rules: Rules) -> str:
+    kind = next(kind for kind, scheme in rules if isinstance(scheme, Scheme))
+    shown = "'*'" if kind is nn.Module else kind.__name__
+    return (
+        f"pattern {shown}: beside a base mapping, which decides by class as well, layers have to "
+        "be named; vq_plugin.select.select(model, schemes) gives their names"
+    )

@@ -1,0 +1,52 @@
+"""A plan inside a ``QConfig``, as the host carries it from ``prepare`` to ``convert``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import ObserverBase, PlaceholderObserver, QConfig
+
+from vq_plugin.torch_ao.plan import Plan
+
+# No configuration of the host uses it for weights, and the host swaps a layer only where it
+# takes the dtype of its weight for a quantized one.
+TAG_DTYPE = torch.uint8
+
+
+class PlanObserver(ObserverBase):
+    """Weight observer that observes nothing and hands the plan to the reference module.
+
+    The host copies what ``calculate_qparams`` gives to ``from_float``, where the fit happens
+    once; it makes several observers for each layer.
+    """
+
+    # The one scheme for whose parameters the host asks for no more than an axis.
+    qscheme = torch.per_channel_affine_float_qparams
+    ch_axis = 0
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(dtype=TAG_DTYPE)
+        self.plan = plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the weight as it is."""
+        return x
+
+    def calculate_qparams(self) -> tuple[Plan, None]:  # type: ignore[override]
+        """The plan, in the place of a scale."""
+        return self.plan, None
+
+
+def plan_qconfig(plan: Plan) -> QConfig:
+    """A qconfig for weights by ``plan`` and float activations."""
+    return QConfig(  # type: ignore[no-untyped-call]
+        activation=PlaceholderObserver.with_args(dtype=torch.float32),
+        weight=PlanObserver.with_args(plan=plan),
+    )
+
+
+def plan_of(module: nn.Module) -> Plan | None:
+    """The plan in the qconfig of a prepared module, if it has one."""
+    weight = getattr(getattr(module, "qconfig", None), "weight", None)
+    observer = None if weight is None else weight()
+    return observer.plan if isinstance(observer, PlanObserver) else None
