@@ -11,8 +11,8 @@ from torch import Tensor
 from vq_plugin.codebook import code_dtype
 from vq_plugin.fit.parallel import deterministic_map
 
-# Scores of one block (points x centers, float32) fit in a core's second-level cache.
-BLOCK = 1 << 18
+# Scores of one block (points x centers, float32) stay near a core's second-level cache.
+BLOCK = 1 << 19
 _FEWEST_POINTS = 1024
 # bincount is fastest on short sub-vectors, one column at a time; index_add_ on long ones.
 _SHORT = 64

@@ -37,3 +37,8 @@ def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]
     finally:
         # torch keeps one process-wide figure beside each thread's own; restore it.
         torch.set_num_threads(threads)
+
+
+def on_one_thread(function: Callable[[], R]) -> R:
+    """Runs a function with torch on one thread, for the same bytes on any number of them."""
+    return deterministic_map(lambda _: function(), (None,))[0]

@@ -32,7 +32,7 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     mass = torch.ones(books, n) if batch.importance is None else batch.importance.mean(2)
     middle = batch.x.mean(1, keepdim=True)
     x = batch.x - middle
-    norm = (x * x).sum(2)
+    norm = torch.linalg.vector_norm(x, dim=2).square()
     noise = _NOISE * norm.amax(1, keepdim=True)
     trials = 2 + int(math.log(k))
 
@@ -65,7 +65,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor, norm: Tensor, centers: Tensor, noise: Tensor) -> Tensor:
-    """Squared distances, ``(books, centers, n)``, exactly 0 for indistinguishable points."""
+    """Squared distances less the noise, ``(books, centers, n)``: exactly 0 for equal points."""
     square = (centers * centers).sum(2, keepdim=True)
-    distance = torch.baddbmm(square + norm.unsqueeze(1), centers, x.transpose(1, 2), alpha=-2)
-    return torch.where(distance > noise.unsqueeze(1), distance, 0.0)
+    beyond = square + (norm - noise).unsqueeze(1)
+    return torch.baddbmm(beyond, centers, x.transpose(1, 2), alpha=-2).clamp_min_(0)

@@ -188,9 +188,9 @@ def _normalize_rows(
         raise ValueError(
             f"a row scale does not fit codebook_dtype={scheme.codebook_dtype!r}; use 'float32'"
         )
-    square = wide.square()
+    square = wide.square() / wide.square().mean()
     weighted = square.expand_as(matrix) if importance is None else importance * square
-    return scale, matrix / wide, (weighted / weighted.mean()).contiguous()
+    return scale, matrix / wide, weighted
 
 
 def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor:
