@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -12,33 +13,39 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-_worker = threading.local()
+
+class _Local(threading.local):
+    pool: ThreadPoolExecutor | None = None
 
 
-def _enter_worker() -> None:
-    torch.set_num_threads(1)
-    _worker.active = True
+_local = _Local()
 
 
-def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Maps over ``torch.get_num_threads()`` threads, each running torch on one thread.
+@contextmanager
+def worker_pool() -> Iterator[None]:
+    """Gives :func:`deterministic_map` a pool of as many threads as torch has.
 
-    A matrix product may round differently when its threads change. Here the *caller* cuts the
-    work into pieces whose sizes depend on the data alone, every piece is computed on a single
-    thread, and the results come back in order: the same bytes for any number of threads. Called
-    from inside itself, it runs the inner pieces one after the other.
+    Inside, torch itself runs on one thread, here and in the workers: a matrix product may round
+    differently on several, and torch's own threads would spin beside the workers.
     """
-    if getattr(_worker, "active", False):
-        return [function(item) for item in items]
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=_enter_worker) as pool:
-            return list(pool.map(function, items))
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            _local.pool = pool if threads > 1 else None
+            yield
     finally:
-        # torch keeps one process-wide figure beside each thread's own; restore it.
+        _local.pool = None
         torch.set_num_threads(threads)
 
 
-def on_one_thread(function: Callable[[], R]) -> R:
-    """Runs a function with torch on one thread, for the same bytes on any number of them."""
-    return deterministic_map(lambda _: function(), (None,))[0]
+def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Maps over the threads of the surrounding :func:`worker_pool`; results come in order.
+
+    The *caller* cuts the work into pieces whose sizes depend on the data alone, and every piece
+    is computed on one thread: the same bytes for any number of threads. Outside a pool, and
+    inside another map, the pieces run one after the other.
+    """
+    if _local.pool is None:
+        return [function(item) for item in items]
+    return list(_local.pool.map(function, items))

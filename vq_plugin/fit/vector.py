@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vq_plugin.fit.assignment import BLOCK, Batch, assign_with_error, update
 from vq_plugin.fit.exchange import improve
-from vq_plugin.fit.parallel import deterministic_map, on_one_thread
+from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.fit.seeding import plus_plus
 
 # Training points per center above which a sample finds the centers as well (faiss uses 256).
@@ -60,18 +60,14 @@ def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tup
     if part.n > size:
         chosen = torch.randperm(part.n, generator=generator)[:size].sort().values
         sample = part[:, chosen]
-        centers, _ = _lloyd(sample, _seeds(sample, k, generator), _ITERATIONS)
+        centers, _ = _lloyd(sample, plus_plus(sample, k, generator), _ITERATIONS)
         if centers.shape[1] < k:
             # Too few distinct points in the sample: all points decide.
-            centers = _seeds(part, k, generator)
+            centers = plus_plus(part, k, generator)
         return _lloyd(part, centers, _POLISH_ITERATIONS)
-    centers, codes = _lloyd(part, _seeds(part, k, generator), _ITERATIONS)
+    centers, codes = _lloyd(part, plus_plus(part, k, generator), _ITERATIONS)
     codes, centers = improve(part, codes, centers)
     return centers, codes
-
-
-def _seeds(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
-    return on_one_thread(partial(plus_plus, batch, k, generator))
 
 
 def _mix(seed: int, start: int) -> int:
@@ -85,8 +81,7 @@ def _lloyd(batch: Batch, centers: Tensor, iterations: int) -> tuple[Tensor, Tens
     error = math.inf
     for _ in range(iterations):
         codes, distance = assign_with_error(batch, centers)
-        # numpy adds on one thread: the stop must not depend on how many there are.
-        total = float(distance.numpy().sum(dtype="float64"))
+        total = float(distance.double().sum())
         if total >= error * (1 - _TOLERANCE):
             return centers, codes
         error = total

@@ -11,6 +11,7 @@ from torch.nn import functional
 from vq_plugin.codebook import CodebookWeight, code_dtype, matrix_view
 from vq_plugin.fit import scalar, sklearn_backend, vector
 from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme
 
@@ -68,6 +69,13 @@ def quantize_weight(
         torch.Size([64, 32])
     """
     _check_weight(weight)
+    with worker_pool():
+        return _quantize(weight, scheme, importance, seed, backend)
+
+
+def _quantize(
+    weight: Tensor, scheme: Scheme, importance: Tensor | None, seed: int, backend: Backend
+) -> CodebookWeight:
     matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
     weights = None if importance is None else _importance_view(importance, weight, scheme)
     row_scale: Tensor | None = None
