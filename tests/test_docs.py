@@ -1,10 +1,14 @@
 """The Python blocks of the README and the docs run, page by page, from top to bottom."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+
+import vq_plugin as vq
+from vq_plugin.codebook import expected_nbytes
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -40,3 +44,16 @@ def test_blocks_run(
 def test_readme_and_main_pages_have_blocks() -> None:
     names = {page.name for page in PAGES}
     assert {"README.md", "index.md", "quickstart.md", "concepts.md", "files.md"} <= names
+
+
+def test_sizes_of_the_concepts_page() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\(.*?\))` \|(.*)\|$", text, re.MULTILINE)
+    assert len(rows) >= 10
+    for scheme, cells in rows:
+        rates = [
+            4 * math.prod(shape) / expected_nbytes(shape, vq.parse_scheme(scheme))
+            for shape in ((1024, 3136), (512, 1024), (64, 32, 3, 3))
+        ]
+        shown = ["below 1" if rate < 1 else f"{rate:.1f}" for rate in rates]
+        assert [cell.strip() for cell in cells.split("|")] == shown, scheme

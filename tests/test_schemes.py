@@ -135,7 +135,7 @@ def test_settings_out_of_range_name_method_setting_and_value(
 
 @pytest.mark.parametrize("values", [{}, {"k": 4}, {"method": None}, {"method": "nope"}])
 def test_a_dict_without_a_known_method_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="unknown; .*known: km, pq, rq, binary"):
+    with pytest.raises(ValueError, match=r"unknown; .*known: km, pq, rq, binary"):
         vq.scheme_from_dict(values)
 
 

@@ -45,7 +45,7 @@ def race(
     """Calls A, B, C, A, B, C, ... so that a slow minute of the machine hits all alike.
 
     Args:
-        contenders: What to call, by name.
+        contenders: What to call, by name. The caller warms them up (imports, thread pools).
         rounds: Calls of each.
         once: Contenders too slow for more than the first round.
 
@@ -130,7 +130,7 @@ class Report:
     def finish(self, output: Path | None) -> None:
         """Prints the checks and the environment and writes the JSON file."""
         facts = environment()
-        print("\n## Bounds")
+        print("\n## Bounds" + (" (of tiny sizes: they mean nothing)" * self.settings["quick"]))
         print("\n".join(map(str, self.checks)) or "none checked")
         print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
         path = output or Path("runs/benchmarks") / f"{self.name}.json"

@@ -16,10 +16,13 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from vq_plugin.model import Calibration
+from vq_plugin.workloads.training import seeded
 
 BITS_OF_HALF = 16
 
@@ -45,7 +48,7 @@ def ours(
     model: nn.Module,
     layers: Collection[str],
     scheme: vq.Scheme,
-    calibration: vq.model.Calibration | None = None,
+    calibration: Calibration | None = None,
 ) -> Compressed:
     """``vq_plugin.compress``."""
     small = vq.compress(model, dict.fromkeys(layers, scheme), calibration)
@@ -70,7 +73,10 @@ def coremltools(model: nn.Module, layers: Collection[str], n_bits: int, dim: int
         config = PostTrainingPalettizerConfig.from_dict(
             {"module_name_configs": dict.fromkeys(layers, settings)}
         )
-        small = PostTrainingPalettizer(model, config).compress()
+        # It draws its first centers from the global generators.
+        np.random.seed(0)
+        with seeded(0):
+            small = PostTrainingPalettizer(model, config).compress()
     return _collect(model, small, layers, k=1 << n_bits, dim=dim)
 
 
@@ -121,7 +127,7 @@ def _collect(
         before, layer = model.get_submodule(name).weight.detach(), small.get_submodule(name)
         weight = layer.weight.detach()
         if hasattr(weight, "dequantize") and type(weight) is not Tensor:
-            weight = weight.dequantize()
+            weight = weight.dequantize().detach()
             # Decoding once is what a deployment would do; the time of decoding is not measured.
             layer.weight = nn.Parameter(weight, requires_grad=False)
         weights[name] = weight

@@ -46,7 +46,7 @@ def test_the_error_never_rises(
     new_codes, new_centers = improve(Batch(x, mass), codes, centers)
     assert new_codes.shape == codes.shape
     assert new_centers.shape == centers.shape
-    assert 0 <= int(new_codes.min())
+    assert int(new_codes.min()) >= 0
     assert int(new_codes.max()) < k
     before, after = error(x, codes, centers, mass), error(x, new_codes, new_centers, mass)
     assert after <= before * (1 + 1e-5) + 1e-9

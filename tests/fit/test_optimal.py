@@ -28,9 +28,9 @@ def solve(x: np.ndarray, mass: np.ndarray, k: int) -> list[int]:
 
 @settings(max_examples=200)
 @given(
-    points=st.lists(
-        st.tuples(st.integers(-30, 30), st.integers(1, 6)), min_size=1, max_size=9
-    ).map(sorted),
+    points=st.lists(st.tuples(st.integers(-30, 30), st.integers(1, 6)), min_size=1, max_size=9).map(
+        sorted
+    ),
     data=st.data(),
 )
 def test_no_partition_into_intervals_is_better(

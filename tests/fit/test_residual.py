@@ -1,5 +1,7 @@
 """Residual quantization: more stages, less error, and no worse than stage by stage."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -35,13 +37,11 @@ def test_every_stage_lowers_the_error(codebooks: str, axis: str, dim: int | None
         sse(weight, vq.RQ(k=8, stages=t, dim=dim, axis=axis, codebooks=codebooks))  # type: ignore[arg-type]
         for t in (1, 2, 3, 4)
     ]
-    assert all(b < 0.97 * a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < 0.97 * a for a, b in pairwise(errors))
 
 
 @pytest.mark.parametrize(("k", "stages", "dim"), [(8, 2, 4), (16, 3, 8), (16, 2, 32), (4, 4, 2)])
-def test_the_error_is_not_above_scikit_learn_stage_by_stage(
-    k: int, stages: int, dim: int
-) -> None:
+def test_the_error_is_not_above_scikit_learn_stage_by_stage(k: int, stages: int, dim: int) -> None:
     weight = torch.randn(128, 32)
     scheme = vq.RQ(k=k, stages=stages, dim=dim, codebook_dtype="float32")
     assert sse(weight, scheme) <= stage_by_stage(weight, k, stages, dim) * 1.005

@@ -23,7 +23,7 @@ def sse(x: Tensor, centers: Tensor, mass: Tensor | None = None) -> float:
     return total
 
 
-def peer_sse(x: Tensor, k: int, mass: Tensor | None = None) -> float:
+def peer_sse(x: Tensor, k: int, mass: Tensor | None = None, seed: int = 0) -> float:
     """The same for scikit-learn, fitted in float64 and one book after the other."""
     from sklearn.cluster import KMeans
 
@@ -31,7 +31,7 @@ def peer_sse(x: Tensor, k: int, mass: Tensor | None = None) -> float:
     for book in range(len(x)):
         weight = None if mass is None else mass[book, :, 0].numpy()
         points = x[book].double().numpy()
-        model = KMeans(k, n_init=1, random_state=0).fit(points, sample_weight=weight)
+        model = KMeans(k, n_init=1, random_state=seed).fit(points, sample_weight=weight)
         centers.append(torch.from_numpy(model.cluster_centers_))
     return sse(x, torch.stack(centers), mass)
 
@@ -49,7 +49,7 @@ def points(kind: str, books: int, n: int, dim: int, seed: int = 0) -> Tensor:
         case "outlier":
             x[:, 0] = 500  # 1e4 times the rest
         case "two tight clusters":
-            x = np.where(rng.random((books, n, 1)) < 0.5, -1, 1) + 0.01 * x
+            x = np.where(rng.random((books, n, 1)) < 0.5, -1, 1) + 0.2 * x
         case "correlated":
             x = np.cumsum(x, axis=2)
     return torch.from_numpy(x.astype(np.float32))
@@ -67,22 +67,23 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("books", "n", "dim", "k"), [(16, 256, 4, 16), (8, 300, 2, 64), (1, 4000, 8, 16), (3, 64, 4, 8)]
+    ("books", "n", "dim", "k"),
+    [(16, 256, 4, 16), (8, 300, 2, 64), (1, 3000, 8, 16), (48, 64, 4, 8)],
 )
 def test_the_error_is_not_above_that_of_scikit_learn(
     kind: str, books: int, n: int, dim: int, k: int
 ) -> None:
     x = points(kind, books, n, dim)
-    # One book alone is luck on both sides; the best of three seeds is compared there.
-    seeds = range(3) if books == 1 else range(1)
-    ours = min(sse(x, fit_vector(Batch(x, None), k, seed)[0]) for seed in seeds)
-    assert ours <= peer_sse(x, k) * 1.01
+    # One fit of one book is luck on both sides; only totals tell.
+    seeds = range(3 if books == 1 else 1)
+    ours = sum(sse(x, fit_vector(Batch(x, None), k, seed)[0]) for seed in seeds)
+    assert ours <= sum(peer_sse(x, k, seed=seed) for seed in seeds) * 1.01
 
 
 def test_point_weights_count_as_in_scikit_learn() -> None:
-    x = points("normal", 16, 256, 4)
+    x = points("normal", 64, 256, 4)
     rng = torch.Generator().manual_seed(1)
-    mass = (torch.rand(16, 256, 1, generator=rng).pow(6) + 1e-4).expand(-1, -1, 4).contiguous()
+    mass = (torch.rand(64, 256, 1, generator=rng).pow(6) + 1e-4).expand(-1, -1, 4).contiguous()
     centers, _ = fit_vector(Batch(x, mass), 16, 0)
     assert sse(x, centers, mass) <= peer_sse(x, 16, mass) * 1.01
 

@@ -68,7 +68,7 @@ def assign(batch: Batch, centers: Tensor) -> Tensor:
 def assign_with_error(batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Codes as :func:`assign` gives them and the weighted squared distances, ``(books, n)``."""
     codes = _empty_codes(batch, centers)
-    distance = torch.empty(codes.shape)
+    distance = torch.empty(codes.shape, dtype=torch.float32)
 
     def fill(piece: tuple[slice, slice]) -> None:
         distance[piece], codes[piece] = _nearest(batch[piece], centers[piece[0]])
@@ -151,7 +151,9 @@ def _sums(values: Tensor, slots: Tensor, count: int) -> Tensor:
     """Sums of ``values``, ``(books, n, dim)``, by slot: ``(count, dim)``."""
     dim = values.shape[2]
     if dim > _SHORT:
-        return torch.zeros(count, dim).index_add_(0, slots, values.reshape(-1, dim))
+        return torch.zeros(count, dim, dtype=torch.float32).index_add_(
+            0, slots, values.reshape(-1, dim)
+        )
     columns = [
         torch.bincount(slots, values[..., j].flatten().double(), count).float() for j in range(dim)
     ]

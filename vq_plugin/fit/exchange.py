@@ -46,7 +46,9 @@ def _exchange(x: Tensor, codes: Tensor, k: int) -> Tensor:
     books, n, dim = x.shape
     first = torch.arange(books).unsqueeze(1) * k
     own = codes.long() + first
-    sums = torch.zeros(books * k, dim).index_add_(0, own.flatten(), x.reshape(-1, dim))
+    sums = torch.zeros(books * k, dim, dtype=torch.float32).index_add_(
+        0, own.flatten(), x.reshape(-1, dim)
+    )
     count = torch.bincount(own.flatten(), minlength=books * k).float()
     best, best_gain = own.clone(), _gain(sums, count, books)
     for _ in range(_SWEEPS):
@@ -92,7 +94,7 @@ def _move(x: Tensor, own: Tensor, sums: Tensor, count: Tensor, first: Tensor) ->
     new = cost.argmin(2) + first
     moved = new != own
     source, target = own[moved], new[moved]
-    ones = torch.ones(len(source))
+    ones = torch.ones(len(source), dtype=torch.float32)
     sums.index_add_(0, source, rows[moved], alpha=-1).index_add_(0, target, rows[moved])
     count.index_add_(0, source, ones, alpha=-1).index_add_(0, target, ones)
     own.copy_(new)

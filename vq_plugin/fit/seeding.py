@@ -29,7 +29,11 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
         In books that run out earlier the last centers repeat.
     """
     books, n, dim = batch.x.shape
-    mass = torch.ones(books, n) if batch.importance is None else batch.importance.mean(2)
+    mass = (
+        torch.ones(books, n, dtype=torch.float32)
+        if batch.importance is None
+        else batch.importance.mean(2)
+    )
     middle = batch.x.mean(1, keepdim=True)
     x = batch.x - middle
     norm = torch.linalg.vector_norm(x, dim=2).square()

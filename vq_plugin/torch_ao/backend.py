@@ -83,6 +83,7 @@ def _with_codebooks(stock: BackendPatternConfig) -> BackendPatternConfig:
     if config.root_module in REFERENCES and config.reference_quantized_module is not None:
         config.set_reference_quantized_module(CodebookReference)
     # Modules only: functional layers have no module that could be replaced.
-    if isinstance(config.pattern, type) and issubclass(config.pattern, (*REFERENCES, _FusedModule)):
+    first = config.pattern[0] if isinstance(config.pattern, tuple) else config.pattern
+    if isinstance(first, type) and issubclass(first, (*REFERENCES, _FusedModule)):
         config.add_dtype_config(_WEIGHT_ONLY)
     return config

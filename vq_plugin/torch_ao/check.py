@@ -52,6 +52,7 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
             layer, and says why and what to do.
 
     Example:
+        >>> import torch
         >>> import vq_plugin as vq
         >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
         >>> from vq_plugin.torch_ao import get_backend_config, get_qconfig_mapping
@@ -161,9 +162,12 @@ def _why_not(
         called = getattr(function.target, "__name__", function.target)
         return (
             f"it runs as the function {called}, and torch.ao replaces modules only: make it a "
-            f"plain torch.nn layer, leave it with {{{name!r}: None}}, or use vq_plugin.compress"
+            f"plain torch.nn layer inside the model, leave it with {{{name!r}: None}}, or use "
+            "vq_plugin.compress"
         )
     assert module is not None
+    if not name:
+        return "torch.ao replaces layers inside a model only: wrap it in nn.Sequential"
     kind = type(module).__name__
     if _float_type(module) is not None:
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections import OrderedDict
 
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
@@ -30,6 +30,7 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
         ValueError: If no layer of it is to become a codebook layer.
 
     Example:
+        >>> import torch
         >>> import vq_plugin as vq
         >>> from torch.ao.quantization import prepare
         >>> from vq_plugin.torch_ao import assign_qconfigs
@@ -38,18 +39,12 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
         >>> prepared[0].input_stats.total.tolist()
         [3.0, 3.0, 3.0, 3.0]
     """
-    tensors = (*prepared.parameters(), *prepared.buffers())
-    # One memo for all: the copies go on sharing weights and what convert will have fitted.
-    memo: dict[int, object] = {id(tensor): tensor for tensor in tensors}
-    observed = False
+    copies: dict[nn.Module, nn.Module] = {}
     for name, module in list(prepared.named_modules(remove_duplicate=False)):
         plan = plan_of(module)
-        if plan is None or plan.scheme_for(_root(module)) is None:
-            continue
-        observed = True
-        if not hasattr(_root(module), INPUT_STATS):
-            prepared.set_submodule(name, _observed(module, memo))
-    if not observed:
+        if plan is not None and plan.scheme_for(_root(module)) is not None:
+            prepared.set_submodule(name, _observed(module, copies))
+    if not copies:
         raise ValueError(
             "no layer of the prepared model is to become a codebook layer: "
             "give get_qconfig_mapping(schemes) to prepare_fx, or assign_qconfigs(model, schemes) "
@@ -66,12 +61,21 @@ def _root(module: nn.Module) -> nn.Module:
     return module
 
 
-def _observed(module: nn.Module, memo: dict[int, object]) -> nn.Module:
-    own = copy.deepcopy(module, memo)
-    layer = _root(own)
-    if not hasattr(layer, INPUT_STATS):
-        weight = layer.weight
+def _observed(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in copies:
+        return copies[module]
+    # A shallow copy: parameters, the plan and what is tied stay shared. copy.copy() refuses
+    # parametrized layers.
+    own: nn.Module = object.__new__(type(module))
+    copies[module] = own
+    vars(own).update(vars(module))
+    own._modules = dict(module._modules)
+    own._forward_pre_hooks = OrderedDict(module._forward_pre_hooks)
+    if isinstance(module, _FusedModule):
+        own._modules["0"] = _observed(module[0], copies)
+    elif not hasattr(module, INPUT_STATS):
+        weight = own.weight
         assert isinstance(weight, Tensor)
-        layer.add_module(INPUT_STATS, InputMoments(layer).to(weight.device))
-        layer.register_forward_pre_hook(observe)
+        own.add_module(INPUT_STATS, InputMoments(own).to(weight.device))
+        own.register_forward_pre_hook(observe)
     return own

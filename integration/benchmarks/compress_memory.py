@@ -1,0 +1,79 @@
+"""Peak memory of ``vq.compress`` on one large Linear; every scheme in a process of its own.
+
+    python -m integration.benchmarks.compress_memory "km(k=16)" 4096 25088
+
+prints the figures of one scheme as JSON. Memory is that of Linux' ``/proc/self/status``:
+``getrusage`` would count what the parent process held when it started this one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import vq_plugin as vq
+from integration.benchmarks.harness import Check, Report, Table
+
+SCHEMES = (
+    "km(k=16)",
+    "pq(k=16,dim=4)",
+    "pq(k=16,dim=4,axis=out)",
+    "pq(k=256,dim=8,codebooks=tensor)",
+)
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory(report: Report, out: int, in_: int, schemes: tuple[str, ...] = SCHEMES) -> None:
+    """Peak resident memory over the weight's bytes, the weight itself included."""
+    if not _STATUS.exists():
+        report.note("no /proc/self/status: peak memory is left out")
+        return
+    table = Table(
+        f"vq.compress of one {out}x{in_} Linear ({out * in_ * 4 / 1e6:.0f} MB)",
+        {"scheme": "", "peak / weight": ".2f", "peak MB": ".0f", "seconds": ".1f", "rate": ".1f"},
+    )
+    for scheme in schemes:
+        command = [sys.executable, "-m", __spec__.name, scheme, str(out), str(in_)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        table.rows.append(json.loads(done.stdout))
+        report.checks.append(
+            Check(f"memory of {scheme}: peak over weight", table.rows[-1]["peak / weight"], 3)
+        )
+    report.add(table)
+
+
+def _measure(scheme: str, out: int, in_: int) -> dict[str, Any]:
+    parsed = vq.parse_scheme(scheme)
+    # The first fit starts thread pools and loads what is loaded lazily.
+    vq.compress(nn.Linear(64, 64), parsed)
+    before = _memory("VmRSS")
+    layer = nn.Linear(in_, out, bias=False)
+    with torch.no_grad():
+        layer.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    small = vq.compress(layer, parsed)
+    seconds = time.perf_counter() - start
+    peak = _memory("VmHWM") - before
+    return {
+        "scheme": scheme,
+        "peak / weight": peak / layer.weight.nbytes,
+        "peak MB": peak / 1e6,
+        "seconds": seconds,
+        "rate": vq.summary(small).layer_rate,
+    }
+
+
+def _memory(key: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,58 @@
+"""Each benchmark runs at its smallest setting and gives the rows that it promises."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_quick(script: str, output: Path) -> tuple[str, dict[str, Any]]:
+    command = [sys.executable, "-m", f"integration.benchmarks.{script}", "--quick"]
+    done = subprocess.run(
+        [*command, "--output", str(output)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(output.read_text())
+
+
+def values(result: dict[str, Any], title: str, column: str) -> list[Any]:
+    """One column of the table whose title starts so."""
+    rows = next(rows for name, rows in result["tables"].items() if name.startswith(title))
+    return [row.get(column) for row in rows]
+
+
+def test_fit(tmp_path: Path) -> None:
+    for peer in ("faiss", "kmeans1d", "coremltools"):
+        pytest.importorskip(peer, reason=f"the benchmark compares with {peer}")
+    printed, result = run_quick("fit", tmp_path / "fit.json")
+    assert len(values(result, "KM on 128x64", "SSE")) == 2 * 4
+    assert values(result, "KM on 5000", "k") == [2, 4, 8]
+    assert len(values(result, "PQ", "SSE")) == 3
+    assert len(values(result, "RQ", "SSE")) == 2
+    assert values(result, "vq.compress", "scheme") == ["km(k=16)"]
+    assert values(result, "import", "import")[-1] == "added by vq_plugin"
+    assert all(f"## {title}" in printed for title in result["tables"])
+    assert result["checks"]
+    assert result["environment"]["torch"]
+
+
+def test_rate_accuracy(tmp_path: Path) -> None:
+    for peer in ("coremltools", "torchao"):
+        pytest.importorskip(peer, reason=f"the benchmark compares with {peer}")
+    printed, result = run_quick("rate_accuracy", tmp_path / "rate.json")
+    by = values(result, "classifier.0", "by")
+    assert [by.count(name) for name in ("vq_plugin", "coremltools", "torchao_codebook")] == [
+        6,
+        2,
+        1,
+    ]
+    assert values(result, "Peers, and ours", "peer").count("coremltools") == 2
+    same = values(result, "Peers, and ours", "error / theirs")
+    assert all(0.5 < ratio < 1.5 for ratio in same)
+    assert "## Bounds" in printed

@@ -1,0 +1,56 @@
+"""Both pipelines run as scripts, and three lines tell them apart."""
+
+import ast
+import difflib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def run(script: str) -> dict[str, tuple[float, int]]:
+    """Accuracy and bytes by model, from what the script prints."""
+    program = f"integration.torch_ao.{script.removesuffix('.py')}"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", program],
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"(\w+): accuracy ([\d.]+), (\d+) bytes", done.stdout)
+    return {name: (float(accuracy), int(size)) for name, accuracy, size in lines}
+
+
+def statements(script: str) -> list[str]:
+    """The lines of a script without its docstring, imports and empty lines."""
+    text = (HERE / script).read_text()
+    skip: set[int] = set()
+    for node in ast.parse(text).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if docstring or isinstance(node, ast.Import | ast.ImportFrom):
+            skip.update(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(text.splitlines(), start=1)
+    return [line for number, line in lines if line.strip() and number not in skip]
+
+
+def test_three_lines_differ():
+    diff = list(difflib.ndiff(statements("float_to_int8.py"), statements("float_to_codebook.py")))
+    assert sum(line.startswith("- ") for line in diff) == 3
+    assert sum(line.startswith("+ ") for line in diff) == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "rate", "loss"),
+    [("float_to_int8.py", 3, 0.015), ("float_to_codebook.py", 12, 0.015)],
+)
+def test_pipeline(script, rate, loss):
+    models = run(script)
+    accuracy, size = models["converted"]
+    assert accuracy >= models["float"][0] - loss
+    assert size * rate <= models["float"][1]

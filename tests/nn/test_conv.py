@@ -1,0 +1,134 @@
+"""``CodebookConv1d/2d/3d`` against the float convolution with the decoded weight."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import vq_plugin as vq
+from vq_plugin.nn import CodebookConv1d, CodebookConv2d, CodebookConv3d
+
+KINDS = {
+    1: (nn.Conv1d, CodebookConv1d),
+    2: (nn.Conv2d, CodebookConv2d),
+    3: (nn.Conv3d, CodebookConv3d),
+}
+SCHEMES = [vq.KM(k=4), vq.PQ(k=4, dim=4), vq.PQ(k=4, axis="out"), vq.RQ(k=4), vq.Binary()]
+
+
+def check(dims: int, scheme: vq.Scheme, settings: dict[str, Any], batched: bool = True) -> None:
+    float_type, codebook_type = KINDS[dims]
+    source = float_type(**settings)
+    layer = codebook_type.from_float(source, scheme)
+    small = vq.quantize_weight(source.weight, scheme)
+    assert torch.equal(layer.weight, small.decode())
+    x = torch.randn(settings["in_channels"], *[9, 8, 7][:dims])
+    x = x.expand(2, *x.shape).clone() if batched else x
+    result = layer(x)
+    with torch.no_grad():
+        source.weight.copy_(small.decode())
+    assert torch.allclose(result, source(x), atol=1e-6)
+    assert torch.allclose(layer.to_float()(x), source(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    ("kernel_size", "padding", "dilation"),
+    [(3, 1, 1), (3, "same", 1), (2, "same", 1), (3, "same", 2), (3, "valid", 1), (3, 2, 2)],
+)
+def test_padding_of_every_kind(
+    dims: int, padding_mode: str, kernel_size: int, padding: int | str, dilation: int
+) -> None:
+    settings = {
+        "in_channels": 4,
+        "out_channels": 6,
+        "kernel_size": kernel_size,
+        "padding": padding,
+        "dilation": dilation,
+        "padding_mode": padding_mode,
+    }
+    check(dims, vq.PQ(k=4, dim=4), settings)
+
+
+@settings(max_examples=60)
+@given(
+    dims=st.integers(1, 3),
+    scheme=st.sampled_from(SCHEMES),
+    groups=st.sampled_from([1, 2, 4]),
+    multiple=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    kernel_size=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    batched=st.booleans(),
+)
+def test_groups_strides_dilation_and_bias(
+    dims: int,
+    scheme: vq.Scheme,
+    groups: int,
+    multiple: int,
+    stride: int,
+    kernel_size: int,
+    padding: int,
+    dilation: int,
+    bias: bool,
+    batched: bool,
+) -> None:
+    settings = {
+        "in_channels": 4,
+        "out_channels": 4 * multiple,
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "bias": bias,
+    }
+    check(dims, scheme, settings, batched)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, vq.KM(k=4, scale="row")], ids=str)
+def test_depthwise_with_uneven_kernels(scheme: vq.Scheme) -> None:
+    settings = {
+        "in_channels": 8,
+        "out_channels": 8,
+        "kernel_size": (3, 1),
+        "stride": (2, 1),
+        "padding": (1, 0),
+        "groups": 8,
+    }
+    check(2, scheme, settings)
+
+
+def test_half_precision_and_channels_last() -> None:
+    source = nn.Conv2d(4, 8, 3, padding=1)
+    layer = CodebookConv2d.from_float(source, vq.PQ(k=8))
+    x = torch.randn(2, 4, 6, 6)
+    expected = layer(x)
+    assert torch.allclose(layer(x.to(memory_format=torch.channels_last)), expected, atol=1e-6)
+    low = layer.to(torch.bfloat16)(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert torch.allclose(low.float(), expected, atol=0.1)
+
+
+def test_repr_shows_the_settings_that_are_not_default() -> None:
+    plain = CodebookConv2d.from_float(nn.Conv2d(8, 16, 3), vq.KM(k=4))
+    text = repr(plain)
+    assert text.startswith("CodebookConv2d(8, 16, kernel_size=(3, 3), bias=True, km(k=4), ")
+    full = nn.Conv2d(8, 16, 3, 2, 1, 2, groups=4, bias=False, padding_mode="circular")
+    text = repr(CodebookConv2d.from_float(full, vq.KM(k=4)))
+    for part in (
+        "stride=(2, 2)",
+        "padding=(1, 1)",
+        "dilation=(2, 2)",
+        "groups=4",
+        "padding_mode='circular'",
+        "bias=False",
+    ):
+        assert part in text
