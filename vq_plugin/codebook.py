@@ -110,6 +110,30 @@ class CodebookWeight:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
 
+    def __post_init__(self) -> None:
+        """Checks that codes, codebooks and scale fit the shape.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        rows, length = matrix_view(
+            torch.empty(self.shape, device="meta"), self.scheme.view_axis
+        ).shape
+        groups = -(-rows // self.group) if self.group else 1
+        stages, code_rows, subspaces = _shape(self.codes, 3, "codes")
+        book_stages, book_groups, books, _, dim = _shape(self.codebooks, 5, "codebooks")
+        fits = (
+            (stages, code_rows, subspaces) == (book_stages, rows, -(-length // dim))
+            and book_groups == groups
+            and books in (1, subspaces)
+            and (self.scale is None or tuple(self.scale.shape) == (rows,))
+        )
+        if not fits:
+            raise ValueError(
+                f"codes {tuple(self.codes.shape)} and codebooks {tuple(self.codebooks.shape)} "
+                f"do not make a weight of shape {self.shape} by {self.scheme}"
+            )
+
     @property
     def k(self) -> int:
         """Centers per codebook, after any reduction."""
@@ -144,6 +168,12 @@ class CodebookWeight:
         return 8 * self.nbytes / math.prod(self.shape)
 
 
+def _shape(values: Tensor, dims: int, name: str) -> torch.Size:
+    if values.dim() != dims or (dims == 5 and values.numel() == 0):
+        raise ValueError(f"{name} of shape {tuple(values.shape)} do not have {dims} dimensions")
+    return values.shape
+
+
 def code_bits(k: int) -> int:
     """Bits of one fixed-length code into ``k`` centers.
 
@@ -160,7 +190,7 @@ def code_dtype(k: int) -> torch.dtype:
 
 
 def expected_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
-    """``CodebookWeight.nbytes`` of a weight before it is fitted, for ``k`` distinct centers.
+    """``CodebookWeight.nbytes`` of a weight before it is fitted, if no two sub-vectors are equal.
 
     Args:
         shape: Shape of the weight.
@@ -183,7 +213,9 @@ def expected_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
     elif isinstance(scheme, KM) and scheme.group is not None:
         groups = -(-rows // scheme.group)
     subspaces = -(-length // dim)
+    books = 1 if shared else subspaces
+    k = min(scheme.k, -(-rows // groups) * subspaces // books)
     item = scheme.torch_codebook_dtype.itemsize
-    code_bytes = -(-stages * rows * subspaces * code_bits(scheme.k) // 8)
-    centers = stages * groups * (1 if shared else subspaces) * scheme.k * dim
+    code_bytes = -(-stages * rows * subspaces * code_bits(k) // 8)
+    centers = stages * groups * books * k * dim
     return code_bytes + item * (centers + (rows if scheme.scale == "row" else 0))

@@ -52,6 +52,12 @@ class InputMoments(nn.Module):
         self.total += by_feature.square().sum(0)
         self.count += len(by_feature)
 
+    def observe(
+        self, _: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
+    ) -> None:
+        """A forward pre-hook, to be registered ``with_kwargs=True``."""
+        self(arguments[0] if arguments else keywords["input"])
+
     def importance(self, layer: nn.Module) -> Tensor:
         """Importance of every element of ``layer.weight``; broadcasts to its shape.
 
@@ -59,7 +65,10 @@ class InputMoments(nn.Module):
             ValueError: If no input was seen, or it was not finite.
         """
         if self.count == 0:
-            raise ValueError("calibration never ran it: feed inputs that reach it")
+            raise ValueError(
+                "calibration never ran it: feed inputs that reach it, or leave it out where its "
+                "owner only reads its weight, as MultiheadAttention does"
+            )
         mean = self.total / self.count
         if not bool(mean.isfinite().all()):
             raise ValueError("calibration gave it NaN or infinite inputs")
@@ -104,11 +113,9 @@ def input_importance(
     """
     moments = {name: InputMoments(layer).to(_device(layer)) for name, layer in layers.items()}
 
-    def observe(moment: InputMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: moment(inputs[0])
-
     handles = [
-        layers[name].register_forward_pre_hook(observe(moment)) for name, moment in moments.items()
+        layers[name].register_forward_pre_hook(moment.observe, with_kwargs=True)
+        for name, moment in moments.items()
     ]
     modes = {module: module.training for module in model.modules()}
     try:

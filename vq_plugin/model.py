@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from tqdm import tqdm
 
 from vq_plugin.importance import input_importance
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, select
+
+# Where torch keeps hooks, and which of them take keyword arguments or always run.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 Calibration = Iterable[object] | Callable[[nn.Module], object]
 
@@ -58,6 +71,8 @@ def compress(
     modules = dict(model.named_modules())
     ties = tied_weights(model, chosen)
     layers = {name: modules[name] for name in chosen}
+    for name, module in layers.items():
+        _check_not_lazy(name, module)
     importance = {} if calibration is None else input_importance(model, layers, calibration)
     replacements: dict[str, CodebookLayer] = {}
     for name, scheme in tqdm(
@@ -72,7 +87,8 @@ def compress(
             replacements[name] = tie_layer(modules[name], replacements[first])
         _carry_hooks(modules[name], replacements[name])
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
-    memo: dict[int, object] = {id(modules[name]): layer for name, layer in replacements.items()}
+    memo = _own_values(model)
+    memo.update((id(modules[name]), layer) for name, layer in replacements.items())
     return copy.deepcopy(model, memo)
 
 
@@ -96,12 +112,16 @@ def compress_layer(
     """
     kind = codebook_type(module)
     assert kind is not None
-    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-        raise ValueError(f"layer {name!r} is lazy and has no weight yet: run one batch first")
+    _check_not_lazy(name, module)
     try:
         return kind.from_float(module, scheme, importance=importance, seed=seed)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def _check_not_lazy(name: str, module: nn.Module) -> None:
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        raise ValueError(f"layer {name!r} is lazy and has no weight yet: run one batch first")
 
 
 def tie_layer(module: nn.Module, first: CodebookLayer) -> CodebookLayer:
@@ -146,8 +166,20 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, st
 
 
 def _carry_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Keeps the user's hooks; those of pruning work on a weight that is gone."""
-    target._forward_hooks.update(source._forward_hooks)
+    """Keeps the user's hooks; those that rebuild the float weight have nothing left to do."""
+    for kind in _HOOKS:
+        getattr(target, kind).update(getattr(source, kind))
+    target._is_full_backward_hook = source._is_full_backward_hook
     for key, hook in source._forward_pre_hooks.items():
-        if not isinstance(hook, BasePruningMethod):
-            target._forward_pre_hooks[key] = hook
+        if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
+            del target._forward_pre_hooks[key]
+
+
+def _own_values(model: nn.Module) -> dict[int, object]:
+    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }

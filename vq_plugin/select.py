@@ -50,7 +50,7 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
         {'2': PQ(k=16, dim=4)}
     """
     found = _modules(model)
-    patterns = _as_patterns(schemes)
+    patterns = as_patterns(schemes)
     matches = {pattern: [f for f in found if _matches(pattern, f)] for pattern in patterns}
     for pattern, scheme in patterns.items():
         _check_pattern(pattern, scheme, matches[pattern], found)
@@ -73,7 +73,12 @@ def _modules(model: nn.Module) -> list[_Found]:
     return [_Found(tuple(own), module) for module, own in names.items()]
 
 
-def _as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
+def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
+    """A setting as a mapping; one scheme stands for ``{"*": scheme}``.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+    """
     if isinstance(schemes, Scheme):
         return {"*": schemes}
     if not isinstance(schemes, Mapping):

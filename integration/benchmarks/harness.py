@@ -117,22 +117,24 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _printed: list[str] = field(default_factory=list)
 
     def add(self, table: Table) -> None:
         """Keeps a finished table and prints it at once: the next may take minutes."""
         self.tables.append(table)
-        print(f"\n{table}", flush=True)
+        self._print(f"\n{table}")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        print(f"note: {text}", flush=True)
+        self._print(f"note: {text}")
 
     def finish(self, output: Path | None) -> None:
         """Prints the checks and the environment and writes the JSON file."""
         facts = environment()
-        print("\n## Bounds" + (" (of tiny sizes: they mean nothing)" * self.settings["quick"]))
-        print("\n".join(map(str, self.checks)) or "none checked")
-        print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        tiny = " (of tiny sizes: they mean nothing)" * self.settings["quick"]
+        self._print(f"\n## Bounds{tiny}")
+        self._print("\n".join(map(str, self.checks)) or "none checked")
+        self._print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
         path = output or Path("runs/benchmarks") / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
@@ -142,9 +144,14 @@ class Report:
             "tables": {table.title: table.rows for table in self.tables},
             "checks": [{**vars(check), "holds": check.holds} for check in self.checks],
             "notes": self.notes,
+            "printed": "\n".join(self._printed).strip(),
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"written to {path}")
+
+    def _print(self, text: str) -> None:
+        self._printed.append(text)
+        print(text, flush=True)
 
 
 def parse_arguments(description: str, add: Callable[[argparse.ArgumentParser], object] | None = None

@@ -5,7 +5,8 @@ python -m integration.benchmarks.rate_accuracy [--workload digits] [--quick]
 One trained checkpoint, the same layers for all. The loss is absolute, in points of accuracy: of
 the tuning split, by which anything "best" is chosen, and of the test split, which is reported. The
 rate is that of the compressed layers, counted as :mod:`integration.benchmarks.peers` says. The
-error is the squared error of these layers' weights over the sum of their squares.
+error is the squared error of these layers' weights over the sum of their squares. Beside each
+comparison of losses stands the standard error of the difference, for images paired.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from integration.benchmarks.harness import (
     race,
     squared_error,
 )
+from vq_plugin.workloads.training import correct
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Point:
     bits: float
     tuning_loss: float
     test_loss: float
+    hits: torch.Tensor
     error: float
     seconds: float
     note: str
@@ -59,7 +62,10 @@ class Bench:
         self.model = workload.model()
         self.layers = settings.target_layers(name, self.model)
         self.rounds = rounds
-        self.tuning, self.test = workload.evaluate(self.model), workload.test(self.model)
+        self.tuning = workload.evaluate(self.model)
+        self.images = settings.test_images(name)
+        self.hits = correct(self.model, *self.images)
+        self.test = float(self.hits.double().mean())
         self.calibration = workload.calibration()
         self._floats = {n: self.model.get_submodule(n).weight.detach() for n in self.layers}
 
@@ -107,6 +113,7 @@ class Bench:
         calibrated: bool = False,
     ) -> Point:
         small = run.result
+        hits = correct(small.model, *self.images)
         energy = sum(squared_error(w, torch.zeros_like(w)) for w in self._floats.values())
         lost = sum(squared_error(w, small.weights[n]) for n, w in self._floats.items())
         return Point(
@@ -117,7 +124,8 @@ class Bench:
             rate=4 * self.weights / small.nbytes,
             bits=8 * small.nbytes / self.weights,
             tuning_loss=100 * (self.tuning - self.workload.evaluate(small.model)),
-            test_loss=100 * (self.test - self.workload.test(small.model)),
+            test_loss=100 * (self.test - float(hits.double().mean())),
+            hits=hits,
             error=lost / energy,
             seconds=run.median,
             note=f"{len(small.left)} layers left float32" if small.left else "",
@@ -131,6 +139,14 @@ def best_at(rate: float, points: Iterable[Point]) -> Point | None:
     """
     fitting = [point for point in points if point.rate >= rate * (1 - 1e-3)]
     return min(fitting, key=lambda point: (point.tuning_loss, -point.rate), default=None)
+
+
+def standard_error(hits: torch.Tensor, others: torch.Tensor) -> float:
+    """Of the difference of two accuracies on the same images, in points.
+
+    Only images that one model gets right and the other wrong say anything about it.
+    """
+    return 100 * float((hits.double() - others.double()).std()) / math.sqrt(len(hits))
 
 
 def points_table(bench: Bench, points: Iterable[Point]) -> Table:
@@ -181,7 +197,7 @@ def best_table(pairs: Iterable[tuple[Point, Point]], ours: list[Point], *, calib
         "(chosen on the tuning split; losses of the test split)",
         {
             "peer": "", "setting": "", "ours": "", "rate": ".2f", "ours: rate": ".2f",
-            "loss": ".2f", "ours: loss": ".2f", "time / theirs": ".4f",
+            "loss": ".2f", "ours: loss": ".2f", "difference ±": ".2f", "time / theirs": ".4f",
         },
     )  # fmt: skip
     candidates = [point for point in ours if point.calibrated == calibrated]
@@ -191,6 +207,7 @@ def best_table(pairs: Iterable[tuple[Point, Point]], ours: list[Point], *, calib
         if best is not None:
             row |= {
                 "ours": best.setting, "ours: rate": best.rate, "ours: loss": best.test_loss,
+                "difference ±": standard_error(peer.hits, best.hits),
                 "time / theirs": best.seconds / peer.seconds,
             }  # fmt: skip
         table.rows.append(row)
@@ -245,14 +262,17 @@ def main() -> None:
     ours = [*plain, *same.values(), *bench.own(calibrated, calibrated=True)]
     ours.sort(key=lambda point: (point.calibrated, point.setting.partition("(")[0], point.rate))
     report.add(points_table(bench, [*ours, *(peer for peer, _ in pairs)]))
-    if name == "fashion_mnist_cnn":
+    # The project promises bounds on this network; the others are shown as they come out.
+    promised = name == "fashion_mnist_cnn"
+    if promised:
         check_rates(report, ours)
     if pairs:
         same_sizes, plain_best = same_table(pairs), best_table(pairs, ours, calibrated=False)
         report.add(same_sizes)
         report.add(plain_best)
         report.add(best_table(pairs, ours, calibrated=True))
-        check_coremltools(report, same_sizes, plain_best)
+        if promised:
+            check_coremltools(report, same_sizes, plain_best)
     report.finish(arguments.output)
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 import vq_plugin as vq
 from integration.benchmarks import peers
-from vq_plugin.workloads import digits, fashion_mnist_cnn, fashion_mnist_resnet20
+from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_cnn, fashion_mnist_resnet20
+from vq_plugin.workloads.data import Samples
 
 WORKLOADS: dict[str, ModuleType] = {
     "fashion_mnist_cnn": fashion_mnist_cnn,
@@ -106,6 +107,11 @@ QUICK_PEERS = (
     Peer(peers.coremltools, "coremltools", 1, 4),
     Peer(peers.torchao_codebook, "torchao", 1, 4, axis="in"),
 )
+
+
+def test_images(workload: str) -> Samples:
+    """The test split of a workload."""
+    return (digits if workload == "digits" else fashion_mnist).load().test
 
 
 def target_layers(workload: str, model: nn.Module) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from integration.benchmarks.publish import publish
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,3 +58,18 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     same = values(result, "Peers, and ours", "error / theirs")
     assert all(0.5 < ratio < 1.5 for ratio in same)
     assert "## Bounds" in printed
+
+
+def test_publish_fills_in_what_was_run(tmp_path: Path) -> None:
+    page = "a\n<!-- fit -->\nold\n<!-- end fit -->\nb\n<!-- x -->\nkept\n<!-- end x -->\n"
+    run = {"settings": {"quick": False}, "printed": "table"}
+    (tmp_path / "fit.json").write_text(json.dumps(run))
+    filled = publish(page, tmp_path)
+    assert filled == page.replace("old", "```text\ntable\n```")
+    assert publish(filled, tmp_path) == filled
+
+
+def test_publish_refuses_tiny_sizes(tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text(json.dumps({"settings": {"quick": True}}))
+    with pytest.raises(SystemExit, match="--quick"):
+        publish("<!-- fit -->\nold\n<!-- end fit -->", tmp_path)

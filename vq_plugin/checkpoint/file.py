@@ -13,9 +13,8 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,13 +60,15 @@ class Header:
     Attributes:
         layers: Codebook layers by name.
         aliases: Tensor names that stand for another tensor of the file (tied weights).
-        checksums: CRC-32 of the bytes of every tensor.
+        checksums: CRC-32 of dtype, shape and bytes of every tensor.
+        checksum: CRC-32 of the header's own text, with a 0 in this place.
         format: Version of the format.
     """
 
     layers: dict[str, LayerEntry] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
+    checksum: int = 0
     format: int = FORMAT
 
 
@@ -113,9 +114,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         # A copy: safetensors refuses tensors that share memory.
         tensors[key] = _stored(layers.get(name), leaf, value).cpu().contiguous().clone()
     header.checksums.update((key, _checksum(value)) for key, value in tensors.items())
+    header = replace(header, checksum=zlib.crc32(_as_json(header)))
     # One entry: safetensors writes several in an order that changes from run to run.
-    metadata = {_KEY: json.dumps(asdict(header), separators=(",", ":"))}
-    data = to_safetensors(tensors, metadata)
+    metadata = {_KEY: _as_json(header).decode()}
+    try:
+        data = to_safetensors(tensors, metadata)
+    except KeyError as error:
+        key = next(key for key, value in tensors.items() if value.dtype == error.args[0])
+        raise ValueError(f"{key!r} is of dtype {error}, which safetensors cannot keep") from error
     _write_atomically(Path(path), data)
     return len(data)
 
@@ -198,14 +204,25 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     return header, tensors
 
 
+def _as_json(header: Header) -> bytes:
+    return json.dumps(asdict(header), separators=(",", ":")).encode()
+
+
 def _parse_header(path: str | os.PathLike[str], text: str) -> Header:
+    from pydantic import TypeAdapter
+
     try:
-        values: dict[str, Any] = json.loads(text)
-        version = int(values["format"])
+        version = int(json.loads(text)["format"])
         if version <= FORMAT:
-            layers = {name: LayerEntry(**entry) for name, entry in values.pop("layers").items()}
-            return Header(layers=layers, **values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            header: Header = TypeAdapter(Header).validate_json(text, strict=True)
+            if header.checksum != zlib.crc32(_as_json(replace(header, checksum=0))):
+                raise ValueError("its checksum differs")
+            if not header.checksums.keys() >= set(header.aliases.values()):
+                raise ValueError("an alias names no tensor")
+            if _as_json(header) != text.encode():
+                raise ValueError("it has keys that this version does not know")
+            return header
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the header is damaged ({error})") from error
     raise CheckpointError(
         f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
@@ -247,7 +264,6 @@ def _rebuild(
             dtype=weight.dtype,
         )
         layer = kind(source, small)
-        _ = layer.weight  # shapes that do not fit together show here
     except (ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: layer {name!r}: {error}") from error
     return layer
@@ -257,6 +273,7 @@ def _load_rest(
     path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
 ) -> None:
     done = {_join(name, leaf) for name in header.layers for leaf in ("codes", "codebooks", "scale")}
+    done.update(alias for alias, owner in header.aliases.items() if owner in done)
     expected = model.state_dict()
     state = {key: value for key, value in expected.items() if key in done}
     for key in (*tensors, *header.aliases):
@@ -300,7 +317,9 @@ def _join(name: str, leaf: str) -> str:
 
 
 def _checksum(value: Tensor) -> int:
-    return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    # Dtype and shape too: the same bytes mean something else with others.
+    kind = zlib.crc32(f"{value.dtype}{list(value.shape)}".encode())
+    return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data, kind)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -159,9 +159,8 @@ def _companded_starts(x: Float32 | Float64, mass: Float64 | Int64 | None, count:
     ``None`` for 1 each.
     """
     n = len(x)
-    # Every so many points, and doubling distances from both ends to resolve the tails.
-    tail = np.append(0, 1 << np.arange((n - 1).bit_length()))
-    tail = tail[tail < n]
+    # Every so many points, and single ones towards both ends to resolve the tails.
+    tail = np.unique(np.geomspace(1, n, 1 << 14).astype(np.int64)) - 1
     grid = np.arange(0, n, max(1, n >> 16))
     index = np.unique(np.concatenate((grid, tail, n - 1 - tail)))
     gaps = np.diff(x[index].astype(np.float64))

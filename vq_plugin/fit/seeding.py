@@ -37,18 +37,17 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     middle = batch.x.mean(1, keepdim=True)
     x = batch.x - middle
     norm = torch.linalg.vector_norm(x, dim=2).square()
-    noise = _NOISE * norm.amax(1, keepdim=True)
     trials = 2 + int(math.log(k))
 
     first = _draw(mass, 1, generator)
     centers = _take(x, first)
-    nearest = _distances(x, norm, centers, noise).squeeze(1)
+    nearest = _distances(x, norm, centers).squeeze(1)
     for _ in range(1, k):
         potential = nearest * mass
         if not bool((potential > 0).any()):
             break
         candidates = _take(x, _draw(potential, trials, generator))
-        distance = torch.minimum(_distances(x, norm, candidates, noise), nearest.unsqueeze(1))
+        distance = torch.minimum(_distances(x, norm, candidates), nearest.unsqueeze(1))
         best = torch.bmm(distance, mass.unsqueeze(2)).argmin(1, keepdim=True)
         nearest = distance.gather(1, best.expand(-1, 1, n)).squeeze(1)
         centers = torch.cat([centers, candidates.gather(1, best.expand(-1, 1, dim))], 1)
@@ -68,8 +67,8 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
-def _distances(x: Tensor, norm: Tensor, centers: Tensor, noise: Tensor) -> Tensor:
+def _distances(x: Tensor, norm: Tensor, centers: Tensor) -> Tensor:
     """Squared distances less the noise, ``(books, centers, n)``: exactly 0 for equal points."""
     square = (centers * centers).sum(2, keepdim=True)
-    beyond = square + (norm - noise).unsqueeze(1)
+    beyond = (square + norm.unsqueeze(1)).mul_(1 - _NOISE)
     return torch.baddbmm(beyond, centers, x.transpose(1, 2), alpha=-2).clamp_min_(0)

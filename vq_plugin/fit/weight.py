@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,6 +69,8 @@ def quantize_weight(
         >>> small.decode().shape
         torch.Size([64, 32])
     """
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
     _check_weight(weight)
     with worker_pool():
         return _quantize(weight, scheme, importance, seed, backend)
@@ -120,29 +123,31 @@ def _fit_km(
     matrix: Tensor, importance: Tensor | None, scheme: KM, seed: int, backend: Backend
 ) -> _Fitted:
     rows = scheme.group or len(matrix)
-    centers = []
-    parts = torch.split(matrix, rows)
-    masses = [None] * len(parts) if importance is None else torch.split(importance, rows)
-    for part, mass in zip(parts, masses, strict=True):
-        flat = None if mass is None else mass.flatten()
-        if backend == "torch":
-            found = scalar.fit_scalar(
-                part.flatten(), scheme.k, importance=flat, keep_zeros=scheme.keep_zeros
-            )
-        else:
-            found = sklearn_backend.fit_scalar(
-                part.flatten(), scheme.k, importance=flat, keep_zeros=scheme.keep_zeros, seed=seed
-            )
-        centers.append(found.to(scheme.torch_codebook_dtype))
-    codes = [
-        scalar.assign_scalar(part.flatten(), found).reshape(part.shape)
-        for part, found in zip(parts, centers, strict=True)
+    parts = [
+        part.flatten().contiguous() for part in torch.split(matrix, scheme.group or len(matrix))
     ]
+    masses: list[Tensor | None] = [None] * len(parts)
+    if importance is not None:
+        masses = [m.flatten() for m in torch.split(importance, scheme.group or len(matrix))]
+    fit = (
+        partial(sklearn_backend.fit_scalar, seed=seed)
+        if backend == "sklearn"
+        else scalar.fit_scalar
+    )
+    centers = [
+        fit(part, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros).to(
+            scheme.torch_codebook_dtype
+        )
+        for part, mass in zip(parts, masses, strict=True)
+    ]
+    codes = [scalar.assign_scalar(part, found) for part, found in zip(parts, centers, strict=True)]
     k = max(map(len, centers))
     padded = [
         functional.pad(found, (0, k - len(found)), value=float(found[-1])) for found in centers
     ]
-    return _Fitted(torch.cat(codes).unsqueeze(0), torch.stack(padded).reshape(1, -1, 1, k, 1))
+    return _Fitted(
+        torch.cat(codes).reshape(1, *matrix.shape), torch.stack(padded).reshape(1, -1, 1, k, 1)
+    )
 
 
 def _fit_sub_vectors(
@@ -189,19 +194,24 @@ def _normalize_rows(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Row scales, the rows divided by them, and the importance that keeps the error the same."""
     binary = isinstance(scheme, Binary)
-    scale = matrix.abs().mean(1) if binary else matrix.square().mean(1).sqrt()
+    # Relative to the largest of the row first: squares of extreme weights leave float32.
+    largest = matrix.abs().amax(1)
+    largest = torch.where(largest > 0, largest, 1.0)
+    part = matrix / largest.unsqueeze(1)
+    scale = largest * (part.abs().mean(1) if binary else part.square().mean(1).sqrt())
     scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
     wide = scale.float().unsqueeze(1)
     if not bool(((wide > 0) & wide.isfinite()).all()):
         raise ValueError(
             f"a row scale does not fit codebook_dtype={scheme.codebook_dtype!r}; use 'float32'"
         )
-    square = wide.square() / wide.square().mean()
+    square = (wide / wide.max()).square().clamp_min(_LEAST_IMPORTANCE)
     weighted = square.expand_as(matrix) if importance is None else importance * square
     return scale, matrix / wide, weighted
 
 
-def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor:
+def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor | None:
+    """The importance in the 2-D view, at most 1; ``None`` where it is the same everywhere."""
     try:
         full = importance.detach().cpu().float().broadcast_to(weight.shape)
     except RuntimeError:
@@ -212,6 +222,8 @@ def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tens
     largest = full.max()
     if not bool(full.isfinite().all()) or bool((full < 0).any()) or not bool(largest > 0):
         raise ValueError("importance must be finite, not negative, and above 0 somewhere")
+    if bool(full.min() == largest):
+        return None
     return matrix_view((full / largest).clamp_min_(_LEAST_IMPORTANCE), scheme.view_axis)
 
 

@@ -58,10 +58,12 @@ class CodebookLayer(nn.Module):
         self.weight_shape = small.shape
         self.register_buffer("codes", small.codes)
         trains = source.weight.requires_grad
-        self.codebooks = nn.Parameter(small.codebooks.to(small.dtype), requires_grad=trains)
+        self.codebooks = nn.Parameter(
+            small.codebooks.to(small.dtype, copy=True), requires_grad=trains
+        )
         scale = None
         if small.scale is not None:
-            scale = nn.Parameter(small.scale.to(small.dtype), requires_grad=trains)
+            scale = nn.Parameter(small.scale.to(small.dtype, copy=True), requires_grad=trains)
         self.register_parameter("scale", scale)
         bias = getattr(source, "bias", None)
         self.register_parameter("bias", None if bias is None else _copy(bias))
@@ -139,7 +141,7 @@ class CodebookLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer that computes the same: its weight is the decoded one."""
         plain = self._float_like(self.codes.device).to(self.codebooks.dtype)
-        plain.weight = nn.Parameter(self.weight.detach())
+        plain.weight = nn.Parameter(self.weight.detach().contiguous())
         plain.register_parameter("bias", None if self.bias is None else _copy(self.bias))
         plain.train(self.training)
         return plain

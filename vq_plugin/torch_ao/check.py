@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from vq_plugin.nn import CODEBOOK_LAYERS, CodebookLayer
-from vq_plugin.select import Schemes, _as_patterns, select
+from vq_plugin.select import Schemes, as_patterns, select
 from vq_plugin.torch_ao.fused import split_fused
 
 _QUANTIZED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
@@ -94,7 +94,7 @@ def _layer_patterns(schemes: Schemes) -> Schemes:
     """Without what a converted model cannot match: other modules are folded away or fused."""
     return {
         pattern: scheme
-        for pattern, scheme in _as_patterns(schemes).items()
+        for pattern, scheme in as_patterns(schemes).items()
         if scheme is not None or isinstance(pattern, str) or _is_layer_class(pattern)
     }
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.ao.quantization import QConfig, QConfigMapping
 
 from vq_plugin.schemes import Scheme
-from vq_plugin.select import Schemes, _as_patterns
+from vq_plugin.select import Schemes, as_patterns
 from vq_plugin.torch_ao.plan import Fitted, Plan, Rules
 from vq_plugin.torch_ao.qconfig import plan_qconfig
 
@@ -48,7 +48,7 @@ def get_qconfig_mapping(
     left: list[str] = []
     rules: Rules = ()
     fitted = Fitted()
-    patterns = _as_patterns(schemes)
+    patterns = as_patterns(schemes)
     for pattern, scheme in patterns.items():
         if isinstance(pattern, str) and pattern != "*" and not pattern.startswith("re:"):
             if scheme is None:

@@ -57,9 +57,9 @@ class TuneResult:
         trials: All settings that were tried, in order.
         budget: The budget.
         test_baseline: The float model's metric on the untouched test split, if there is one.
-        test_score: The metric there of the setting that the search chose.
+        test_score: The metric there of the setting that held on the tuning split.
         test_loss: Its loss there.
-        stopped: Why settings remained untried, or ``None``.
+        stopped: Why the budget was not reached, or ``None``.
     """
 
     model: nn.Module
@@ -146,30 +146,67 @@ def tune(
             trials.append(trial)
             bar.set_postfix(rate=f"{trial.rate:.1f}x", loss=f"{trial.loss:.4f}")
             bar.update()
-            if small is None or not trial.held:
-                continue
-            test_score = None if test is None else float(test(small))
-            held = test_baseline is None or budget.holds(test_baseline, _number(test_score))
-            return TuneResult(
-                model=small if held else model,
-                schemes=setting if held else None,
-                passed=held,
-                baseline=baseline,
-                score=trial.score if held else baseline,
-                loss=trial.loss if held else 0.0,
-                rate=trial.rate if held else 1.0,
-                trials=tuple(trials),
-                budget=budget,
-                test_baseline=test_baseline,
-                test_score=test_score,
-                test_loss=None
-                if test_baseline is None
-                else budget.loss(test_baseline, _number(test_score)),
-                stopped=None
-                if held
-                else "the setting that held on the tuning split did not hold "
-                "on the test split, which decides",
+            if small is not None and trial.held:
+                return _verdict(model, small, trials, baseline, budget, test, test_baseline)
+    return _not_reached(
+        model,
+        trials,
+        baseline,
+        budget,
+        stopped or "no setting holds the budget on the tuning split",
+        test_baseline,
+    )
+
+
+def _verdict(
+    model: nn.Module,
+    small: nn.Module,
+    trials: Sequence[Trial],
+    baseline: float,
+    budget: LossBudget,
+    test: Evaluate | None,
+    test_baseline: float | None,
+) -> TuneResult:
+    """The result for the last trial, which held: the test split decides where there is one."""
+    chosen = trials[-1]
+    test_score = test_loss = None
+    if test is not None and test_baseline is not None:
+        test_score, error = _score(small, test, "test")
+        test_loss = budget.loss(test_baseline, test_score)
+        if not budget.holds(test_baseline, test_score):
+            reason = error or (
+                "the setting that held on the tuning split does not hold on the test split, "
+                "which decides"
             )
+            return _not_reached(
+                model, trials, baseline, budget, reason, test_baseline, test_score, test_loss
+            )
+    return TuneResult(
+        model=small,
+        schemes=chosen.schemes,
+        passed=True,
+        baseline=baseline,
+        score=chosen.score,
+        loss=chosen.loss,
+        rate=chosen.rate,
+        trials=tuple(trials),
+        budget=budget,
+        test_baseline=test_baseline,
+        test_score=test_score,
+        test_loss=test_loss,
+    )
+
+
+def _not_reached(
+    model: nn.Module,
+    trials: Sequence[Trial],
+    baseline: float,
+    budget: LossBudget,
+    reason: str,
+    test_baseline: float | None,
+    test_score: float | None = None,
+    test_loss: float | None = None,
+) -> TuneResult:
     return TuneResult(
         model=model,
         schemes=None,
@@ -181,7 +218,9 @@ def tune(
         trials=tuple(trials),
         budget=budget,
         test_baseline=test_baseline,
-        stopped=stopped or "no setting holds the budget on the tuning split",
+        test_score=test_score,
+        test_loss=test_loss,
+        stopped=reason,
     )
 
 
@@ -195,27 +234,36 @@ def _try(
     seed: int,
 ) -> tuple[nn.Module | None, Trial]:
     start = time.monotonic()
-    rate, score, error = math.nan, math.nan, None
-    small = None
+    rate, score = math.nan, math.nan
+    small, error = None, None
     try:
         small = compress(model, setting, calibration, seed)
+    except ValueError as problem:
+        error = str(problem)
+    else:
         rate = _rate(summary(small))
-        score = float(evaluate(small))
-        if not math.isfinite(score):
-            error = f"evaluate returned {score}"
-    except Exception as problem:  # noqa: BLE001 - the user's code may raise anything; the run goes on
-        error = f"{type(problem).__name__}: {problem}"
-    failed = error is not None
+        score, error = _score(small, evaluate, "evaluate")
     trial = Trial(
         schemes=setting,
         rate=rate,
-        score=math.nan if failed else score,
-        loss=math.nan if failed else budget.loss(baseline, score),
-        held=not failed and budget.holds(baseline, score),
+        score=score,
+        loss=budget.loss(baseline, score),
+        held=budget.holds(baseline, score),
         seconds=time.monotonic() - start,
         error=error,
     )
-    return (None if failed else small), trial
+    return small, trial
+
+
+def _score(small: nn.Module, evaluate: Evaluate, name: str) -> tuple[float, str | None]:
+    """The metric, or NaN and why there is none."""
+    try:
+        score = float(evaluate(small))
+    except Exception as problem:  # noqa: BLE001 - the user's code may raise anything; the run goes on
+        return math.nan, f"{type(problem).__name__}: {problem}"
+    if not math.isfinite(score):
+        return math.nan, f"{name} returned {score}"
+    return score, None
 
 
 def _rate(sizes: Summary) -> float:
@@ -228,10 +276,6 @@ def _baseline(model: nn.Module, evaluate: Evaluate, budget: LossBudget, name: st
         raise ValueError(f"{name} returned {score} for the float model; it must be a finite number")
     budget.loss(score, score)
     return score
-
-
-def _number(score: float | None) -> float:
-    return math.nan if score is None else score
 
 
 def _check_limits(max_trials: int | None, timeout: float | None) -> None:
