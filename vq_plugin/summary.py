@@ -134,6 +134,7 @@ def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
     small = layer.codebook_weight
     asked = layer.scheme.k
     reduced = f"k {asked} -> {small.k}: no more distinct values" if small.k < asked else ""
+    larger = "larger than float32" if small.nbytes > 4 * math.prod(small.shape) else ""
     return LayerRow(
         name=name,
         kind=type(layer).__name__,
@@ -142,5 +143,5 @@ def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
         bits_per_weight=small.bits_per_weight,
         nbytes=0 if tied else small.nbytes,
         float_nbytes=0 if tied else 4 * math.prod(small.shape),
-        note="; ".join(filter(None, (reduced, tied))),
+        note="; ".join(filter(None, (reduced, larger, tied))),
     )

@@ -64,7 +64,7 @@ def fit_scalar(
 ) -> Tensor:
     """Centers that minimize the (weighted) squared error of single weights.
 
-    The exact optimum (dynamic programming, see :mod:`vq_plugin.fit.optimal`) for up to 2048
+    The exact optimum (dynamic programming, see :mod:`vq_plugin.fit.optimal`) for up to 4096
     distinct weights; otherwise the optimum on companded cells, or for many centers the companded
     quantiles themselves, polished by Lloyd iterations on every weight until nothing moves
     (on 65,536 cells above 4 M weights).

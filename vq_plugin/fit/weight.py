@@ -123,12 +123,10 @@ def _fit_km(
     matrix: Tensor, importance: Tensor | None, scheme: KM, seed: int, backend: Backend
 ) -> _Fitted:
     rows = scheme.group or len(matrix)
-    parts = [
-        part.flatten().contiguous() for part in torch.split(matrix, scheme.group or len(matrix))
-    ]
+    parts = [part.flatten().contiguous() for part in torch.split(matrix, rows)]
     masses: list[Tensor | None] = [None] * len(parts)
     if importance is not None:
-        masses = [m.flatten() for m in torch.split(importance, scheme.group or len(matrix))]
+        masses = [mass.flatten() for mass in torch.split(importance, rows)]
     fit = (
         partial(sklearn_backend.fit_scalar, seed=seed)
         if backend == "sklearn"
