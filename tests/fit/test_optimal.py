@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vq_plugin.fit.optimal import optimal_starts
+from vq_plugin.fit.optimal import even_starts, optimal_starts
 
 
 def interval_error(x: np.ndarray, mass: np.ndarray) -> float:
@@ -59,3 +59,21 @@ def test_clear_clusters_of_unequal_size_and_mass_are_found() -> None:
     x.sort()
     mass = rng.uniform(0.01, 100, len(x))
     assert solve(x, mass, 5) == np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
+
+
+def running(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(len(x) + 1.0), np.concatenate(([0.0], np.cumsum(x)))
+
+
+@pytest.mark.parametrize("k", [8, 20, 65])
+def test_on_evenly_spread_points_the_window_finds_the_optimum(k: int) -> None:
+    x = np.sort(np.random.default_rng(k).uniform(-1, 1, 800))
+    found = even_starts(*running(x), k)
+    assert found is not None
+    assert np.array_equal(found, optimal_starts(*running(x), k))
+
+
+def test_the_window_says_so_where_the_optimum_may_lie_outside() -> None:
+    # Half of the points in one place: the best partition is far from even.
+    x = np.concatenate((np.full(400, -1.0), np.linspace(0, 1, 400)))
+    assert even_starts(*running(x), 40) is None

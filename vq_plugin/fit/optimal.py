@@ -81,3 +81,46 @@ def _bisection_levels(m: int) -> list[tuple[Int64, Int64, Int64]]:
         open_ = right - left > 1
         left, right = left[open_], right[open_]
     return levels
+
+
+def even_starts(mass: Float64, moment: Float64, k: int) -> Int64 | None:
+    """The same optimum among partitions into intervals of about m / k points each.
+
+    For many intervals on points that already have the density of centers, a window replaces the
+    recursion: intervals of at most 4·m/k points, ending within m/4 points of an even partition.
+
+    Args:
+        mass: As in :func:`optimal_starts`.
+        moment: As in :func:`optimal_starts`.
+        k: Intervals, 2 <= k <= m.
+
+    Returns:
+        As :func:`optimal_starts`, or ``None`` if the best such partition touches a limit.
+    """
+    m = len(mass) - 1
+    longest, drift = 4 * -(-m // k), m // 4
+    start = np.arange(m + 1)[:, None] - longest + np.arange(longest)
+    inside = np.maximum(mass[:, None] - mass[start.clip(0)], 1e-300)
+    gain = (moment[:, None] - moment[start.clip(0)]) ** 2 / inside
+    gain[start < 0] = -np.inf
+    best = np.full(longest + m + 1, -np.inf)
+    best[longest] = 0
+    cuts = np.zeros((k + 1, m + 1), dtype=np.int64)
+    for q in range(1, k + 1):
+        low = max(q, q * m // k - drift)
+        high = min(m, q * m // k + drift)
+        windows = np.lib.stride_tricks.sliding_window_view(best, longest)[low : high + 1]
+        total = windows + gain[low : high + 1]
+        chosen = total.argmax(1)
+        cuts[q, low : high + 1] = chosen + np.arange(low, high + 1) - longest
+        best = np.full(longest + m + 1, -np.inf)
+        best[longest + low : longest + high + 1] = total[np.arange(len(chosen)), chosen]
+    starts = np.zeros(k, dtype=np.int64)
+    end = m
+    for q in range(k, 0, -1):
+        starts[q - 1] = cuts[q, end]
+        even = (q - 1) * m // k
+        if end - starts[q - 1] >= longest or (q > 1 and abs(starts[q - 1] - even) >= drift):
+            return None
+        end = starts[q - 1]
+    return starts

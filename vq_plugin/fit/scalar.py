@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vq_plugin.codebook import code_dtype
-from vq_plugin.fit.optimal import optimal_starts
+from vq_plugin.fit.optimal import even_starts, optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
 
 Float64 = npt.NDArray[np.float64]
@@ -30,6 +30,9 @@ _BLOCK = 1 << 20
 # The dynamic program costs k · m · log m: exact up to this many points, otherwise on cells.
 _EXACT_POINTS = 4096
 _EXACT_K = 256
+# For more centers than this a window of the dynamic program is faster than the recursion.
+_MANY = 64
+_EVEN = 8
 _MAX_ITERATIONS = 1000
 
 
@@ -116,7 +119,7 @@ def _prefix(values: Float32 | Float64) -> Float64:
 
 def _gather(values: Tensor, importance: Tensor | None) -> Points:
     if importance is None:
-        x: Float32 = np.sort(values.numpy())
+        x: Float32 = _sorted(values)
         mass = None
     else:
         order = np.argsort(values.numpy())
@@ -124,6 +127,12 @@ def _gather(values: Tensor, importance: Tensor | None) -> Points:
     if len(x) <= _SORT_LIMIT:
         return Points.build(x, mass)
     return _cells(x, mass)
+
+
+def _sorted(values: Tensor) -> Float32:
+    """Sorted halves, side by side, then merged: the stable sort finds the two runs."""
+    halves = deterministic_map(lambda half: np.sort(half.numpy()), values.tensor_split(2))
+    return np.sort(np.concatenate(halves), kind="stable")
 
 
 def _cells(x: Float32, mass: Float64 | None) -> Points:
@@ -160,7 +169,7 @@ def _companded_starts(x: Float32 | Float64, mass: Float64 | Int64 | None, count:
     """
     n = len(x)
     # Every so many points, and single ones towards both ends to resolve the tails.
-    tail = np.unique(np.geomspace(1, n, 1 << 14).astype(np.int64)) - 1
+    tail = np.unique(np.geomspace(1, n, 1 << 13).astype(np.int64)) - 1
     grid = np.arange(0, n, max(1, n >> 16))
     index = np.unique(np.concatenate((grid, tail, n - 1 - tail)))
     gaps = np.diff(x[index].astype(np.float64))
@@ -184,7 +193,7 @@ def _fit(points: Points, k: int) -> Float64:
         cells, exact = _companded_starts(x, points.mass, _EXACT_POINTS), False
     else:
         cells, exact = _companded_starts(x, points.mass, k), False
-    starts = cells[_optimal_cells(points, cells, k)] if exact or k <= _EXACT_K else cells
+    starts = cells[_optimal_cells(points, cells, k, exact)] if exact or k <= _EXACT_K else cells
     # Companding can yield fewer cells than k where many points coincide.
     starts = _split_until(points, starts, k)
     centers = _means(points, starts)
@@ -201,12 +210,16 @@ def _fit_beside_zero(points: Points, k: int) -> Float64:
     return _lloyd(points, centers, pinned=int(np.searchsorted(centers, 0.0)))
 
 
-def _optimal_cells(points: Points, cells: Int64, k: int) -> Int64:
+def _optimal_cells(points: Points, cells: Int64, k: int, exact: bool) -> Int64:
     ends = np.append(cells, len(points.x))
     center = points.moment[-1] / points.mass[-1]
     spread = float(np.abs(points.x[[0, -1]] - center).max())
     mass = points.mass[ends].astype(np.float64)
     moment = (points.moment[ends] - center * mass) / spread
+    if not exact and k > _MANY and len(cells) > _EVEN * k:
+        starts = even_starts(mass, moment, k)
+        if starts is not None:
+            return starts
     return optimal_starts(mass, moment, k)
 
 

@@ -72,7 +72,8 @@ def quantize_weight(
     if not isinstance(scheme, Scheme):
         raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
     _check_weight(weight)
-    with worker_pool():
+    # Workers are outside the caller's inference mode, and could not write to its tensors.
+    with torch.inference_mode(False), worker_pool():
         return _quantize(weight, scheme, importance, seed, backend)
 
 
