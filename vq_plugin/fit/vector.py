@@ -17,7 +17,7 @@ from vq_plugin.fit.seeding import plus_plus
 _SAMPLE_PER_CENTER = 256
 _SAMPLE_LEAST = 1 << 16
 _ITERATIONS = 50
-_POLISH_ITERATIONS = 3
+_POLISH_ITERATIONS = 25
 _TOLERANCE = 1e-4
 
 
