@@ -87,7 +87,7 @@ def even_starts(mass: Float64, moment: Float64, k: int) -> Int64 | None:
     """The same optimum among partitions into intervals of about m / k points each.
 
     For many intervals on points that already have the density of centers, a window replaces the
-    recursion: intervals of at most 4·m/k points, ending within m/4 points of an even partition.
+    recursion: intervals of at most 4·m/k points, ending within m/8 points of an even partition.
 
     Args:
         mass: As in :func:`optimal_starts`.
@@ -98,7 +98,7 @@ def even_starts(mass: Float64, moment: Float64, k: int) -> Int64 | None:
         As :func:`optimal_starts`, or ``None`` if the best such partition touches a limit.
     """
     m = len(mass) - 1
-    longest, drift = 4 * -(-m // k), m // 4
+    longest, drift = 4 * -(-m // k), m // 8
     start = np.arange(m + 1)[:, None] - longest + np.arange(longest)
     inside = np.maximum(mass[:, None] - mass[start.clip(0)], 1e-300)
     gain = (moment[:, None] - moment[start.clip(0)]) ** 2 / inside

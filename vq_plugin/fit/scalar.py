@@ -6,7 +6,9 @@ difference of two prefix sums: a Lloyd iteration costs k searches instead of n·
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,8 @@ _EXACT_POINTS = 4096
 _EXACT_K = 256
 # For more centers than this a window of the dynamic program is faster than the recursion.
 _MANY = 64
+_BINS = 1 << 14
+_FEW_BOUNDARIES = 8
 _EVEN = 8
 _MAX_ITERATIONS = 1000
 
@@ -103,12 +107,41 @@ def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
     # float32 boundaries: comparing in float64 would copy the weights.
     boundaries = ((wide[1:] + wide[:-1]) / 2).float()
 
+    search = _lookup(boundaries, codes.dtype) or partial(torch.bucketize, boundaries=boundaries)
+
     def fill(start: int) -> None:
         block = slice(start, start + _BLOCK)
-        codes[block] = torch.bucketize(values[block], boundaries, out_int32=True)
+        codes[block] = search(values[block])
 
     deterministic_map(fill, range(0, len(values), _BLOCK))
     return codes
+
+
+def _lookup(boundaries: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """``torch.bucketize`` by even bins with at most one boundary each, 3 times faster.
+
+    ``None`` where two boundaries share a bin. Rounding does no harm: the bin of a value never
+    falls as the value grows, and boundaries are binned like values.
+    """
+    if len(boundaries) < _FEW_BOUNDARIES:
+        return None
+    low, width = boundaries[0], (boundaries[-1] - boundaries[0]) / (_BINS - 1)
+
+    def bin_of(values: Tensor) -> Tensor:
+        return ((values - low) / width).clamp_(0, _BINS - 1).int()
+
+    used = bin_of(boundaries).long()
+    if not bool(width > 0) or bool((used.diff() == 0).any()):
+        return None
+    before = torch.searchsorted(used, torch.arange(_BINS)).to(dtype)
+    inside = torch.full((_BINS,), torch.inf, dtype=torch.float32)
+    inside[used] = boundaries
+
+    def search(values: Tensor) -> Tensor:
+        index = bin_of(values)
+        return before.index_select(0, index).add_(values > inside.index_select(0, index))
+
+    return search
 
 
 def _prefix(values: Float32 | Float64) -> Float64:
@@ -170,7 +203,7 @@ def _companded_starts(x: Float32 | Float64, mass: Float64 | Int64 | None, count:
     n = len(x)
     # Every so many points, and single ones towards both ends to resolve the tails.
     tail = np.unique(np.geomspace(1, n, 1 << 13).astype(np.int64)) - 1
-    grid = np.arange(0, n, max(1, n >> 16))
+    grid = np.arange(0, n, max(1, n >> 15))
     index = np.unique(np.concatenate((grid, tail, n - 1 - tail)))
     gaps = np.diff(x[index].astype(np.float64))
     masses = np.diff(index if mass is None else mass[index])

@@ -11,13 +11,15 @@ from vq_plugin.fit.assignment import Batch
 
 # Squared distances below this part of the squared norms are rounding noise of the products.
 _NOISE = 4e-6
+# Distances concentrate as dimensions grow: one draw is then as good as the best of several.
+_HIGH_DIM = 128
 
 
 def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     """Greedy k-means++ for a batch of books (Arthur & Vassilvitskii 2007, section 2.2).
 
-    Every center is the best of ``2 + ln k`` draws with probability proportional to the
-    (importance-weighted) squared distance to the centers chosen so far.
+    Every center is the best of ``2 + ln k`` draws (of one in high dimensions) with probability
+    proportional to the (importance-weighted) squared distance to the centers chosen so far.
 
     Args:
         batch: The points; the mean of the importance over ``dim`` weights a point.
@@ -37,7 +39,7 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     middle = batch.x.mean(1, keepdim=True)
     x = batch.x - middle
     norm = torch.linalg.vector_norm(x, dim=2).square()
-    trials = 2 + int(math.log(k))
+    trials = 1 if dim > _HIGH_DIM else 2 + int(math.log(k))
 
     first = _draw(mass, 1, generator)
     centers = _take(x, first)
