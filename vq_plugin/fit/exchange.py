@@ -12,7 +12,7 @@ from vq_plugin.fit.parallel import deterministic_map
 
 # A point is 1/n of its own mean, which holds it back in Lloyd's assignment; with more points
 # per center than this the effect is no longer worth the sweeps.
-_FEW_POINTS = 32
+_FEW_POINTS = 64
 _SWEEPS = 4
 _BLOCK_POINTS = 256
 
