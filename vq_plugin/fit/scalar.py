@@ -118,7 +118,7 @@ def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
 
 
 def _lookup(boundaries: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-    """``torch.bucketize`` by even bins with at most one boundary each, 3 times faster.
+    """``torch.bucketize`` by even bins with at most one boundary each, several times faster.
 
     ``None`` where two boundaries share a bin. Rounding does no harm: the bin of a value never
     falls as the value grows, and boundaries are binned like values.
@@ -164,8 +164,10 @@ def _gather(values: Tensor, importance: Tensor | None) -> Points:
 
 def _sorted(values: Tensor) -> Float32:
     """Sorted halves, side by side, then merged: the stable sort finds the two runs."""
-    halves = deterministic_map(lambda half: np.sort(half.numpy()), values.tensor_split(2))
-    return np.sort(np.concatenate(halves), kind="stable")
+    x: Float32 = values.numpy().copy()
+    deterministic_map(lambda half: half.sort(), np.array_split(x, 2))
+    x.sort(kind="stable")
+    return x
 
 
 def _cells(x: Float32, mass: Float64 | None) -> Points:
