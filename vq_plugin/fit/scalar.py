@@ -176,7 +176,8 @@ def _cells(x: Float32, mass: Float64 | None) -> Points:
     if np.count_nonzero(steps) < _CELLS:
         starts = _run_starts(steps)
     else:
-        zeros = [np.searchsorted(x, 0, side) for side in ("left", "right")]
+        # Of the dtype of x: another one would have x copied to a common one.
+        zeros = [np.searchsorted(x, np.float32(0), side) for side in ("left", "right")]
         starts = np.union1d(_companded_starts(x, None, _CELLS), [at for at in zeros if at < len(x)])
     ends = np.append(starts[1:], len(x))
     # Cell by cell: reduceat would first copy all weights to float64.
