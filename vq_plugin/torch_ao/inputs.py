@@ -71,11 +71,12 @@ def _observed(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Modul
     vars(own).update(vars(module))
     own._modules = dict(module._modules)
     own._forward_pre_hooks = OrderedDict(module._forward_pre_hooks)
+    own._forward_pre_hooks_with_kwargs = OrderedDict(module._forward_pre_hooks_with_kwargs)
     if isinstance(module, _FusedModule):
         own._modules["0"] = _observed(module[0], copies)
     elif not hasattr(module, INPUT_STATS):
         weight = own.weight
         assert isinstance(weight, Tensor)
         own.add_module(INPUT_STATS, InputMoments(own).to(weight.device))
-        own.register_forward_pre_hook(observe)
+        own.register_forward_pre_hook(observe, with_kwargs=True)
     return own

@@ -109,15 +109,16 @@ def _take_importance(name: str, module: nn.Module) -> Tensor | None:
     for key, hook in list(module._forward_pre_hooks.items()):
         if hook is observe:
             del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
     try:
         return stats.importance(module)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from None
 
 
-def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Forward pre-hook that adds a layer's input to its statistics.
+def observe(module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+    """Forward pre-hook, with keyword arguments, that adds a layer's input to its statistics.
 
     A plain function: deep copies of the hook must find the statistics of the copied layer.
     """
-    getattr(module, INPUT_STATS)(inputs[0])
+    getattr(module, INPUT_STATS).observe(module, arguments, keywords)
