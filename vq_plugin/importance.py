@@ -36,7 +36,10 @@ class InputMoments(nn.Module):
         else:
             features = int(layer.in_channels)  # type: ignore[arg-type]
         self._embedding = isinstance(layer, nn.Embedding)
-        self._channel_dim = -1 if isinstance(layer, nn.Linear) else -layer_dims(layer) - 1
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        # Features come last for Linear, before the spatial dimensions for ConvNd.
+        self._channel_dim = 1 - weight.dim()
         self.register_buffer("total", torch.zeros(features, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
@@ -84,13 +87,6 @@ class InputMoments(nn.Module):
         assert isinstance(weight, Tensor)
         per_group = mean.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
         return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
-
-
-def layer_dims(layer: nn.Module) -> int:
-    """Spatial dimensions of a convolution's input."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.dim() - 2
 
 
 def input_importance(

@@ -40,7 +40,7 @@ def fit_residual(
         dtype: Dtype that centers are rounded to.
 
     Returns:
-        For every stage centers in ``dtype``, ``(books, k', dim)``, and int32 codes,
+        For every stage centers in ``dtype``, ``(books, k', dim)``, and codes,
         ``(books, n)``.
     """
     centers, codes = _fit_stages(batch, k, stages, seed, fit)
