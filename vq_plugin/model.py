@@ -12,6 +12,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from tqdm import tqdm
 
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.importance import input_importance
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Scheme
@@ -74,21 +76,41 @@ def compress(
     for name, module in layers.items():
         _check_not_lazy(name, module)
     importance = {} if calibration is None else input_importance(model, layers, calibration)
+    bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
+    weights = {
+        name: fit_layer(name, modules[name], scheme, importance=importance.get(name), seed=seed)
+        for name, scheme in bar
+        if name not in ties
+    }
+    return assemble(model, weights)
+
+
+def assemble(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
+    """Puts compressed weights into a copy of a model.
+
+    Args:
+        model: Float model; it is not changed.
+        weights: Compressed weights by layer name; layers that share the weight of a named one
+            share its codes and codebooks.
+
+    Returns:
+        A new model, in the training mode of ``model``.
+    """
+    modules = dict(model.named_modules())
+    owners = _owners(model)
     replacements: dict[str, CodebookLayer] = {}
-    for name, scheme in tqdm(
-        chosen.items(), desc="compress", unit="layer", leave=False, disable=None
-    ):
-        first = ties.get(name)
-        if first is None:
-            replacements[name] = compress_layer(
-                name, modules[name], scheme, importance=importance.get(name), seed=seed
-            )
-        else:
-            replacements[name] = tie_layer(modules[name], replacements[first])
-        _carry_hooks(modules[name], replacements[name])
+    for name, small in weights.items():
+        kind = codebook_type(modules[name])
+        assert kind is not None
+        first = replacements[name] = kind(modules[name], small)
+        for other in owners.get(id(modules[name].weight), [name]):
+            if other != name:
+                replacements[other] = tie_layer(modules[other], first)
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
     memo = _own_values(model)
-    memo.update((id(modules[name]), layer) for name, layer in replacements.items())
+    for name, layer in replacements.items():
+        _carry_hooks(modules[name], layer)
+        memo[id(modules[name])] = layer
     return copy.deepcopy(model, memo)
 
 
@@ -112,9 +134,18 @@ def compress_layer(
     """
     kind = codebook_type(module)
     assert kind is not None
+    return kind(module, fit_layer(name, module, scheme, importance=importance, seed=seed))
+
+
+def fit_layer(
+    name: str, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
+) -> CodebookWeight:
+    """The compressed weight of one layer; arguments and errors as :func:`compress_layer`."""
     _check_not_lazy(name, module)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
     try:
-        return kind.from_float(module, scheme, importance=importance, seed=seed)
+        return quantize_weight(weight, scheme, importance, seed)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
 
@@ -146,10 +177,7 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, st
     Raises:
         ValueError: If layers that share a weight are not all chosen, with one scheme.
     """
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+    owners = _owners(model)
     ties: dict[str, str] = {}
     modules = dict(model.named_modules())
     for name, scheme in chosen.items():
@@ -163,6 +191,15 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, st
         if first != name:
             ties[name] = first
     return ties
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Names of the layers that own each parameter, by its id."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return owners
 
 
 def _carry_hooks(source: nn.Module, target: nn.Module) -> None:

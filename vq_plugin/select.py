@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -49,21 +49,42 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
         >>> select(model, {"2": vq.PQ(), "*": None})
         {'2': PQ(k=16, dim=4)}
     """
-    found = _modules(model)
     patterns = as_patterns(schemes)
+    leaving = {pattern for pattern, scheme in patterns.items() if scheme is None}
+    owners = match(model, patterns, leaving)
+    chosen = {name: patterns[pattern] for name, pattern in owners.items()}
+    return {name: scheme for name, scheme in chosen.items() if scheme is not None}
+
+
+def match(
+    model: nn.Module, patterns: Iterable[Pattern], leaving: Collection[Pattern] = ()
+) -> dict[str, Pattern]:
+    """Which pattern decides about which layer; :func:`select` has the rules.
+
+    Args:
+        model: The float model.
+        patterns: Names, ``"re:…"``, classes and ``"*"``.
+        leaving: Those that ask for nothing, and hence may match what cannot be compressed.
+
+    Returns:
+        The most specific pattern of every layer that has a codebook layer and is matched, by its
+        (first) name, in the order of the model.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or only modules that cannot be compressed.
+    """
+    found = _modules(model)
     matches = {pattern: [f for f in found if _matches(pattern, f)] for pattern in patterns}
-    for pattern, scheme in patterns.items():
-        _check_pattern(pattern, scheme, matches[pattern], found)
-    chosen: dict[str, Scheme] = {}
+    for pattern, matched in matches.items():
+        _check_pattern(pattern, pattern in leaving, matched, found)
+    owners: dict[str, Pattern] = {}
     for entry in found:
         if codebook_type(entry.module) is None:
             continue
-        own = [pattern for pattern in patterns if entry in matches[pattern]]
+        own = [pattern for pattern, matched in matches.items() if entry in matched]
         if own:
-            scheme = patterns[min(own, key=_specificity)]
-            if scheme is not None:
-                chosen[entry.names[0]] = scheme
-    return chosen
+            owners[entry.names[0]] = min(own, key=_specificity)
+    return owners
 
 
 def _modules(model: nn.Module) -> list[_Found]:
@@ -86,16 +107,21 @@ def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
             f"schemes must be a scheme or a mapping of patterns to schemes, got {schemes!r}"
         )
     for pattern, scheme in schemes.items():
-        if not isinstance(pattern, str) and not (
-            isinstance(pattern, type) and issubclass(pattern, nn.Module)
-        ):
-            raise TypeError(f"a pattern is a name, 're:…', a module class or '*', got {pattern!r}")
+        check_pattern_type(pattern)
         if scheme is not None and not isinstance(scheme, Scheme):
             raise TypeError(
                 f"pattern {pattern!r}: expected a scheme such as vq.PQ() or None, got {scheme!r}; "
                 "vq.parse_scheme reads one from text"
             )
     return schemes
+
+
+def check_pattern_type(pattern: object) -> None:
+    """Raises ``TypeError`` for what is neither a text nor a module class."""
+    if not isinstance(pattern, str) and not (
+        isinstance(pattern, type) and issubclass(pattern, nn.Module)
+    ):
+        raise TypeError(f"a pattern is a name, 're:…', a module class or '*', got {pattern!r}")
 
 
 def _matches(pattern: Pattern, found: _Found) -> bool:
@@ -123,11 +149,11 @@ def _specificity(pattern: Pattern) -> int:
 
 
 def _check_pattern(
-    pattern: Pattern, scheme: Scheme | None, matched: list[_Found], found: list[_Found]
+    pattern: Pattern, leaves: bool, matched: list[_Found], found: list[_Found]
 ) -> None:
     if not matched:
         raise ValueError(_matches_nothing(pattern, found))
-    if scheme is None or any(codebook_type(entry.module) is not None for entry in matched):
+    if leaves or any(codebook_type(entry.module) is not None for entry in matched):
         return
     if all(isinstance(entry.module, CodebookLayer) for entry in matched):
         raise ValueError(f"{_show(pattern)}: already compressed ({matched[0].names[0]!r})")

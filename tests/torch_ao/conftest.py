@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-import vq_plugin.nn.layer
+import vq_plugin.model
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.torch_ao import (
     check_converted,
@@ -62,11 +62,11 @@ def layers(model: nn.Module) -> dict[str, CodebookLayer]:
 def count_fits(monkeypatch) -> Callable[[], int]:
     """How many weights were fitted so far."""
     fits: list[tuple[int, ...]] = []
-    real = vq_plugin.nn.layer.quantize_weight
+    real = vq_plugin.model.quantize_weight
 
     def counted(weight, *args, **kwargs):
         fits.append(tuple(weight.shape))
         return real(weight, *args, **kwargs)
 
-    monkeypatch.setattr(vq_plugin.nn.layer, "quantize_weight", counted)
+    monkeypatch.setattr(vq_plugin.model, "quantize_weight", counted)
     return lambda: len(fits)
