@@ -116,7 +116,7 @@ def input_importance(
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        _run(model, calibration)
+        run_calibration(model, calibration)
     finally:
         for handle in handles:
             handle.remove()
@@ -138,7 +138,7 @@ def _device(layer: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]) -> None:
+def run_calibration(model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]) -> None:
     if not isinstance(calibration, Iterable):
         calibration(model)
         return

@@ -97,7 +97,7 @@ def assemble(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Modu
         A new model, in the training mode of ``model``.
     """
     modules = dict(model.named_modules())
-    owners = _owners(model)
+    owners = owners_of_parameters(model)
     replacements: dict[str, CodebookLayer] = {}
     for name, small in weights.items():
         kind = codebook_type(modules[name])
@@ -177,7 +177,7 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, st
     Raises:
         ValueError: If layers that share a weight are not all chosen, with one scheme.
     """
-    owners = _owners(model)
+    owners = owners_of_parameters(model)
     ties: dict[str, str] = {}
     modules = dict(model.named_modules())
     for name, scheme in chosen.items():
@@ -193,7 +193,7 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, st
     return ties
 
 
-def _owners(model: nn.Module) -> dict[int, list[str]]:
+def owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
     """Names of the layers that own each parameter, by its id."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():

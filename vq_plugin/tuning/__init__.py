@@ -1,7 +1,17 @@
 """The budget tuner."""
 
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.candidates import LADDER
-from vq_plugin.tuning.search import Trial, TuneResult, tune
+from vq_plugin.tuning.result import FrontierPoint, LayerCandidate, LayerLadder, Trial, TuneResult
+from vq_plugin.tuning.search import tune
+from vq_plugin.tuning.space import LADDER
 
-__all__ = ["LADDER", "LossBudget", "Trial", "TuneResult", "tune"]
+__all__ = [
+    "LADDER",
+    "FrontierPoint",
+    "LayerCandidate",
+    "LayerLadder",
+    "LossBudget",
+    "Trial",
+    "TuneResult",
+    "tune",
+]

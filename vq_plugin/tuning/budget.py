@@ -16,6 +16,8 @@ class LossBudget:
         absolute: Difference in the metric's own unit, in (0, 1): 0.01 lets 0.920 fall to 0.910
             (the rule of Gong et al. 2014, "1 % loss").
         higher_is_better: Whether the metric grows as the model gets better.
+        confidence: If given, in (0.5, 1): a model is accepted only if the one-sided bound of its
+            loss at this confidence is within the limit. Needs a metric that is given per sample.
 
     Example:
         >>> budget = LossBudget(relative=0.01)
@@ -26,6 +28,7 @@ class LossBudget:
     relative: float | None = None
     absolute: float | None = None
     higher_is_better: bool = True
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         limits = [value for value in (self.relative, self.absolute) if value is not None]
@@ -34,6 +37,10 @@ class LossBudget:
         limit = limits[0]
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
             raise ValueError(f"a budget is a number between 0 and 1, got {limit!r}; 1 % is 0.01")
+        if self.confidence is not None and not (
+            isinstance(self.confidence, float) and 0.5 < self.confidence < 1
+        ):
+            raise ValueError(f"a confidence is between 0.5 and 1, got {self.confidence!r}")
 
     @property
     def limit(self) -> float:
@@ -60,6 +67,7 @@ class LossBudget:
         return math.isfinite(score) and self.loss(baseline, score) <= self.limit + 1e-12
 
     def __str__(self) -> str:
+        sure = "" if self.confidence is None else f", with {self.confidence:.4g} confidence"
         if self.relative is not None:
-            return f"{self.relative:.2%} of the baseline"
-        return f"{self.absolute:.4g} absolute"
+            return f"{self.relative:.2%} of the baseline{sure}"
+        return f"{self.absolute:.4g} absolute{sure}"

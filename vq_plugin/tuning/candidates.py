@@ -1,50 +1,215 @@
-"""What the search may choose from."""
+"""Every layer by every scheme: fitted once, measured once, used by every trial."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from torch import nn
+import joblib
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from vq_plugin.codebook import expected_nbytes
-from vq_plugin.schemes import KM, PQ, Scheme
-from vq_plugin.select import Schemes, select
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.parallel import deterministic_map, worker_pool
+from vq_plugin.importance import input_importance
+from vq_plugin.model import Calibration, fit_layer
+from vq_plugin.schemes import Scheme
+from vq_plugin.tuning.allocation import Setting, pareto
+from vq_plugin.tuning.harm import OutputChange
+from vq_plugin.tuning.result import LayerCandidate, LayerLadder
 
-# From about 60x to 4x of a large layer. Shared codebooks keep their rate on small layers too.
-LADDER: tuple[Scheme, ...] = (
-    PQ(k=16, dim=8, codebooks="tensor"),
-    PQ(k=64, dim=8, codebooks="tensor"),
-    PQ(k=256, dim=8, codebooks="tensor"),
-    PQ(k=8, dim=4, axis="out"),
-    PQ(k=16, dim=4, axis="out"),
-    PQ(k=16, dim=4, codebooks="tensor"),
-    PQ(k=64, dim=4, codebooks="tensor"),
-    PQ(k=256, dim=4, codebooks="tensor"),
-    PQ(k=16, dim=2, codebooks="tensor"),
-    PQ(k=256, dim=2, codebooks="tensor"),
-    KM(k=4),
-    KM(k=8),
-    KM(k=16),
-    KM(k=32),
-    KM(k=256),
-)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def model_nbytes(model: nn.Module, schemes: Schemes) -> int:
-    """Bytes of the weights that a setting would compress or leave, before any fit.
+@dataclass(frozen=True)
+class Fits:
+    """The candidates of a model, and the compressed weights behind them.
+
+    Attributes:
+        layers: Candidates worth keeping, layer by layer.
+        weights: Compressed weights by layer name and scheme.
+    """
+
+    layers: tuple[LayerLadder, ...]
+    weights: Mapping[tuple[str, Scheme], CodebookWeight]
+
+    def schemes(self, setting: Setting) -> dict[str, Scheme | None]:
+        """A setting, layer by layer."""
+        return {
+            layer.name: layer.candidates[choice].scheme
+            for layer, choice in zip(self.layers, setting, strict=True)
+        }
+
+    def chosen(self, setting: Setting) -> dict[str, CodebookWeight]:
+        """The compressed weights of a setting by layer name, without the layers left."""
+        return {
+            name: self.weights[name, scheme]
+            for name, scheme in self.schemes(setting).items()
+            if scheme is not None
+        }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One fit; small enough to travel to another machine, unlike the model."""
+
+    name: str
+    module: nn.Module
+    scheme: Scheme
+    importance: Tensor | None
+    seed: int
+
+    def __call__(self) -> tuple[CodebookWeight, float]:
+        small = fit_layer(
+            self.name, self.module, self.scheme, importance=self.importance, seed=self.seed
+        )
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return small, _relative_error(weight.detach(), small.decode(), self.importance)
+
+
+def fit_candidates(
+    model: nn.Module,
+    space: Mapping[str, tuple[Scheme | None, ...]],
+    calibration: Calibration | None,
+    *,
+    seed: int,
+    workers: int,
+    backend: str,
+) -> Fits:
+    """Fits and measures every candidate; keeps those that no other beats.
 
     Args:
         model: The float model.
-        schemes: The setting, as in :func:`vq_plugin.compress`.
+        space: From :func:`vq_plugin.tuning.space.search_space`.
+        calibration: As in :func:`vq_plugin.tune`.
+        seed: Seed of the fits.
+        workers: Processes that fit at a time; 1 uses the threads of this one.
+        backend: Joblib's name of what runs them.
 
     Returns:
-        Expected bytes of the chosen weights plus the float bytes of all other parameters.
+        The candidates, those of one layer from the largest to the smallest.
+
+    Raises:
+        ValueError: If a layer cannot be compressed (the message names it), or the calibration
+            does not reach it.
     """
-    chosen: Mapping[str, Scheme] = select(model, schemes)
     modules = dict(model.named_modules())
-    sizes = {id(p): p.nbytes for p in model.parameters()}
-    for name, scheme in chosen.items():
-        weight = modules[name].weight
-        assert isinstance(weight, nn.Parameter)
-        sizes[id(weight)] = expected_nbytes(tuple(weight.shape), scheme)
-    return sum(sizes.values())
+    layers = {name: modules[name] for name in space}
+    importance: Mapping[str, Tensor] = {}
+    if calibration is None:
+        warnings.warn(
+            "no calibration data: what a layer costs in accuracy is guessed from the error of its "
+            "weight alone; pass unlabelled inputs as calibration= to measure it",
+            stacklevel=3,
+        )
+    else:
+        importance = input_importance(model, layers, calibration)
+    tasks = [
+        _Task(name, layers[name], scheme, importance.get(name), seed)
+        for name, ladder in space.items()
+        for scheme in ladder
+        if scheme is not None
+    ]
+    fitted = _run(tasks, workers, backend)
+    weights = {
+        (task.name, task.scheme): small for task, (small, _) in zip(tasks, fitted, strict=True)
+    }
+    measured: dict[str, list[LayerCandidate]] = {name: [] for name in space}
+    for task, (small, error) in zip(tasks, fitted, strict=True):
+        measured[task.name].append(LayerCandidate(task.scheme, small.nbytes, error, error))
+    for name, ladder in space.items():
+        if None in ladder:
+            measured[name].append(LayerCandidate(None, _weight(layers[name]).nbytes, 0.0, 0.0))
+    kept = {name: pareto(candidates) for name, candidates in measured.items()}
+    if calibration is not None:
+        kept = _measure(OutputChange(model, calibration), layers, kept, weights)
+    return Fits(
+        tuple(_ladder(name, layers[name], candidates) for name, candidates in kept.items()),
+        {
+            (name, candidate.scheme): weights[name, candidate.scheme]
+            for name, candidates in kept.items()
+            for candidate in candidates
+            if candidate.scheme is not None
+        },
+    )
+
+
+def _run(tasks: list[_Task], workers: int, backend: str) -> list[tuple[CodebookWeight, float]]:
+    with tqdm(total=len(tasks), desc="fit", unit="fit", leave=False, disable=None) as bar:
+        if workers == 1:
+            with worker_pool():
+                return deterministic_map(_ticking(bar, _Task.__call__), tasks)
+        with joblib.parallel_config(backend=backend, n_jobs=workers):
+            calls = (joblib.delayed(task)() for task in tasks)
+            return list(map(_ticking(bar, _same), joblib.Parallel(return_as="generator")(calls)))
+
+
+def _measure(
+    change: OutputChange,
+    layers: Mapping[str, nn.Module],
+    kept: Mapping[str, list[LayerCandidate]],
+    weights: Mapping[tuple[str, Scheme], CodebookWeight],
+) -> dict[str, list[LayerCandidate]]:
+    """The candidates with the harm that each does to the model's output."""
+
+    def harm(task: tuple[str, LayerCandidate]) -> LayerCandidate:
+        name, candidate = task
+        if candidate.scheme is None:
+            return candidate
+        decoded = weights[name, candidate.scheme].decode()
+        return replace(candidate, harm=change(_weight(layers[name]), decoded))
+
+    tasks = [(name, candidate) for name, candidates in kept.items() for candidate in candidates]
+    with (
+        tqdm(total=len(tasks), desc="harm", unit="fit", leave=False, disable=None) as bar,
+        worker_pool(),
+    ):
+        measured = deterministic_map(_ticking(bar, harm), tasks)
+    found: dict[str, list[LayerCandidate]] = {name: [] for name in kept}
+    for (name, _), candidate in zip(tasks, measured, strict=True):
+        if math.isfinite(candidate.harm):
+            found[name].append(candidate)
+    for name, candidates in found.items():
+        if not candidates:
+            raise ValueError(
+                f"layer {name!r}: every candidate makes the model's output infinite or NaN; "
+                "add None to its candidates to leave it in float"
+            )
+    return found
+
+
+def _ticking(bar: tqdm[None], function: Callable[[T], R]) -> Callable[[T], R]:
+    def call(item: T) -> R:
+        result = function(item)
+        bar.update()
+        return result
+
+    return call
+
+
+def _same(result: T) -> T:
+    return result
+
+
+def _relative_error(weight: Tensor, decoded: Tensor, importance: Tensor | None) -> float:
+    mass = torch.ones(()) if importance is None else importance
+    lost = ((decoded - weight).float().square() * mass).sum()
+    size = (weight.float().square() * mass).sum()
+    return float(lost / size) if size > 0 else 0.0
+
+
+def _ladder(name: str, module: nn.Module, candidates: list[LayerCandidate]) -> LayerLadder:
+    weight = _weight(module)
+    return LayerLadder(name, tuple(weight.shape), 4 * weight.numel(), tuple(candidates))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight

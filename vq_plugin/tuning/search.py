@@ -1,80 +1,36 @@
-"""The search: the smallest setting that holds the budget."""
+"""The search: the smallest model that holds the budget."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from vq_plugin.model import Calibration, compress
-from vq_plugin.select import Schemes
-from vq_plugin.summary import Summary, summary
+from vq_plugin.checkpoint import save
+from vq_plugin.model import Calibration, assemble
+from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.candidates import LADDER, model_nbytes
+from vq_plugin.tuning.candidates import Fits, fit_candidates
+from vq_plugin.tuning.confidence import Judge
+from vq_plugin.tuning.journal import Journal, digest
+from vq_plugin.tuning.metric import Metric, loss_interval
+from vq_plugin.tuning.propose import Landscape, Outcome, Phase, propose
+from vq_plugin.tuning.report import write_report
+from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
+from vq_plugin.tuning.space import LADDER, Candidates, search_space
+from vq_plugin.tuning.trials import Evaluate, Evaluator
 
-Evaluate = Callable[[nn.Module], float]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting that was tried.
-
-    Attributes:
-        schemes: The setting.
-        rate: Float32 bytes of the whole model over its compressed bytes; NaN if the fit failed.
-        score: The metric on the tuning split; NaN if the trial failed.
-        loss: Its loss in the budget's unit; NaN if the trial failed.
-        held: Whether it is within the budget.
-        seconds: Time of the fit and the evaluation.
-        error: Why the trial failed, or ``None``.
-    """
-
-    schemes: Schemes
-    rate: float
-    score: float
-    loss: float
-    held: bool
-    seconds: float
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """What a search came to.
-
-    Attributes:
-        model: The compressed model; the float model itself if ``passed`` is false.
-        schemes: Its setting, or ``None``.
-        passed: Whether a setting holds the budget, on the test split too where there is one.
-        baseline: The float model's metric on the tuning split.
-        score: The metric of ``model`` on the tuning split.
-        loss: Its loss there, in the budget's unit.
-        rate: Float32 bytes of the whole model over its compressed bytes.
-        trials: All settings that were tried, in order.
-        budget: The budget.
-        test_baseline: The float model's metric on the untouched test split, if there is one.
-        test_score: The metric there of the setting that held on the tuning split.
-        test_loss: Its loss there.
-        stopped: Why the budget was not reached, or ``None``.
-    """
-
-    model: nn.Module
-    schemes: Schemes | None
-    passed: bool
-    baseline: float
-    score: float
-    loss: float
-    rate: float
-    trials: tuple[Trial, ...]
-    budget: LossBudget
-    test_baseline: float | None = None
-    test_score: float | None = None
-    test_loss: float | None = None
-    stopped: str | None = None
+MODEL_FILE = "model.vq"
 
 
 def tune(
@@ -83,217 +39,315 @@ def tune(
     budget: LossBudget | None = None,
     calibration: Calibration | None = None,
     *,
-    candidates: Sequence[Schemes] | None = None,
+    candidates: Candidates = LADDER,
     test: Evaluate | None = None,
-    max_trials: int | None = None,
+    max_trials: int = 25,
     timeout: float | None = None,
     seed: int = 0,
+    workers: int = 1,
+    backend: str = "loky",
+    folder: str | os.PathLike[str] | None = None,
+    recipe: Path | None = None,
 ) -> TuneResult:
-    """Finds the smallest setting whose loss stays within a budget.
+    """Finds the smallest model whose loss stays within a budget, layer by layer.
 
-    Settings are tried in ascending order of their size and the first that holds is taken; then
-    ``test`` gives the verdict on data that the search did not see.
+    Every layer is fitted with every candidate scheme once. What each does to the model's output on
+    the calibration data predicts its harm, and the lower hull of harm against bytes gives a
+    frontier of settings of the whole model. Evaluations find the most aggressive point of it that
+    holds the budget, then try smaller settings nearby while trials are left. The model that is
+    returned was evaluated itself.
 
     Args:
         model: Float model; it is not changed.
-        evaluate: Gives the metric of a model on the tuning split, a finite number.
-        budget: The largest acceptable loss; 1 % of the baseline if ``None``.
-        calibration: Unlabelled data for the fits, see :func:`vq_plugin.compress`. Give something
-            that can be iterated again and again, such as a list.
-        candidates: Settings to choose from, each as in :func:`vq_plugin.compress`; if ``None``
-            :data:`vq_plugin.tuning.LADDER`, each scheme for all layers.
-        test: Gives the metric on an untouched split.
-        max_trials: The most settings to try.
-        timeout: Seconds after which no new setting is tried.
+        evaluate: Gives the metric of a model on the tuning split: a finite number, or one result
+            per sample as a bool or float vector, whose mean is the metric.
+        budget: The largest acceptable loss; 1 % of the baseline if ``None``. If it asks for a
+            confidence, ``evaluate`` must give one result per sample.
+        calibration: Unlabelled data, see :func:`vq_plugin.compress`, for the fits and for the
+            prediction of harm. Without it the prediction is poor, and a warning says so.
+        candidates: The schemes to choose from, see
+            :func:`vq_plugin.tuning.space.search_space`: a sequence for all layers, or patterns to
+            sequences; ``None`` in a sequence lets a layer stay in float.
+        test: As ``evaluate``, on an untouched split; it gives the verdict and chooses nothing.
+        max_trials: The most settings to evaluate.
+        timeout: Seconds after which no evaluation is begun.
         seed: Seed of the fits.
+        workers: Fits and evaluations at a time, each in a process of its own; ``evaluate`` must
+            then be picklable. The result does not depend on it. Evaluations that may turn out
+            not to be needed are begun ahead; they count neither as trials nor for ``max_trials``.
+        backend: What runs them if there are several: any joblib backend, such as ``"loky"``
+            (processes on this machine) or ``"dask"`` (the current ``distributed.Client``).
+        folder: Where ``model.vq``, ``report.json`` and ``report.html`` are written, and meanwhile
+            a journal of the evaluations: a run that was killed goes on from there when it is
+            started again. ``None`` keeps everything in memory.
+        recipe: The recipe that the run came from, to be quoted in the reports.
 
     Returns:
         The result. If nothing holds, the float model with ``passed=False``.
 
     Raises:
-        ValueError: If the metric of the float model is not a finite number, a limit is not
-            positive, or a pattern of a candidate matches nothing.
+        TypeError: If a pattern or a candidate is of the wrong type.
+        ValueError: If the float model's metric is not finite, a limit is not positive, a pattern
+            of the candidates matches nothing, a layer cannot be compressed, or another run is
+            using the folder.
 
     Example:
         >>> import torch, vq_plugin as vq
         >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Linear(64, 10), torch.randn(500, 64)
         >>> labels = model(x).argmax(1)
-        >>> def accuracy(m):
-        ...     return (m(x).argmax(1) == labels).float().mean().item()
-        >>> result = vq.tune(model, accuracy, vq.LossBudget(absolute=0.1))
-        >>> result.passed, result.loss <= 0.1, result.rate > 2
+        >>> def correct(m):
+        ...     return m(x).argmax(1) == labels
+        >>> result = vq.tune(model, correct, vq.LossBudget(absolute=0.1), calibration=[x])
+        >>> result.passed, result.loss <= 0.1, result.rate > 4
         (True, True, True)
     """
+    start = time.monotonic()
     budget = budget or LossBudget(relative=0.01)
-    _check_limits(max_trials, timeout)
-    settings: list[Schemes] = list(LADDER if candidates is None else candidates)
-    if not settings:
-        raise ValueError("candidates is empty: give at least one setting")
-    settings.sort(key=lambda setting: model_nbytes(model, setting))
-    baseline = _baseline(model, evaluate, budget, "evaluate")
-    test_baseline = None if test is None else _baseline(model, test, budget, "test")
+    _check_limits(max_trials, timeout, workers)
+    if isinstance(calibration, Iterable):
+        # Read several times, in the same order: a loader may shuffle, a generator runs dry.
+        calibration = list(calibration)
+    space = search_space(model, candidates)
+    place = None if folder is None else Path(folder)
+    with Journal(place) as journal:
+        if place is not None:
+            # A file of an earlier run must not pass for the result of this one.
+            (place / MODEL_FILE).unlink(missing_ok=True)
+        deadline = None if timeout is None else start + timeout
+        tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
+        own = digest(
+            (key, value) for key, value in model.state_dict().items() if isinstance(value, Tensor)
+        )
+        judge = Judge(budget, tuning.baseline(model, own))
+        testing = None if test is None else Evaluator(test, "test", journal)
+        test_baseline = None if testing is None else testing.baseline(model, own)
+        fits = fit_candidates(
+            model, space, calibration, seed=seed, workers=workers, backend=backend
+        )
+        search = _Search(model, own, fits, judge, tuning, max_trials, deadline)
+        search.run()
+        result = search.result(testing, test_baseline)
+        overhead = time.monotonic() - start - journal.spent
+        result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
+        if place is not None:
+            model_path = place / MODEL_FILE if result.passed else None
+            if model_path is not None:
+                save(result.model, model_path)
+            write_report(place, result, model_path, recipe=recipe)
+        journal.finish()
+    return result
 
-    start = time.monotonic()
-    trials: list[Trial] = []
-    stopped = None
-    with tqdm(total=len(settings), desc="tune", unit="trial", disable=None) as bar:
-        for setting in settings:
-            stopped = _limit_reached(trials, start, max_trials, timeout, len(settings))
-            if stopped:
-                break
-            small, trial = _try(model, setting, evaluate, budget, baseline, calibration, seed)
-            trials.append(trial)
-            bar.set_postfix(rate=f"{trial.rate:.1f}x", loss=f"{trial.loss:.4f}")
-            bar.update()
-            if small is not None and trial.held:
-                return _verdict(model, small, trials, baseline, budget, test, test_baseline)
-    return _not_reached(
-        model,
-        trials,
-        baseline,
-        budget,
-        stopped or "no setting holds the budget on the tuning split",
-        test_baseline,
-    )
 
+@dataclass
+class _Search:
+    """One search; everything but its trials is fixed from the start."""
 
-def _verdict(
-    model: nn.Module,
-    small: nn.Module,
-    trials: Sequence[Trial],
-    baseline: float,
-    budget: LossBudget,
-    test: Evaluate | None,
-    test_baseline: float | None,
-) -> TuneResult:
-    """The result for the last trial, which held: the test split decides where there is one."""
-    chosen = trials[-1]
-    test_score = test_loss = None
-    if test is not None and test_baseline is not None:
-        test_score, error = _score(small, test, "test")
-        test_loss = budget.loss(test_baseline, test_score)
-        if not budget.holds(test_baseline, test_score):
-            reason = error or (
-                "the setting that held on the tuning split does not hold on the test split, "
-                "which decides"
+    model: nn.Module
+    own: str
+    fits: Fits
+    judge: Judge
+    evaluator: Evaluator
+    max_trials: int
+    deadline: float | None
+    cut: str | None = None
+    metrics: dict[Setting, Metric] = field(default_factory=dict)
+    outcomes: dict[Setting, Outcome] = field(default_factory=dict)
+    trials: dict[Setting, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers = [ladder.candidates for ladder in self.fits.layers]
+        self.landscape = Landscape(layers, frontier(layers), self.judge.budget.limit)
+        state = {id(v): v for v in self.model.state_dict(keep_vars=True).values()}
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        modules = dict(self.model.named_modules())
+        chosen = sum(int(modules[ladder.name].weight.nbytes) for ladder in self.fits.layers)
+        self.others = sum(value.nbytes for value in tensors) - chosen
+        self.float_nbytes = sum(
+            4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
+        )
+        self.digests = {
+            key: digest([("codes", small.codes), ("codebooks", small.codebooks)])
+            for key, small in self.fits.weights.items()
+        }
+
+    def run(self) -> None:
+        """Evaluates until nothing is left to try, or a limit is reached."""
+        with tqdm(total=self.max_trials, desc="tune", unit="trial", disable=None) as bar:
+            while (proposal := propose(self.landscape, self.outcomes)) is not None:
+                self.cut = self._limit_reached()
+                if self.cut:
+                    return
+                setting, phase = proposal
+                if self.evaluator.known(self._key(setting)) is None:
+                    wanted = self._ahead(setting)
+                    self.evaluator.run({self._key(s): self._assemble(s) for s in wanted})
+                self._keep(setting, phase)
+                best = self._smallest(self.outcomes)
+                bar.set_postfix(rate="-" if best is None else f"{self.trials[best].rate:.1f}x")
+                bar.update()
+
+    def result(self, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
+        """The verdict; the test split decides where there is one."""
+        held = {s: self.metrics[s] for s, outcome in self.outcomes.items() if outcome.held}
+        sure = self.judge.confirmed(held)
+        for setting in held:
+            if setting not in sure:
+                self.trials[setting] = replace(self.trials[setting], held=False)
+        result = TuneResult(
+            model=self.model,
+            schemes=None,
+            passed=False,
+            baseline=self.judge.baseline.mean,
+            score=self.judge.baseline.mean,
+            loss=0.0,
+            interval=None,
+            rate=1.0,
+            trials=tuple(self.trials.values()),
+            layers=self.fits.layers,
+            frontier=tuple(
+                FrontierPoint(self._nbytes(s), self.landscape.harm(s))
+                for s in self.landscape.frontier
+            ),
+            budget=self.judge.budget,
+            test_baseline=None if test_baseline is None else test_baseline.mean,
+            cut=self.cut,
+        )
+        if not sure:
+            return replace(result, stopped=self._why_not(bool(held)))
+        best = min(sure, key=lambda setting: (self._nbytes(setting), setting))
+        small = self._assemble(best)
+        stopped = None
+        if test is not None and test_baseline is not None:
+            tested, stopped = self._test(best, small, test, test_baseline)
+            result = replace(result, **tested)
+        if stopped:
+            return replace(result, stopped=stopped)
+        trial = self.trials[best]
+        return replace(
+            result,
+            model=small,
+            schemes=dict(trial.schemes),
+            passed=True,
+            score=trial.score,
+            loss=trial.loss,
+            interval=trial.interval,
+            rate=trial.rate,
+        )
+
+    def _test(
+        self, best: Setting, small: nn.Module, test: Evaluator, baseline: Metric
+    ) -> tuple[dict[str, Any], str | None]:
+        budget = self.judge.budget
+        key = self._key(best)
+        if test.known(key) is None:
+            test.run({key: small})
+        found = test.known(key)
+        assert found is not None
+        if found.metric is None:
+            return {}, f"the evaluation on the test split failed: {found.error}"
+        score = found.metric.mean
+        tested = {
+            "test_score": score,
+            "test_loss": budget.loss(baseline.mean, score),
+            "test_interval": loss_interval(budget, baseline, found.metric),
+        }
+        if budget.holds(baseline.mean, score):
+            return tested, None
+        remedy = (
+            "set a confidence and let evaluate return one result per sample, so that chance is "
+            "accounted for"
+            if budget.confidence is None
+            else "tune on more samples, or on some that are more like the test split"
+        )
+        return tested, (
+            "the setting that held on the tuning split does not hold on the test split, which "
+            f"decides; {remedy}"
+        )
+
+    def _keep(self, setting: Setting, phase: Phase) -> None:
+        evaluation = self.evaluator.known(self._key(setting))
+        assert evaluation is not None
+        metric, error = evaluation.metric, evaluation.error
+        if metric is not None:
+            error = self.judge.problem(metric)
+            metric = None if error else metric
+        outcome = self.judge.outcome(metric)
+        budget, baseline = self.judge.budget, self.judge.baseline
+        self.outcomes[setting] = outcome
+        if metric is not None:
+            self.metrics[setting] = metric
+        self.trials[setting] = Trial(
+            schemes=self.fits.schemes(setting),
+            nbytes=self._nbytes(setting),
+            rate=self.float_nbytes / self._nbytes(setting),
+            harm=self.landscape.harm(setting),
+            score=math.nan if metric is None else metric.mean,
+            loss=math.nan if metric is None else budget.loss(baseline.mean, metric.mean),
+            interval=None if metric is None else loss_interval(budget, baseline, metric),
+            held=outcome.held,
+            phase=phase,
+            seconds=evaluation.seconds,
+            error=error,
+        )
+
+    def _ahead(self, setting: Setting) -> list[Setting]:
+        """The setting, and what would be asked next however it turns out, one for every worker."""
+        wanted = [setting]
+        imagined = deque([dict(self.outcomes)])
+        while len(wanted) < self.evaluator.workers and imagined:
+            outcomes = imagined.popleft()
+            proposal = propose(self.landscape, outcomes)
+            if proposal is None:
+                continue
+            asked = proposal.setting
+            if asked not in wanted and self.evaluator.known(self._key(asked)) is None:
+                wanted.append(asked)
+            for part, held in ((1.2, False), (0.8, True)):
+                level = part * self.landscape.limit
+                imagined.append({**outcomes, asked: Outcome(level, held)})
+        return wanted
+
+    def _limit_reached(self) -> str | None:
+        left = "smaller settings nearby were left untried"
+        if self._smallest(self.outcomes) is None:
+            left = "no setting that holds had been found"
+        if len(self.trials) >= self.max_trials:
+            return f"max_trials={self.max_trials} reached: {left}"
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return f"timeout reached after {len(self.trials)} trials: {left}"
+        return None
+
+    def _why_not(self, unconfirmed: bool) -> str:
+        if unconfirmed:
+            return (
+                "no setting that held on one half of the samples was confirmed by the other half: "
+                "tune on more samples"
             )
-            return _not_reached(
-                model, trials, baseline, budget, reason, test_baseline, test_score, test_loss
-            )
-    return TuneResult(
-        model=small,
-        schemes=chosen.schemes,
-        passed=True,
-        baseline=baseline,
-        score=chosen.score,
-        loss=chosen.loss,
-        rate=chosen.rate,
-        trials=tuple(trials),
-        budget=budget,
-        test_baseline=test_baseline,
-        test_score=test_score,
-        test_loss=test_loss,
-    )
+        if self.cut:
+            return self.cut
+        return "no setting of the frontier holds the budget on the tuning split"
+
+    def _smallest(self, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
+        held = [setting for setting, outcome in outcomes.items() if outcome.held]
+        return min(held, key=lambda s: (self._nbytes(s), s), default=None)
+
+    def _nbytes(self, setting: Setting) -> int:
+        return self.others + self.landscape.nbytes(setting)
+
+    def _assemble(self, setting: Setting) -> nn.Module:
+        return assemble(self.model, self.fits.chosen(setting))
+
+    def _key(self, setting: Setting) -> str:
+        """Names the model that the setting gives, whatever led to it."""
+        parts = {
+            name: scheme and self.digests[name, scheme]
+            for name, scheme in self.fits.schemes(setting).items()
+        }
+        return hashlib.sha256(json.dumps([self.own, parts]).encode()).hexdigest()[:16]
 
 
-def _not_reached(
-    model: nn.Module,
-    trials: Sequence[Trial],
-    baseline: float,
-    budget: LossBudget,
-    reason: str,
-    test_baseline: float | None,
-    test_score: float | None = None,
-    test_loss: float | None = None,
-) -> TuneResult:
-    return TuneResult(
-        model=model,
-        schemes=None,
-        passed=False,
-        baseline=baseline,
-        score=baseline,
-        loss=0.0,
-        rate=1.0,
-        trials=tuple(trials),
-        budget=budget,
-        test_baseline=test_baseline,
-        test_score=test_score,
-        test_loss=test_loss,
-        stopped=reason,
-    )
-
-
-def _try(
-    model: nn.Module,
-    setting: Schemes,
-    evaluate: Evaluate,
-    budget: LossBudget,
-    baseline: float,
-    calibration: Calibration | None,
-    seed: int,
-) -> tuple[nn.Module | None, Trial]:
-    start = time.monotonic()
-    rate, score = math.nan, math.nan
-    small, error = None, None
-    try:
-        small = compress(model, setting, calibration, seed)
-    except ValueError as problem:
-        error = str(problem)
-    else:
-        rate = _rate(summary(small))
-        score, error = _score(small, evaluate, "evaluate")
-    trial = Trial(
-        schemes=setting,
-        rate=rate,
-        score=score,
-        loss=budget.loss(baseline, score),
-        held=budget.holds(baseline, score),
-        seconds=time.monotonic() - start,
-        error=error,
-    )
-    return small, trial
-
-
-def _score(small: nn.Module, evaluate: Evaluate, name: str) -> tuple[float, str | None]:
-    """The metric, or NaN and why there is none."""
-    try:
-        score = float(evaluate(small))
-    except Exception as problem:  # noqa: BLE001 - the user's code may raise anything; the run goes on
-        return math.nan, f"{type(problem).__name__}: {problem}"
-    if not math.isfinite(score):
-        return math.nan, f"{name} returned {score}"
-    return score, None
-
-
-def _rate(sizes: Summary) -> float:
-    return (sizes.float_nbytes + sizes.other_float_nbytes) / (sizes.nbytes + sizes.other_nbytes)
-
-
-def _baseline(model: nn.Module, evaluate: Evaluate, budget: LossBudget, name: str) -> float:
-    score = float(evaluate(model))
-    if not math.isfinite(score):
-        raise ValueError(f"{name} returned {score} for the float model; it must be a finite number")
-    budget.loss(score, score)
-    return score
-
-
-def _check_limits(max_trials: int | None, timeout: float | None) -> None:
-    for name, value in (("max_trials", max_trials), ("timeout", timeout)):
+def _check_limits(max_trials: int, timeout: float | None, workers: int) -> None:
+    for name, value in (("max_trials", max_trials), ("timeout", timeout), ("workers", workers)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value!r}")
-
-
-def _limit_reached(
-    trials: Sequence[Trial],
-    start: float,
-    max_trials: int | None,
-    timeout: float | None,
-    available: int,
-) -> str | None:
-    left = available - len(trials)
-    if max_trials is not None and len(trials) >= max_trials:
-        return f"max_trials={max_trials} reached, {left} settings untried"
-    if timeout is not None and time.monotonic() - start >= timeout:
-        return f"timeout={timeout:g} s reached, {left} settings untried"
-    return None

@@ -1,0 +1,93 @@
+"""How much one compressed layer changes what the model computes, on unlabelled data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vq_plugin.importance import run_calibration
+from vq_plugin.model import Calibration
+
+# Accuracy falls when decisions change, not when the model gets less sure of them: at a quarter of
+# the softmax's temperature the divergence follows the real loss best, see docs/decisions.
+_SHARPNESS = 4.0
+
+
+class OutputChange:
+    """Measures the change of a model's output when one weight changes.
+
+    Outputs of two or more columns (dimension 1) count as scores of classes: the harm is the
+    Kullback-Leibler divergence, in nats per decision, of their sharpened softmax. All others count
+    as values: the harm is the squared change over the variance.
+
+    Example:
+        >>> model, batches = nn.Linear(4, 2), [torch.randn(8, 4)]
+        >>> change = OutputChange(model, batches)
+        >>> change(model.weight, model.weight.detach()), change(model.weight, torch.zeros(2, 4)) > 0
+        (0.0, True)
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        """Runs the float model once.
+
+        Args:
+            model: The float model; not changed.
+            calibration: Input batches, or a callable that runs the model it is given on the same
+                data every time.
+
+        Raises:
+            ValueError: If the model returns no float tensors, or NaN or infinite ones.
+        """
+        self.model = model
+        self.calibration = calibration
+        self.reference = self._outputs({})
+        if not self.reference:
+            raise ValueError("calibration gave no outputs: the model must return float tensors")
+        if not all(bool(y.isfinite().all()) for y in self.reference):
+            raise ValueError("the float model's outputs on the calibration data are not finite")
+
+    def __call__(self, weight: Tensor, changed: Tensor) -> float:
+        """The harm of putting ``changed`` in the place of the parameter ``weight``.
+
+        Infinite if the outputs are no longer finite.
+        """
+        outputs = self._outputs({id(weight): nn.Parameter(changed, requires_grad=False)})
+        total = sum(map(_change, self.reference, outputs)) / len(outputs)
+        return math.inf if math.isnan(total) else total
+
+    @torch.no_grad()
+    def _outputs(self, changed: Mapping[int, Tensor]) -> list[Tensor]:
+        # A copy of the structure alone: parameters are shared but for the changed one, which
+        # takes its place wherever it is tied.
+        memo: dict[int, object] = {id(p): p for p in self.model.parameters()}
+        memo.update(changed)
+        replica = copy.deepcopy(self.model, memo).eval()
+        outputs: list[Tensor] = []
+        replica.register_forward_hook(lambda _, __, output: outputs.extend(_tensors(output)))
+        run_calibration(replica, self.calibration)
+        return outputs
+
+
+def _change(reference: Tensor, output: Tensor) -> float:
+    if reference.dim() > 1 and reference.shape[1] > 1:
+        before = functional.log_softmax(_SHARPNESS * reference, 1)
+        after = functional.log_softmax(_SHARPNESS * output, 1)
+        divergence = (before.exp() * (before - after)).sum(1)
+        return float(divergence.mean())
+    variance = (reference - reference.mean(0)).square().mean()
+    return float((output - reference).square().mean() / variance) if variance > 0 else 0.0
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.double()] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]

@@ -1,0 +1,189 @@
+"""Every evaluation on disk as it ends, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+
+from vq_plugin.tuning.metric import Metric
+
+_NAME, _LOCK = "journal.jsonl", "journal.lock"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one call of the user's function came to.
+
+    Attributes:
+        metric: The metric, or ``None`` if the call failed.
+        seconds: Its time.
+        error: Why it failed, or ``None``.
+    """
+
+    metric: Metric | None
+    seconds: float
+    error: str | None = None
+
+
+class Journal:
+    """The evaluations of one run, in a folder that no other run may use meanwhile.
+
+    A context manager. Every line of the file is one evaluation as JSON; one that a kill cut short
+    is dropped. :meth:`finish` removes the file. Keys name all that an evaluation depends on, so
+    that a journal of other data or of another model is of no use, and does no harm.
+
+    Attributes:
+        resumed: How many evaluations of an interrupted run were of use.
+        spent: Seconds of the evaluations that were added.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            folder: Where the journal is kept, created if it is missing; ``None`` keeps it in
+                memory.
+        """
+        self.spent = 0.0
+        self._folder = folder
+        self._known: dict[str, Evaluation] = {}
+        self._found: set[str] = set()
+        self._used: set[str] = set()
+
+    @property
+    def resumed(self) -> int:  # noqa: D102 - see the class
+        return len(self._used)
+
+    def __enter__(self) -> Self:
+        """Takes the folder and reads what an interrupted run left.
+
+        Raises:
+            ValueError: If another run has the folder, or the journal is damaged.
+        """
+        if self._folder is None:
+            return self
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(self._folder / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ValueError(
+                f"another run is using {self._folder}: wait for it, or choose another folder"
+            ) from None
+        try:
+            self._known = _read(self._folder / _NAME)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._found = set(self._known)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Gives the folder back."""
+        if self._folder is not None:
+            self._lock.release()
+
+    def get(self, key: str) -> Evaluation | None:
+        """The evaluation of that name, if there is one."""
+        if key in self._found:
+            self._used.add(key)
+        return self._known.get(key)
+
+    def add(self, key: str, evaluation: Evaluation) -> None:
+        """Keeps an evaluation; it is on the disk when this returns."""
+        self._known[key] = evaluation
+        self.spent += evaluation.seconds
+        if self._folder is None:
+            return
+        record = {"format": _FORMAT, "key": key, **_as_json(evaluation)}
+        with (self._folder / _NAME).open("ab") as file:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Removes the file: its run has left its results."""
+        if self._folder is not None:
+            (self._folder / _NAME).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Evaluation]:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        os.truncate(path, sum(map(len, lines[:-1])))
+        del lines[-1]
+    try:
+        records = list(map(json.loads, lines))
+        return {r["key"]: _from_json(r) for r in records if r["format"] == _FORMAT}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): delete it to start again") from None
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors, as 16 hexadecimal digits.
+
+    Example:
+        >>> digest([("weight", torch.zeros(2))]) == digest([("weight", torch.zeros(2))])
+        True
+    """
+    found = hashlib.sha256()
+    for key, value in tensors:
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+def _as_json(evaluation: Evaluation) -> dict[str, Any]:
+    metric = evaluation.metric
+    samples = None
+    if metric is not None and metric.samples is not None:
+        values = metric.samples.numpy()
+        # Mostly right or wrong: a bit each then.
+        bits = bool(np.isin(values, (0.0, 1.0)).all())
+        data = np.packbits(values.astype(bool)) if bits else values
+        samples = {
+            "count": len(values),
+            "bits": bits,
+            "data": base64.b64encode(data.tobytes()).decode(),
+        }
+    return {
+        "mean": None if metric is None else metric.mean,
+        "samples": samples,
+        "seconds": evaluation.seconds,
+        "error": evaluation.error,
+    }
+
+
+def _from_json(record: Mapping[str, Any]) -> Evaluation:
+    metric = None
+    if record["mean"] is not None:
+        samples = None
+        if record["samples"] is not None:
+            data = base64.b64decode(record["samples"]["data"])
+            if record["samples"]["bits"]:
+                packed = np.frombuffer(data, np.uint8)
+                values = np.unpackbits(packed, count=record["samples"]["count"]).astype(np.float64)
+            else:
+                values = np.frombuffer(data, np.float64).copy()
+            samples = torch.from_numpy(values)
+        metric = Metric(record["mean"], samples)
+    return Evaluation(metric, record["seconds"], record["error"])

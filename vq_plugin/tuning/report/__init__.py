@@ -1,0 +1,24 @@
+"""The result of a search for people and for pipelines.
+
+One :class:`Report` holds the facts; ``report.json``, ``report.html`` and the terminal's table all
+show the same one.
+"""
+
+from vq_plugin.tuning.report.build import build_report, file_rate
+from vq_plugin.tuning.report.files import ReportPaths, write_report
+from vq_plugin.tuning.report.page import render_page
+from vq_plugin.tuning.report.schema import REPORT_VERSION, Report, json_schema
+from vq_plugin.tuning.report.text import format_report, format_result
+
+__all__ = [
+    "REPORT_VERSION",
+    "Report",
+    "ReportPaths",
+    "build_report",
+    "file_rate",
+    "format_report",
+    "format_result",
+    "json_schema",
+    "render_page",
+    "write_report",
+]

@@ -1,0 +1,58 @@
+"""The two files of a report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from vq_plugin.tuning.report.build import build_report
+from vq_plugin.tuning.report.page import render_page
+from vq_plugin.tuning.result import TuneResult
+
+
+class ReportPaths(NamedTuple):
+    """Where a report was written.
+
+    Attributes:
+        json: ``report.json``, for pipelines.
+        page: ``report.html``, for people.
+    """
+
+    json: Path
+    page: Path
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    result: TuneResult,
+    model_path: Path | None = None,
+    *,
+    recipe: Path | None = None,
+) -> ReportPaths:
+    """Writes ``report.json`` and ``report.html``, each in one atomic step.
+
+    Args:
+        folder: Where to; it is made if it does not exist, older reports in it are replaced.
+        result: The result of the search.
+        model_path: The compressed file, or ``None`` if none was written.
+        recipe: The recipe of the run; its text goes into both files.
+
+    Returns:
+        The paths of the two files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = build_report(result, model_path, recipe=recipe)
+    paths = ReportPaths(folder / "report.json", folder / "report.html")
+    _replace(paths.json, report.model_dump_json(indent=2) + "\n")
+    _replace(paths.page, render_page(report))
+    return paths
+
+
+def _replace(path: Path, text: str) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        fresh = Path(beside) / path.name
+        fresh.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(fresh, path)

@@ -1,0 +1,58 @@
+"""The report as one self-contained page."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vq_plugin.table import format_bytes
+from vq_plugin.tuning.report import wording
+from vq_plugin.tuning.report.layer_charts import sensitivity_charts
+from vq_plugin.tuning.report.schema import Report
+from vq_plugin.tuning.report.trial_charts import interval_chart, predicted_chart, tradeoff_chart
+
+_ARROW = "→"
+# Keeps a number and its percent sign on one line.
+_NARROW = "\N{NARROW NO-BREAK SPACE}"
+
+
+def render_page(report: Report) -> str:
+    """The HTML of a report: it loads nothing and runs no script.
+
+    Args:
+        report: The facts.
+
+    Returns:
+        The page.
+    """
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            sentences=[
+                sentence.replace(" %", _NARROW + "%")
+                for sentence in wording.verdict_sentences(report, _ARROW)
+            ],
+            changes=wording.change_texts(report, _ARROW),
+            tradeoff=tradeoff_chart(report),
+            predicted=predicted_chart(report),
+            intervals=interval_chart(report),
+            sensitivity=sensitivity_charts(report),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vq_plugin.tuning.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["words"] = wording
+    environment.filters["bytes"] = format_bytes
+    return environment

@@ -1,0 +1,115 @@
+"""Axes of charts: from values to places, and where the ticks go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+# Five labels still fit side by side on a phone, if they keep this part of the axis apart.
+_MOST_TICKS = 5
+_GAP = 0.17
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of values, linear or logarithmic, and the pixels or percent that it spans.
+
+    Attributes:
+        low: The value at ``start``.
+        high: The value at ``end``; above ``low``.
+        start: Place of ``low``.
+        end: Place of ``high``.
+        log: Whether equal steps are equal factors.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """The place of a value, not beyond the ends."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        part = min(max((value - low) / (high - low), 0.0), 1.0)
+        return round(self.start + part * (self.end - self.start), 2)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis.
+
+    Attributes:
+        at: Its place.
+        label: What stands there.
+    """
+
+    at: float
+    label: str
+
+
+def log_axis(values: list[float], start: float, end: float) -> Axis:
+    """A logarithmic axis with some air around positive values."""
+    low, high = min(values), max(values)
+    air = max((high / low) ** 0.06, 1.05)
+    return Axis(low / air, high * air, start, end, log=True)
+
+
+def power_axis(values: list[float], base: int, start: float, end: float) -> Axis:
+    """A logarithmic axis for positive values between two powers of ``base``."""
+    first = math.floor(math.log(min(values), base) + 1e-9)
+    last = math.ceil(math.log(max(values), base) - 1e-9)
+    return Axis(float(base) ** first, float(base) ** max(last, first + 1), start, end, log=True)
+
+
+def ticks(axis: Axis, label: Callable[[float], str]) -> list[Tick]:
+    """At most five marks at round values."""
+    return [Tick(axis.at(value), label(value)) for value in _round_values(axis)]
+
+
+def power_ticks(axis: Axis, base: int, most: int, label: Callable[[float], str]) -> list[Tick]:
+    """Marks at powers of ``base``, at most ``most``."""
+    return [Tick(axis.at(value), label(value)) for value in _powers(axis, base, most)]
+
+
+def decade_label(value: float) -> str:
+    """A power of ten as such."""
+    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
+
+
+def _round_values(axis: Axis) -> list[float]:
+    if not axis.log:
+        return _linear_values(axis.low, axis.high)
+    span = math.log(axis.high / axis.low)
+    decades = range(math.floor(math.log10(axis.low)), math.floor(math.log10(axis.high)) + 1)
+    for digits in (range(1, 10), (1, 2, 5), (1, 3)):
+        values = [digit * 10.0**exponent for exponent in decades for digit in digits]
+        values = [value for value in values if axis.low <= value <= axis.high]
+        if 2 <= len(values) <= _MOST_TICKS and _smallest_step(values) >= _GAP * span:
+            return values
+    powers = _powers(axis, 10, _MOST_TICKS)
+    return powers if len(powers) >= 2 else _linear_values(axis.low, axis.high)
+
+
+def _smallest_step(values: list[float]) -> float:
+    return min(math.log(after / before) for before, after in pairwise(values))
+
+
+def _powers(axis: Axis, base: int, most: int) -> list[float]:
+    first = math.ceil(math.log(axis.low, base) - 1e-9)
+    last = math.floor(math.log(axis.high, base) + 1e-9)
+    step = max(1, math.ceil((last - first + 1) / most))
+    return [float(base) ** exponent for exponent in range(first, last + 1, step)]
+
+
+def _linear_values(low: float, high: float) -> list[float]:
+    rough = (high - low) / (_MOST_TICKS - 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * s for s in (1, 2, 2.5, 5, 10) if unit * s >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * count for count in range(first, last + 1)]

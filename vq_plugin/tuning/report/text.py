@@ -1,0 +1,144 @@
+"""The report as a table in the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection
+from pathlib import Path
+
+from vq_plugin.table import format_bytes, format_table
+from vq_plugin.tuning.report import wording
+from vq_plugin.tuning.report.build import build_report
+from vq_plugin.tuning.report.schema import Report, Split
+from vq_plugin.tuning.result import TuneResult
+
+_WIDTH = 100
+_LONGEST_NAME = 40
+_NARROWEST = 24
+# Not every terminal can show an arrow.
+_ARROW = "->"
+
+
+def format_result(result: TuneResult, model_path: Path | None = None) -> str:
+    """A result as a terminal table: trials, layers, totals, and the verdict last.
+
+    Args:
+        result: The result of the search.
+        model_path: The compressed file, or ``None`` if none was written.
+
+    Returns:
+        The text without a final newline.
+    """
+    return format_report(build_report(result, model_path))
+
+
+def format_report(report: Report) -> str:
+    """A report as :func:`format_result` shows it."""
+    parts = [_trials(report)] if report.trials else []
+    if report.verdict.passed:
+        parts += [_layers(report), _totals(report)]
+    parts += [_splits(report), _verdict(report)]
+    return "\n\n".join(parts)
+
+
+def _trials(report: Report) -> str:
+    changes = wording.change_texts(report, _ARROW)
+    rows = [
+        [
+            str(index),
+            format_bytes(trial.nbytes),
+            wording.rate_text(trial.rate),
+            wording.harm_text(trial.harm),
+            wording.loss_text(report, trial.loss),
+            wording.interval_text(report, trial.interval),
+            "chosen" if index == report.verdict.chosen_trial else wording.kind_of(trial),
+            trial.error or change,
+        ]
+        for index, (trial, change) in enumerate(zip(report.trials, changes, strict=True))
+    ]
+    header = ["#", "size", "rate", "harm", "loss", "interval", "", "change against the best so far"]
+    if all(trial.interval is None for trial in report.trials):
+        header.remove("interval")
+        rows = [[*row[:5], *row[6:]] for row in rows]
+    return _fitted(header, rows, right=range(len(header) - 2))
+
+
+def _layers(report: Report) -> str:
+    rows = [
+        [
+            _clip(wording.layer_text(layer.name), _LONGEST_NAME),
+            "x".join(map(str, layer.shape)),
+            wording.scheme_text(layer.chosen.scheme),
+            f"{layer.chosen.bits_per_weight:.2f}",
+            format_bytes(layer.chosen.nbytes),
+            wording.percentage(layer.chosen.share, 1),
+            layer.chosen.note,
+        ]
+        for layer in report.layers
+        if layer.chosen is not None
+    ]
+    header = ["layer", "shape", "scheme", "bits/weight", "size", "share", "note"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return _fitted(header, rows, right=(3, 4, 5))
+
+
+def _totals(report: Report) -> str:
+    sizes, rates = report.bytes, report.rates
+    rows = [
+        [name, format_bytes(sizes.float32), format_bytes(nbytes), wording.rate_text(rate)]
+        for name, nbytes, rate in (
+            ("model", sizes.model, rates.model),
+            ("file", sizes.file, rates.file),
+        )
+        if nbytes is not None
+    ]
+    rest = "" if sizes.other is None else f"; everything else: {format_bytes(sizes.other)}"
+    table = format_table(["", "float32", "compressed", "rate"], rows, right=(1, 2, 3))
+    return f"{table}\nlayer rate of the compressed weights: {wording.rate_text(rates.layers)}{rest}"
+
+
+def _splits(report: Report) -> str:
+    splits = [("tuning", report.tuning_split), ("test (untouched)", report.test_split)]
+    rows = [_split(report, name, split) for name, split in splits if split is not None]
+    sure = wording.percentage(report.budget.interval_confidence, 0)
+    header = ["split", "float metric", "compressed", "loss", f"{sure} interval"]
+    return format_table(header, rows, right=(1, 2, 3, 4))
+
+
+def _split(report: Report, name: str, split: Split) -> list[str]:
+    return [
+        name,
+        wording.score_text(split.baseline),
+        wording.score_text(split.score),
+        wording.loss_text(report, split.loss),
+        wording.interval_text(report, split.interval),
+    ]
+
+
+def _verdict(report: Report) -> str:
+    verdict = "PASSED" if report.verdict.passed else "NOT REACHED"
+    lines = [f"{verdict}: {' '.join(wording.verdict_sentences(report, _ARROW))}"]
+    if report.verdict.cut is not None:
+        lines.insert(0, f"The search was cut: {report.verdict.cut}")
+    return "\n".join(map(_wrapped, lines))
+
+
+def _wrapped(line: str) -> str:
+    """Lines of the terminal's width, with no number apart from its percent sign."""
+    bound = line.replace(" %", "\N{NO-BREAK SPACE}%")
+    filled = textwrap.fill(bound, _WIDTH, subsequent_indent="  ", break_long_words=False)
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _fitted(header: list[str], rows: list[list[str]], right: Collection[int]) -> str:
+    """A table whose last column takes the room that the others leave."""
+    columns = list(zip(header, *rows, strict=True))[:-1]
+    room = max(_WIDTH - sum(max(map(len, column)) + 2 for column in columns), _NARROWEST)
+    clipped = [[*row[:-1], _clip(row[-1], room)] for row in rows]
+    return format_table([*header[:-1], _clip(header[-1], room)], clipped, right)
+
+
+def _clip(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,141 @@
+"""What a search came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from vq_plugin.schemes import Scheme
+from vq_plugin.tuning.budget import LossBudget
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that was evaluated.
+
+    Attributes:
+        schemes: The setting, layer by layer; ``None`` leaves a layer.
+        nbytes: Bytes of the whole model: codes, codebooks and everything else.
+        rate: Float32 bytes of the whole model over ``nbytes``.
+        harm: Predicted harm, see :class:`LayerCandidate`.
+        score: The metric on the tuning split; NaN if the trial failed.
+        loss: Its loss in the budget's unit; NaN if the trial failed.
+        interval: Two-sided interval of the loss, or ``None`` where the metric is not given per
+            sample.
+        held: Whether it is within the budget; with a confidence, whether that is also confirmed.
+        phase: ``"frontier"`` while looking for the most aggressive point of the predicted
+            frontier, ``"local"`` for the steps from there.
+        seconds: Time of the evaluation.
+        error: Why the trial failed, or ``None``.
+    """
+
+    schemes: Mapping[str, Scheme | None]
+    nbytes: int
+    rate: float
+    harm: float
+    score: float
+    loss: float
+    interval: Interval | None
+    held: bool
+    phase: str
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerCandidate:
+    """One way to store one layer.
+
+    Attributes:
+        scheme: The scheme; ``None`` leaves the layer in float.
+        nbytes: Bytes of the weight so stored.
+        error: Squared error of the weight over its squared size, weighted by calibration.
+        harm: Predicted harm: how much the model's output on the calibration data changes when
+            only this layer is compressed, see :mod:`vq_plugin.tuning.harm`; without calibration
+            ``error``.
+    """
+
+    scheme: Scheme | None
+    nbytes: int
+    error: float
+    harm: float
+
+
+@dataclass(frozen=True)
+class LayerLadder:
+    """The candidates of one layer that were worth keeping, from the largest to the smallest.
+
+    Attributes:
+        name: Name of the layer in the model.
+        shape: Shape of its weight.
+        float_nbytes: Bytes of the weight in float32.
+        candidates: None is both larger and more harmful than another.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    float_nbytes: int
+    candidates: tuple[LayerCandidate, ...]
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A setting of the predicted frontier: bytes of the whole model and predicted harm."""
+
+    nbytes: int
+    harm: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search came to.
+
+    Attributes:
+        model: The compressed model; the float model itself if ``passed`` is false.
+        schemes: Scheme of every layer of the search, ``None`` for those left; ``None`` if
+            ``passed`` is false.
+        passed: Whether a setting holds the budget, on the test split too where there is one.
+        baseline: The float model's metric on the tuning split.
+        score: The metric of ``model`` on the tuning split.
+        loss: Its loss there, in the budget's unit.
+        interval: Two-sided interval of that loss (at the budget's confidence, else 95 %), or
+            ``None`` where the metric is not given per sample.
+        rate: Float32 bytes of the whole model over its compressed bytes.
+        trials: All settings that were evaluated, in order.
+        layers: The candidates of every layer of the search.
+        frontier: The predicted frontier, from the largest to the smallest model.
+        budget: The budget.
+        test_baseline: The float model's metric on the untouched test split, if there is one.
+        test_score: The metric there of the setting that held on the tuning split.
+        test_loss: Its loss there.
+        test_interval: Interval of that loss.
+        cut: What ``max_trials`` or ``timeout`` cut off, or ``None``.
+        stopped: Why the budget was not reached, or ``None``.
+        search_seconds: Time of everything but the user's evaluations.
+        resumed: How many evaluations came from the journal of an interrupted run.
+    """
+
+    model: nn.Module
+    schemes: dict[str, Scheme | None] | None
+    passed: bool
+    baseline: float
+    score: float
+    loss: float
+    interval: Interval | None
+    rate: float
+    trials: tuple[Trial, ...]
+    layers: tuple[LayerLadder, ...]
+    frontier: tuple[FrontierPoint, ...]
+    budget: LossBudget
+    test_baseline: float | None = None
+    test_score: float | None = None
+    test_loss: float | None = None
+    test_interval: Interval | None = None
+    cut: str | None = None
+    stopped: str | None = None
+    search_seconds: float = 0.0
+    resumed: int = 0

@@ -1,0 +1,116 @@
+"""Which layers the search may change, and the schemes that each may choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from torch import nn
+
+from vq_plugin.model import owners_of_parameters
+from vq_plugin.schemes import KM, PQ, RQ, Scheme
+from vq_plugin.select import Pattern, check_pattern_type, match
+
+Ladder: TypeAlias = Scheme | Sequence[Scheme | None] | None
+Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
+
+# From about 130x to 4x of a large layer, then float.
+LADDER: tuple[Scheme | None, ...] = (
+    PQ(k=4, dim=8, axis="out"),
+    PQ(k=8, dim=8, axis="out"),
+    PQ(k=16, dim=8, axis="out"),
+    PQ(k=16, dim=8),
+    PQ(k=16, dim=8, codebooks="tensor"),
+    PQ(k=64, dim=8, codebooks="tensor"),
+    PQ(k=256, dim=8, codebooks="tensor"),
+    PQ(k=4, dim=4, axis="out"),
+    PQ(k=8, dim=4, axis="out"),
+    PQ(k=16, dim=4, axis="out"),
+    PQ(k=16, dim=4, codebooks="tensor"),
+    PQ(k=64, dim=4, codebooks="tensor"),
+    RQ(k=16, stages=2, dim=8, axis="out"),
+    RQ(k=16, stages=2, dim=4, codebooks="tensor"),
+    KM(k=2),
+    KM(k=4),
+    KM(k=8),
+    KM(k=16),
+    KM(k=32),
+    KM(k=256),
+    None,
+)
+
+
+def search_space(
+    model: nn.Module, candidates: Candidates = LADDER
+) -> dict[str, tuple[Scheme | None, ...]]:
+    """The schemes that every layer may choose from.
+
+    Args:
+        model: The float model.
+        candidates: What each layer may become: a scheme or ``None`` (fixed), or a sequence of
+            them (to be searched); for all layers, or by patterns as in
+            :func:`vq_plugin.compress`.
+
+    Returns:
+        Distinct schemes by layer name, in the order of the model. Layers that share a weight are
+        one entry, under the name of the first.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If a pattern matches nothing, a sequence is empty, no layer may change, or
+            layers that share a weight have different candidates.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> search_space(model, {"1": None, "*": [vq.KM(k=4), vq.KM(k=16)]})
+        {'0': (KM(k=4), KM(k=16)), '1': (None,)}
+    """
+    by_pattern = candidates if isinstance(candidates, Mapping) else {"*": candidates}
+    ladders: dict[Pattern, tuple[Scheme | None, ...]] = {}
+    for pattern, ladder in by_pattern.items():
+        check_pattern_type(pattern)
+        ladders[pattern] = _as_tuple(pattern, ladder)
+    leaving = [pattern for pattern, ladder in ladders.items() if ladder == (None,)]
+    owners = match(model, ladders, leaving)
+    space = {name: ladders[pattern] for name, pattern in owners.items()}
+    if not any(scheme for ladder in space.values() for scheme in ladder):
+        raise ValueError("the candidates leave every layer as it is: there is nothing to search")
+    return _merge_tied(model, space)
+
+
+def _as_tuple(pattern: Pattern, ladder: object) -> tuple[Scheme | None, ...]:
+    if ladder is None or isinstance(ladder, Scheme):
+        return (ladder,)
+    if not isinstance(ladder, Sequence) or isinstance(ladder, str):
+        raise TypeError(
+            f"candidates for {pattern!r} must be a scheme, None or a sequence of them, got "
+            f"{ladder!r}"
+        )
+    for scheme in ladder:
+        if scheme is not None and not isinstance(scheme, Scheme):
+            raise TypeError(
+                f"candidates for {pattern!r}: expected a scheme such as vq.PQ() or None, got "
+                f"{scheme!r}; vq.parse_scheme reads one from text"
+            )
+    if not ladder:
+        raise ValueError(f"candidates for {pattern!r} are empty: give at least one scheme or None")
+    return tuple(dict.fromkeys(ladder))
+
+
+def _merge_tied(
+    model: nn.Module, space: dict[str, tuple[Scheme | None, ...]]
+) -> dict[str, tuple[Scheme | None, ...]]:
+    modules = dict(model.named_modules())
+    owners = owners_of_parameters(model)
+    merged: dict[str, tuple[Scheme | None, ...]] = {}
+    for name, ladder in space.items():
+        first, *others = owners.get(id(modules[name].weight), [name])
+        for other in {first, *others} - {name}:
+            if space.get(other, (None,)) != ladder:
+                raise ValueError(
+                    f"layers {name!r} and {other!r} share one weight: give both the same candidates"
+                )
+        if first == name:
+            merged[name] = ladder
+    return merged

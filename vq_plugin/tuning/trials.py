@@ -1,0 +1,91 @@
+"""Calls of the user's functions: timed, journaled, here or on other machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import joblib
+from torch import nn
+
+from vq_plugin.tuning.journal import Evaluation, Journal
+from vq_plugin.tuning.metric import Metric, read_metric
+
+# One number, or one result per sample as a vector.
+Evaluate = Callable[[nn.Module], object]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One of the user's functions with the journal of its results.
+
+    Attributes:
+        function: Gives the metric of a model.
+        name: ``"evaluate"`` or ``"test"``, for messages and the journal.
+        journal: Where results are kept.
+        workers: Evaluations at a time.
+        backend: Joblib's name of what runs them if there are several.
+    """
+
+    function: Evaluate
+    name: str
+    journal: Journal
+    workers: int = 1
+    backend: str = "loky"
+
+    def baseline(self, model: nn.Module, key: str) -> Metric:
+        """The float model's metric.
+
+        Raises:
+            ValueError: If it is not finite; whatever the function raises passes through.
+        """
+        known = self.journal.get(self._key(key))
+        if known is not None and known.metric is not None:
+            return known.metric
+        start = time.monotonic()
+        try:
+            metric = read_metric(self.function(model), self.name)
+        except ValueError as error:
+            raise ValueError(f"of the float model: {error}") from error
+        self.journal.add(self._key(key), Evaluation(metric, time.monotonic() - start))
+        return metric
+
+    def known(self, key: str) -> Evaluation | None:
+        """What the journal has of a model."""
+        return self.journal.get(self._key(key))
+
+    def run(self, models: Mapping[str, nn.Module]) -> None:
+        """Evaluates models, several at a time if there are workers; the journal has the results.
+
+        Args:
+            models: Models by their keys.
+        """
+        if self.workers == 1:
+            for key, model in models.items():
+                self.journal.add(self._key(key), evaluate_once(self.function, model, self.name))
+            return
+        with joblib.parallel_config(backend=self.backend, n_jobs=self.workers):
+            calls = [
+                joblib.delayed(evaluate_once)(self.function, model, self.name)
+                for model in models.values()
+            ]
+            results = joblib.Parallel(return_as="generator")(calls)
+            for key, result in zip(models, results, strict=True):
+                self.journal.add(self._key(key), result)
+
+    def _key(self, key: str) -> str:
+        module = getattr(self.function, "__module__", "")
+        function = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return f"{self.name} {module}:{function} {key}"
+
+
+def evaluate_once(function: Evaluate, model: nn.Module, name: str) -> Evaluation:
+    """One call; the user's code may raise anything, and the search goes on."""
+    start = time.monotonic()
+    try:
+        metric = read_metric(function(model), name)
+    except Exception as problem:  # noqa: BLE001 - see above
+        text = str(problem) if isinstance(problem, ValueError) else repr(problem)
+        return Evaluation(None, time.monotonic() - start, text)
+    return Evaluation(metric, time.monotonic() - start)
