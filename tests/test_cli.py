@@ -15,6 +15,7 @@ RECIPE = """\
 version: 1
 model: vq_plugin.workloads.digits:model
 quantization:
+  calibration: vq_plugin.workloads.digits:calibration
   model_wise:
     scheme: [km(k=2), km(k=16), km(k=64)]
 evaluation:
@@ -41,24 +42,21 @@ def test_tune_within_budget_exits_0_and_writes_model_and_report(
     shown = capsys.readouterr().out
     assert "PASSED" in shown
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["passed"] is True
+    assert report["verdict"]["passed"] is True
     file = tmp_path / "out" / "model.vq"
-    assert report["file_bytes"] == file.stat().st_size
+    assert report["bytes"]["file"] == file.stat().st_size
     float_bytes = sum(4 * value.numel() for value in digits.model().state_dict().values())
-    assert report["file_rate"] == pytest.approx(float_bytes / file.stat().st_size, rel=1e-3)
+    assert report["rates"]["file"] == pytest.approx(float_bytes / file.stat().st_size, rel=1e-3)
     small = vq.load(file, digits.DigitsCNN().eval())
     assert digits.test(small) == report["test_split"]["score"]
     assert report["test_split"]["loss"] <= 0.01
 
 
-def test_tune_takes_the_smallest_candidate_that_holds(tmp_path: Path) -> None:
+def test_tune_takes_the_smallest_trial_that_holds(tmp_path: Path) -> None:
     main(["tune", str(write_recipe(tmp_path))])
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    held = [trial["held"] for trial in report["trials"]]
-    assert held == [False] * (len(held) - 1) + [True]
-    assert [trial["rate"] for trial in report["trials"]] == sorted(
-        (trial["rate"] for trial in report["trials"]), reverse=True
-    )
+    held = [trial["nbytes"] for trial in report["trials"] if trial["held"]]
+    assert report["bytes"]["model"] == min(held)
 
 
 def test_tune_over_budget_exits_3_and_leaves_no_model(
@@ -71,8 +69,8 @@ def test_tune_over_budget_exits_3_and_leaves_no_model(
     assert "NOT REACHED" in capsys.readouterr().out
     assert not (tmp_path / "out" / "model.vq").exists()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["passed"] is False
-    assert report["file_rate"] is None
+    assert report["verdict"]["passed"] is False
+    assert report["rates"]["file"] is None
 
 
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -91,7 +89,7 @@ def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
         (
             "  model_wise",
             "  op_wise: {clasifier.0: {scheme: null}}\n  model_wise",
-            4,
+            5,
             "classifier.0",
         ),
     ],

@@ -1,10 +1,11 @@
-"""The command line: ``vq-plugin tune``, ``compress`` and ``inspect``."""
+"""The command line: ``vq-plugin tune``, ``compress``, ``inspect`` and ``recipe``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch import nn
@@ -13,11 +14,15 @@ from vq_plugin.checkpoint import read_header, save
 from vq_plugin.codebook import code_bits
 from vq_plugin.model import compress
 from vq_plugin.recipe import run_recipe
-from vq_plugin.recipe.run import resolve
+from vq_plugin.recipe.commands import add_recipe_commands
+from vq_plugin.recipe.references import resolve
+from vq_plugin.recipe.run import Outcome
 from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.summary import summary
 from vq_plugin.table import format_bytes, format_table
+from vq_plugin.tuning.cluster import dask_cluster
 from vq_plugin.tuning.report import file_rate, format_result
+from vq_plugin.tuning.tracking import TrackingError, ensure_experiment, log_run
 
 WITHIN_BUDGET, BAD_INPUT, NOT_REACHED = 0, 2, 3
 
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, TrackingError) as error:
         print(f"vq-plugin: {error}", file=sys.stderr)
         return BAD_INPUT
     return status
@@ -51,6 +56,29 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("tune", help="find the smallest setting within a loss budget")
     tune.add_argument("recipe", help="YAML recipe")
     tune.add_argument("--output", metavar="DIR", help="folder for the results, not the recipe's")
+    tune.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fits and evaluations at a time, each in a process of its own (default 1: this one)",
+    )
+    tune.add_argument(
+        "--backend",
+        default="loky",
+        help="what runs the workers: loky (processes of this machine), dask, or any of joblib's",
+    )
+    tune.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Dask scheduler, such as tcp://10.0.0.5:8786; without it, --backend dask starts "
+        "N workers on this machine",
+    )
+    tune.add_argument(
+        "--mlflow",
+        metavar="EXPERIMENT",
+        help="log the run to this experiment of MLflow; MLFLOW_TRACKING_URI says where",
+    )
     tune.set_defaults(run=_tune)
 
     squeeze = commands.add_parser("compress", help="compress a model with given schemes")
@@ -79,14 +107,40 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show what a compressed file holds")
     inspect.add_argument("file")
     inspect.set_defaults(run=_inspect)
+
+    add_recipe_commands(commands)
     return parser
 
 
 def _tune(options: argparse.Namespace) -> int:
-    outcome = run_recipe(options.recipe, options.output)
+    if options.scheduler is not None and options.backend != "dask":
+        raise ValueError("--scheduler needs --backend dask")
+    if options.mlflow is not None:
+        # What would keep the run from being tracked shows before the search, not after it.
+        ensure_experiment(options.mlflow)
+    cluster: AbstractContextManager[None] = nullcontext()
+    if options.backend == "dask":
+        cluster = dask_cluster(options.workers, options.scheduler)
+    with cluster:
+        outcome = run_recipe(
+            options.recipe, options.output, workers=options.workers, backend=options.backend
+        )
     print(format_result(outcome.result, outcome.model_path))
-    print(f"report: {outcome.report_path}")
+    print(f"report: {outcome.report_path.with_suffix('.html')}")
+    if options.mlflow is not None:
+        _track(outcome, Path(options.recipe), options.mlflow)
     return WITHIN_BUDGET if outcome.result.passed else NOT_REACHED
+
+
+def _track(outcome: Outcome, recipe: Path, experiment: str) -> None:
+    folder = outcome.report_path.parent
+    try:
+        run = log_run(outcome.result, folder=folder, recipe=recipe, experiment=experiment)
+    except TrackingError as error:
+        # The gate is the verdict: a server that is away does not stop a release.
+        print(f"vq-plugin: warning: {error}", file=sys.stderr)
+    else:
+        print(f"mlflow: run {run} of experiment {experiment!r}")
 
 
 def _compress(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Which settings of ours and of the peers ``rate_accuracy`` measures, and on what."""
+"""Which settings the benchmarks of accuracy measure, of ours and of the peers, and on what."""
 
 from __future__ import annotations
 
@@ -107,6 +107,41 @@ QUICK_PEERS = (
     Peer(peers.coremltools, "coremltools", 1, 4),
     Peer(peers.torchao_codebook, "torchao", 1, 4, axis="in"),
 )
+
+# Of ``tuning`` and ``tuning_confidence``.
+QUICK_LADDER: tuple[vq.Scheme | None, ...] = (
+    vq.PQ(k=8, dim=8, axis="out"),
+    vq.PQ(k=16, dim=4, codebooks="tensor"),
+    vq.KM(k=4),
+    vq.KM(k=16),
+    None,
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """On how much the prediction of a layer's harm is compared with its real loss.
+
+    Attributes:
+        images: Images of the tuning split.
+        candidates: Candidates of each layer, spread evenly from the largest to the smallest.
+    """
+
+    images: int
+    candidates: int
+
+
+PREDICTION = {
+    "digits": Prediction(images=539, candidates=100),
+    "fashion_mnist_cnn": Prediction(images=10_000, candidates=12),
+    "resnet20": Prediction(images=2_000, candidates=6),
+}
+QUICK_PREDICTION = Prediction(images=200, candidates=3)
+
+
+def tuning_images(workload: str) -> Samples:
+    """The tuning split of a workload."""
+    return (digits if workload == "digits" else fashion_mnist).load().tuning
 
 
 def test_images(workload: str) -> Samples:

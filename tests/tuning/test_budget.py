@@ -78,3 +78,15 @@ def test_a_relative_budget_needs_a_baseline() -> None:
 def test_budgets_read_well() -> None:
     assert str(LossBudget(relative=0.01)) == "1.00% of the baseline"
     assert str(LossBudget(absolute=0.005)) == "0.005 absolute"
+
+
+@pytest.mark.parametrize("confidence", [0, 0.5, 1, 1.0, -0.9, 95, math.nan, "95%", True])
+def test_confidences_outside_half_to_1_are_refused(confidence: Any) -> None:
+    with pytest.raises(ValueError, match=r"a confidence is between 0\.5 and 1, got"):
+        LossBudget(absolute=0.01, confidence=confidence)
+
+
+def test_a_confidence_reads_well_and_does_not_change_the_loss() -> None:
+    sure = LossBudget(relative=0.01, confidence=0.95)
+    assert str(sure) == "1.00% of the baseline, with 0.95 confidence"
+    assert sure.loss(0.9, 0.8) == LossBudget(relative=0.01).loss(0.9, 0.8)

@@ -1,290 +1,270 @@
-"""``tune``: the smallest setting that holds, and never a model over budget."""
+"""``tune``: the smallest model that holds the budget, and never one over it."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import vq_plugin as vq
-from vq_plugin.codebook import expected_nbytes
-from vq_plugin.tuning import LADDER
-from vq_plugin.tuning import search as search_module
 
-CANDIDATES: list[vq.Scheme] = [
-    vq.KM(k=256),
-    vq.KM(k=2),
-    vq.PQ(k=16, dim=4, codebooks="tensor"),
-    vq.KM(k=16),
-    vq.KM(k=4),
-]
-SHAPE = (96, 64)
+if TYPE_CHECKING:
+    from .conftest import Task
+
+BUDGET = vq.LossBudget(absolute=0.1)
 
 
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(*SHAPE[::-1]), nn.ReLU(), nn.Linear(96, 4))
-
-
-def error_of(weight: torch.Tensor, scheme: vq.Scheme) -> float:
-    """Relative error of a fit, straight from ``quantize_weight``."""
-    decoded = vq.quantize_weight(weight, scheme).decode()
-    return float((decoded - weight).square().sum() / weight.square().sum())
-
-
-class Score:
-    """A metric that is 1 for the float model and falls with the decoded weights' error."""
-
-    def __init__(self, float_model: nn.Module, of_error: Callable[[float], float]) -> None:
-        self.weight = float_model[0].weight.detach().clone()  # type: ignore[index]
-        self.of_error = of_error
-        self.calls = 0
-
-    def __call__(self, candidate: nn.Module) -> float:
-        self.calls += 1
-        weight = candidate[0].weight.detach()  # type: ignore[index]
-        return self.of_error(
-            float((weight - self.weight).square().sum() / self.weight.square().sum())
-        )
-
-
-def only_first(scheme: vq.Scheme) -> dict[Any, Any]:
-    return {"0": scheme}
-
-
-@settings(max_examples=10)
-@given(limit=st.floats(0.0005, 0.9), lower_is_better=st.booleans())
-def test_it_takes_the_smallest_setting_that_holds(limit: float, lower_is_better: bool) -> None:
-    net = model()
-    errors = {scheme: error_of(net[0].weight, scheme) for scheme in CANDIDATES}  # type: ignore[index]
-    sign = -1 if lower_is_better else 1
-    score = Score(net, lambda error: 1 - sign * error)
-    budget = vq.LossBudget(relative=limit, higher_is_better=not lower_is_better)
-    result = vq.tune(net, score, budget, candidates=list(map(only_first, CANDIDATES)))
-    holding = [s for s in CANDIDATES if errors[s] <= limit]
-    by_size = sorted(CANDIDATES, key=lambda s: expected_nbytes(SHAPE, s))
-    if not holding:
-        assert not result.passed
-        assert len(result.trials) == len(CANDIDATES)
-        return
-    best = min(holding, key=by_size.index)
-    assert result.passed
-    assert result.schemes == only_first(best)
-    assert result.loss == pytest.approx(errors[best], rel=1e-5)
-    assert result.loss <= limit
-    assert result.score == pytest.approx(1 - sign * errors[best])
-    assert [t.schemes for t in result.trials] == [
-        only_first(s) for s in by_size[: by_size.index(best) + 1]
-    ]
-    assert [t.held for t in result.trials] == [False] * by_size.index(best) + [True]
-
-
-def test_the_result_is_the_model_that_was_measured() -> None:
-    net = model()
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    score = Score(net, lambda error: 1 - error)
-    result = vq.tune(net, score, vq.LossBudget(relative=0.05), candidates=CANDIDATES)
-    assert result.passed
-    assert result.baseline == 1.0
-    assert score(result.model) == result.score
-    assert result.loss == pytest.approx(1 - result.score)
-    shown = vq.summary(result.model)
-    float_bytes = 4 * sum(p.numel() for p in net.parameters())
-    assert result.rate == pytest.approx(float_bytes / (shown.nbytes + shown.other_nbytes))
-    again = vq.compress(net, result.schemes)  # type: ignore[arg-type]
-    for key, value in again.state_dict().items():
-        assert torch.equal(value, result.model.state_dict()[key])
-    for key, value in net.state_dict().items():
-        assert torch.equal(value, before[key])
-    assert result.stopped is None
-    assert result.test_score is None
-    assert all(t.error is None and t.seconds > 0 for t in result.trials)
-
-
-def test_nothing_within_the_budget_gives_the_float_model_back() -> None:
-    net = model()
-    score = Score(net, lambda error: 1.0 if error == 0 else 0.5)
-    result = vq.tune(net, score, candidates=CANDIDATES)
-    assert not result.passed
-    assert result.model is net
-    assert result.schemes is None
-    assert (result.score, result.loss, result.rate) == (1.0, 0.0, 1.0)
-    assert len(result.trials) == len(CANDIDATES)
-    assert not any(t.held for t in result.trials)
-    assert result.stopped is not None
-    assert "no setting holds" in result.stopped
-
-
-def test_the_default_is_one_percent_of_the_baseline_and_the_ladder() -> None:
-    net = model()
-    result = vq.tune(net, Score(net, lambda error: 50 if error == 0 else 49.4))
-    assert result.budget == vq.LossBudget(relative=0.01)
-    assert len(result.trials) == len(LADDER)
-    rates = [t.rate for t in result.trials]
-    assert rates == sorted(rates, reverse=True)
-    assert vq.tune(net, Score(net, lambda error: 50 if error == 0 else 49.6)).passed
-
-
-@pytest.mark.parametrize("good", [True, False])
-def test_the_test_split_gives_the_verdict(good: bool) -> None:
-    net = model()
-    tuning = Score(net, lambda error: 1 - error / 100)
-    test = Score(net, lambda error: 0.8 - (0 if good else 0.1 * (error > 0)))
-    result = vq.tune(net, tuning, vq.LossBudget(absolute=0.05), candidates=CANDIDATES, test=test)
-    assert result.passed is good
-    assert result.test_baseline == 0.8
-    assert result.test_score == pytest.approx(0.8 if good else 0.7)
-    assert result.test_loss == pytest.approx(0.0 if good else 0.1)
-    # The float model and the one chosen: looking again and again would wear the split out.
-    assert test.calls == 2
-    if not good:
-        assert result.model is net
-        assert result.schemes is None
-        assert "test split" in str(result.stopped)
-
-
-@pytest.mark.parametrize("problem", ["raise", "nan", "inf", "none"])
-def test_a_trial_that_fails_is_marked_and_the_search_goes_on(problem: str) -> None:
-    net = model()
-    score = Score(net, lambda error: 1 - error)
-
-    def evaluate(candidate: nn.Module) -> float:
-        if score.calls == 1:
-            score.calls += 1
-            match problem:
-                case "raise":
-                    raise RuntimeError("out of memory")
-                case "none":
-                    return None  # type: ignore[return-value]
-            return float(problem)
-        return score(candidate)
-
-    result = vq.tune(net, evaluate, vq.LossBudget(relative=0.95), candidates=CANDIDATES)
-    first, second = result.trials
-    assert not first.held
-    assert first.error
-    assert math.isnan(first.score)
-    assert math.isnan(first.loss)
-    if problem == "raise":
-        assert first.error == "RuntimeError: out of memory"
-    assert second.held
-    assert result.passed
-    assert result.schemes == second.schemes
-
-
-def test_a_fit_that_fails_is_marked_and_the_search_goes_on() -> None:
-    net = model()
-    with torch.no_grad():
-        net[0].weight.mul_(1e9)  # type: ignore[index] # beyond half precision
-    wide = vq.KM(k=256, codebook_dtype="float32")
-    result = vq.tune(
-        net, lambda _: 1.0, candidates=[{"0": vq.KM(k=4)}, {"0": wide}, {"0": vq.KM(k=2)}]
+def same_state(first: nn.Module, second: nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a
     )
-    assert [t.held for t in result.trials] == [False, False, True]
-    assert all("layer '0'" in str(t.error) for t in result.trials[:2])
-    assert result.schemes == {"0": wide}
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-@pytest.mark.parametrize("split", ["evaluate", "test"])
-def test_a_baseline_that_is_no_number_is_an_error(score: float, split: str) -> None:
-    splits: dict[str, Any] = {"evaluate": lambda _: 1.0, split: lambda _: score}
-    with pytest.raises(ValueError, match=f"{split} returned {score} for the float model"):
-        vq.tune(model(), **splits)
+def size(model: nn.Module) -> int:
+    shown = vq.summary(model)
+    return shown.nbytes + shown.other_nbytes
 
 
-def test_an_evaluate_that_fails_on_the_float_model_is_the_users_error() -> None:
-    def evaluate(_: nn.Module) -> float:
-        raise OSError("no data")
-
-    with pytest.raises(OSError, match="no data"):
-        vq.tune(model(), evaluate)
-
-
-def test_a_relative_budget_on_a_baseline_of_zero_is_an_error_before_any_fit() -> None:
-    with pytest.raises(ValueError, match="use absolute="):
-        vq.tune(model(), lambda _: 0.0)
-
-
-def test_a_test_split_that_fails_on_the_choice_is_never_a_pass() -> None:
-    net = model()
-    for bad in (math.nan, math.inf, -math.inf):
-        test = Score(net, lambda error, bad=bad: 1.0 if error == 0 else bad)  # type: ignore[misc]
-        result = vq.tune(net, lambda _: 1.0, candidates=CANDIDATES, test=test)
-        assert not result.passed
-        assert result.model is net
-
-
-def test_max_trials_says_what_it_cut_off() -> None:
-    net = model()
-    score = Score(net, lambda error: 1.0 if error == 0 else 0.0)
-    result = vq.tune(net, score, candidates=CANDIDATES, max_trials=2)
-    assert len(result.trials) == 2
-    assert result.stopped == "max_trials=2 reached, 3 settings untried"
-    assert not result.passed
-    assert vq.tune(net, score, candidates=CANDIDATES, max_trials=5).stopped != result.stopped
-
-
-def test_timeout_says_what_it_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = model()
-    now = [0.0]
-    monkeypatch.setattr(search_module.time, "monotonic", lambda: now[0])
-
-    def evaluate(candidate: nn.Module) -> float:
-        now[0] += 10
-        return 1.0 if candidate is net else 0.0
-
-    result = vq.tune(net, evaluate, candidates=CANDIDATES, timeout=25)
-    assert len(result.trials) == 3
-    assert result.stopped == "timeout=25 s reached, 2 settings untried"
-    assert not result.passed
-
-
-@pytest.mark.parametrize("name", ["max_trials", "timeout"])
-@pytest.mark.parametrize("value", [0, -1, math.nan])
-def test_limits_must_be_positive(name: str, value: float) -> None:
-    limits: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"{name} must be above 0, got {value}"):
-        vq.tune(model(), lambda _: 1.0, **limits)
-
-
-def test_candidates_are_checked_before_any_work() -> None:
-    def evaluate(_: nn.Module) -> float:
-        raise AssertionError("ran")
-
-    with pytest.raises(ValueError, match="candidates is empty"):
-        vq.tune(model(), evaluate, candidates=[])
-    with pytest.raises(ValueError, match="'fc' matches nothing"):
-        vq.tune(model(), evaluate, candidates=[vq.KM(), {"fc": vq.KM()}])
-
-
-def test_calibration_and_seed_reach_the_fits() -> None:
-    net = model()
-    data = [torch.randn(32, 64) * torch.logspace(-2, 1, 64)]
-    result = vq.tune(net, lambda _: 1.0, calibration=data, candidates=[vq.PQ(k=8, dim=8)], seed=5)
-    expected = vq.compress(net, vq.PQ(k=8, dim=8), data, seed=5)
-    for key, value in expected.state_dict().items():
-        assert torch.equal(value, result.model.state_dict()[key])
-
-
-def test_a_tensor_is_a_score_too() -> None:
-    result = vq.tune(model(), lambda _: torch.tensor(0.5), candidates=CANDIDATES)  # type: ignore[arg-type,return-value]
+def test_the_result_is_a_model_that_was_evaluated_and_can_be_made_again(task: "Task") -> None:
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    result = vq.tune(task.model, task.accuracy, BUDGET, **task.settings, seed=3)
     assert result.passed
-    assert isinstance(result.score, float)
+    assert result.schemes is not None
+    assert (result.baseline, result.stopped, result.resumed) == (1.0, None, 0)
+    assert result.loss <= 0.1
+    assert result.score == task.accuracy(result.model)
+    assert result.loss == pytest.approx(1 - result.score)
+    chosen = [t for t in result.trials if t.schemes == result.schemes]
+    assert [(t.score, t.loss, t.rate, t.held) for t in chosen] == [
+        (result.score, result.loss, result.rate, True)
+    ]
+    again = vq.compress(task.model, result.schemes, task.settings["calibration"], seed=3)  # type: ignore[arg-type]
+    assert same_state(again, result.model)
+    # The input model is left alone.
+    assert all(torch.equal(v, before[key]) for key, v in task.model.state_dict().items())
 
 
-def test_an_evaluate_that_switches_modes_leaves_the_input_model_alone() -> None:
-    net = model().train()
+def test_trials_tell_the_truth(task: "Task") -> None:
+    result = vq.tune(task.model, task.accuracy, BUDGET, **task.settings)
+    float_nbytes = 4 * sum(p.numel() for p in task.model.parameters())
+    assert len(result.trials) > 5
+    for trial in result.trials:
+        small = vq.compress(task.model, trial.schemes, task.settings["calibration"])  # type: ignore[arg-type]
+        assert trial.nbytes == size(small)
+        assert trial.rate == float_nbytes / trial.nbytes
+        assert trial.score == task.accuracy(small)
+        assert trial.held == (trial.loss <= 0.1)
+        assert trial.error is None
+        assert trial.interval is None
+        assert trial.seconds > 0
+    assert len({tuple(t.schemes.items()) for t in result.trials}) == len(result.trials)
+    phases = [t.phase for t in result.trials]
+    assert phases == sorted(phases)  # frontier, then local
+    smallest = min((t for t in result.trials if t.held), key=lambda t: t.nbytes)
+    assert result.rate == smallest.rate
+    # The frontier is in bytes of the whole model, like the trials.
+    points = {p.nbytes for p in result.frontier}
+    assert all(t.nbytes in points for t in result.trials if t.phase == "frontier")
+    assert [layer.name for layer in result.layers] == ["0", "2", "4"]
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limit=st.floats(0.002, 0.9), relative=st.booleans(), lower=st.booleans(), most=st.integers(1, 9)
+)
+def test_it_is_never_over_the_budget(
+    task: "Task", limit: float, relative: bool, lower: bool, most: int
+) -> None:
+    budget = vq.LossBudget(
+        relative=limit if relative else None,
+        absolute=None if relative else limit,
+        higher_is_better=not lower,
+    )
+    evaluate = task.error if lower else task.accuracy
+    result = vq.tune(task.model, evaluate, budget, **task.settings, max_trials=most)
+    assert len(result.trials) <= most
+    score = evaluate(result.model)
+    assert score == result.score
+    assert budget.holds(result.baseline, score)
+    assert result.passed == any(t.held for t in result.trials)
+    assert (result.stopped is None) == result.passed
+    if not result.passed:
+        assert result.model is task.model
+
+
+def test_nothing_within_the_budget_gives_the_float_model_itself(task: "Task") -> None:
+    def evaluate(model: nn.Module) -> float:
+        return 1.0 if model is task.model else 0.5
+
+    candidates = [s for s in task.settings["candidates"] if s is not None]
+    result = vq.tune(task.model, evaluate, None, [task.inputs], candidates=candidates)
+    assert result.budget == vq.LossBudget(relative=0.01)
+    assert not result.passed
+    assert result.model is task.model
+    assert result.schemes is None
+    assert (result.score, result.loss, result.rate, result.interval) == (1.0, 0.0, 1.0, None)
+    assert not any(t.held for t in result.trials)
+    assert result.stopped == "no setting of the frontier holds the budget on the tuning split"
+    assert result.cut is None
+
+
+def test_one_result_per_sample_gives_intervals(task: "Task") -> None:
+    sure = vq.tune(task.model, task.correct, BUDGET, **task.settings)
+    mean = vq.tune(task.model, task.accuracy, BUDGET, **task.settings)
+    assert sure.schemes == mean.schemes
+    assert sure.interval is not None
+    assert sure.interval[0] < sure.loss < sure.interval[1]
+    assert all(t.interval is not None for t in sure.trials)
+    assert (mean.interval, mean.test_interval) == (None, None)
+
+
+def test_a_confidence_asks_for_more_than_the_mean(task: "Task") -> None:
+    data, scheme = task.settings["calibration"], vq.KM(k=16)
+    loss = 1 - task.accuracy(vq.compress(task.model, scheme, data))
+    assert 0 < loss < 0.1
+    for limit, confidence, passed in (
+        (loss + 0.001, None, True),
+        (loss + 0.001, 0.95, False),
+        (loss + 0.1, 0.95, True),
+    ):
+        budget = vq.LossBudget(absolute=limit, confidence=confidence)
+        result = vq.tune(task.model, task.correct, budget, data, candidates=scheme)
+        assert result.passed is passed
+        assert result.trials[0].loss == pytest.approx(loss)
+        assert result.trials[0].held is passed
+    with pytest.raises(ValueError, match="let evaluate return a vector"):
+        vq.tune(task.model, task.accuracy, budget, data, candidates=scheme)
+
+
+class Counted:
+    """An evaluate that counts its calls and knows what it returns for compressed models."""
+
+    def __init__(self, float_model: nn.Module, compressed: object) -> None:
+        self.float_model, self.compressed = float_model, compressed
+        self.models: list[nn.Module] = []
+
+    def __call__(self, model: nn.Module) -> object:
+        self.models.append(model)
+        if model is self.float_model:
+            return 0.8
+        if isinstance(self.compressed, Exception):
+            raise self.compressed
+        return self.compressed
+
+
+@pytest.mark.parametrize(
+    ("on_test", "why"),
+    [
+        (0.75, None),
+        (0.6, "test split, which decides"),
+        (math.nan, "evaluation on the test split failed: test returned nan"),
+        (RuntimeError("no data"), "no data"),
+        (None, "test returned None"),
+    ],
+)
+def test_the_test_split_decides(task: "Task", on_test: object, why: str | None) -> None:
+    test = Counted(task.model, on_test)
+    result = vq.tune(task.model, task.accuracy, BUDGET, **task.settings, test=test)
+    # The float model and the one chosen: looking again and again would wear the split out.
+    assert len(test.models) == 2
+    chosen = min((t for t in result.trials if t.held), key=lambda t: t.nbytes)
+    assert size(test.models[1]) == chosen.nbytes
+    assert result.test_baseline == 0.8
+    assert result.passed == (why is None)
+    if isinstance(on_test, float) and math.isfinite(on_test):
+        assert result.test_score == on_test
+        assert result.test_loss == pytest.approx(0.8 - on_test)
+    else:
+        assert (result.test_score, result.test_loss) == (None, None)
+    if why is not None:
+        assert why in str(result.stopped)
+        assert result.model is task.model
+        assert (result.schemes, result.rate) == (None, 1.0)
+
+
+def test_a_layer_can_be_fixed_or_left(task: "Task") -> None:
+    candidates = {"0": vq.KM(k=8), "2": None, "4": [vq.KM(k=4), vq.KM(k=64)]}
+    result = vq.tune(task.model, task.accuracy, BUDGET, [task.inputs], candidates=candidates)
+    assert result.schemes is not None
+    for trial in result.trials:
+        assert (trial.schemes["0"], trial.schemes["2"]) == (vq.KM(k=8), None)
+    assert isinstance(result.model[2], nn.Linear)  # type: ignore[index]
+    again = vq.compress(task.model, result.schemes, [task.inputs])  # type: ignore[arg-type]
+    assert same_state(again, result.model)
+
+
+class Reader(nn.Module):
+    """Reads the weight of one layer without running it, and another layer's twice."""
+
+    def __init__(self, tie: bool) -> None:
+        super().__init__()
+        self.embed, self.read = nn.Embedding(40, 12), nn.Linear(12, 12)
+        self.out = nn.Linear(12, 40, bias=False)
+        if tie:
+            self.out.weight = self.embed.weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.out(nn.functional.linear(self.embed(index), self.read.weight))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_shared_weights_and_layers_out_of_reach(tie: bool) -> None:
+    model, index = Reader(tie), torch.arange(40)
+    with torch.no_grad():
+        labels = model(index).argmax(1)
+    result = vq.tune(
+        model,
+        lambda m: m(index).argmax(1) == labels,
+        vq.LossBudget(absolute=0.3),
+        [index],
+        candidates={"read": None, "*": [vq.KM(k=2), vq.KM(k=4), vq.KM(k=16), None]},
+    )
+    assert result.passed
+    assert result.schemes is not None
+    assert set(result.schemes) == {"embed", "read", "out"}
+    assert result.schemes["read"] is None
+    assert not tie or result.schemes["embed"] == result.schemes["out"]
+    again = vq.compress(model, result.schemes, [index])  # type: ignore[arg-type]
+    assert same_state(again, result.model)
+    assert result.rate == 4 * sum(p.numel() for p in model.parameters()) / size(result.model)
+
+
+def test_a_pruned_layer(task: "Task") -> None:
+    """Its weight is in parts, and its hooks would bring the float weight back."""
+    prune.l1_unstructured(task.model[2], "weight", 0.3)  # type: ignore[index]
+    float_score = task.accuracy(task.model)
+    candidates = [vq.KM(k=4), vq.KM(k=16), vq.KM(k=64)]
+    result = vq.tune(task.model, task.accuracy, BUDGET, [task.inputs], candidates=candidates)
+    assert result.passed
+    assert result.baseline == float_score
+    best = min((t for t in result.trials if t.held), key=lambda t: t.nbytes)
+    assert size(result.model) == best.nbytes
+    assert all(c.harm > 0 for layer in result.layers for c in layer.candidates)
+
+
+def test_without_calibration_it_warns_and_still_holds_the_budget(task: "Task") -> None:
+    candidates = task.settings["candidates"]
+    with pytest.warns(UserWarning, match="no calibration data.*calibration="):
+        result = vq.tune(task.model, task.accuracy, BUDGET, candidates=candidates)
+    assert result.passed
+    assert result.loss <= 0.1
+    assert all(c.harm == c.error for layer in result.layers for c in layer.candidates)
+
+
+def test_a_model_in_training_mode_stays_so(task: "Task") -> None:
+    task.model.train()
     modes: list[bool] = []
 
-    def evaluate(candidate: nn.Module) -> float:
-        modes.append(candidate.training)
-        return 1.0
+    def evaluate(model: nn.Module) -> float:
+        modes.append(model.training)
+        return task.accuracy(model)
 
-    vq.tune(net, evaluate, candidates=CANDIDATES)
-    assert modes == [True, True]
-    assert net.training
+    result = vq.tune(task.model, evaluate, BUDGET, **task.settings, max_trials=2)
+    assert modes == [True] * 3
+    assert task.model.training
+    assert result.model.training

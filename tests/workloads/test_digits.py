@@ -76,3 +76,15 @@ def test_the_model_can_be_traced() -> None:
 def test_calibration_is_256_training_images() -> None:
     images = torch.cat(digits.calibration())
     assert torch.equal(images, digits.load().train.images[:256])
+
+
+def test_results_per_image_have_the_accuracy_as_their_mean() -> None:
+    model, data = digits.model(), digits.load()
+    for samples, metric, split in (
+        (digits.evaluate_samples, digits.evaluate, data.tuning),
+        (digits.test_samples, digits.test, data.test),
+    ):
+        hits = samples(model)
+        assert hits.dtype == torch.bool
+        assert hits.shape == split.labels.shape
+        assert hits.double().mean().item() == metric(model)

@@ -131,5 +131,6 @@ def test_augmentation_shifts_and_mirrors_and_keeps_the_background() -> None:
 
 @pytest.mark.parametrize("module", [fashion_mnist_cnn, fashion_mnist_resnet20])
 def test_both_workloads_offer_what_recipes_refer_to(module: object) -> None:
-    for name in ("model", "evaluate", "test", "calibration"):
+    functions = ("model", "evaluate", "test", "evaluate_samples", "test_samples", "calibration")
+    for name in functions:
         assert callable(getattr(module, name))

@@ -1,7 +1,8 @@
 """YAML recipes: what to compress, on which data, within which budget."""
 
+from vq_plugin.recipe.published import json_schema
 from vq_plugin.recipe.reading import RecipeError, read_recipe
 from vq_plugin.recipe.run import run_recipe
 from vq_plugin.recipe.schema import Recipe
 
-__all__ = ["Recipe", "RecipeError", "read_recipe", "run_recipe"]
+__all__ = ["Recipe", "RecipeError", "json_schema", "read_recipe", "run_recipe"]

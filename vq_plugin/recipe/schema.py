@@ -7,129 +7,199 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import nn
 
-from vq_plugin.nn import CODEBOOK_LAYERS
-from vq_plugin.schemes import Scheme, parse_scheme
-from vq_plugin.tuning import LossBudget
+from vq_plugin.recipe.fields import (
+    LAYER_TYPES,
+    Choice,
+    LayerName,
+    LayerType,
+    Reference,
+    SchemeChoice,
+    show,
+)
+from vq_plugin.tuning import LADDER, LossBudget
 
 
-def _check_reference(text: str) -> str:
-    module, colon, name = text.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"{text!r} must have the form 'module:function'")
-    return text
+def _check_version(value: object) -> object:
+    # Intel Neural Compressor's files say 1.0; in Python, True is 1 too.
+    if isinstance(value, bool) or value != 1:
+        raise ValueError(f"expected 1, got {show(value)}")
+    return 1
 
 
-def _read_scheme(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError(f"a scheme is a text such as 'pq(k=16,dim=4)', got {value!r}")
-    return parse_scheme(value)
+# The budget itself checks its numbers; key by key, so that the error has the key's own line.
+def _check_relative(value: float) -> float:
+    return LossBudget(relative=value).limit
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _check_absolute(value: float) -> float:
+    return LossBudget(absolute=value).limit
 
 
-Reference = Annotated[str, AfterValidator(_check_reference)]
-SchemeText = Annotated[Scheme, BeforeValidator(_read_scheme)]
+def _check_confidence(value: float) -> float:
+    try:
+        LossBudget(relative=0.5, confidence=value)
+    except ValueError as error:
+        raise ValueError(f"{error}; 95 % is 0.95") from None
+    return value
+
+
+_UNIT: dict[str, Any] = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_ONE_LIMIT: dict[str, Any] = {
+    "oneOf": [
+        {"required": [name], "properties": {name: {"type": "number"}}}
+        for name in ("relative", "absolute")
+    ]
+}
 
 
 class _Keys(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ModelWise(_Keys):
-    """Candidates for all layers that no narrower key names."""
+    """All layers that no narrower key names."""
 
-    scheme: Annotated[list[SchemeText], BeforeValidator(_as_list)] = Field(min_length=1)
+    scheme: SchemeChoice = Field(
+        description="A list is the search space of each layer; one scheme is fixed; null leaves.",
+        examples=["km(k=16)"],
+    )
 
 
 class LayerWise(_Keys):
-    """One scheme for the layers of a type or name; null leaves them."""
+    """The layers of one type or name."""
 
-    scheme: SchemeText | None
+    scheme: SchemeChoice = Field(
+        description="A list is the search space of each layer; one scheme is fixed; null leaves.",
+        examples=["km(k=16)"],
+    )
 
 
 class Quantization(_Keys):
     """What may be done to which layers."""
 
-    approach: Literal["post_training_weight_only"] = "post_training_weight_only"
-    calibration: Reference | None = None
-    model_wise: ModelWise | None = None
-    optype_wise: dict[str, LayerWise] = {}
-    op_wise: dict[str, LayerWise] = {}
-
-    @model_validator(mode="after")
-    def _known_types(self) -> Quantization:
-        known = {cls.__name__ for cls in CODEBOOK_LAYERS}
-        for name in self.optype_wise:
-            if name not in known:
-                raise ValueError(f"optype_wise: {name!r} is none of {', '.join(sorted(known))}")
-        return self
+    approach: Literal["post_training_weight_only"] = Field(
+        default="post_training_weight_only",
+        description="Codebooks replace weights, after training.",
+    )
+    calibration: Reference | None = Field(
+        default=None, description="Function without arguments: unlabelled input batches, as a list."
+    )
+    model_wise: ModelWise | None = Field(
+        default=None,
+        description="All layers that no narrower key names; the built-in ladder if left out.",
+    )
+    optype_wise: dict[LayerType, LayerWise] = Field(
+        default={}, description="All layers of a type that op_wise does not name."
+    )
+    op_wise: dict[LayerName, LayerWise] = Field(
+        default={}, description="Layers by name, or by 're:…', which must match the whole name."
+    )
 
 
 class Evaluation(_Keys):
     """The metric, on the split that tuning sees and on one that it does not."""
 
-    tuning: Reference
-    test: Reference | None = None
+    tuning: Reference = Field(
+        description="Function of a model: its metric on the tuning split, or a result per sample.",
+        examples=["my_package:evaluate"],
+    )
+    test: Reference | None = Field(
+        default=None,
+        description="The same on a split that the search never sees; it gives the verdict.",
+    )
 
 
 class AccuracyCriterion(_Keys):
     """The budget: exactly one of relative and absolute."""
 
-    relative: float | None = None
-    absolute: float | None = None
-    higher_is_better: bool = True
+    model_config = ConfigDict(json_schema_extra=_ONE_LIMIT)
+
+    relative: Annotated[float, AfterValidator(_check_relative)] | None = Field(
+        default=None,
+        description="Largest loss as a part of the baseline; 1 % is 0.01.",
+        json_schema_extra=_UNIT,
+    )
+    absolute: Annotated[float, AfterValidator(_check_absolute)] | None = Field(
+        default=None, description="Largest loss in the metric's own unit.", json_schema_extra=_UNIT
+    )
+    higher_is_better: bool = Field(
+        default=True, description="Whether the metric grows as the model gets better."
+    )
+    confidence: Annotated[float, AfterValidator(_check_confidence)] | None = Field(
+        default=None,
+        description="How sure the loss must be within the limit, such as 0.95; the evaluation "
+        "must return one result per sample.",
+        json_schema_extra={"exclusiveMinimum": 0.5, "exclusiveMaximum": 1},
+    )
 
     @model_validator(mode="after")
-    def _is_budget(self) -> AccuracyCriterion:
-        self.budget()
+    def _one_limit(self) -> AccuracyCriterion:
+        if (self.relative is None) == (self.absolute is None):
+            raise ValueError("give exactly one of relative and absolute, such as 'relative: 0.01'")
         return self
 
     def budget(self) -> LossBudget:
         """The criterion as a budget."""
-        return LossBudget(self.relative, self.absolute, self.higher_is_better)
+        return LossBudget(self.relative, self.absolute, self.higher_is_better, self.confidence)
 
 
 class ExitPolicy(_Keys):
     """Limits of the search."""
 
-    max_trials: int | None = Field(default=None, gt=0)
-    timeout: float | None = Field(default=None, gt=0)
+    max_trials: int = Field(default=25, gt=0, description="The most settings to evaluate.")
+    timeout: float | None = Field(
+        default=None, gt=0, description="Seconds after which no new setting is tried."
+    )
 
 
 class Tuning(_Keys):
     """How far the search may go."""
 
-    accuracy_criterion: AccuracyCriterion = AccuracyCriterion(relative=0.01)
-    exit_policy: ExitPolicy = ExitPolicy()
-    random_seed: int = 0
+    strategy: Literal["frontier"] = Field(
+        default="frontier", description="Along the frontier of predicted size and harm."
+    )
+    accuracy_criterion: AccuracyCriterion = Field(
+        default=AccuracyCriterion(relative=0.01), description="The largest loss that is accepted."
+    )
+    objective: Literal["size"] = Field(default="size", description="The smallest model wins.")
+    exit_policy: ExitPolicy = Field(default=ExitPolicy(), description="Limits of the search.")
+    random_seed: int = Field(default=0, description="Seed of the fits.")
 
 
 class Recipe(_Keys):
-    """A whole recipe."""
+    """What to compress, on which data, within which budget."""
 
-    version: Literal[1]
-    model: Reference
-    quantization: Quantization = Quantization()
-    evaluation: Evaluation
-    tuning: Tuning = Tuning()
-    output: str
+    version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(
+        description="Version of these keys.", examples=[1]
+    )
+    model: Reference = Field(
+        description="Function without arguments: the trained float model.",
+        examples=["my_package:model"],
+    )
+    quantization: Quantization = Field(
+        default=Quantization(), description="What may be done to which layers."
+    )
+    evaluation: Evaluation = Field(
+        description="The metric.", examples=[{"tuning": "my_package:evaluate"}]
+    )
+    tuning: Tuning = Field(default=Tuning(), description="Budget and limits of the search.")
+    output: str = Field(
+        description="Folder of the results, relative to the current folder.",
+        examples=["runs/my_model"],
+    )
 
-    def candidates(self) -> list[dict[str | type[nn.Module], Scheme | None]] | None:
-        """The settings to try, or ``None`` for the built-in ladder on all layers."""
+    def candidates(self) -> dict[str | type[nn.Module], Choice]:
+        """What may become of which layers, as :func:`vq_plugin.tune` takes it.
+
+        Returns:
+            Patterns (layer names, ``"re:…"``, layer classes, ``"*"``) to one scheme or ``None``,
+            which are fixed, or to a list, which is searched. Layers that no key speaks of get
+            the built-in ladder.
+        """
         quantization = self.quantization
-        types = {cls.__name__: cls for cls in CODEBOOK_LAYERS}
-        fixed: dict[str | type[nn.Module], Scheme | None] = {
-            **{types[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
+        rest = list(LADDER) if quantization.model_wise is None else quantization.model_wise.scheme
+        return {
             **{name: layer.scheme for name, layer in quantization.op_wise.items()},
+            **{LAYER_TYPES[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
+            "*": rest,
         }
-        if quantization.model_wise is not None:
-            return [{**fixed, "*": scheme} for scheme in quantization.model_wise.scheme]
-        if fixed:
-            from vq_plugin.tuning import LADDER
-
-            return [{**fixed, "*": scheme} for scheme in LADDER]
-        return None

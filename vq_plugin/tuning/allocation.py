@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 from vq_plugin.tuning.result import LayerCandidate
@@ -63,7 +64,7 @@ def frontier(layers: Sequence[Sequence[LayerCandidate]]) -> list[Setting]:
     steps = [
         (_slope(*((layers[i][j].nbytes, layers[i][j].harm) for j in pair)), i, pair[1])
         for i, hull in enumerate(hulls)
-        for pair in zip(hull, hull[1:], strict=False)
+        for pair in pairwise(hull)
     ]
     setting = [hull[0] for hull in hulls]
     settings = [tuple(setting)]

@@ -101,6 +101,12 @@ def fit_candidates(
     """
     modules = dict(model.named_modules())
     layers = {name: modules[name] for name in space}
+    # Those left may well be out of the calibration's reach.
+    changing = {name: layers[name] for name, ladder in space.items() if any(ladder)}
+    for name, module in changing.items():
+        if not bool(_weight(module).isfinite().all()):
+            # Raises, and says where; calibration would blame the layer after it.
+            fit_layer(name, module, next(filter(None, space[name])), seed=seed)
     importance: Mapping[str, Tensor] = {}
     if calibration is None:
         warnings.warn(
@@ -109,7 +115,7 @@ def fit_candidates(
             stacklevel=3,
         )
     else:
-        importance = input_importance(model, layers, calibration)
+        importance = input_importance(model, changing, calibration)
     tasks = [
         _Task(name, layers[name], scheme, importance.get(name), seed)
         for name, ladder in space.items()

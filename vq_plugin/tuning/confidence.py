@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.budget import LossBudget
@@ -36,13 +37,18 @@ class Judge:
         """Checks that there are samples if a confidence asks for them.
 
         Raises:
-            ValueError: If there are not.
+            ValueError: If there are not, or the budget is relative and the baseline is 0.
         """
         if self.budget.confidence is not None and self.baseline.samples is None:
             raise ValueError(
                 "a confidence needs one result per sample: let evaluate return a vector, such as "
                 "predictions == labels, not its mean"
             )
+        means = [self.baseline.mean]
+        if self.budget.confidence is not None and self.baseline.samples is not None:
+            means += [float(self.baseline.samples[self._part(part)].mean()) for part in (0, 1)]
+        for mean in means:
+            self.budget.loss(mean, mean)
 
     def problem(self, metric: Metric) -> str | None:
         """Why a metric cannot be compared with the baseline, or ``None``."""
@@ -78,7 +84,12 @@ class Judge:
     def _bound(self, metric: Metric, part: int) -> float:
         assert metric.samples is not None
         assert self.baseline.samples is not None
-        # Data sets are often sorted by class.
-        order = torch.randperm(len(metric.samples), generator=torch.Generator().manual_seed(0))
-        own = order.chunk(2)[part]
+        own = self._part(part)
         return loss_bound(self.budget, self.baseline.samples[own], metric.samples[own])
+
+    def _part(self, part: int) -> Tensor:
+        """Which samples are of the first part, for the search, or of the second."""
+        assert self.baseline.samples is not None
+        # Data sets are often sorted by class.
+        count = len(self.baseline.samples)
+        return torch.randperm(count, generator=torch.Generator().manual_seed(0)).chunk(2)[part]

@@ -99,6 +99,7 @@ class Journal:
     ) -> None:
         """Gives the folder back."""
         if self._folder is not None:
+            (self._folder / _LOCK).unlink(missing_ok=True)
             self._lock.release()
 
     def get(self, key: str) -> Evaluation | None:
@@ -115,7 +116,7 @@ class Journal:
             return
         record = {"format": _FORMAT, "key": key, **_as_json(evaluation)}
         with (self._folder / _NAME).open("ab") as file:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -18,8 +18,11 @@ Phase = Literal["frontier", "local"]
 
 # How far one layer's share of the loss may be from what its harm predicts, as a factor.
 _DOUBT = 0.5
-# How far the loss of a setting scatters about any sum over layers, as a part of the budget.
+# How far the loss of a setting scatters about any sum over layers, as a part of the loss, or of the
+# budget where that is more.
 _SCATTER = 0.1
+# Steps less likely than this to hold are not worth an evaluation, whatever they save.
+_HOPELESS = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Landscape:
     """Everything that is known before the first evaluation.
 
     Attributes:
-        layers: Candidates of every layer.
+        layers: Candidates of every layer, from the largest to the smallest.
         frontier: Settings from the least harmful to the smallest.
         limit: The budget's limit.
     """
@@ -109,22 +112,20 @@ def _local(
     if not moves:
         return None
     saved = np.array([size - landscape.nbytes(move) for move in moves])
-    gain = saved * belief.holds(moves)
+    chance = belief.holds(moves)
+    gain = np.where(chance >= _HOPELESS, saved, 1e-6) * chance
     return Proposal(moves[int(np.argmax(gain))], "local")
 
 
 def _neighbours(landscape: Landscape, setting: Setting) -> Iterator[Setting]:
-    """Settings with one layer smaller, alone or with one other layer larger in exchange."""
+    """Settings with one layer smaller, alone or with one other a step larger in exchange."""
     for i, layer in enumerate(landscape.layers):
-        for smaller in range(len(layer)):
-            if layer[smaller].nbytes >= layer[setting[i]].nbytes:
-                continue
+        for smaller in range(setting[i] + 1, len(layer)):
             step = _changed(setting, i, smaller)
             yield step
-            for j, other in enumerate(landscape.layers):
-                for larger in range(len(other)):
-                    if j != i and other[larger].nbytes > other[setting[j]].nbytes:
-                        yield _changed(step, j, larger)
+            for j, choice in enumerate(setting):
+                if j != i and choice > 0:
+                    yield _changed(step, j, choice - 1)
 
 
 def _changed(setting: Setting, layer: int, choice: int) -> Setting:
@@ -136,28 +137,22 @@ class _Belief:
 
     def __init__(self, landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> None:
         self.landscape = landscape
-        # Far beyond the budget the loss is no longer a sum over layers.
-        known = {
-            setting: outcome.level
-            for setting, outcome in outcomes.items()
-            if math.isfinite(outcome.level) and outcome.level < 4 * landscape.limit
-        }
-        harms = self._harms(list(known))
-        levels = np.array(list(known.values()))
+        known = {s: o.level for s, o in outcomes.items() if math.isfinite(o.level)}
+        harms, levels = self._harms(list(known)), np.array(list(known.values()))
+        noise = (_SCATTER * np.maximum(np.abs(levels), landscape.limit)) ** 2
         totals = harms.sum(1)
-        scale = max(float(totals @ levels) / max(float(totals @ totals), 1e-300), 1e-300)
-        count = len(landscape.layers)
+        scale = float(totals @ (levels / noise)) / max(float(totals @ (totals / noise)), 1e-300)
+        scale = max(scale, 1e-300)
         # An offset first: an upper bound is above 0 even where nothing changes.
         features = np.hstack([np.ones((len(known), 1)), harms])
-        self.mean = np.array([0.0, *[scale] * count])
-        prior = np.array([landscape.limit / 2, *[_DOUBT * scale] * count]) ** 2
-        noise = (_SCATTER * landscape.limit) ** 2
+        mean = np.array([0.0, *[scale] * harms.shape[1]])
+        prior = np.array([landscape.limit / 2, *[_DOUBT * scale] * harms.shape[1]]) ** 2
         gain = (prior[:, None] * features.T) @ np.linalg.inv(
-            features @ (prior[:, None] * features.T) + noise * np.eye(len(known))
+            features @ (prior[:, None] * features.T) + np.diag(noise)
         )
-        self.mean = self.mean + gain @ (levels - features @ self.mean)
+        self.mean = mean + gain @ (levels - features @ mean)
         self.covariance = np.diag(prior) - gain @ features * prior
-        self.noise = noise
+        self.noise = (_SCATTER * landscape.limit) ** 2
 
     def holds(self, settings: Sequence[Setting]) -> npt.NDArray[np.float64]:
         """Probability of each setting to hold."""

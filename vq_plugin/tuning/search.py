@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vq_plugin.checkpoint import save
-from vq_plugin.model import Calibration, assemble
+from vq_plugin.model import Calibration, assemble, owners_of_parameters
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits, fit_candidates
@@ -25,7 +25,6 @@ from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.journal import Journal, digest
 from vq_plugin.tuning.metric import Metric, loss_interval
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, propose
-from vq_plugin.tuning.report import write_report
 from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
@@ -122,6 +121,9 @@ def tune(
         judge = Judge(budget, tuning.baseline(model, own))
         testing = None if test is None else Evaluator(test, "test", journal)
         test_baseline = None if testing is None else testing.baseline(model, own)
+        if test_baseline is not None:
+            # Fails at once, not after the search, if the budget is relative and this is 0.
+            budget.loss(test_baseline.mean, test_baseline.mean)
         fits = fit_candidates(
             model, space, calibration, seed=seed, workers=workers, backend=backend
         )
@@ -134,6 +136,9 @@ def tune(
             model_path = place / MODEL_FILE if result.passed else None
             if model_path is not None:
                 save(result.model, model_path)
+            # The schemas of reports take longer to import than all else.
+            from vq_plugin.tuning.report import write_report
+
             write_report(place, result, model_path, recipe=recipe)
         journal.finish()
     return result
@@ -161,8 +166,19 @@ class _Search:
         state = {id(v): v for v in self.model.state_dict(keep_vars=True).values()}
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         modules = dict(self.model.named_modules())
-        chosen = sum(int(modules[ladder.name].weight.nbytes) for ladder in self.fits.layers)
-        self.others = sum(value.nbytes for value in tensors) - chosen
+        owners = owners_of_parameters(self.model)
+        self.tied = {
+            ladder.name: owners.get(id(modules[ladder.name].weight), [ladder.name])
+            for ladder in self.fits.layers
+        }
+        # Pruning and the like keep a weight in parts: weight_orig, weight_mask.
+        own = {
+            id(value): int(value.nbytes)
+            for ladder in self.fits.layers
+            for key, value in modules[ladder.name].state_dict(keep_vars=True).items()
+            if key.startswith("weight")
+        }
+        self.others = sum(value.nbytes for value in tensors) - sum(own.values())
         self.float_nbytes = sum(
             4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
         )
@@ -278,7 +294,11 @@ class _Search:
         if metric is not None:
             self.metrics[setting] = metric
         self.trials[setting] = Trial(
-            schemes=self.fits.schemes(setting),
+            schemes={
+                other: scheme
+                for name, scheme in self.fits.schemes(setting).items()
+                for other in self.tied[name]
+            },
             nbytes=self._nbytes(setting),
             rate=self.float_nbytes / self._nbytes(setting),
             harm=self.landscape.harm(setting),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.data import Dataset, Samples
-from vq_plugin.workloads.training import accuracy, seeded, single_threaded, train
+from vq_plugin.workloads.training import accuracy, correct, seeded, single_threaded, train
 
 
 class DigitsCNN(nn.Module):
@@ -89,6 +89,16 @@ def evaluate(model: nn.Module) -> float:
 def test(model: nn.Module) -> float:
     """Accuracy of the model on the test split."""
     return accuracy(model, *load().test)
+
+
+def evaluate_samples(model: nn.Module) -> Tensor:
+    """Which images of the tuning split the model classifies correctly: bool `(N,)`."""
+    return correct(model, *load().tuning)
+
+
+def test_samples(model: nn.Module) -> Tensor:
+    """Which images of the test split the model classifies correctly: bool `(N,)`."""
+    return correct(model, *load().test)
 
 
 def calibration() -> list[Tensor]:

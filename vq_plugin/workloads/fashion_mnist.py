@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.workloads.data import Dataset, Samples
-from vq_plugin.workloads.training import accuracy
+from vq_plugin.workloads.training import accuracy, correct
 
 _TUNING = 10_000
 _MEAN, _STD = 0.2860, 0.3530
@@ -55,6 +55,16 @@ def evaluate(model: nn.Module) -> float:
 def test(model: nn.Module) -> float:
     """Accuracy of the model on the test split."""
     return accuracy(model, *load().test)
+
+
+def evaluate_samples(model: nn.Module) -> Tensor:
+    """Which images of the tuning split the model classifies correctly: bool `(N,)`."""
+    return correct(model, *load().tuning)
+
+
+def test_samples(model: nn.Module) -> Tensor:
+    """Which images of the test split the model classifies correctly: bool `(N,)`."""
+    return correct(model, *load().test)
 
 
 def calibration() -> list[Tensor]:

@@ -11,10 +11,24 @@ from torch import Tensor, nn
 
 from vq_plugin.workloads import fashion_mnist
 from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.fashion_mnist import calibration, evaluate, test
+from vq_plugin.workloads.fashion_mnist import (
+    calibration,
+    evaluate,
+    evaluate_samples,
+    test,
+    test_samples,
+)
 from vq_plugin.workloads.training import seeded, train
 
-__all__ = ["FashionCNN", "calibration", "evaluate", "model", "test"]
+__all__ = [
+    "FashionCNN",
+    "calibration",
+    "evaluate",
+    "evaluate_samples",
+    "model",
+    "test",
+    "test_samples",
+]
 
 
 class FashionCNN(nn.Module):

@@ -11,10 +11,25 @@ from torch import Tensor, nn
 
 from vq_plugin.workloads import fashion_mnist
 from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.fashion_mnist import calibration, evaluate, test
+from vq_plugin.workloads.fashion_mnist import (
+    calibration,
+    evaluate,
+    evaluate_samples,
+    test,
+    test_samples,
+)
 from vq_plugin.workloads.training import seeded, train
 
-__all__ = ["BasicBlock", "ResNet20", "calibration", "evaluate", "model", "test"]
+__all__ = [
+    "BasicBlock",
+    "ResNet20",
+    "calibration",
+    "evaluate",
+    "evaluate_samples",
+    "model",
+    "test",
+    "test_samples",
+]
 
 
 class BasicBlock(nn.Module):

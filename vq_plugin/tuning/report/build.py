@@ -33,6 +33,7 @@ def build_report(
     sizes = summary(result.model)
     layers = _layers(result, sizes)
     return schema.Report(
+        report_version=schema.REPORT_VERSION,
         verdict=schema.Verdict(
             passed=result.passed,
             stopped=result.stopped,
@@ -54,6 +55,7 @@ def build_report(
             schema.FrontierPoint(nbytes=point.nbytes, harm=point.harm) for point in result.frontier
         ),
         trials=_trials(result),
+        resumed=result.resumed,
         recipe=None
         if recipe is None
         else schema.Recipe(name=recipe.name, text=recipe.read_bytes().decode()),

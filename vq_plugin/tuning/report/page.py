@@ -35,7 +35,7 @@ def render_page(report: Report) -> str:
                 sentence.replace(" %", _NARROW + "%")
                 for sentence in wording.verdict_sentences(report, _ARROW)
             ],
-            changes=wording.change_texts(report, _ARROW),
+            changes=wording.change_texts(report, _ARROW, most=3),
             tradeoff=tradeoff_chart(report),
             predicted=predicted_chart(report),
             intervals=interval_chart(report),

@@ -10,6 +10,7 @@ from itertools import pairwise
 # Five labels still fit side by side on a phone, if they keep this part of the axis apart.
 _MOST_TICKS = 5
 _GAP = 0.17
+_DIGITS = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -87,11 +88,17 @@ def _round_values(axis: Axis) -> list[float]:
         return _linear_values(axis.low, axis.high)
     span = math.log(axis.high / axis.low)
     decades = range(math.floor(math.log10(axis.low)), math.floor(math.log10(axis.high)) + 1)
-    for digits in (range(1, 10), (1, 2, 5), (1, 3)):
-        values = [digit * 10.0**exponent for exponent in decades for digit in digits]
-        values = [value for value in values if axis.low <= value <= axis.high]
-        if 2 <= len(values) <= _MOST_TICKS and _smallest_step(values) >= _GAP * span:
-            return values
+    choices = [
+        [digit * 10.0**exponent for exponent in decades for digit in digits] for digits in _DIGITS
+    ]
+    choices = [[value for value in values if axis.low <= value <= axis.high] for values in choices]
+    fitting = [
+        values
+        for values in choices
+        if 2 <= len(values) <= _MOST_TICKS and _smallest_step(values) >= _GAP * span
+    ]
+    if fitting:
+        return max(fitting, key=len)
     powers = _powers(axis, 10, _MOST_TICKS)
     return powers if len(powers) >= 2 else _linear_values(axis.low, axis.high)
 

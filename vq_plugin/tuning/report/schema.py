@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Annotated, Any, Final, Literal
 
@@ -114,8 +113,8 @@ class Candidate(_Record):
     error: Number
     """Squared error of the weight over its squared size, weighted by calibration."""
     harm: Number
-    """Predicted harm: mean squared change of the model's output when only this layer is
-    compressed, over the output's variance."""
+    """Predicted harm: how much the model's output on the calibration data changes when only
+    this layer is compressed; without calibration `error`."""
 
 
 class Choice(_Record):
@@ -167,7 +166,7 @@ class Trial(_Record):
     rate: Number
     """Float32 bytes of the whole model over `nbytes`."""
     harm: Number
-    """Predicted harm."""
+    """Predicted harm: the sum over its layers."""
     score: Number
     """The metric; null if the trial failed."""
     loss: Number
@@ -175,7 +174,7 @@ class Trial(_Record):
     interval: Interval
     """Two-sided interval of the loss; null where the metric is not given per sample."""
     held: bool
-    """Whether it is within the budget."""
+    """Whether it is within the budget, with the confidence that the budget asks for."""
     phase: str
     """Part of the search: `frontier` or `local`."""
     seconds: Number
@@ -220,7 +219,7 @@ class Environment(_Record):
 class Report(_Record):
     """The result of a search for a small model within a loss budget."""
 
-    report_version: Literal[2] = REPORT_VERSION
+    report_version: Literal[2]
     """Version of these keys. Keys may be added to a version, never removed or redefined."""
     verdict: Verdict
     """Whether the budget was reached."""
@@ -243,6 +242,8 @@ class Report(_Record):
     """The predicted frontier, from the largest to the smallest model."""
     trials: tuple[Trial, ...]
     """All settings that were evaluated, in order."""
+    resumed: Count
+    """How many evaluations were read from the journal of an interrupted run."""
     recipe: Recipe | None
     """The recipe; null where the search was called from Python."""
     seconds: Seconds
@@ -251,11 +252,15 @@ class Report(_Record):
     """What the search ran on."""
 
 
-def json_schema() -> str:
-    """The JSON Schema (draft 2020-12) of ``report.json``, as ``docs/report.schema.json`` has it."""
-    schema = {
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``report.json``; ``docs/report.schema.json`` holds it.
+
+    Example:
+        >>> json_schema()["required"][:3]
+        ['report_version', 'verdict', 'budget']
+    """
+    return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Report.model_json_schema(mode="serialization"),
-        "title": f"report.json of vq_plugin, version {REPORT_VERSION}",
+        "title": f"vq_plugin report, version {REPORT_VERSION}",
     }
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection
 from pathlib import Path
 
 from vq_plugin.table import format_bytes, format_table
@@ -13,7 +12,7 @@ from vq_plugin.tuning.report.schema import Report, Split
 from vq_plugin.tuning.result import TuneResult
 
 _WIDTH = 100
-_LONGEST_NAME = 40
+_LONGEST_NAME = 30
 _NARROWEST = 24
 # Not every terminal can show an arrow.
 _ARROW = "->"
@@ -42,7 +41,7 @@ def format_report(report: Report) -> str:
 
 
 def _trials(report: Report) -> str:
-    changes = wording.change_texts(report, _ARROW)
+    changes = wording.change_texts(report, _ARROW, most=1)
     rows = [
         [
             str(index),
@@ -51,7 +50,7 @@ def _trials(report: Report) -> str:
             wording.harm_text(trial.harm),
             wording.loss_text(report, trial.loss),
             wording.interval_text(report, trial.interval),
-            "chosen" if index == report.verdict.chosen_trial else wording.kind_of(trial),
+            "chosen" if index == report.verdict.chosen_trial else wording.kind_of(report, trial),
             trial.error or change,
         ]
         for index, (trial, change) in enumerate(zip(report.trials, changes, strict=True))
@@ -60,27 +59,34 @@ def _trials(report: Report) -> str:
     if all(trial.interval is None for trial in report.trials):
         header.remove("interval")
         rows = [[*row[:5], *row[6:]] for row in rows]
-    return _fitted(header, rows, right=range(len(header) - 2))
+    # The last column takes the room that the others leave.
+    columns = list(zip(header, *rows, strict=True))[:-1]
+    room = max(_WIDTH - sum(max(map(len, column)) + 2 for column in columns), _NARROWEST)
+    rows = [[*row[:-1], _clip(row[-1], room)] for row in rows]
+    return format_table([*header[:-1], _clip(header[-1], room)], rows, right=range(len(header) - 2))
 
 
 def _layers(report: Report) -> str:
     rows = [
         [
-            _clip(wording.layer_text(layer.name), _LONGEST_NAME),
+            _end_of(wording.layer_text(layer.name)),
             "x".join(map(str, layer.shape)),
             wording.scheme_text(layer.chosen.scheme),
             f"{layer.chosen.bits_per_weight:.2f}",
             format_bytes(layer.chosen.nbytes),
-            wording.percentage(layer.chosen.share, 1),
-            layer.chosen.note,
+            wording.share_text(layer.chosen.share),
         ]
         for layer in report.layers
         if layer.chosen is not None
     ]
-    header = ["layer", "shape", "scheme", "bits/weight", "size", "share", "note"]
-    if not any(row[-1] for row in rows):
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    return _fitted(header, rows, right=(3, 4, 5))
+    header = ["layer", "shape", "scheme", "bits/weight", "size", "share"]
+    notes = [
+        f"{wording.layer_text(layer.name)}: {layer.chosen.note}"
+        for layer in report.layers
+        if layer.chosen is not None and layer.chosen.note
+    ]
+    table = format_table(header, rows, right=(3, 4, 5))
+    return "\n".join([table, *(_clip(note, _WIDTH) for note in notes)])
 
 
 def _totals(report: Report) -> str:
@@ -101,9 +107,11 @@ def _totals(report: Report) -> str:
 def _splits(report: Report) -> str:
     splits = [("tuning", report.tuning_split), ("test (untouched)", report.test_split)]
     rows = [_split(report, name, split) for name, split in splits if split is not None]
-    sure = wording.percentage(report.budget.interval_confidence, 0)
+    sure = wording.confidence_text(report.budget.interval_confidence)
     header = ["split", "float metric", "compressed", "loss", f"{sure} interval"]
-    return format_table(header, rows, right=(1, 2, 3, 4))
+    if all(row[-1] == wording.NOTHING for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return format_table(header, rows, right=range(1, len(header)))
 
 
 def _split(report: Report, name: str, split: Split) -> list[str]:
@@ -119,8 +127,8 @@ def _split(report: Report, name: str, split: Split) -> list[str]:
 def _verdict(report: Report) -> str:
     verdict = "PASSED" if report.verdict.passed else "NOT REACHED"
     lines = [f"{verdict}: {' '.join(wording.verdict_sentences(report, _ARROW))}"]
-    if report.verdict.cut is not None:
-        lines.insert(0, f"The search was cut: {report.verdict.cut}")
+    if cut := wording.cut_text(report):
+        lines.insert(0, cut)
     return "\n".join(map(_wrapped, lines))
 
 
@@ -131,14 +139,12 @@ def _wrapped(line: str) -> str:
     return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def _fitted(header: list[str], rows: list[list[str]], right: Collection[int]) -> str:
-    """A table whose last column takes the room that the others leave."""
-    columns = list(zip(header, *rows, strict=True))[:-1]
-    room = max(_WIDTH - sum(max(map(len, column)) + 2 for column in columns), _NARROWEST)
-    clipped = [[*row[:-1], _clip(row[-1], room)] for row in rows]
-    return format_table([*header[:-1], _clip(header[-1], room)], clipped, right)
-
-
 def _clip(text: str, width: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _end_of(name: str) -> str:
+    """The name of a layer; of a long one its end, which tells it from its neighbours."""
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"

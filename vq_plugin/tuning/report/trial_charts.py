@@ -49,7 +49,7 @@ def tradeoff_chart(report: Report) -> Plot | None:
             Mark(
                 x=x.at(trial.nbytes),
                 y=_height_of(trial, y, bands),
-                kind=wording.kind_of(trial),
+                kind=wording.kind_of(report, trial),
                 title=_title(report, index),
                 chosen=index == report.verdict.chosen_trial,
                 whisker=_whisker(trial, y),
@@ -84,7 +84,7 @@ def predicted_chart(report: Report) -> Plot | None:
             Mark(
                 x=x.at(trial.nbytes),
                 y=y.at(harm),
-                kind=wording.kind_of(trial),
+                kind=wording.kind_of(report, trial),
                 title=_title(report, index),
                 chosen=index == report.verdict.chosen_trial,
             )
@@ -186,7 +186,7 @@ def _steps(points: list[tuple[float, float]], x: Axis, y: Axis) -> list[tuple[fl
 
 def _title(report: Report, index: int) -> str:
     trial = report.trials[index]
-    state = "chosen" if index == report.verdict.chosen_trial else wording.kind_of(trial)
+    state = "chosen" if index == report.verdict.chosen_trial else wording.kind_of(report, trial)
     size = f"{format_bytes(trial.nbytes)}, {wording.rate_text(trial.rate)} smaller"
     lines = [
         f"Trial {index}, {state}: {size}",

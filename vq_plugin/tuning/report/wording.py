@@ -11,9 +11,14 @@ from vq_plugin.tuning.report.schema import Interval, Report, Trial
 NOTHING = "-"
 
 
-def percentage(part: float, digits: int = 2) -> str:
-    """A part of 1 in percent."""
-    return f"{100 * part:.{digits}f} %"
+def share_text(part: float) -> str:
+    """A part of the whole."""
+    return f"{100 * part:.1f} %"
+
+
+def confidence_text(confidence: float) -> str:
+    """How sure something is."""
+    return f"{100 * confidence:.4g} %"
 
 
 def loss_text(report: Report, loss: float | None) -> str:
@@ -91,11 +96,27 @@ def scheme_text(scheme: str | None) -> str:
     return "float" if scheme is None else scheme
 
 
-def kind_of(trial: Trial) -> str:
-    """What became of a trial: ``"held"``, ``"over"`` or ``"failed"``."""
+def kind_of(report: Report, trial: Trial) -> str:
+    """What became of a trial.
+
+    Args:
+        report: The report that it belongs to.
+        trial: The trial.
+
+    Returns:
+        ``"held"``, ``"over"``, ``"failed"``, or ``"unsure"`` for a loss that is within the limit
+        but not with the confidence that the budget asks for.
+    """
     if trial.loss is None:
         return "failed"
-    return "held" if trial.held else "over"
+    if trial.held:
+        return "held"
+    return "over" if trial.loss > limit_of(report) else "unsure"
+
+
+def kinds_of(report: Report) -> set[str]:
+    """What became of the trials, each kind once."""
+    return {kind_of(report, trial) for trial in report.trials}
 
 
 def closest_trial(report: Report) -> int | None:
@@ -111,6 +132,12 @@ def closest_trial(report: Report) -> int | None:
     return min(over)[1] if over else None
 
 
+def cut_text(report: Report) -> str | None:
+    """What cut the search, if the verdict does not say so already."""
+    cut = report.verdict.cut
+    return None if cut is None or cut == report.verdict.stopped else f"The search was cut: {cut}"
+
+
 def verdict_sentences(report: Report, arrow: str) -> list[str]:
     """The verdict in one or two sentences, without the word that opens it."""
     if report.verdict.passed:
@@ -122,9 +149,18 @@ def verdict_sentences(report: Report, arrow: str) -> list[str]:
     return [f"{reason}.", *_closest(report)]
 
 
-def change_texts(report: Report, arrow: str) -> list[str]:
-    """What every trial changed against the smallest setting that had held before it."""
-    return list(_changes(report, arrow))
+def change_texts(report: Report, arrow: str, most: int) -> list[str]:
+    """What every trial changed against the smallest setting that had held before it.
+
+    Args:
+        report: The report.
+        arrow: What stands between a layer and its new scheme.
+        most: Most layers to name in one text; those whose bytes change most go first.
+
+    Returns:
+        One text a trial.
+    """
+    return list(_changes(report, arrow, most))
 
 
 def _passed(report: Report, arrow: str) -> str:
@@ -149,7 +185,7 @@ def _passed(report: Report, arrow: str) -> str:
 def _interval_clause(report: Report, interval: Interval) -> str:
     if interval is None:
         return ""
-    sure = percentage(report.budget.interval_confidence, 0)
+    sure = confidence_text(report.budget.interval_confidence)
     return f" ({sure} interval {interval_text(report, interval)})"
 
 
@@ -167,7 +203,7 @@ def _closest(report: Report) -> Iterator[str]:
     yield f"Closest of {len(report.trials)} trials: {size}, {loss}."
 
 
-def _changes(report: Report, arrow: str) -> Iterator[str]:
+def _changes(report: Report, arrow: str, most: int) -> Iterator[str]:
     sizes = {
         (layer.name, candidate.scheme): candidate.nbytes
         for layer in report.layers
@@ -179,12 +215,11 @@ def _changes(report: Report, arrow: str) -> Iterator[str]:
             yield _mixture(trial)
         else:
             changed = [n for n, s in trial.schemes.items() if s != best.schemes.get(n)]
-            # The layer whose bytes change most goes first: there may be room for one only.
             before, after = best.schemes, trial.schemes
             changed.sort(
                 key=lambda n: -abs(sizes.get((n, after[n]), 0) - sizes.get((n, before.get(n)), 0))
             )
-            yield _listed(trial, changed, arrow)
+            yield _listed(trial, changed, arrow, most)
         if trial.held and (best is None or trial.nbytes < best.nbytes):
             best = trial
 
@@ -198,8 +233,10 @@ def _mixture(trial: Trial) -> str:
     return ", ".join(texts)
 
 
-def _listed(trial: Trial, changed: list[str], arrow: str) -> str:
+def _listed(trial: Trial, changed: list[str], arrow: str, most: int) -> str:
     if not changed:
         return "the same setting"
-    most = f"{layer_text(changed[0])} {arrow} {scheme_text(trial.schemes[changed[0]])}"
-    return most if len(changed) == 1 else f"{len(changed)} layers: {most}, ..."
+    named = [f"{layer_text(n)} {arrow} {scheme_text(trial.schemes[n])}" for n in changed[:most]]
+    if len(named) == len(changed):
+        return ", ".join(named)
+    return f"{len(changed)} layers: {', '.join(named)}, ..."

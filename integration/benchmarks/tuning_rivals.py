@@ -1,0 +1,334 @@
+"""Other ways to choose schemes within a loss budget, on the same ladder and the same fits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vq_plugin as vq
+from integration.benchmarks import settings
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.model import assemble
+from vq_plugin.tuning.space import search_space
+from vq_plugin.workloads.training import correct
+
+Setting = Mapping[str, vq.Scheme | None]
+# The default of NNCF's ``ranking_subset_size``.
+_RANKING_IMAGES = 300
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a method came to.
+
+    Attributes:
+        method: Its name.
+        model: The model; the float one if it found nothing.
+        evaluations: Of whole models on the whole tuning split, without the float model's.
+        subset_evaluations: Those on a subset of the images.
+        seconds: Fits and evaluations that this method needs if it runs alone.
+        what: The setting, in words.
+    """
+
+    method: str
+    model: nn.Module
+    evaluations: int
+    subset_evaluations: int
+    seconds: float
+    what: str
+
+
+@dataclass
+class Memo:
+    """An ``evaluate`` for :func:`vq_plugin.tune` that looks at no model twice.
+
+    Methods share it, so that what one has evaluated costs the next no time; each counts its own.
+    """
+
+    images: Tensor
+    labels: Tensor
+    known: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        return self.timed(model)[0]
+
+    def timed(self, model: nn.Module) -> tuple[Tensor, float]:
+        """Which images the model gets right, and how long the first evaluation took."""
+        key = fingerprint(model)
+        if key not in self.known:
+            start = time.perf_counter()
+            hits = correct(model, self.images, self.labels)
+            self.known[key] = hits, time.perf_counter() - start
+        return self.known[key]
+
+
+@dataclass
+class Meter:
+    """A method's own count of its evaluations."""
+
+    memo: Memo
+    count: int = 0
+    subsets: int = 0
+    seconds: float = 0.0
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        hits, seconds = self.memo.timed(model)
+        self.count += 1
+        self.seconds += seconds
+        return hits
+
+    def subset(self, model: nn.Module, indices: Tensor) -> float:
+        """Accuracy on some of the images."""
+        start = time.perf_counter()
+        hits = correct(model, self.memo.images[indices], self.memo.labels[indices])
+        self.subsets += 1
+        self.seconds += time.perf_counter() - start
+        return mean(hits)
+
+
+class Bench:
+    """A trained model, its data and the budget; what stays the same for all seeds."""
+
+    def __init__(self, workload: ModuleType, name: str, ladder: Sequence[vq.Scheme | None]) -> None:
+        self.name = name
+        self.model: nn.Module = workload.model()
+        self.calibration = workload.calibration()
+        self.ladder = tuple(ladder)
+        self.layers = tuple(search_space(self.model, ladder))
+        self.budget = vq.LossBudget(relative=0.01)
+        self.tuning = settings.tuning_images(name)
+        self.test = settings.test_images(name)
+        self.hits = correct(self.model, *self.tuning)
+        self.test_accuracy = mean(correct(self.model, *self.test))
+        self.float_bytes = sum(v.nbytes for v in self.model.state_dict().values())
+
+    @property
+    def schemes(self) -> list[vq.Scheme]:
+        """The ladder without "leave it"."""
+        return [scheme for scheme in self.ladder if scheme is not None]
+
+    def loss(self, hits: Tensor) -> float:
+        """On the tuning split, in the budget's unit."""
+        return self.budget.loss(mean(self.hits), mean(hits))
+
+    def holds(self, hits: Tensor) -> bool:
+        return self.budget.holds(mean(self.hits), mean(hits))
+
+    def test_loss(self, model: nn.Module) -> float:
+        return self.budget.loss(self.test_accuracy, mean(correct(model, *self.test)))
+
+
+class Fits:
+    """Every layer by every scheme of the ladder, through ``vq.compress`` with one seed."""
+
+    def __init__(self, bench: Bench, seed: int) -> None:
+        self.bench = bench
+        self.seed = seed
+        self.weights: dict[tuple[str, vq.Scheme], CodebookWeight] = {}
+        self.seconds: dict[vq.Scheme, float] = {}
+        for scheme in bench.schemes:
+            start = time.perf_counter()
+            small = vq.compress(
+                bench.model, dict.fromkeys(bench.layers, scheme), bench.calibration, seed
+            )
+            self.seconds[scheme] = time.perf_counter() - start
+            for name in bench.layers:
+                self.weights[name, scheme] = small.get_submodule(name).codebook_weight
+
+    def build(self, setting: Setting) -> nn.Module:
+        """The model of a setting; layers that it does not name stay float."""
+        chosen = {name: self.weights[name, s] for name, s in setting.items() if s is not None}
+        return assemble(self.bench.model, chosen)
+
+    def uniform(self, scheme: vq.Scheme | None) -> dict[str, vq.Scheme | None]:
+        return dict.fromkeys(self.bench.layers, scheme)
+
+    def by_size(self) -> dict[vq.Scheme, int]:
+        """File sizes of the uniform models, the smallest first."""
+        sizes = {s: file_bytes(self.build(self.uniform(s))) for s in self.bench.schemes}
+        return dict(sorted(sizes.items(), key=lambda item: item[1]))
+
+
+def best_uniform(fits: Fits, memo: Memo) -> Chosen:
+    """Every scheme of the ladder on all layers; of those that hold, the smallest file."""
+    meter = Meter(memo)
+    best, what = fits.bench.model, "float"
+    # From the largest to the smallest: the last to hold is the answer.
+    for scheme in reversed(fits.by_size()):
+        model = fits.build(fits.uniform(scheme))
+        if fits.bench.holds(meter(model)):
+            best, what = model, str(scheme)
+    seconds = meter.seconds + sum(fits.seconds.values())
+    return Chosen("best uniform (exhaustive)", best, meter.count, 0, seconds, what)
+
+
+def inc_autotune(fits: Fits, memo: Memo, *, real: bool) -> Chosen:
+    """The first uniform scheme within the budget, the smallest first: INC's ``autotune``.
+
+    Args:
+        fits: The fits.
+        memo: Evaluates.
+        real: Lets INC's own function choose; otherwise its rule is followed here.
+    """
+    meter = Meter(memo)
+    tried: list[vq.Scheme | None] = []
+
+    def build(model: nn.Module, scheme: vq.Scheme | None) -> nn.Module:
+        tried.append(scheme)
+        setting = fits.uniform(scheme)
+        return assemble(model, {n: fits.weights[n, s] for n, s in setting.items() if s})
+
+    # The list ends with "leave the model", else INC returns one that breaks the budget.
+    ladder = [*fits.by_size(), None]
+    if real:
+        model = _autotune(fits.bench, ladder, build, lambda m: mean(meter(m)))
+        meter.count -= 1  # INC evaluates the float model itself
+    else:
+        for scheme in ladder:
+            model = build(fits.bench.model, scheme)
+            if fits.bench.holds(meter(model)):
+                break
+    seconds = meter.seconds + sum(fits.seconds[s] for s in tried if s is not None)
+    method = "INC autotune" if real else "INC autotune's rule"
+    return Chosen(method, model, meter.count, 0, seconds, str(tried[-1] or "float"))
+
+
+def _autotune(
+    bench: Bench,
+    ladder: Sequence[vq.Scheme | None],
+    build: Callable[[nn.Module, vq.Scheme | None], nn.Module],
+    evaluate: Callable[[nn.Module], float],
+) -> nn.Module:
+    with _quiet():
+        from neural_compressor.common.base_config import BaseConfig
+        from neural_compressor.torch.quantization import TuningConfig, autotune
+        from neural_compressor.torch.utils.utility import register_algo
+
+        class UniformConfig(BaseConfig):  # type: ignore[misc]
+            """One scheme for all layers, as INC's configurations are."""
+
+            name = "benchmark_uniform_codebook"
+            params_list = ("scheme",)
+
+            def __init__(self, scheme: vq.Scheme | None = None, white_list: Any = "*") -> None:
+                super().__init__(white_list)
+                self.scheme = scheme
+                self._post_init()
+
+            def expand(self) -> list[UniformConfig]:
+                return [self]
+
+            @staticmethod
+            def get_model_info(model: nn.Module) -> list[tuple[str, str]]:
+                return [(n, type(model.get_submodule(n)).__name__) for n in bench.layers]
+
+            @classmethod
+            def register_supported_configs(cls) -> list[Any]:
+                return []
+
+            @classmethod
+            def get_config_set_for_tuning(cls) -> list[UniformConfig]:
+                return []
+
+        @register_algo(UniformConfig.name)
+        def _(model: nn.Module, configs: Mapping[Any, Any], *_: Any, **__: Any) -> nn.Module:
+            (scheme,) = {config.scheme for config in configs.values()}
+            return build(model, scheme)
+
+        config = TuningConfig(
+            [UniformConfig(scheme) for scheme in ladder],
+            tolerable_loss=bench.budget.limit,
+            max_trials=len(ladder),
+        )
+        tuned: nn.Module = autotune(bench.model, config, evaluate)
+    return tuned
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """INC logs every step at a level above INFO of its own."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def greedy_fallback(fits: Fits, memo: Memo, starts: Sequence[vq.Scheme]) -> Chosen:
+    """Layers go back to float, the most harmful first, until the budget holds (NNCF's rule).
+
+    As in NNCF's accuracy control, layers are ranked once by the accuracy that putting each back
+    alone restores, on the 300 images on which the compressed model differs most from the float
+    one; after every step the model is evaluated on the whole split.
+
+    Args:
+        fits: The fits.
+        memo: Evaluates.
+        starts: Uniform schemes to start from; the smallest file of all counts.
+    """
+    bench, meter = fits.bench, Meter(memo)
+    best, what, size = bench.model, "float", math.inf
+    for scheme in starts:
+        setting = fits.uniform(scheme)
+        model = fits.build(setting)
+        hits = meter(model)
+        order: list[str] = []
+        while not bench.holds(hits) and len(order) < len(bench.layers):
+            if not order:
+                ranked = _rank(fits, meter, setting, hits)
+            order.append(ranked[len(order)])
+            model = fits.build(setting | dict.fromkeys(order))
+            if file_bytes(model) >= size:
+                break
+            hits = meter(model)
+        else:
+            if file_bytes(model) < size:
+                best, size = model, file_bytes(model)
+                what = f"{scheme}, {len(order)} of {len(bench.layers)} layers float"
+    seconds = meter.seconds + sum(fits.seconds[scheme] for scheme in starts)
+    return Chosen("greedy fallback (NNCF's)", best, meter.count, meter.subsets, seconds, what)
+
+
+def _rank(fits: Fits, meter: Meter, setting: Setting, hits: Tensor) -> list[str]:
+    differs = (hits.double() - fits.bench.hits.double()).abs()
+    indices = torch.argsort(differs, descending=True, stable=True)[:_RANKING_IMAGES]
+    restored = {
+        name: meter.subset(fits.build({**setting, name: None}), indices)
+        for name in fits.bench.layers
+    }
+    return sorted(restored, key=lambda name: -restored[name])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Tells models of one architecture apart by their values."""
+    found = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of the model's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.vq"
+        vq.save(model, path)
+        return path.stat().st_size
+
+
+def mean(hits: Tensor) -> float:
+    return float(hits.double().mean())

@@ -1,0 +1,153 @@
+"""A search among many models must not pass one that was only lucky."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vq_plugin import LossBudget
+from vq_plugin.tuning.confidence import Judge
+from vq_plugin.tuning.metric import Metric
+
+LIMIT = 0.02
+SURE = LossBudget(absolute=LIMIT, confidence=0.95)
+N = 1000
+
+
+def metric(samples: Tensor) -> Metric:
+    samples = samples.double()
+    return Metric(float(samples.mean()), samples)
+
+
+def models(
+    rng: np.random.Generator, count: int, lost: float, won: float
+) -> tuple[Metric, list[Metric]]:
+    """A baseline of 80 %, and models that lose and win some of its answers by chance."""
+    baseline = rng.random(N) < 0.8
+    chance = rng.random((count, N))
+    others = np.where(baseline, chance >= lost / 0.8, chance < won / 0.2)
+    return metric(torch.from_numpy(baseline)), [metric(torch.from_numpy(row)) for row in others]
+
+
+def accepted(judge: Judge, candidates: list[Metric]) -> list[int]:
+    """Indexes of the models that a search over all of them may return."""
+    held = {(i,): m for i, m in enumerate(candidates) if judge.outcome(m).held}
+    return [setting[0] for setting in judge.confirmed(held)]
+
+
+def test_many_models_just_over_the_budget_rarely_pass() -> None:
+    rng, runs = np.random.default_rng(0), 150
+    plain = LossBudget(absolute=LIMIT)
+    wrong = {"sure": 0, "mean": 0}
+    for _ in range(runs):
+        # Every model loses 2.05 points for sure: whatever is accepted is wrong.
+        baseline, candidates = models(rng, 30, lost=0.0305, won=0.01)
+        wrong["sure"] += bool(accepted(Judge(SURE, baseline), candidates))
+        wrong["mean"] += bool(accepted(Judge(plain, baseline), candidates))
+    noise = 3 * np.sqrt(0.05 * 0.95 / runs)
+    assert wrong["sure"] / runs <= 0.05 + noise
+    assert wrong["mean"] / runs > 0.9
+
+
+def test_a_model_that_is_well_within_the_budget_passes() -> None:
+    rng, runs = np.random.default_rng(0), 100
+    passed = 0
+    for _ in range(runs):
+        baseline, candidates = models(rng, 1, lost=0.004, won=0.004)
+        passed += bool(accepted(Judge(SURE, baseline), candidates))
+    assert passed / runs > 0.9
+
+
+def vector(judge: Judge, lost: tuple[int, int]) -> Metric:
+    """A model that loses so many samples of the first and of the second part."""
+    assert judge.baseline.samples is not None
+    samples = judge.baseline.samples.clone()
+    # The parts are found from outside: a loss that moves the level is one of the first part.
+    first = [i for i in range(len(samples)) if _moves(judge, i)]
+    second = sorted(set(range(len(samples))) - set(first))
+    samples[first[: lost[0]]] = 0
+    samples[second[: lost[1]]] = 0
+    return metric(samples)
+
+
+def _moves(judge: Judge, index: int) -> bool:
+    assert judge.baseline.samples is not None
+    changed = judge.baseline.samples.clone()
+    changed[index] = 0
+    level = judge.outcome(metric(judge.baseline.samples)).level
+    return judge.outcome(metric(changed)).level != level
+
+
+def test_the_second_part_confirms_from_the_safest_on_and_stops_at_the_first_doubt() -> None:
+    judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(400)))
+    lost = {"safe": (0, 2), "less": (2, 1), "doubt": (4, 30), "risky": (6, 0)}
+    found = {(i,): vector(judge, pair) for i, pair in enumerate(lost.values())}
+    assert all(judge.outcome(m).held for m in found.values())
+    levels = [judge.outcome(m).level for m in found.values()]
+    assert levels == sorted(levels)
+    # "risky" would be confirmed alone, but comes after the one in doubt.
+    for order in (found, dict(reversed(found.items()))):
+        assert judge.confirmed(order) == [(0,), (1,)]
+    assert judge.confirmed({(3,): found[3,]}) == [(3,)]
+    assert judge.confirmed({(2,): found[2,]}) == []
+    assert judge.confirmed({}) == []
+
+
+def test_both_parts_are_of_one_size_and_mixed() -> None:
+    """A data set sorted by class must not be split by class."""
+    judge = Judge(SURE, metric(torch.ones(200)))
+    first = [i for i in range(200) if _moves(judge, i)]
+    assert len(first) == 100
+    assert 30 < sum(i < 100 for i in first) < 70
+
+
+def test_without_a_confidence_the_mean_decides() -> None:
+    judge = Judge(LossBudget(absolute=0.1), Metric(0.9))
+    held, failed = judge.outcome(Metric(0.8)), judge.outcome(Metric(0.79))
+    assert (held.held, failed.held) == (True, False)
+    assert held.level == pytest.approx(0.1)
+    settings = {(1,): Metric(0.8), (0,): Metric(0.85)}
+    assert judge.confirmed(settings) == [(1,), (0,)]
+    lower = Judge(LossBudget(absolute=0.1, higher_is_better=False), Metric(0.9))
+    assert lower.outcome(Metric(1.0)).held
+    assert not lower.outcome(Metric(1.01)).held
+
+
+def test_with_a_confidence_the_bound_decides() -> None:
+    judge = Judge(SURE, metric(torch.arange(300) % 2))
+    samples = judge.baseline.samples
+    assert samples is not None
+    changed = samples.clone()
+    changed[1:9:2] = 0  # 4 of 300: 1.3 % in the mean, more for sure
+    assert LossBudget(absolute=LIMIT).holds(judge.baseline.mean, float(changed.mean()))
+    outcome = judge.outcome(metric(changed))
+    assert outcome.level > LIMIT
+    assert not outcome.held
+
+
+def test_a_failed_evaluation_does_not_hold() -> None:
+    outcome = Judge(SURE, metric(torch.ones(10))).outcome(None)
+    assert not outcome.held
+    assert np.isnan(outcome.level)
+
+
+def test_a_confidence_needs_one_result_per_sample() -> None:
+    with pytest.raises(ValueError, match=r"let evaluate return a vector.*not its mean"):
+        Judge(SURE, Metric(0.9))
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95])
+def test_a_relative_budget_needs_a_baseline_other_than_zero(confidence: float | None) -> None:
+    with pytest.raises(ValueError, match="use absolute="):
+        Judge(LossBudget(relative=0.01, confidence=confidence), metric(torch.zeros(10)))
+
+
+def test_results_of_another_length_are_told() -> None:
+    judge = Judge(SURE, metric(torch.ones(10)))
+    assert judge.problem(metric(torch.ones(10))) is None
+    assert judge.problem(metric(torch.ones(9))) == (
+        "evaluate returned 9 results, and 10 for the float model"
+    )
+    assert "returned 1 results, and 10" in str(judge.problem(Metric(0.9)))
+    one = Judge(LossBudget(absolute=0.1), Metric(1.0))
+    assert "returned 10 results, and 1" in str(one.problem(judge.baseline))

@@ -1,0 +1,172 @@
+"""Evaluations that fail, limits that are reached, and input that is refused."""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vq_plugin as vq
+
+if TYPE_CHECKING:
+    from .conftest import Task
+
+BUDGET = vq.LossBudget(absolute=0.1)
+
+
+@pytest.mark.parametrize("problem", ["raise", "nan", "none", "shape", "length", "scalar"])
+def test_an_evaluation_that_fails_is_a_trial_and_the_search_goes_on(
+    task: "Task", problem: str
+) -> None:
+    calls = 0
+
+    def evaluate(model: nn.Module) -> object:
+        nonlocal calls
+        calls += 1
+        right = task.correct(model)
+        if calls % 2:
+            return right
+        match problem:
+            case "raise":
+                raise RuntimeError("out of memory \udcff")
+            case "nan":
+                return torch.where(right, 1.0, math.nan)
+            case "none":
+                return None
+            case "shape":
+                return right[None]
+            case "length":
+                return right[1:]
+        return 0.99
+
+    message = {
+        "raise": "RuntimeError('out of memory \\udcff')",
+        "nan": "evaluate returned NaN or infinite results",
+        "none": "evaluate returned None",
+        "shape": "evaluate returned values of shape (1, 500)",
+        "length": "evaluate returned 499 results, and 500 for the float model",
+        "scalar": "evaluate returned 1 results, and 500 for the float model",
+    }[problem]
+    result = vq.tune(task.model, evaluate, BUDGET, **task.settings, max_trials=8)
+    assert len(result.trials) > 3
+    # The float model's was the first call.
+    for trial in result.trials[::2]:
+        assert message in str(trial.error)
+        assert math.isnan(trial.score)
+        assert math.isnan(trial.loss)
+        assert (trial.held, trial.interval) == (False, None)
+    assert all(t.error is None and math.isfinite(t.score) for t in result.trials[1::2])
+    assert result.passed == any(t.held for t in result.trials)
+
+
+@pytest.mark.parametrize("split", ["evaluate", "test"])
+@pytest.mark.parametrize("score", [math.nan, -math.inf, None, "0.9"])
+def test_a_baseline_that_is_no_metric_is_an_error(task: "Task", split: str, score: Any) -> None:
+    splits: dict[str, Any] = {"evaluate": task.accuracy, split: lambda _: score}
+    with pytest.raises(ValueError, match=f"of the float model: {split} returned '?{score}"):
+        vq.tune(task.model, budget=BUDGET, **task.settings, **splits)
+
+
+def test_what_evaluate_raises_on_the_float_model_passes_through(task: "Task") -> None:
+    def evaluate(_: nn.Module) -> float:
+        raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        vq.tune(task.model, evaluate, BUDGET, **task.settings)
+
+
+def unread() -> Iterable[Tensor]:
+    """Calibration that must not be reached."""
+
+    def run(_: nn.Module) -> None:
+        raise AssertionError("the layers were to be fitted")
+
+    return run  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("split", ["evaluate", "test"])
+def test_a_relative_budget_on_a_baseline_of_zero_fails_before_any_fit(
+    task: "Task", split: str
+) -> None:
+    splits: dict[str, Any] = {"evaluate": task.accuracy, split: lambda _: 0.0}
+    with pytest.raises(ValueError, match="use absolute="):
+        vq.tune(task.model, calibration=unread(), **splits)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "error", "message"),
+    [
+        ([], ValueError, "are empty"),
+        ({"fc": vq.KM()}, ValueError, "'fc' matches nothing"),
+        ("km(k=4)", TypeError, "must be a scheme"),
+    ],
+)
+def test_candidates_are_checked_before_any_work(
+    task: "Task", candidates: Any, error: type[Exception], message: str
+) -> None:
+    def evaluate(_: nn.Module) -> float:
+        raise AssertionError("ran")
+
+    with pytest.raises(error, match=message):
+        vq.tune(task.model, evaluate, candidates=candidates)
+
+
+@pytest.mark.parametrize("name", ["max_trials", "timeout", "workers"])
+@pytest.mark.parametrize("value", [0, -1, math.nan])
+def test_limits_must_be_positive(task: "Task", name: str, value: float) -> None:
+    limits: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"{name} must be above 0, got {value}"):
+        vq.tune(task.model, task.accuracy, **limits)
+
+
+def test_max_trials_is_kept_and_told(task: "Task") -> None:
+    whole = vq.tune(task.model, task.accuracy, BUDGET, **task.settings)
+    assert whole.cut is None
+    count = len(whole.trials)
+    for most in (1, 3, count - 1):
+        cut = vq.tune(task.model, task.accuracy, BUDGET, **task.settings, max_trials=most)
+        found = any(t.held for t in cut.trials)
+        left = "smaller settings nearby were left untried" if found else "no setting that holds"
+        assert f"max_trials={most} reached: {left}" in str(cut.cut)
+        assert [t.schemes for t in cut.trials] == [t.schemes for t in whole.trials[:most]]
+        assert cut.passed is found
+        assert cut.stopped == (None if found else cut.cut)
+    exact = vq.tune(task.model, task.accuracy, BUDGET, **task.settings, max_trials=count)
+    assert exact.cut is None
+
+
+def test_timeout_is_kept_and_told(task: "Task") -> None:
+    def slow(model: nn.Module) -> float:
+        time.sleep(0.3)
+        return 1.0 if model is task.model else 0.0
+
+    start = time.monotonic()
+    result = vq.tune(task.model, slow, BUDGET, **task.settings, timeout=0.7)
+    assert len(result.trials) <= 2
+    assert time.monotonic() - start < 5
+    assert str(result.cut).startswith(f"timeout reached after {len(result.trials)} trials: no")
+    assert result.stopped == result.cut
+    assert not result.passed
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.filterwarnings("ignore:no calibration data")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_name_their_layer(
+    task: "Task", bad: float, calibrated: bool
+) -> None:
+    with torch.no_grad():
+        task.model[2].weight[1, 3] = bad  # type: ignore[index,union-attr,operator]
+    data = [task.inputs] if calibrated else None
+    with pytest.raises(ValueError, match=r"layer '2': .*NaN or infinite.*\(1, 3\)"):
+        vq.tune(task.model, lambda _: 0.5, BUDGET, data)
+
+
+def test_calibration_that_is_empty_or_misses_a_layer_names_it(task: "Task") -> None:
+    with pytest.raises(ValueError, match="layer '0': calibration never ran it"):
+        vq.tune(task.model, task.accuracy, BUDGET, [])
+    with pytest.raises(ValueError, match="layer '4': calibration never ran it"):
+        vq.tune(task.model, task.accuracy, BUDGET, lambda m: m[:3](task.inputs))

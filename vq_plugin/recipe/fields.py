@@ -1,0 +1,117 @@
+"""The values of a recipe's keys: references, schemes, layer types and layer names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
+from torch import nn
+
+from vq_plugin.nn import CODEBOOK_LAYERS
+from vq_plugin.schemes import SCHEMES, Scheme, parse_scheme
+
+Choice: TypeAlias = Scheme | list[Scheme | None] | None
+"""What may become of a layer: a scheme or ``None`` fixes it, a list is its search space."""
+
+LAYER_TYPES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in CODEBOOK_LAYERS}
+
+_REFERENCE = r"^[\w.-]+:\w+$"
+_SCHEME = r"^\s*(?:{})\s*(?:\([\s\S]*\))?\s*$".format(
+    "|".join("".join(f"[{c.upper()}{c}]" for c in method) for method in SCHEMES)
+)
+
+
+def show(value: object) -> str:
+    """A value of a recipe as an error message shows it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return repr(value) if isinstance(value, str) else str(value).lower()
+
+
+def check_reference(value: object) -> object:
+    """Gives a text of the form ``"module:function"`` back.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(value, str) or not re.fullmatch(_REFERENCE, value):
+        raise ValueError(f"expected a function as 'module:function', got {show(value)}")
+    return value
+
+
+def _read_entry(value: object) -> Scheme | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"a scheme is a text such as 'pq(k=16,dim=4)' or null, got {show(value)}")
+    return parse_scheme(value)
+
+
+def _read_choice(value: object) -> Choice:
+    if not isinstance(value, list):
+        return _read_entry(value)
+    if all(entry is None for entry in value):
+        raise ValueError("the list names no scheme; write null to leave the layers as they are")
+    # The adapter's own error keeps the place of each wrong entry, and so its line.
+    return _ENTRIES.validate_python(value)
+
+
+def _check_type(name: str) -> str:
+    if name not in LAYER_TYPES:
+        near = difflib.get_close_matches(name, LAYER_TYPES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"{name!r} is no layer type; {hint}known: {', '.join(LAYER_TYPES)}; "
+            "names of layers go under op_wise"
+        )
+    return name
+
+
+def _check_name(name: str) -> str:
+    if name == "*":
+        raise ValueError("'*' stands for all layers; write it as model_wise")
+    if name.startswith("re:"):
+        try:
+            re.compile(name.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(f"{name!r} is not a regular expression: {error}") from None
+    return name
+
+
+_ENTRY: dict[str, Any] = {
+    "type": ["string", "null"],
+    "description": "A scheme, or null for 'leave it in float'.",
+    "pattern": _SCHEME,
+    "examples": [
+        "km(k=16)",
+        "pq(k=16,dim=4)",
+        "pq(k=256,dim=8,codebooks=tensor)",
+        "rq(k=256,stages=2,dim=none)",
+        "binary(scale=row)",
+    ],
+}
+_CHOICE = {"anyOf": [_ENTRY, {"type": "array", "minItems": 1, "items": _ENTRY}]}
+
+_ENTRIES: TypeAdapter[list[Scheme | None]] = TypeAdapter(
+    list[Annotated[Scheme | None, PlainValidator(_read_entry)]]
+)
+
+Reference = Annotated[
+    str,
+    BeforeValidator(check_reference),
+    WithJsonSchema({"type": "string", "pattern": _REFERENCE, "examples": ["my_package:function"]}),
+]
+SchemeChoice = Annotated[Choice, PlainValidator(_read_choice), WithJsonSchema(_CHOICE)]
+LayerType = Annotated[
+    str,
+    AfterValidator(_check_type),
+    WithJsonSchema({"type": "string", "enum": list(LAYER_TYPES)}),
+]
+LayerName = Annotated[str, AfterValidator(_check_name)]

@@ -1,0 +1,153 @@
+"""A recipe with its functions and its model: everything that can be checked before a search."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vq_plugin.recipe.fields import LAYER_TYPES, Choice
+from vq_plugin.recipe.problems import key_text
+from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
+from vq_plugin.recipe.references import raised, resolve
+from vq_plugin.recipe.schema import Recipe
+from vq_plugin.schemes import Scheme
+from vq_plugin.select import Pattern, match
+from vq_plugin.tuning.space import search_space
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that is ready to run.
+
+    Attributes:
+        recipe: The recipe.
+        model: The float model.
+        evaluate: The metric on the tuning split.
+        test: The metric on the untouched split, if there is one.
+        calibration: Function that returns the calibration batches, if there is one.
+        space: The schemes that every layer may choose from, by its name.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    evaluate: Function
+    test: Function | None
+    calibration: Function | None
+    space: dict[str, tuple[Scheme | None, ...]]
+
+    def __str__(self) -> str:
+        searched = sum(len(schemes) > 1 for schemes in self.space.values())
+        left = list(self.space.values()).count((None,))
+        fixed = len(self.space) - searched - left
+        layers = "layer" if searched == 1 else "layers"
+        return f"{searched} {layers} to search, {fixed} fixed, {left} left"
+
+
+def prepare(path: str | os.PathLike[str]) -> Prepared:
+    """Reads a recipe, finds its functions, builds its model and checks its patterns.
+
+    What cannot be found is reported before the model is built, which may take long.
+
+    Args:
+        path: The recipe.
+
+    Returns:
+        The recipe with all that it names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RecipeError: If the recipe cannot be used; all problems of the first step that has any.
+    """
+    recipe, source = read_recipe(path)
+    functions = _functions(recipe, source)
+    model = _build(functions["model"], source)
+    return Prepared(
+        recipe=recipe,
+        model=model,
+        evaluate=functions["evaluation.tuning"],
+        test=functions.get("evaluation.test"),
+        calibration=functions.get("quantization.calibration"),
+        space=_space(recipe, source, model),
+    )
+
+
+def _functions(recipe: Recipe, source: Source) -> dict[str, Function]:
+    references = {
+        ("model",): recipe.model,
+        ("quantization", "calibration"): recipe.quantization.calibration,
+        ("evaluation", "tuning"): recipe.evaluation.tuning,
+        ("evaluation", "test"): recipe.evaluation.test,
+    }
+    functions, problems = {}, []
+    for location, reference in references.items():
+        if reference is None:
+            continue
+        key = key_text(location)
+        try:
+            functions[key] = resolve(reference)
+        except ValueError as error:
+            problems.append(source.problem(location, f"{key}: {error}"))
+    _raise(problems)
+    return functions
+
+
+def _build(function: Function, source: Source) -> nn.Module:
+    reference = source.raw["model"]
+    try:
+        model = function()
+    except Exception as error:
+        text = source.problem(["model"], f"model: {reference!r} {raised(error)}")
+        raise RecipeError(text) from error
+    if not isinstance(model, nn.Module):
+        text = f"model: {reference!r} returned {model!r}, not an nn.Module"
+        raise RecipeError(source.problem(["model"], text))
+    return model
+
+
+def _space(
+    recipe: Recipe, source: Source, model: nn.Module
+) -> dict[str, tuple[Scheme | None, ...]]:
+    """The schemes of every layer, once each pattern is known to match something."""
+    by_name, by_type = recipe.quantization.op_wise, recipe.quantization.optype_wise
+    rules: list[tuple[str, str, Pattern, Choice]] = [
+        *(("op_wise", name, name, layer.scheme) for name, layer in by_name.items()),
+        *(
+            ("optype_wise", name, LAYER_TYPES[name], layer.scheme)
+            for name, layer in by_type.items()
+        ),
+    ]
+    problems = []
+    for section, name, pattern, choice in rules:
+        try:
+            match(model, [pattern], [pattern] if choice is None else [])
+        except ValueError as error:
+            hint = _expression_hint(model, name)
+            location = ("quantization", section, name)
+            problems.append(source.problem(location, f"quantization.{section}: {error}{hint}"))
+    _raise(problems)
+    try:
+        return search_space(model, recipe.candidates())
+    except ValueError as error:
+        raise RecipeError(source.problem(["quantization"], f"quantization: {error}")) from None
+
+
+def _expression_hint(model: nn.Module, name: str) -> str:
+    """Intel Neural Compressor reads every name as a regular expression."""
+    try:
+        expression = re.compile(name)
+    except re.error:
+        return ""
+    hit = any(expression.fullmatch(layer) for layer, _ in model.named_modules())
+    return f"; a regular expression is written 're:{name}'" if hit else ""
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise RecipeError("\n".join(problems))
