@@ -112,15 +112,20 @@ def test_tune() -> None:
         "calibration": None,
         "candidates": None,
         "test": None,
-        "max_trials": None,
+        "max_trials": 25,
         "timeout": None,
         "seed": 0,
+        "workers": 1,
+        "backend": "loky",
+        "folder": None,
+        "recipe": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
     assert parameters(vq.LossBudget) == {
         "relative": None,
         "absolute": None,
         "higher_is_better": True,
+        "confidence": None,
     }
     assert fields(vq.TuneResult) >= {
         "model",
@@ -129,8 +134,12 @@ def test_tune() -> None:
         "baseline",
         "score",
         "loss",
+        "interval",
         "rate",
         "trials",
+        "layers",
+        "frontier",
+        "cut",
         "test_baseline",
         "test_score",
         "test_loss",

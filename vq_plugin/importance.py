@@ -138,7 +138,10 @@ def _device(layer: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def run_calibration(model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]) -> None:
+def run_calibration(
+    model: nn.Module, calibration: Iterable[object] | Callable[[nn.Module], object]
+) -> None:
+    """Runs batches through a model, or a callable on it, without gradients."""
     if not isinstance(calibration, Iterable):
         calibration(model)
         return

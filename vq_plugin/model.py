@@ -74,7 +74,7 @@ def compress(
     ties = tied_weights(model, chosen)
     layers = {name: modules[name] for name in chosen}
     for name, module in layers.items():
-        _check_not_lazy(name, module)
+        check_not_lazy(name, module)
     importance = {} if calibration is None else input_importance(model, layers, calibration)
     bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
     weights = {
@@ -141,7 +141,7 @@ def fit_layer(
     name: str, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
 ) -> CodebookWeight:
     """The compressed weight of one layer; arguments and errors as :func:`compress_layer`."""
-    _check_not_lazy(name, module)
+    check_not_lazy(name, module)
     weight = module.weight
     assert isinstance(weight, Tensor)
     try:
@@ -150,7 +150,8 @@ def fit_layer(
         raise ValueError(f"layer {name!r}: {error}") from error
 
 
-def _check_not_lazy(name: str, module: nn.Module) -> None:
+def check_not_lazy(name: str, module: nn.Module) -> None:
+    """Raises ``ValueError`` for a layer that has no weight before its first batch."""
     if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
         raise ValueError(f"layer {name!r} is lazy and has no weight yet: run one batch first")
 

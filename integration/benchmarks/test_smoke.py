@@ -60,6 +60,31 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     assert "## Bounds" in printed
 
 
+def test_tuning(tmp_path: Path) -> None:
+    printed, result = run_quick("tuning", tmp_path / "tuning.json")
+    methods = values(result, "digits: the smallest file", "method")
+    assert len(methods) == 5
+    # Every scheme of the ladder but "leave it".
+    tried = dict(zip(methods, values(result, "digits: the smallest", "evaluations"), strict=True))
+    assert tried["best uniform (exhaustive)"] == 4
+    assert tried["vq.tune"] <= 8
+    losses = values(result, "digits: the smallest", "loss (tuning) %")
+    assert all(loss <= 1 for loss in losses)
+    sizes = dict(zip(methods, values(result, "digits: the smallest", "file bytes"), strict=True))
+    inc = next(name for name in methods if name.startswith("INC autotune"))
+    assert sizes[inc] == sizes["best uniform (exhaustive)"]
+    assert values(result, "digits: prediction", "layer")[-1] == "all"
+    assert "## Bounds" in printed
+    assert not (tmp_path / "tuning.partial.json").exists()
+
+
+def test_tuning_confidence(tmp_path: Path) -> None:
+    _, result = run_quick("tuning_confidence", tmp_path / "confidence.json")
+    assert values(result, "digits: 3 tuning runs", "confidence") == ["none", "95%"]
+    assert values(result, "digits: 3 tuning runs", "runs") == [3, 3]
+    assert len(result["checks"]) == 1
+
+
 def test_publish_fills_in_what_was_run(tmp_path: Path) -> None:
     page = "a\n<!-- fit -->\nold\n<!-- end fit -->\nb\n<!-- x -->\nkept\n<!-- end x -->\n"
     run = {"settings": {"quick": False}, "printed": "table"}

@@ -5,7 +5,8 @@ python -m integration.benchmarks.tuning_confidence [--runs 200] [--workload digi
 A simulation in which the truth is known: the images of the tuning split are the whole population.
 Every run draws its own sample of them, with replacement, and tunes on that; the model it accepts is
 then judged on the population, once for a budget without and once for one with a confidence of 95 %.
-All runs share the fits of one seed, and no model is evaluated on the population twice.
+All runs share the fits of one seed, and no model is evaluated on the population twice, not even
+after an interruption.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import vq_plugin as vq
@@ -55,6 +59,7 @@ class Simulation:
         self.samples = samples
         self.max_trials = max_trials
         self.memo = Memo(*bench.tuning)
+        self.kept = 0
         space = search_space(bench.model, bench.ladder)
         self.fits: Fits = fit_candidates(
             bench.model, space, bench.calibration, seed=0, workers=1, backend="loky"
@@ -80,6 +85,23 @@ class Simulation:
             )
         loss = self.bench.loss(self.memo(result.model))
         return Outcome(result.passed, loss, result.rate)
+
+    def load(self, path: Path) -> None:
+        """What an interrupted run evaluated; models are told apart by their values."""
+        if path.exists():
+            self.memo.known = {
+                key: (hits, 0.0)
+                for key, hits in load_file(path).items()
+                if len(hits) == len(self.bench.hits)
+            }
+        self.kept = len(self.memo.known)
+
+    def save(self, path: Path) -> None:
+        """Keeps what has been evaluated, if there is anything new."""
+        if len(self.memo.known) > self.kept:
+            self.kept = len(self.memo.known)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(to_bytes({key: hits for key, (hits, _) in self.memo.known.items()}))
 
 
 def outcome_row(label: str, outcomes: Sequence[Outcome], limit: float) -> dict[str, object]:
@@ -114,6 +136,9 @@ def main() -> None:
     )
     bench = Bench(settings.WORKLOADS[name], name, settings.QUICK_LADDER if quick else LADDER)
     simulation = Simulation(bench, samples, max_trials)
+    output = arguments.output or Path("runs/benchmarks") / f"{report.name}.json"
+    known = output.with_suffix(".partial.safetensors")
+    simulation.load(known)
     table = Table(
         f"{name}: {runs} tuning runs on {samples} of {len(bench.hits)} images each, "
         f"{bench.budget}, at most {max_trials} evaluations a run",
@@ -128,6 +153,7 @@ def main() -> None:
     for number in range(runs):
         for confidence, found in outcomes.items():
             found.append(simulation.run(number, confidence))
+        simulation.save(known)
         print(
             f"run {number + 1} of {runs}, {len(simulation.memo.known)} models evaluated, "
             f"{time.perf_counter() - start:.0f} s",
@@ -142,7 +168,8 @@ def main() -> None:
     share = table.rows[-1]["share %"]
     label = f"accepted with {_LEVEL:.0%} confidence and beyond the budget, in %"
     report.checks.append(Check(label, share, 100 * (1 - _LEVEL)))
-    report.finish(arguments.output)
+    report.finish(output)
+    known.unlink(missing_ok=True)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

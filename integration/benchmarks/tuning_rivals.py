@@ -161,17 +161,25 @@ class Fits:
         return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
 
-def best_uniform(fits: Fits, memo: Memo) -> Chosen:
-    """Every scheme of the ladder on all layers; of those that hold, the smallest file."""
+def best_uniform(fits: Fits, memo: Memo, *, spare_ends: bool = False) -> Chosen:
+    """Every scheme of the ladder on all layers; of those that hold, the smallest file.
+
+    Args:
+        fits: The fits.
+        memo: Evaluates.
+        spare_ends: Leaves the first and the last layer in float, as people often do by hand.
+    """
     meter = Meter(memo)
-    best, what = fits.bench.model, "float"
-    # From the largest to the smallest: the last to hold is the answer.
-    for scheme in reversed(fits.by_size()):
-        model = fits.build(fits.uniform(scheme))
-        if fits.bench.holds(meter(model)):
-            best, what = model, str(scheme)
+    layers = fits.bench.layers
+    ends = {layers[0]: None, layers[-1]: None} if spare_ends else {}
+    best, what, size = fits.bench.model, "float", math.inf
+    for scheme in fits.bench.schemes:
+        model = fits.build(fits.uniform(scheme) | ends)
+        if fits.bench.holds(meter(model)) and file_bytes(model) < size:
+            best, what, size = model, str(scheme), file_bytes(model)
     seconds = meter.seconds + sum(fits.seconds.values())
-    return Chosen("best uniform (exhaustive)", best, meter.count, 0, seconds, what)
+    method = "best uniform, ends float" if spare_ends else "best uniform (exhaustive)"
+    return Chosen(method, best, meter.count, 0, seconds, what)
 
 
 def inc_autotune(fits: Fits, memo: Memo, *, real: bool) -> Chosen:

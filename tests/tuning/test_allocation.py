@@ -121,7 +121,7 @@ def test_harms_that_are_all_zero_leave_the_smallest() -> None:
 def test_the_unit_of_harm_does_not_matter(scale: float) -> None:
     rng = np.random.default_rng(0)
     layers = [
-        [candidate(int(b), float(h)) for b, h in zip(rng.integers(1, 99, 6), rng.random(6))]  # noqa: B905
+        [candidate(int(rng.integers(1, 99)), float(rng.random())) for _ in range(6)]
         for _ in range(5)
     ]
     scaled = [[candidate(c.nbytes, c.harm * scale) for c in layer] for layer in layers]

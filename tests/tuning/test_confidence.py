@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vq_plugin import LossBudget
 from vq_plugin.tuning.confidence import Judge
-from vq_plugin.tuning.metric import Metric
+from vq_plugin.tuning.metric import Metric, mismatch
 
 LIMIT = 0.02
 SURE = LossBudget(absolute=LIMIT, confidence=0.95)
@@ -143,11 +143,10 @@ def test_a_relative_budget_needs_a_baseline_other_than_zero(confidence: float | 
 
 
 def test_results_of_another_length_are_told() -> None:
-    judge = Judge(SURE, metric(torch.ones(10)))
-    assert judge.problem(metric(torch.ones(10))) is None
-    assert judge.problem(metric(torch.ones(9))) == (
-        "evaluate returned 9 results, and 10 for the float model"
+    ten = metric(torch.ones(10))
+    assert mismatch(ten, metric(torch.ones(10)), "evaluate") is None
+    assert mismatch(ten, metric(torch.ones(9)), "test") == (
+        "test returned 9 results, and 10 for the float model"
     )
-    assert "returned 1 results, and 10" in str(judge.problem(Metric(0.9)))
-    one = Judge(LossBudget(absolute=0.1), Metric(1.0))
-    assert "returned 10 results, and 1" in str(one.problem(judge.baseline))
+    assert "returned 1 results, and 10" in str(mismatch(ten, Metric(0.9), "test"))
+    assert "returned 10 results, and 1" in str(mismatch(Metric(0.9), ten, "test"))

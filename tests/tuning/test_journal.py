@@ -117,8 +117,8 @@ def test_a_damaged_journal_is_a_clear_error(tmp_path: Path, line: str, place: st
     bad = line.encode("latin-1") + b"\n"
     path.write_bytes(bad + path.read_bytes() if place == "before" else path.read_bytes() + bad)
     for _ in range(2):  # the folder is free again after the error
-        with pytest.raises(ValueError, match=r"journal\.jsonl is damaged .*delete it"), Journal(tmp_path):  # fmt: skip  # noqa: E501
-            pass
+        with pytest.raises(ValueError, match=r"journal\.jsonl is damaged .*delete it"):
+            Journal(tmp_path).__enter__()
 
 
 def test_lines_of_another_format_are_passed_over(tmp_path: Path) -> None:

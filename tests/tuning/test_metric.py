@@ -120,7 +120,7 @@ def test_the_standard_error_is_that_of_the_bootstrap(
     generator = torch.Generator().manual_seed(0)
     n = 4000
     baseline = sign * (2 + torch.randn(n, generator=generator, dtype=torch.float64))
-    other = baseline * 0.9 + 0.3 * torch.randn(n, generator=generator, dtype=torch.float64)
+    other = baseline * 0.7 + 0.3 * torch.randn(n, generator=generator, dtype=torch.float64)
     kind: dict[str, Any] = {"relative" if relative else "absolute": 0.1}
     budget = LossBudget(**kind, higher_is_better=higher_is_better, confidence=0.9)
     draws = torch.randint(n, (1500, n), generator=generator)

@@ -1,6 +1,7 @@
 """``tune``: the smallest model that holds the budget, and never one over it."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -185,6 +186,19 @@ def test_the_test_split_decides(task: "Task", on_test: object, why: str | None) 
         assert why in str(result.stopped)
         assert result.model is task.model
         assert (result.schemes, result.rate) == (None, 1.0)
+
+
+def test_splits_of_one_function_are_told_apart(task: "Task") -> None:
+    """Nor does a journal that both share mistake one for the other."""
+
+    def over(part: slice) -> Callable[[nn.Module], float]:
+        return lambda model: float(task.correct(model)[part].double().mean() - part.start / 1000)
+
+    result = vq.tune(
+        task.model, over(slice(0, 400)), BUDGET, **task.settings, test=over(slice(400, 500))
+    )
+    assert (result.baseline, result.test_baseline) == (1.0, 0.6)
+    assert result.test_score == over(slice(400, 500))(result.model)
 
 
 def test_a_layer_can_be_fixed_or_left(task: "Task") -> None:

@@ -91,15 +91,23 @@ def test_a_run_that_was_stopped_goes_on(task: "Task", tmp_path: Path) -> None:
 
 
 def test_a_journal_of_another_model_is_of_no_use(task: "Task", tmp_path: Path) -> None:
+    """Even if what was compressed is the same."""
+    candidates, calls = {"0": [vq.KM(k=4), vq.KM(k=8), vq.KM(k=16)]}, 0
+
     def stop(model: nn.Module) -> object:
-        if model is not task.model:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
             raise KeyboardInterrupt
         return task.correct(model)
 
     with pytest.raises(KeyboardInterrupt):
-        vq.tune(task.model, stop, BUDGET, **task.settings, folder=tmp_path)
+        vq.tune(task.model, stop, BUDGET, [task.inputs], candidates=candidates, folder=tmp_path)
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
     with torch.no_grad():
-        task.model[0].bias.add_(1e-3)  # type: ignore[index,union-attr,operator]
-    result = vq.tune(task.model, task.correct, BUDGET, **task.settings, folder=tmp_path)
+        task.model[4].bias.add_(1)  # type: ignore[index,union-attr,operator]
+    result = vq.tune(
+        task.model, stop, BUDGET, [task.inputs], candidates=candidates, folder=tmp_path
+    )
     assert result.resumed == 0
     assert result.baseline == task.accuracy(task.model)

@@ -50,15 +50,6 @@ class Judge:
         for mean in means:
             self.budget.loss(mean, mean)
 
-    def problem(self, metric: Metric) -> str | None:
-        """Why a metric cannot be compared with the baseline, or ``None``."""
-        count, expected = (
-            1 if m.samples is None else len(m.samples) for m in (metric, self.baseline)
-        )
-        if count == expected:
-            return None
-        return f"evaluate returned {count} results, and {expected} for the float model"
-
     def outcome(self, metric: Metric | None) -> Outcome:
         """What the search is told of a metric; ``None`` for an evaluation that failed."""
         if metric is None:

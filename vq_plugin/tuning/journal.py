@@ -42,8 +42,9 @@ class Journal:
     """The evaluations of one run, in a folder that no other run may use meanwhile.
 
     A context manager. Every line of the file is one evaluation as JSON; one that a kill cut short
-    is dropped. :meth:`finish` removes the file. Keys name all that an evaluation depends on, so
-    that a journal of other data or of another model is of no use, and does no harm.
+    is dropped. :meth:`finish` removes the file. A key names the weights of the model and the
+    function, so that what another model left is of no use and does no harm. It cannot see that the
+    function's data or code have changed since the run was interrupted: delete the file then.
 
     Attributes:
         resumed: How many evaluations of an interrupted run were of use.

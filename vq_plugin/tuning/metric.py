@@ -63,6 +63,14 @@ def read_metric(value: object, name: str) -> Metric:
     return Metric(float(values.mean()), values)
 
 
+def mismatch(baseline: Metric, metric: Metric, name: str) -> str | None:
+    """Why a metric cannot be compared with the float model's, or ``None``."""
+    expected, count = (1 if m.samples is None else len(m.samples) for m in (baseline, metric))
+    if count == expected:
+        return None
+    return f"{name} returned {count} results, and {expected} for the float model"
+
+
 def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Interval | None:
     """Two-sided interval of the loss, in the budget's unit.
 

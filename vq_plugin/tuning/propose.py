@@ -16,10 +16,11 @@ from vq_plugin.tuning.result import LayerCandidate
 
 Phase = Literal["frontier", "local"]
 
-# How far one layer's share of the loss may be from what its harm predicts, as a factor.
-_DOUBT = 0.5
-# How far the loss of a setting scatters about any sum over layers, as a part of the loss, or of the
-# budget where that is more.
+# How far the loss that a layer, or one of its candidates, adds may be from what its harm predicts,
+# as a factor.
+_DOUBT = 0.3
+# How far the loss of a setting is from any sum over layers, as a part of the budget; settings whose
+# predicted losses differ by about as much, layer by layer, are off by the same.
 _SCATTER = 0.1
 # Steps less likely than this to hold are not worth an evaluation, whatever they save.
 _HOPELESS = 0.1
@@ -133,37 +134,58 @@ def _changed(setting: Setting, layer: int, choice: int) -> Setting:
 
 
 class _Belief:
-    """Bayesian linear regression of the level on the harms of the layers."""
+    """Gaussian process regression of the level on the harms of the layers.
+
+    Its mean is proportional to the sum of the harms. Layers may turn out more or less harmful than
+    predicted, so may single candidates, and sums over layers are off by a little: each adds to the
+    covariance of two settings (Rasmussen & Williams 2006, "Gaussian processes for machine
+    learning", equations 2.23 and 2.24).
+    """
 
     def __init__(self, landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> None:
-        self.landscape = landscape
+        self.limit = landscape.limit
+        self.tables = [np.array([c.harm for c in layer]) for layer in landscape.layers]
         known = {s: o.level for s, o in outcomes.items() if math.isfinite(o.level)}
-        harms, levels = self._harms(list(known)), np.array(list(known.values()))
-        noise = (_SCATTER * np.maximum(np.abs(levels), landscape.limit)) ** 2
-        totals = harms.sum(1)
-        scale = float(totals @ (levels / noise)) / max(float(totals @ (totals / noise)), 1e-300)
-        scale = max(scale, 1e-300)
-        # An offset first: an upper bound is above 0 even where nothing changes.
-        features = np.hstack([np.ones((len(known), 1)), harms])
-        mean = np.array([0.0, *[scale] * harms.shape[1]])
-        prior = np.array([landscape.limit / 2, *[_DOUBT * scale] * harms.shape[1]]) ** 2
-        gain = (prior[:, None] * features.T) @ np.linalg.inv(
-            features @ (prior[:, None] * features.T) + np.diag(noise)
-        )
-        self.mean = mean + gain @ (levels - features @ mean)
-        self.covariance = np.diag(prior) - gain @ features * prior
-        self.noise = (_SCATTER * landscape.limit) ** 2
+        levels = np.array(list(known.values()))
+        # Far beyond the budget the sum is only roughly right.
+        noise = (_SCATTER * np.maximum(np.abs(levels) - self.limit, 0.1 * self.limit)) ** 2
+        self.choices = np.array(list(known))
+        totals = self._harms(self.choices).sum(1)
+        weights = totals / (noise + (_SCATTER * self.limit) ** 2)
+        self.scale = max(float(weights @ levels) / max(float(weights @ totals), 1e-300), 1e-300)
+        self.factor = np.linalg.inv(self._covariance(self.choices, self.choices) + np.diag(noise))
+        self.residual = self.factor @ (levels - self.scale * totals)
 
     def holds(self, settings: Sequence[Setting]) -> npt.NDArray[np.float64]:
         """Probability of each setting to hold."""
-        features = np.hstack([np.ones((len(settings), 1)), self._harms(settings)])
-        mean = features @ self.mean
-        variance = np.einsum("ij,jk,ik->i", features, self.covariance, features) + self.noise
-        margin = (self.landscape.limit - mean) / np.sqrt(np.maximum(variance, self.noise))
+        choices = np.array(settings)
+        across = self._covariance(choices, self.choices)
+        mean = self.scale * self._harms(choices).sum(1) + across @ self.residual
+        variance = self._variance(choices) - np.einsum("ij,jk,ik->i", across, self.factor, across)
+        margin = (self.limit - mean) / np.sqrt(np.maximum(variance, (1e-3 * self.limit) ** 2))
         probability: npt.NDArray[np.float64] = torch.special.ndtr(torch.from_numpy(margin)).numpy()
         return probability
 
-    def _harms(self, settings: Sequence[Setting]) -> npt.NDArray[np.float64]:
-        tables = [np.array([c.harm for c in layer]) for layer in self.landscape.layers]
-        chosen = np.array(settings, dtype=int).reshape(-1, len(tables))
-        return np.stack([table[chosen[:, i]] for i, table in enumerate(tables)], axis=1)
+    def _covariance(
+        self, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        total = np.full((len(left), len(right)), (self.limit / 2) ** 2)
+        apart = np.zeros_like(total)
+        for layer, table in enumerate(self.tables):
+            own, other = left[:, layer], right[:, layer]
+            loss = self.scale * table
+            same = 1.0 + (own[:, None] == other[None, :])
+            total += _DOUBT**2 * same * loss[own][:, None] * loss[other][None, :]
+            apart += np.abs(loss[own][:, None] - loss[other][None, :])
+        scatter = _SCATTER * self.limit
+        return total + scatter**2 * np.exp(-apart / scatter)
+
+    def _variance(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The diagonal of the settings' covariance."""
+        losses = self.scale * self._harms(choices)
+        constant = (self.limit / 2) ** 2 + (_SCATTER * self.limit) ** 2
+        variance: npt.NDArray[np.float64] = constant + 2 * _DOUBT**2 * (losses**2).sum(1)
+        return variance
+
+    def _harms(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.stack([table[choices[:, i]] for i, table in enumerate(self.tables)], axis=1)

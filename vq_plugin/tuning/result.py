@@ -73,7 +73,7 @@ class LayerLadder:
         name: Name of the layer in the model.
         shape: Shape of its weight.
         float_nbytes: Bytes of the weight in float32.
-        candidates: None is both larger and more harmful than another.
+        candidates: None is both larger and of a larger ``error`` than another.
     """
 
     name: str

@@ -23,7 +23,7 @@ from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits, fit_candidates
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.journal import Journal, digest
-from vq_plugin.tuning.metric import Metric, loss_interval
+from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, propose
 from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
@@ -38,7 +38,7 @@ def tune(
     budget: LossBudget | None = None,
     calibration: Calibration | None = None,
     *,
-    candidates: Candidates = LADDER,
+    candidates: Candidates | None = None,
     test: Evaluate | None = None,
     max_trials: int = 25,
     timeout: float | None = None,
@@ -66,7 +66,8 @@ def tune(
             prediction of harm. Without it the prediction is poor, and a warning says so.
         candidates: The schemes to choose from, see
             :func:`vq_plugin.tuning.space.search_space`: a sequence for all layers, or patterns to
-            sequences; ``None`` in a sequence lets a layer stay in float.
+            sequences; ``None`` in a sequence lets a layer stay in float. If ``None``,
+            :data:`vq_plugin.tuning.LADDER` for all layers.
         test: As ``evaluate``, on an untouched split; it gives the verdict and chooses nothing.
         max_trials: The most settings to evaluate.
         timeout: Seconds after which no evaluation is begun.
@@ -107,12 +108,13 @@ def tune(
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)
-    space = search_space(model, candidates)
+    space = search_space(model, LADDER if candidates is None else candidates)
     place = None if folder is None else Path(folder)
     with Journal(place) as journal:
         if place is not None:
-            # A file of an earlier run must not pass for the result of this one.
-            (place / MODEL_FILE).unlink(missing_ok=True)
+            # Files of an earlier run must not pass for the result of this one.
+            for name in (MODEL_FILE, "report.json", "report.html"):
+                (place / name).unlink(missing_ok=True)
         deadline = None if timeout is None else start + timeout
         tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
         own = digest(
@@ -260,8 +262,11 @@ class _Search:
             test.run({key: small})
         found = test.known(key)
         assert found is not None
-        if found.metric is None:
-            return {}, f"the evaluation on the test split failed: {found.error}"
+        error = found.error
+        if found.metric is not None:
+            error = mismatch(baseline, found.metric, "test")
+        if error is not None or found.metric is None:
+            return {}, f"the evaluation on the test split failed: {error}"
         score = found.metric.mean
         tested = {
             "test_score": score,
@@ -286,7 +291,7 @@ class _Search:
         assert evaluation is not None
         metric, error = evaluation.metric, evaluation.error
         if metric is not None:
-            error = self.judge.problem(metric)
+            error = mismatch(self.judge.baseline, metric, "evaluate")
             metric = None if error else metric
         outcome = self.judge.outcome(metric)
         budget, baseline = self.judge.budget, self.judge.baseline

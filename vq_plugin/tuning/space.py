@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.model import owners_of_parameters
+from vq_plugin.model import check_not_lazy, owners_of_parameters
 from vq_plugin.schemes import KM, PQ, RQ, Scheme
 from vq_plugin.select import Pattern, check_pattern_type, match
 
@@ -65,8 +65,8 @@ def search_space(
 
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
-        ValueError: If a pattern matches nothing, a sequence is empty, no layer may change, or
-            layers that share a weight have different candidates.
+        ValueError: If a pattern matches nothing, a sequence is empty, no layer may change, a layer
+            is lazy, or layers that share a weight have different candidates.
 
     Example:
         >>> import vq_plugin as vq
@@ -82,6 +82,9 @@ def search_space(
     leaving = [pattern for pattern, ladder in ladders.items() if ladder == (None,)]
     owners = match(model, ladders, leaving)
     space = {name: ladders[pattern] for name, pattern in owners.items()}
+    modules = dict(model.named_modules())
+    for name in space:
+        check_not_lazy(name, modules[name])
     if not any(scheme for ladder in space.values() for scheme in ladder):
         raise ValueError("the candidates leave every layer as it is: there is nothing to search")
     return _merge_tied(model, space)
