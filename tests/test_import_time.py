@@ -12,6 +12,10 @@ PACKAGE = Path(vq_plugin.__file__).parent
 HEAVY = (
     "coremltools",
     "faiss",
+    "distributed",
+    "jinja2",
+    "joblib",
+    "mlflow",
     "neural_compressor",
     "pandas",
     "pydantic",

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import joblib
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -151,6 +150,8 @@ def _run(tasks: list[_Task], workers: int, backend: str) -> list[tuple[CodebookW
         if workers == 1:
             with worker_pool():
                 return deterministic_map(_ticking(bar, _Task.__call__), tasks)
+        import joblib
+
         with joblib.parallel_config(backend=backend, n_jobs=workers):
             calls = (joblib.delayed(task)() for task in tasks)
             return list(map(_ticking(bar, _same), joblib.Parallel(return_as="generator")(calls)))

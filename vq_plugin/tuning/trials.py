@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import joblib
 from torch import nn
 
 from vq_plugin.tuning.journal import Evaluation, Journal
@@ -65,6 +64,8 @@ class Evaluator:
             for key, model in models.items():
                 self.journal.add(self._key(key), evaluate_once(self.function, model, self.name))
             return
+        import joblib
+
         with joblib.parallel_config(backend=self.backend, n_jobs=self.workers):
             calls = [
                 joblib.delayed(evaluate_once)(self.function, model, self.name)
