@@ -15,7 +15,8 @@ Ladder: TypeAlias = Scheme | Sequence[Scheme | None] | None
 Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
 
 # From about 120x to 4x of a large layer, then float. Along the outputs each input feature has
-# codebooks of its own, which suits large layers; shared codebooks weigh nothing on small ones.
+# codebooks of its own, which suits large layers; shared codebooks weigh nothing on small ones. Not
+# here: what takes long to fit and is seldom chosen.
 LADDER: tuple[Scheme | None, ...] = (
     PQ(k=4, dim=8, axis="out"),
     PQ(k=8, dim=12, axis="out"),
@@ -25,18 +26,14 @@ LADDER: tuple[Scheme | None, ...] = (
     PQ(k=8, dim=6, axis="out"),
     PQ(k=16, dim=8, axis="out"),
     PQ(k=32, dim=8, axis="out"),
-    PQ(k=8, dim=4, axis="out"),
     PQ(k=16, dim=4, axis="out"),
-    PQ(k=16, dim=8),
     PQ(k=16, dim=8, codebooks="tensor"),
     PQ(k=32, dim=8, codebooks="tensor"),
     PQ(k=64, dim=8, codebooks="tensor"),
     PQ(k=16, dim=6, codebooks="tensor"),
     PQ(k=16, dim=4, codebooks="tensor"),
     PQ(k=32, dim=4, codebooks="tensor"),
-    PQ(k=64, dim=4, codebooks="tensor"),
     PQ(k=16, dim=2, codebooks="tensor"),
-    RQ(k=16, stages=2, dim=8, axis="out"),
     RQ(k=16, stages=2, dim=4, codebooks="tensor"),
     KM(k=2),
     KM(k=4),
