@@ -128,7 +128,7 @@ def main() -> None:
     quick = arguments.quick
     name = arguments.workload or ("digits" if quick else "fashion_mnist_cnn")
     runs = arguments.runs or (3 if quick else 200)
-    samples = 3_000 if name != "digits" else 300
+    samples = 10_000 if name != "digits" else 500
     max_trials = 6 if quick else 12
     report = Report(
         f"tuning_confidence_{name}",
