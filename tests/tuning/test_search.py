@@ -114,6 +114,20 @@ def test_nothing_within_the_budget_gives_the_float_model_itself(task: "Task") ->
     assert result.cut is None
 
 
+def test_the_float_model_is_no_answer_and_is_not_evaluated_again(task: "Task") -> None:
+    calls: list[nn.Module] = []
+
+    def only_float(model: nn.Module) -> float:
+        calls.append(model)
+        return 1.0 if model is task.model else 0.0
+
+    result = vq.tune(task.model, only_float, max_trials=100, **task.settings)
+    assert not result.passed
+    assert result.model is task.model
+    assert all(any(trial.schemes.values()) for trial in result.trials)
+    assert len(calls) == 1 + len(result.trials)
+
+
 def test_one_result_per_sample_gives_intervals(task: "Task") -> None:
     sure = vq.tune(task.model, task.correct, BUDGET, **task.settings)
     mean = vq.tune(task.model, task.accuracy, BUDGET, **task.settings)

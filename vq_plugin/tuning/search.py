@@ -164,7 +164,9 @@ class _Search:
 
     def __post_init__(self) -> None:
         layers = [ladder.candidates for ladder in self.fits.layers]
-        self.landscape = Landscape(layers, frontier(layers), self.judge.budget.limit)
+        # The float model itself is no answer.
+        settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
+        self.landscape = Landscape(layers, settings, self.judge.budget.limit)
         state = {id(v): v for v in self.model.state_dict(keep_vars=True).values()}
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         modules = dict(self.model.named_modules())
