@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vq_plugin.checkpoint import save
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.model import Calibration, assemble, owners_of_parameters
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.budget import LossBudget
@@ -187,8 +188,7 @@ class _Search:
             4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
         )
         self.digests = {
-            key: digest([("codes", small.codes), ("codebooks", small.codebooks)])
-            for key, small in self.fits.weights.items()
+            key: f"{key[1]} {digest(_tensors(small))}" for key, small in self.fits.weights.items()
         }
 
     def run(self) -> None:
@@ -372,6 +372,11 @@ class _Search:
             for name, scheme in self.fits.schemes(setting).items()
         }
         return hashlib.sha256(json.dumps([self.own, parts]).encode()).hexdigest()[:16]
+
+
+def _tensors(small: CodebookWeight) -> list[tuple[str, Tensor]]:
+    parts = {"codes": small.codes, "codebooks": small.codebooks, "scale": small.scale}
+    return [(name, value) for name, value in parts.items() if value is not None]
 
 
 def _check_limits(max_trials: int, timeout: float | None, workers: int) -> None:
