@@ -85,6 +85,11 @@ def test_tuning_confidence(tmp_path: Path) -> None:
     assert len(result["checks"]) == 1
 
 
+def test_recipes(tmp_path: Path) -> None:
+    _, result = run_quick("recipes", tmp_path / "recipes.json")
+    assert values(result, "Recipes", "exit code") == [0]
+
+
 def test_publish_fills_in_what_was_run(tmp_path: Path) -> None:
     page = "a\n<!-- fit -->\nold\n<!-- end fit -->\nb\n<!-- x -->\nkept\n<!-- end x -->\n"
     run = {"settings": {"quick": False}, "printed": "table"}
