@@ -63,7 +63,7 @@ def test_rate_accuracy(tmp_path: Path) -> None:
 def test_tuning(tmp_path: Path) -> None:
     printed, result = run_quick("tuning", tmp_path / "tuning.json")
     methods = values(result, "digits: the smallest file", "method")
-    assert len(methods) == 5
+    assert len(methods) == 6
     # Every scheme of the ladder but "leave it".
     tried = dict(zip(methods, values(result, "digits: the smallest", "evaluations"), strict=True))
     assert tried["best uniform (exhaustive)"] == 4
