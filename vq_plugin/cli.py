@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, TrackingError) as error:
         print(f"vq-plugin: {error}", file=sys.stderr)
         return BAD_INPUT
+    except SystemExit as error:
+        # Exit code 0 of the user's code would pass for a verdict.
+        print(f"vq-plugin: the code of the recipe called sys.exit({error.code})", file=sys.stderr)
+        return BAD_INPUT
     return status
 
 

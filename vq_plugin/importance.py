@@ -145,11 +145,23 @@ def run_calibration(
     if not isinstance(calibration, Iterable):
         calibration(model)
         return
+    if isinstance(calibration, Mapping | Tensor):
+        raise ValueError("calibration is an iterable of batches: put a single batch into a list")
     for batch in calibration:
         match batch:
             case Mapping():
                 model(**batch)
             case tuple() | list():
-                model(*batch)
+                _run_arguments(model, batch)
             case _:
                 model(batch)
+
+
+def _run_arguments(model: nn.Module, batch: tuple[object, ...] | list[object]) -> None:
+    try:
+        model(*batch)
+    except TypeError as error:
+        raise ValueError(
+            f"the model does not take a batch of calibration: {error}; the items of a tuple or "
+            "list are its positional arguments, so leave the labels out"
+        ) from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from vq_plugin.nn import CodebookLayer
 
 # Few and far apart: quick to fit, and their harms differ.
 LADDER = (vq.KM(k=2), vq.KM(k=4), vq.PQ(k=8, dim=4), vq.KM(k=16), vq.KM(k=64), None)
@@ -37,6 +38,11 @@ class Task:
 
     def accuracy(self, model: nn.Module) -> float:
         return float(self.correct(model).double().mean())
+
+    @staticmethod
+    def is_float(model: nn.Module) -> bool:
+        """Whether nothing of it is compressed."""
+        return not any(isinstance(module, CodebookLayer) for module in model.modules())
 
     def error(self, model: nn.Module) -> float:
         """A metric where lower is better, with a baseline of 0.2."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vq_plugin import LossBudget
 from vq_plugin.tuning.confidence import Judge
-from vq_plugin.tuning.metric import Metric, mismatch
+from vq_plugin.tuning.metric import Metric, mismatch, p_value
 
 LIMIT = 0.02
 SURE = LossBudget(absolute=LIMIT, confidence=0.95)
@@ -78,27 +78,43 @@ def _moves(judge: Judge, index: int) -> bool:
     return judge.outcome(metric(changed)).level != level
 
 
-def test_the_second_part_confirms_from_the_safest_on_and_stops_at_the_first_doubt() -> None:
-    judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(400)))
-    lost = {"safe": (0, 2), "less": (2, 1), "doubt": (4, 30), "risky": (6, 0)}
-    found = {(i,): vector(judge, pair) for i, pair in enumerate(lost.values())}
+def test_the_second_part_confirms_by_the_rule_of_holm() -> None:
+    judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(450)))
+    lost = [(0, 2), (2, 12), (4, 18), (6, 20), (3, 45), (6, 0)]
+    found = {(i,): vector(judge, pair) for i, pair in enumerate(lost)}
     assert all(judge.outcome(m).held for m in found.values())
-    levels = [judge.outcome(m).level for m in found.values()]
-    assert levels == sorted(levels)
-    # "risky" would be confirmed alone, but comes after the one in doubt.
-    for order in (found, dict(reversed(found.items()))):
-        assert judge.confirmed(order) == [(0,), (1,)]
-    assert judge.confirmed({(3,): found[3,]}) == [(3,)]
-    assert judge.confirmed({(2,): found[2,]}) == []
+    second = judge._parts()[1]
+    values = np.array(
+        [
+            p_value(judge.budget, torch.ones(300).double(), m.samples[second])  # type: ignore[index]
+            for m in found.values()
+        ]
+    )
+    assert values[4] > 0.5
+    order = np.argsort(values)
+    adjusted = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    expected = {(int(i),) for i in order[adjusted <= 0.05]}
+    assert 1 < len(expected) < 5
+    for given in (found, dict(reversed(found.items()))):
+        assert set(judge.confirmed(given)) == expected
+    assert judge.confirmed({(5,): found[5,]}) == [(5,)]
+    assert judge.confirmed({(4,): found[4,]}) == []
     assert judge.confirmed({}) == []
 
 
-def test_both_parts_are_of_one_size_and_mixed() -> None:
+def test_a_third_is_for_the_search_and_both_parts_are_mixed() -> None:
     """A data set sorted by class must not be split by class."""
-    judge = Judge(SURE, metric(torch.ones(200)))
-    first = [i for i in range(200) if _moves(judge, i)]
-    assert len(first) == 100
-    assert 30 < sum(i < 100 for i in first) < 70
+    judge = Judge(SURE, metric(torch.ones(600)))
+    first = [i for i in range(600) if _moves(judge, i)]
+    assert len(first) == 200
+    assert 70 < sum(i < 300 for i in first) < 130
+
+
+def test_samples_too_few_for_any_proof_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match=r"100 samples cannot show.*about \d+ samples") as error:
+        Judge(SURE, metric(torch.arange(100) % 2))
+    enough = int(str(error.value).partition("about ")[2].split()[0])
+    Judge(SURE, metric(torch.arange(enough) % 2))
 
 
 def test_without_a_confidence_the_mean_decides() -> None:
@@ -126,7 +142,7 @@ def test_with_a_confidence_the_bound_decides() -> None:
 
 
 def test_a_failed_evaluation_does_not_hold() -> None:
-    outcome = Judge(SURE, metric(torch.ones(10))).outcome(None)
+    outcome = Judge(SURE, metric(torch.ones(500))).outcome(None)
     assert not outcome.held
     assert np.isnan(outcome.level)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vq_plugin import LossBudget
-from vq_plugin.tuning.metric import Metric, loss_bound, loss_interval, read_metric
+from vq_plugin.tuning.metric import Metric, loss_bound, loss_interval, p_value, read_metric
 
 SURE = LossBudget(absolute=0.01, confidence=0.95)
 
@@ -44,7 +44,7 @@ def test_a_number_keeps_every_digit(value: float) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        list, tuple, np.array, torch.tensor, torch.BoolTensor,
+        list, np.array, torch.tensor, torch.BoolTensor,
         lambda bits: torch.tensor(bits).to(torch.uint8),
         lambda bits: torch.tensor(bits, dtype=torch.bfloat16, requires_grad=True),
         lambda bits: [torch.tensor(bit) for bit in bits],
@@ -226,3 +226,19 @@ def test_more_confidence_asks_for_more() -> None:
     ]
     assert bounds == sorted(bounds)
     assert bounds[0] > 3 / 300
+
+
+@given(st.integers(200, 3000), st.integers(0, 12), st.integers(0, 12))
+def test_the_p_value_is_where_the_bound_meets_the_limit(n: int, lost: int, won: int) -> None:
+    baseline, other = pair(n, lost, won, both=n // 2)
+    found = p_value(LossBudget(absolute=0.05), baseline, other)
+    if 1e-6 < found < 0.5:
+        at = LossBudget(absolute=0.05, confidence=1 - found)
+        assert loss_bound(at, baseline, other) == pytest.approx(0.05, rel=1e-6)
+    elif found == 1.0:
+        assert loss_bound(LossBudget(absolute=0.05, confidence=0.501), baseline, other) > 0.05
+
+
+def test_a_tuple_is_no_metric() -> None:
+    with pytest.raises(ValueError, match=r"evaluate returned the tuple \(0.7, 0.9\)"):
+        read_metric((0.7, 0.9), "evaluate")

@@ -100,7 +100,7 @@ def test_it_is_never_over_the_budget(
 
 def test_nothing_within_the_budget_gives_the_float_model_itself(task: "Task") -> None:
     def evaluate(model: nn.Module) -> float:
-        return 1.0 if model is task.model else 0.5
+        return 1.0 if task.is_float(model) else 0.5
 
     candidates = [s for s in task.settings["candidates"] if s is not None]
     result = vq.tune(task.model, evaluate, None, [task.inputs], candidates=candidates)
@@ -119,7 +119,7 @@ def test_the_float_model_is_no_answer_and_is_not_evaluated_again(task: "Task") -
 
     def only_float(model: nn.Module) -> float:
         calls.append(model)
-        return 1.0 if model is task.model else 0.0
+        return 1.0 if task.is_float(model) else 0.0
 
     result = vq.tune(task.model, only_float, max_trials=100, **task.settings)
     assert not result.passed
@@ -159,13 +159,13 @@ def test_a_confidence_asks_for_more_than_the_mean(task: "Task") -> None:
 class Counted:
     """An evaluate that counts its calls and knows what it returns for compressed models."""
 
-    def __init__(self, float_model: nn.Module, compressed: object) -> None:
-        self.float_model, self.compressed = float_model, compressed
+    def __init__(self, task: "Task", compressed: object) -> None:
+        self.task, self.compressed = task, compressed
         self.models: list[nn.Module] = []
 
     def __call__(self, model: nn.Module) -> object:
         self.models.append(model)
-        if model is self.float_model:
+        if self.task.is_float(model):
             return 0.8
         if isinstance(self.compressed, Exception):
             raise self.compressed
@@ -183,7 +183,7 @@ class Counted:
     ],
 )
 def test_the_test_split_decides(task: "Task", on_test: object, why: str | None) -> None:
-    test = Counted(task.model, on_test)
+    test = Counted(task, on_test)
     result = vq.tune(task.model, task.accuracy, BUDGET, **task.settings, test=test)
     # The float model and the one chosen: looking again and again would wear the split out.
     assert len(test.models) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.metric import Metric, loss_bound
+from vq_plugin.tuning.metric import Metric, loss_bound, p_value
 from vq_plugin.tuning.propose import Outcome
 
 
@@ -20,10 +21,9 @@ class Judge:
 
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
-    first part the search does what it likes; the second confirms its findings, from the safest to
-    the riskiest, and stops at the first that it cannot confirm. That fixed sequence keeps the
-    chance of a wrong answer below 1 - confidence without any correction (Angelopoulos et al. 2021,
-    "Learn then test", arXiv 2110.01052, fixed sequence testing).
+    first third the search does what it likes; the rest, which it never sees, confirms its findings.
+    Holm's procedure (1979, "A simple sequentially rejective multiple test procedure") keeps the
+    chance that any of them is wrongly confirmed below 1 - confidence, however many there are.
 
     Attributes:
         budget: The budget.
@@ -37,18 +37,29 @@ class Judge:
         """Checks that there are samples if a confidence asks for them.
 
         Raises:
-            ValueError: If there are not, or the budget is relative and the baseline is 0.
+            ValueError: If there are not, or too few to show anything, or the budget is relative
+                and the baseline is 0.
         """
         if self.budget.confidence is not None and self.baseline.samples is None:
             raise ValueError(
                 "a confidence needs one result per sample: let evaluate return a vector, such as "
                 "predictions == labels, not its mean"
             )
-        means = [self.baseline.mean]
-        if self.budget.confidence is not None and self.baseline.samples is not None:
-            means += [float(self.baseline.samples[self._part(part)].mean()) for part in (0, 1)]
-        for mean in means:
-            self.budget.loss(mean, mean)
+        samples = self.baseline.samples
+        self.budget.loss(self.baseline.mean, self.baseline.mean)
+        if self.budget.confidence is None or samples is None:
+            return
+        for part in self._parts():
+            self.budget.loss(float(samples[part].mean()), float(samples[part].mean()))
+        last = samples[self._parts()[1]]
+        if p_value(self.budget, last, last) > 1 - self.budget.confidence:
+            bound = loss_bound(self.budget, last, last)
+            raise ValueError(
+                f"{len(samples)} samples cannot show a loss within {self.budget}: even for an "
+                f"unchanged model its bound would be {bound:.2g}; let evaluate use about "
+                f"{math.ceil(1.5 * len(samples) * bound / self.budget.limit)} samples, or allow a "
+                "larger loss"
+            )
 
     def outcome(self, metric: Metric | None) -> Outcome:
         """What the search is told of a metric; ``None`` for an evaluation that failed."""
@@ -57,30 +68,40 @@ class Judge:
         if self.budget.confidence is None:
             level = self.budget.loss(self.baseline.mean, metric.mean)
         else:
-            level = self._bound(metric, part=0)
+            level = self._expected_bound(metric)
         return Outcome(level, level <= self.budget.limit + 1e-12)
 
     def confirmed(self, metrics: Mapping[Setting, Metric]) -> list[Setting]:
         """The settings that are within the budget, of those that held in the search."""
         if self.budget.confidence is None:
             return list(metrics)
-        limit = self.budget.limit
+        values = {setting: self._p_value(metric) for setting, metric in metrics.items()}
         sure: list[Setting] = []
-        for setting in sorted(metrics, key=lambda s: self._bound(metrics[s], part=0)):
-            if self._bound(metrics[setting], part=1) > limit:
+        for setting in sorted(values, key=lambda s: values[s]):
+            if values[setting] > (1 - self.budget.confidence) / (len(values) - len(sure)):
                 break
             sure.append(setting)
         return sure
 
-    def _bound(self, metric: Metric, part: int) -> float:
+    def _expected_bound(self, metric: Metric) -> float:
+        """The bound that the second part would give if it were like the first."""
         assert metric.samples is not None
         assert self.baseline.samples is not None
-        own = self._part(part)
-        return loss_bound(self.budget, self.baseline.samples[own], metric.samples[own])
+        first, second = self._parts()
+        return loss_bound(
+            self.budget, self.baseline.samples[first], metric.samples[first], len(second)
+        )
 
-    def _part(self, part: int) -> Tensor:
-        """Which samples are of the first part, for the search, or of the second."""
+    def _p_value(self, metric: Metric) -> float:
+        assert metric.samples is not None
         assert self.baseline.samples is not None
-        # Data sets are often sorted by class.
+        _, second = self._parts()
+        return p_value(self.budget, self.baseline.samples[second], metric.samples[second])
+
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        """Which samples are for the search, and which confirm."""
+        assert self.baseline.samples is not None
         count = len(self.baseline.samples)
-        return torch.randperm(count, generator=torch.Generator().manual_seed(0)).chunk(2)[part]
+        # Data sets are often sorted by class.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        return order[: -(-count // 3)], order[-(-count // 3) :]

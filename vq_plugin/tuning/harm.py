@@ -60,6 +60,11 @@ class OutputChange:
         Infinite if the outputs are no longer finite.
         """
         outputs = self._outputs({id(weight): nn.Parameter(changed, requires_grad=False)})
+        if [y.shape for y in outputs] != [y.shape for y in self.reference]:
+            raise ValueError(
+                "the shapes of the model's outputs depend on its weights, so that they cannot be "
+                "compared: let the model return outputs of fixed shapes, or leave out calibration"
+            )
         total = sum(map(_change, self.reference, outputs)) / len(outputs)
         return math.inf if math.isnan(total) else total
 
@@ -80,6 +85,8 @@ class OutputChange:
 
 
 def _change(reference: Tensor, output: Tensor) -> float:
+    if not reference.numel():
+        return 0.0
     if reference.dim() > 1 and reference.shape[1] > 1:
         before = functional.log_softmax(_SHARPNESS * reference, 1)
         after = functional.log_softmax(_SHARPNESS * output, 1)

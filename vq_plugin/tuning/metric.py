@@ -40,6 +40,11 @@ def read_metric(value: object, name: str) -> Metric:
     Raises:
         ValueError: If it is anything else.
     """
+    if isinstance(value, tuple):
+        raise ValueError(
+            f"{name} returned the tuple {value!r}; return the metric alone, or a list or vector "
+            "with one result per sample"
+        )
     try:
         # A copy: the function may use one buffer for all its results.
         if isinstance(value, Tensor):
@@ -90,17 +95,40 @@ def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Inter
     return loss - reach, loss + reach
 
 
-def loss_bound(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:
+def loss_bound(
+    budget: LossBudget, baseline: Tensor, samples: Tensor, count: int | None = None
+) -> float:
     """One-sided upper bound of the loss at the budget's confidence, from paired samples.
 
     Where almost all samples that differ are losses, their number is skewed as a Poisson variable
     is, and the normal quantile alone covers 0.90 instead of 0.95. The correction is that of Johnson
     1978, "Modified t tests", with the largest skewness that samples of this reach can have.
+
+    Args:
+        budget: Says what a loss is, and the confidence.
+        baseline: The float model's results.
+        samples: The compressed model's.
+        count: If given, the bound is what that many samples like these would give.
     """
     assert budget.confidence is not None
     loss, error, step = _loss_and_error(budget, baseline, samples)
+    fewer = 1.0 if count is None else len(samples) / count
     quantile = NormalDist().inv_cdf(budget.confidence)
-    return loss + quantile * error + step * (1 + 2 * quantile**2) / 6
+    return loss + quantile * error * math.sqrt(fewer) + step * fewer * (1 + 2 * quantile**2) / 6
+
+
+def p_value(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:
+    """Probability of results as good as these if the loss is in truth just over the budget.
+
+    One minus the largest confidence at which :func:`loss_bound` is within the limit.
+    """
+    loss, error, step = _loss_and_error(budget, baseline, samples)
+    room = budget.limit - loss - step / 6
+    if room <= 0:
+        return 1.0
+    # The root of step / 3 * q^2 + error * q = room.
+    quantile = 2 * room / (error + math.sqrt(error**2 + 4 / 3 * step * room))
+    return 1 - NormalDist().cdf(quantile)
 
 
 def _loss_and_error(

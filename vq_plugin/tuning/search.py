@@ -104,13 +104,20 @@ def tune(
         (True, True, True)
     """
     start = time.monotonic()
-    budget = budget or LossBudget(relative=0.01)
+    budget = LossBudget(relative=0.01) if budget is None else budget
+    if not isinstance(model, nn.Module) or not isinstance(budget, LossBudget):
+        raise TypeError(
+            f"tune takes a module, a function and a LossBudget; got {type(model).__name__} and "
+            f"{budget!r}"
+        )
     _check_limits(max_trials, timeout, workers)
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)
     space = search_space(model, LADDER if candidates is None else candidates)
-    place = None if folder is None else Path(folder)
+    # The user's functions may change the current folder.
+    place = None if folder is None else Path(folder).absolute()
+    recipe = None if recipe is None else recipe.absolute()
     with Journal(place) as journal:
         if place is not None:
             # Files of an earlier run must not pass for the result of this one.
@@ -236,17 +243,16 @@ class _Search:
         if not sure:
             return replace(result, stopped=self._why_not(bool(held)))
         best = min(sure, key=lambda setting: (self._nbytes(setting), setting))
-        small = self._assemble(best)
         stopped = None
         if test is not None and test_baseline is not None:
-            tested, stopped = self._test(best, small, test, test_baseline)
+            tested, stopped = self._test(best, test, test_baseline)
             result = replace(result, **tested)
         if stopped:
             return replace(result, stopped=stopped)
         trial = self.trials[best]
         return replace(
             result,
-            model=small,
+            model=self._assemble(best),
             schemes=dict(trial.schemes),
             passed=True,
             score=trial.score,
@@ -256,12 +262,12 @@ class _Search:
         )
 
     def _test(
-        self, best: Setting, small: nn.Module, test: Evaluator, baseline: Metric
+        self, best: Setting, test: Evaluator, baseline: Metric
     ) -> tuple[dict[str, Any], str | None]:
         budget = self.judge.budget
         key = self._key(best)
         if test.known(key) is None:
-            test.run({key: small})
+            test.run({key: self._assemble(best)})
         found = test.known(key)
         assert found is not None
         error = found.error
@@ -348,11 +354,21 @@ class _Search:
     def _why_not(self, unconfirmed: bool) -> str:
         if unconfirmed:
             return (
-                "no setting that held on one half of the samples was confirmed by the other half: "
+                "no setting that held on the samples of the search was confirmed by the others: "
                 "tune on more samples"
             )
         if self.cut:
             return self.cut
+        errors = [trial.error for trial in self.trials.values() if trial.error is not None]
+        if errors and len(errors) == len(self.trials):
+            return f"all {len(errors)} evaluations failed, the last with {errors[-1]}"
+        if not self.trials:
+            return "no setting was tried: every candidate makes the model's outputs infinite or NaN"
+        if any(trial.loss <= self.judge.budget.limit for trial in self.trials.values()):
+            return (
+                "losses are within the budget, but not for sure with these samples: tune on more, "
+                "or allow a larger loss"
+            )
         return "no setting of the frontier holds the budget on the tuning split"
 
     def _smallest(self, outcomes: Mapping[Setting, Outcome]) -> Setting | None:

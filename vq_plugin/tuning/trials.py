@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vq_plugin.model import assemble
 from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric, read_metric
 
@@ -37,16 +38,17 @@ class Evaluator:
         """The float model's metric.
 
         Raises:
-            ValueError: If it is not finite; whatever the function raises passes through.
+            ValueError: If it is not finite, or the function raises.
         """
         known = self.journal.get(self._key(key))
         if known is not None and known.metric is not None:
             return known.metric
         start = time.monotonic()
         try:
-            metric = read_metric(self.function(model), self.name)
-        except ValueError as error:
-            raise ValueError(f"of the float model: {error}") from error
+            # A copy, as all models that the function gets: it may do with them what it likes.
+            metric = read_metric(self.function(assemble(model, {})), self.name)
+        except Exception as error:
+            raise ValueError(f"{self.name} of the float model: {_raised(error)}") from error
         self.journal.add(self._key(key), Evaluation(metric, time.monotonic() - start))
         return metric
 
@@ -81,12 +83,16 @@ class Evaluator:
         return f"{self.name} {module}:{function} {key}"
 
 
+def _raised(error: BaseException) -> str:
+    return str(error) if isinstance(error, ValueError) else repr(error)
+
+
 def evaluate_once(function: Evaluate, model: nn.Module, name: str) -> Evaluation:
     """One call; the user's code may raise anything, and the search goes on."""
     start = time.monotonic()
     try:
         metric = read_metric(function(model), name)
-    except Exception as problem:  # noqa: BLE001 - see above
-        text = str(problem) if isinstance(problem, ValueError) else repr(problem)
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - see above
+        text = _raised(problem)
         return Evaluation(None, time.monotonic() - start, text)
     return Evaluation(metric, time.monotonic() - start)
