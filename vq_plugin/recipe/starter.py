@@ -24,16 +24,10 @@ quantization:
   {calibration}
 
   # What each layer may become. A list is searched layer by layer, one scheme is fixed, null leaves
-  # the layers in float. Without any of the three keys below, a built-in list is searched.
-  model_wise:
-    scheme:
-      - pq(k=16,dim=8,codebooks=tensor)
-      - pq(k=256,dim=8,codebooks=tensor)
-      - pq(k=16,dim=4)
-      - km(k=4)
-      - km(k=16)
-      - km(k=256)
-      - null
+  # the layers in float. Without any of the three keys below, a built-in list is searched, which is
+  # a good start.
+  # model_wise:
+  #   scheme: [pq(k=16,dim=8,axis=out), pq(k=16,dim=4,codebooks=tensor), km(k=4), km(k=16), null]
   # optype_wise:
   #   Conv2d: {{scheme: [km(k=16), km(k=256), null]}}
   # op_wise:
@@ -50,6 +44,7 @@ tuning:
   accuracy_criterion:
     # Largest loss as a part of the float model's metric; or `absolute`, in the metric's own unit.
     relative: 0.01
+    # false for a metric that falls as the model gets better, such as a loss or a perplexity.
     higher_is_better: true
     # How sure that must be; the functions above then return one result per sample.
     # confidence: 0.95
