@@ -135,10 +135,10 @@ def main() -> None:
         {"quick": quick, "runs": runs, "workload": name},
     )
     bench = Bench(settings.WORKLOADS[name], name, settings.QUICK_LADDER if quick else LADDER)
-    # Hundreds of models are evaluated on all of them; fewer images can show larger losses only.
+    # Hundreds of models are evaluated on all of them.
     bench.tuning = tuple(part[:_POPULATION] for part in bench.tuning)
     bench.hits = bench.hits[:_POPULATION]
-    bench.budget = vq.LossBudget(relative=0.03 if name == "digits" else 0.02)
+    bench.budget = vq.LossBudget(relative=0.02)
     samples = len(bench.hits)
     simulation = Simulation(bench, samples, max_trials)
     output = arguments.output or Path("runs/benchmarks") / f"{report.name}.json"

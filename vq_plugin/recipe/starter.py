@@ -19,6 +19,7 @@ version: 1
 model: {model}
 
 quantization:
+  approach: post_training_weight_only
   # Function without arguments that returns unlabelled input batches as a list. Optional, but a few
   # hundred inputs make the search much better: they show what each layer costs.
   {calibration}
