@@ -21,6 +21,7 @@ import vq_plugin as vq
 from integration.benchmarks import settings
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.model import assemble
+from vq_plugin.nn import CodebookLayer
 from vq_plugin.tuning.space import search_space
 from vq_plugin.workloads.training import correct
 
@@ -331,7 +332,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def file_bytes(model: nn.Module) -> int:
-    """Size of the model's file."""
+    """Size of the model's file; of the float model, if a method found nothing."""
+    if not any(isinstance(module, CodebookLayer) for module in model.modules()):
+        return sum(value.nbytes for value in model.state_dict().values())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.vq"
         vq.save(model, path)

@@ -22,10 +22,10 @@ def dask_cluster(workers: int, scheduler: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: If Dask is not installed, or the scheduler does not answer.
 
-    Example:
-        >>> import vq_plugin as vq
-        >>> with dask_cluster(2):  # doctest: +SKIP
-        ...     result = vq.tune(model, evaluate, workers=2, backend="dask")
+    Example::
+
+        with dask_cluster(2):
+            result = vq.tune(model, evaluate, workers=2, backend="dask")
     """
     try:
         from distributed import Client, LocalCluster

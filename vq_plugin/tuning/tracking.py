@@ -48,9 +48,9 @@ def ensure_experiment(experiment: str, tracking_uri: str | None = None) -> str:
     Raises:
         TrackingError: If MLflow is not installed, does not answer, or the experiment is deleted.
 
-    Example:
-        >>> ensure_experiment("compression")  # doctest: +SKIP
-        '1'
+    Example::
+
+        ensure_experiment("compression", "http://mlflow.example:5000")
     """
     client = _client(tracking_uri)
     with _explained(f"MLflow cannot open experiment {experiment!r}"):
@@ -104,10 +104,11 @@ def log_run(
     Raises:
         TrackingError: If the run could not be logged. The files in ``folder`` stay.
 
-    Example:
-        >>> run_id = log_run(
-        ...     result, folder=Path("runs/digits"), recipe=None, experiment="compression"
-        ... )  # doctest: +SKIP
+    Example::
+
+        run_id = log_run(
+            result, folder=Path("runs/digits"), recipe=None, experiment="compression"
+        )
     """
     with _explained(f"the run is not in MLflow, its files are in {folder}"):
         experiment_id = ensure_experiment(experiment, tracking_uri)
