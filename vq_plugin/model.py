@@ -208,9 +208,14 @@ def _carry_hooks(source: nn.Module, target: nn.Module) -> None:
     for kind in _HOOKS:
         getattr(target, kind).update(getattr(source, kind))
     target._is_full_backward_hook = source._is_full_backward_hook
-    for key, hook in source._forward_pre_hooks.items():
+    drop_weight_hooks(target)
+
+
+def drop_weight_hooks(module: nn.Module) -> None:
+    """Removes the hooks of pruning and the like, which would compute the weight again."""
+    for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
-            del target._forward_pre_hooks[key]
+            del module._forward_pre_hooks[key]
 
 
 def _own_values(model: nn.Module) -> dict[int, object]:

@@ -2,9 +2,10 @@
 
 python -m integration.benchmarks.tuning_confidence [--runs 200] [--workload digits] [--quick]
 
-A simulation in which the truth is known: 5,000 images of the tuning split are the whole population.
-Every run draws as many of them, with replacement, and tunes on that; the model it accepts is
-then judged on the population, once for a budget without and once for one with a confidence of 95 %.
+A simulation in which the truth is known: the tuning split, or 5,000 images of it, is the whole
+population. Every run draws as many of them, with replacement, and tunes on that; the model it
+accepts is then judged on the population, once for a budget without and once for one with a
+confidence of 95 %.
 All runs share the fits of one seed, and no model is evaluated on the population twice, not even
 after an interruption.
 """

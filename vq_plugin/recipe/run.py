@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vq_plugin.recipe.prepare import prepare
 from vq_plugin.tuning import TuneResult, tune
+from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,5 @@ def run_recipe(
         folder=folder,
         recipe=Path(path),
     )
-    model_path = folder / "model.vq" if result.passed else None
-    return Outcome(result, model_path, folder / "report.json")
+    model_path = folder / MODEL_FILE if result.passed else None
+    return Outcome(result, model_path, folder / REPORT_FILE)

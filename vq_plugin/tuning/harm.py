@@ -9,12 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from vq_plugin.importance import run_calibration
-from vq_plugin.model import Calibration
+from vq_plugin.model import Calibration, drop_weight_hooks
 
 # Accuracy falls when decisions change, not when the model gets less sure of them: at a quarter of
 # the softmax's temperature the divergence follows the real loss best, see docs/decisions.
@@ -77,7 +74,7 @@ class OutputChange:
         replica = copy.deepcopy(self.model, memo).eval()
         for module in replica.modules():
             if any(getattr(module, "weight", None) is weight for weight in changed.values()):
-                _keep_weight(module)
+                drop_weight_hooks(module)
         outputs: list[Tensor] = []
         replica.register_forward_hook(lambda _, __, output: outputs.extend(_tensors(output)))
         run_calibration(replica, self.calibration)
@@ -95,13 +92,6 @@ def _change(reference: Tensor, output: Tensor) -> float:
     # A batch of one sample has no variance.
     size = (reference - reference.mean(0)).square().mean() or reference.square().mean()
     return float((output - reference).square().mean() / size) if size > 0 else 0.0
-
-
-def _keep_weight(module: nn.Module) -> None:
-    """Removes the hooks of pruning and the like, which would compute the weight again."""
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
-            del module._forward_pre_hooks[key]
 
 
 def _tensors(value: object) -> list[Tensor]:

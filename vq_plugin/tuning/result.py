@@ -12,6 +12,9 @@ from vq_plugin.tuning.budget import LossBudget
 
 Interval = tuple[float, float]
 
+# What a run leaves in its folder.
+MODEL_FILE, REPORT_FILE, PAGE_FILE = "model.vq", "report.json", "report.html"
+
 
 @dataclass(frozen=True)
 class Trial:

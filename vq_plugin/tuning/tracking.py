@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vq_plugin.schemes import Scheme
 from vq_plugin.summary import summary
-from vq_plugin.tuning.result import Interval, Trial, TuneResult
+from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, Interval, Trial, TuneResult
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -299,7 +299,7 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float]:
 
 def _files(result: TuneResult, folder: Path, recipe: Path | None) -> list[Path]:
     # A model file beside a verdict that is not "passed" comes from an earlier run.
-    names = ["report.json", "report.html", *(["model.vq"] if result.passed else [])]
+    names = [REPORT_FILE, PAGE_FILE, *([MODEL_FILE] if result.passed else [])]
     written = [folder / name for name in names if (folder / name).is_file()]
     return written if recipe is None else [recipe, *written]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vq_plugin.tuning.report.build import build_report
 from vq_plugin.tuning.report.page import render_page
-from vq_plugin.tuning.result import TuneResult
+from vq_plugin.tuning.result import PAGE_FILE, REPORT_FILE, TuneResult
 
 
 class ReportPaths(NamedTuple):
@@ -45,7 +45,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report = build_report(result, model_path, recipe=recipe)
-    paths = ReportPaths(folder / "report.json", folder / "report.html")
+    paths = ReportPaths(folder / REPORT_FILE, folder / PAGE_FILE)
     _replace(paths.json, report.model_dump_json(indent=2) + "\n")
     _replace(paths.page, render_page(report))
     return paths

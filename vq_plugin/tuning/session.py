@@ -1,0 +1,267 @@
+"""One search, from its fits to its verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.model import assemble, owners_of_parameters
+from vq_plugin.tuning.allocation import Setting, frontier
+from vq_plugin.tuning.candidates import Fits
+from vq_plugin.tuning.confidence import Judge
+from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
+from vq_plugin.tuning.propose import Landscape, Outcome, Phase, propose
+from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
+from vq_plugin.tuning.trials import Evaluator
+
+
+@dataclass
+class Session:
+    """One search; everything but its trials is fixed from the start."""
+
+    model: nn.Module
+    own: str
+    fits: Fits
+    judge: Judge
+    evaluator: Evaluator
+    max_trials: int
+    deadline: float | None
+    cut: str | None = None
+    metrics: dict[Setting, Metric] = field(default_factory=dict)
+    outcomes: dict[Setting, Outcome] = field(default_factory=dict)
+    trials: dict[Setting, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers = [ladder.candidates for ladder in self.fits.layers]
+        # The float model itself is no answer.
+        settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
+        self.landscape = Landscape(layers, settings, self.judge.budget.limit)
+        state = {id(v): v for v in self.model.state_dict(keep_vars=True).values()}
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        modules = dict(self.model.named_modules())
+        owners = owners_of_parameters(self.model)
+        self.tied = {
+            ladder.name: owners.get(id(modules[ladder.name].weight), [ladder.name])
+            for ladder in self.fits.layers
+        }
+        # Pruning and the like keep a weight in parts: weight_orig, weight_mask.
+        own = {
+            id(value): int(value.nbytes)
+            for ladder in self.fits.layers
+            for key, value in modules[ladder.name].state_dict(keep_vars=True).items()
+            if key.startswith("weight")
+        }
+        self.others = sum(value.nbytes for value in tensors) - sum(own.values())
+        self.float_nbytes = sum(
+            4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
+        )
+        self.digests = {
+            key: f"{key[1]} {digest(_tensors(small))}" for key, small in self.fits.weights.items()
+        }
+
+    def run(self) -> None:
+        """Evaluates until nothing is left to try, or a limit is reached."""
+        with tqdm(total=self.max_trials, desc="tune", unit="trial", disable=None) as bar:
+            while (proposal := propose(self.landscape, self.outcomes)) is not None:
+                self.cut = self._limit_reached()
+                if self.cut:
+                    return
+                setting, phase = proposal
+                if self.evaluator.known(self._key(setting)) is None:
+                    wanted = self._ahead(setting)
+                    self.evaluator.run({self._key(s): self._assemble(s) for s in wanted})
+                self._keep(setting, phase)
+                best = self._smallest(self.outcomes)
+                bar.set_postfix(rate="-" if best is None else f"{self.trials[best].rate:.1f}x")
+                bar.update()
+
+    def result(self, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
+        """The verdict; the test split decides where there is one."""
+        held = {s: self.metrics[s] for s, outcome in self.outcomes.items() if outcome.held}
+        sure = self.judge.confirmed(held)
+        for setting in held:
+            if setting not in sure:
+                self.trials[setting] = replace(self.trials[setting], held=False)
+        result = TuneResult(
+            model=self.model,
+            schemes=None,
+            passed=False,
+            baseline=self.judge.baseline.mean,
+            score=self.judge.baseline.mean,
+            loss=0.0,
+            interval=None,
+            rate=1.0,
+            trials=tuple(self.trials.values()),
+            layers=self.fits.layers,
+            frontier=tuple(
+                FrontierPoint(self._nbytes(s), self.landscape.harm(s))
+                for s in self.landscape.frontier
+            ),
+            budget=self.judge.budget,
+            test_baseline=None if test_baseline is None else test_baseline.mean,
+            cut=self.cut,
+        )
+        if not sure:
+            return replace(result, stopped=self._why_not(bool(held)))
+        best = min(sure, key=lambda setting: (self._nbytes(setting), setting))
+        stopped = None
+        if test is not None and test_baseline is not None:
+            tested, stopped = self._test(best, test, test_baseline)
+            result = replace(result, **tested)
+        if stopped:
+            return replace(result, stopped=stopped)
+        trial = self.trials[best]
+        return replace(
+            result,
+            model=self._assemble(best),
+            schemes=dict(trial.schemes),
+            passed=True,
+            score=trial.score,
+            loss=trial.loss,
+            interval=trial.interval,
+            rate=trial.rate,
+        )
+
+    def _test(
+        self, best: Setting, test: Evaluator, baseline: Metric
+    ) -> tuple[dict[str, Any], str | None]:
+        budget = self.judge.budget
+        key = self._key(best)
+        if test.known(key) is None:
+            test.run({key: self._assemble(best)})
+        found = test.known(key)
+        assert found is not None
+        error = found.error
+        if found.metric is not None:
+            error = mismatch(baseline, found.metric, "test")
+        if error is not None or found.metric is None:
+            return {}, f"the evaluation on the test split failed: {error}"
+        score = found.metric.mean
+        tested = {
+            "test_score": score,
+            "test_loss": budget.loss(baseline.mean, score),
+            "test_interval": loss_interval(budget, baseline, found.metric),
+        }
+        if budget.holds(baseline.mean, score):
+            return tested, None
+        remedy = (
+            "set a confidence and let evaluate return one result per sample, so that chance is "
+            "accounted for"
+            if budget.confidence is None
+            else "tune on more samples, or on some that are more like the test split"
+        )
+        return tested, (
+            "the setting that held on the tuning split does not hold on the test split, which "
+            f"decides; {remedy}"
+        )
+
+    def _keep(self, setting: Setting, phase: Phase) -> None:
+        evaluation = self.evaluator.known(self._key(setting))
+        assert evaluation is not None
+        metric, error = evaluation.metric, evaluation.error
+        if metric is not None:
+            error = mismatch(self.judge.baseline, metric, "evaluate")
+            metric = None if error else metric
+        outcome = self.judge.outcome(metric)
+        budget, baseline = self.judge.budget, self.judge.baseline
+        self.outcomes[setting] = outcome
+        if metric is not None:
+            self.metrics[setting] = metric
+        self.trials[setting] = Trial(
+            schemes={
+                other: scheme
+                for name, scheme in self.fits.schemes(setting).items()
+                for other in self.tied[name]
+            },
+            nbytes=self._nbytes(setting),
+            rate=self.float_nbytes / self._nbytes(setting),
+            harm=self.landscape.harm(setting),
+            score=math.nan if metric is None else metric.mean,
+            loss=math.nan if metric is None else budget.loss(baseline.mean, metric.mean),
+            interval=None if metric is None else loss_interval(budget, baseline, metric),
+            held=outcome.held,
+            phase=phase,
+            seconds=evaluation.seconds,
+            error=error,
+        )
+
+    def _ahead(self, setting: Setting) -> list[Setting]:
+        """The setting, and what would be asked next however it turns out, one for every worker."""
+        wanted = [setting]
+        imagined = deque([dict(self.outcomes)])
+        while len(wanted) < self.evaluator.workers and imagined:
+            outcomes = imagined.popleft()
+            proposal = propose(self.landscape, outcomes)
+            if proposal is None:
+                continue
+            asked = proposal.setting
+            if asked not in wanted and self.evaluator.known(self._key(asked)) is None:
+                wanted.append(asked)
+            for part, held in ((1.2, False), (0.8, True)):
+                level = part * self.landscape.limit
+                imagined.append({**outcomes, asked: Outcome(level, held)})
+        return wanted
+
+    def _limit_reached(self) -> str | None:
+        left = "smaller settings nearby were left untried"
+        if self._smallest(self.outcomes) is None:
+            left = "no setting that holds had been found"
+        if len(self.trials) >= self.max_trials:
+            return f"max_trials={self.max_trials} reached: {left}"
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return f"timeout reached after {len(self.trials)} trials: {left}"
+        return None
+
+    def _why_not(self, unconfirmed: bool) -> str:
+        if unconfirmed:
+            return (
+                "no setting that held on the samples of the search was confirmed by the others: "
+                "tune on more samples"
+            )
+        if self.cut:
+            return self.cut
+        errors = [trial.error for trial in self.trials.values() if trial.error is not None]
+        if errors and len(errors) == len(self.trials):
+            return f"all {len(errors)} evaluations failed, the last with {errors[-1]}"
+        if not self.trials:
+            return "no setting was tried: every candidate makes the model's outputs infinite or NaN"
+        if any(trial.loss <= self.judge.budget.limit for trial in self.trials.values()):
+            return (
+                "losses are within the budget, but not for sure with these samples: tune on more, "
+                "or allow a larger loss"
+            )
+        return "no setting of the frontier holds the budget on the tuning split"
+
+    def _smallest(self, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
+        held = [setting for setting, outcome in outcomes.items() if outcome.held]
+        return min(held, key=lambda s: (self._nbytes(s), s), default=None)
+
+    def _nbytes(self, setting: Setting) -> int:
+        return self.others + self.landscape.nbytes(setting)
+
+    def _assemble(self, setting: Setting) -> nn.Module:
+        return assemble(self.model, self.fits.chosen(setting))
+
+    def _key(self, setting: Setting) -> str:
+        """Names the model that the setting gives, whatever led to it."""
+        parts = {
+            name: scheme and self.digests[name, scheme]
+            for name, scheme in self.fits.schemes(setting).items()
+        }
+        return hashlib.sha256(json.dumps([self.own, parts]).encode()).hexdigest()[:16]
+
+
+def _tensors(small: CodebookWeight) -> list[tuple[str, Tensor]]:
+    parts = {"codes": small.codes, "codebooks": small.codebooks, "scale": small.scale}
+    return [(name, value) for name, value in parts.items() if value is not None]
