@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+# Where a layer keeps its statistics between a host's prepare and its convert.
+INPUT_STATS = "input_stats"
+
 # Inputs that calibration never saw may still occur.
 _FLOOR = 1e-3
 
@@ -122,13 +125,56 @@ def input_importance(
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    importance = {}
-    for name, moment in moments.items():
-        try:
-            importance[name] = moment.importance(layers[name])
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from None
-    return importance
+    return {name: named_importance(name, layers[name], moment) for name, moment in moments.items()}
+
+
+def attach_moments(layer: nn.Module) -> None:
+    """Lets a layer gather the statistics of its inputs, as a submodule and a hook of its own.
+
+    They survive deep copies and are part of the ``state_dict``, as hosts expect of observers.
+
+    Args:
+        layer: Linear, ConvNd or Embedding layer; changed in place.
+    """
+    layer.add_module(INPUT_STATS, InputMoments(layer).to(_device(layer)))
+    layer.register_forward_pre_hook(_observe, with_kwargs=True)
+
+
+def detach_moments(layer: nn.Module) -> InputMoments | None:
+    """Takes the statistics of :func:`attach_moments` off a layer.
+
+    Args:
+        layer: Any layer; changed in place.
+
+    Returns:
+        The statistics, or ``None`` if it has none.
+    """
+    moments = getattr(layer, INPUT_STATS, None)
+    if not isinstance(moments, InputMoments):
+        return None
+    delattr(layer, INPUT_STATS)
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if hook is _observe:
+            del layer._forward_pre_hooks[key]
+            layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    return moments
+
+
+def _observe(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+    # A plain function: deep copies of the hook must find the statistics of the copied layer.
+    getattr(layer, INPUT_STATS).observe(layer, arguments, keywords)
+
+
+def named_importance(name: str, layer: nn.Module, moments: InputMoments) -> Tensor:
+    """``moments.importance(layer)``; errors name the layer.
+
+    Raises:
+        ValueError: If no input was seen, or it was not finite.
+    """
+    try:
+        return moments.importance(layer)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from None
 
 
 def _device(layer: nn.Module) -> torch.device:

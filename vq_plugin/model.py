@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tqdm import tqdm
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.weight import quantize_weight
+from vq_plugin.fit.weight import check_weight, quantize_weight
 from vq_plugin.importance import input_importance
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Scheme
@@ -74,7 +74,7 @@ def compress(
     ties = tied_weights(model, chosen)
     layers = {name: modules[name] for name in chosen}
     for name, module in layers.items():
-        check_not_lazy(name, module)
+        check_layer(name, module)
     importance = {} if calibration is None else input_importance(model, layers, calibration)
     bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
     weights = {
@@ -96,22 +96,46 @@ def assemble(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Modu
     Returns:
         A new model, in the training mode of ``model``.
     """
+    # A memo that knows the replaced layers copies everything but them, and puts them in place.
+    memo = _own_values(model)
+    memo.update((id(module), layer) for module, layer in _replacements(model, weights).items())
+    return copy.deepcopy(model, memo)
+
+
+def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
+    """Puts compressed weights into a model itself, as hosts do that convert in place.
+
+    Args:
+        model: Float model; its layers are replaced.
+        weights: As for :func:`assemble`.
+
+    Returns:
+        ``model``, or the codebook layer if the model is a bare layer.
+    """
+    replacements = _replacements(model, weights)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and module in replacements:
+            model.set_submodule(name, replacements[module])
+    return replacements.get(model, model)
+
+
+def _replacements(
+    model: nn.Module, weights: Mapping[str, CodebookWeight]
+) -> dict[nn.Module, CodebookLayer]:
+    """Codebook layers by the float layers whose places they take."""
     modules = dict(model.named_modules())
     owners = owners_of_parameters(model)
-    replacements: dict[str, CodebookLayer] = {}
+    replacements: dict[nn.Module, CodebookLayer] = {}
     for name, small in weights.items():
         kind = codebook_type(modules[name])
         assert kind is not None
-        first = replacements[name] = kind(modules[name], small)
+        first = replacements[modules[name]] = kind(modules[name], small)
         for other in owners.get(id(modules[name].weight), [name]):
             if other != name:
-                replacements[other] = tie_layer(modules[other], first)
-    # A memo that knows the replaced layers copies everything but them, and puts them in place.
-    memo = _own_values(model)
-    for name, layer in replacements.items():
-        _carry_hooks(modules[name], layer)
-        memo[id(modules[name])] = layer
-    return copy.deepcopy(model, memo)
+                replacements[modules[other]] = tie_layer(modules[other], first)
+    for module, layer in replacements.items():
+        _carry_hooks(module, layer)
+    return replacements
 
 
 def compress_layer(
@@ -146,6 +170,20 @@ def fit_layer(
     assert isinstance(weight, Tensor)
     try:
         return quantize_weight(weight, scheme, importance, seed)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def check_layer(name: str, module: nn.Module) -> None:
+    """Raises ``ValueError`` for a layer that no scheme can compress, before any work is done.
+
+    Calibration would run into it, too, but blame NaN on the layer after it.
+    """
+    check_not_lazy(name, module)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    try:
+        check_weight(weight)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
 

@@ -17,6 +17,10 @@ Pattern: TypeAlias = str | type[nn.Module]
 Schemes: TypeAlias = Scheme | Mapping[Pattern, Scheme | None]
 
 
+class NoMatchError(ValueError):
+    """A pattern that matches nothing."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """A module and every name it goes by; a module used twice has two."""
@@ -152,7 +156,7 @@ def _check_pattern(
     pattern: Pattern, leaves: bool, matched: list[_Found], found: list[_Found]
 ) -> None:
     if not matched:
-        raise ValueError(_matches_nothing(pattern, found))
+        raise NoMatchError(_matches_nothing(pattern, found))
     if leaves or any(codebook_type(entry.module) is not None for entry in matched):
         return
     if all(isinstance(entry.module, CodebookLayer) for entry in matched):

@@ -71,7 +71,7 @@ def quantize_weight(
     """
     if not isinstance(scheme, Scheme):
         raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
-    _check_weight(weight)
+    check_weight(weight)
     # Workers are outside the caller's inference mode, and could not write to its tensors.
     with torch.inference_mode(False), worker_pool():
         return _quantize(weight, scheme, importance, seed, backend)
@@ -226,7 +226,8 @@ def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tens
     return matrix_view((full / largest).clamp_min_(_LEAST_IMPORTANCE), scheme.view_axis)
 
 
-def _check_weight(weight: Tensor) -> None:
+def check_weight(weight: Tensor) -> None:
+    """Raises ``ValueError`` for a weight that no scheme can compress; see `quantize_weight`."""
     if not weight.is_floating_point():
         raise ValueError(f"the weight must be of a float dtype, got {weight.dtype}")
     if weight.dim() < 2:

@@ -14,6 +14,8 @@ CODEBOOK_LAYERS: dict[type[nn.Module], type[CodebookLayer]] = {
     for cls in (CodebookLinear, CodebookConv1d, CodebookConv2d, CodebookConv3d, CodebookEmbedding)
 }
 
+LAYER_TYPES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in CODEBOOK_LAYERS}
+
 
 def codebook_type(module: nn.Module) -> type[CodebookLayer] | None:
     """The codebook layer that can replace ``module``, or ``None``.
@@ -28,6 +30,7 @@ def codebook_type(module: nn.Module) -> type[CodebookLayer] | None:
 
 __all__ = [
     "CODEBOOK_LAYERS",
+    "LAYER_TYPES",
     "CodebookConv1d",
     "CodebookConv2d",
     "CodebookConv3d",

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
-from torch import nn
 
-from vq_plugin.nn import CODEBOOK_LAYERS
+from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import SCHEMES, Scheme, parse_scheme
 
 Choice: TypeAlias = Scheme | list[Scheme | None] | None
 """What may become of a layer: a scheme or ``None`` fixes it, a list is its search space."""
-
-LAYER_TYPES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in CODEBOOK_LAYERS}
 
 _REFERENCE = r"^[\w.-]+:\w+$"
 _SCHEME = r"^\s*(?:{})\s*(?:\([\s\S]*\))?\s*$".format(

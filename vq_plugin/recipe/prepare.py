@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from vq_plugin.recipe.fields import LAYER_TYPES, Choice
+from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.recipe.fields import Choice
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.references import raised, resolve
@@ -50,13 +51,14 @@ class Prepared:
         return f"{searched} {layers} to search, {fixed} fixed, {left} left"
 
 
-def prepare(path: str | os.PathLike[str]) -> Prepared:
+def prepare(path: str | os.PathLike[str], model: nn.Module | None = None) -> Prepared:
     """Reads a recipe, finds its functions, builds its model and checks its patterns.
 
     What cannot be found is reported before the model is built, which may take long.
 
     Args:
         path: The recipe.
+        model: The float model, if the caller has it; else the recipe's function makes it.
 
     Returns:
         The recipe with all that it names.
@@ -67,7 +69,8 @@ def prepare(path: str | os.PathLike[str]) -> Prepared:
     """
     recipe, source = read_recipe(path)
     functions = _functions(recipe, source)
-    model = _build(functions["model"], source)
+    if model is None:
+        model = _build(functions["model"], source)
     return Prepared(
         recipe=recipe,
         model=model,

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import nn
 
+from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.recipe.fields import (
-    LAYER_TYPES,
     Choice,
     LayerName,
     LayerType,

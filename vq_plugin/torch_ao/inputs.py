@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from vq_plugin.importance import InputMoments
-from vq_plugin.torch_ao.plan import INPUT_STATS, observe
+from vq_plugin.importance import INPUT_STATS, attach_moments
 from vq_plugin.torch_ao.qconfig import plan_of
 
 
@@ -75,8 +74,5 @@ def _observed(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Modul
     if isinstance(module, _FusedModule):
         own._modules["0"] = _observed(module[0], copies)
     elif not hasattr(module, INPUT_STATS):
-        weight = own.weight
-        assert isinstance(weight, Tensor)
-        own.add_module(INPUT_STATS, InputMoments(own).to(weight.device))
-        own.register_forward_pre_hook(observe, with_kwargs=True)
+        attach_moments(own)
     return own

@@ -9,12 +9,10 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vq_plugin.importance import InputMoments
+from vq_plugin.importance import detach_moments, named_importance
 from vq_plugin.model import compress_layer, tie_layer
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Scheme
-
-INPUT_STATS = "input_stats"
 
 Rules: TypeAlias = tuple[tuple[type[nn.Module], Scheme | None], ...]
 
@@ -84,7 +82,9 @@ class Plan:
     def _fit(self, module: nn.Module, scheme: Scheme) -> CodebookLayer:
         # The host says no more of a layer than its settings, unless the plan is for it alone.
         name = self.name or repr(module)
-        importance = _take_importance(name, module)
+        # Taken off the layer, as eager ``convert`` keeps hooks.
+        moments = detach_moments(module)
+        importance = None if moments is None else named_importance(name, module, moments)
         weight = module.weight
         assert isinstance(weight, Tensor)
         first = self.fitted.weights.get(weight)
@@ -98,27 +98,3 @@ class Plan:
                 f"{first.scheme}: choose {scheme} for both, or for neither"
             )
         return tie_layer(module, first)
-
-
-def _take_importance(name: str, module: nn.Module) -> Tensor | None:
-    """Reads the calibration of a layer and takes it off, as eager ``convert`` keeps hooks."""
-    stats = getattr(module, INPUT_STATS, None)
-    if not isinstance(stats, InputMoments):
-        return None
-    delattr(module, INPUT_STATS)
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if hook is observe:
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
-    try:
-        return stats.importance(module)
-    except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from None
-
-
-def observe(module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-    """Forward pre-hook, with keyword arguments, that adds a layer's input to its statistics.
-
-    A plain function: deep copies of the hook must find the statistics of the copied layer.
-    """
-    getattr(module, INPUT_STATS).observe(module, arguments, keywords)

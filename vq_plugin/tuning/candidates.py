@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.importance import input_importance
-from vq_plugin.model import Calibration, fit_layer
+from vq_plugin.model import Calibration, check_layer, fit_layer
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.allocation import Setting, pareto
 from vq_plugin.tuning.harm import OutputChange
@@ -103,9 +103,7 @@ def fit_candidates(
     # Those left may well be out of the calibration's reach.
     changing = {name: layers[name] for name, ladder in space.items() if any(ladder)}
     for name, module in changing.items():
-        if not bool(_weight(module).isfinite().all()):
-            # Raises, and says where; calibration would blame the layer after it.
-            fit_layer(name, module, next(filter(None, space[name])), seed=seed)
+        check_layer(name, module)
     importance: Mapping[str, Tensor] = {}
     if calibration is None:
         warnings.warn(

@@ -1,0 +1,419 @@
+"""INC's config classes: what to do, and to which layers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any, ClassVar, Self, TypeAlias
+
+from neural_compressor.common.base_config import BaseConfig, config_registry
+from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME, TorchBaseConfig
+from torch import Tensor, nn
+
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.inc.composition import Composition
+from vq_plugin.inc.layers import Key, ModelInfo, codebooks_first, model_info
+from vq_plugin.inc.settings import Settings
+from vq_plugin.model import fit_layer
+from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.schemes import PQ, Scheme, parse_scheme
+
+WhiteList: TypeAlias = str | Sequence[Key] | None
+
+
+class VQConfig(TorchBaseConfig):  # type: ignore[misc]
+    """Codebooks by any scheme, for Linear, Conv1d, Conv2d, Conv3d and Embedding layers.
+
+    INC's own rules hold, made exact: a name is that of one layer, or a regular expression that
+    must match the whole name (INC's ``re.match`` takes ``fc1`` for ``fc10`` too). Of several
+    rules the most specific decides: name, then regular expression, then type, then all.
+
+    Attributes:
+        scheme: A scheme or its text; ``None`` leaves the layers in float. A list is for
+            ``autotune``, which tries its entries one by one.
+        seed: Seed of the fits.
+
+    Example:
+        >>> import torch
+        >>> import vq_plugin as vq
+        >>> from neural_compressor.torch.quantization import quantize
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 10))
+        >>> config = VQConfig("pq(k=16,dim=4)").set_local("1", VQConfig(vq.KM(k=16)))
+        >>> model = quantize(model, config)
+        >>> str(model[0].scheme), str(model[1].scheme)
+        ('pq(k=16,dim=4)', 'km(k=16)')
+    """
+
+    name = "vq"
+    supported_configs: ClassVar[list[Any]] = []
+
+    # What INC's algorithms read from whichever layer's config is the last of the model.
+    use_layer_wise = False
+    model_path = ""
+    quant_lm_head = False
+
+    def __init__(
+        self,
+        scheme: Scheme | str | Sequence[Scheme | str | None] | None = PQ(),  # noqa: B008 - frozen
+        seed: int = 0,
+        white_list: WhiteList = DEFAULT_WHITE_LIST,
+    ) -> None:
+        """Checks everything at once.
+
+        Args:
+            scheme: See the class.
+            seed: Seed of the fits.
+            white_list: Names, regular expressions and layer classes that it is for; ``"*"`` is
+                all layers.
+
+        Raises:
+            TypeError: If a scheme or an entry of the white list is of the wrong type.
+            ValueError: If a scheme cannot be read, or the white list is empty.
+        """
+        self._take({"scheme": scheme}, seed, white_list)
+
+    def _take(self, settings: dict[str, Any], seed: int, white_list: WhiteList) -> None:
+        super().__init__(white_list=white_list)
+        self.__dict__.update(settings, seed=seed)
+        self._post_init()
+
+    @classmethod
+    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme | None:
+        """The scheme of settings without lists."""
+        scheme = settings["scheme"]
+        if isinstance(scheme, str):
+            return parse_scheme(scheme)
+        if scheme is None or isinstance(scheme, Scheme):
+            return scheme
+        raise TypeError(
+            f"{cls.__name__}: a scheme is vq.PQ(), a text such as 'pq(k=16,dim=4)', or None to "
+            f"leave the layers in float; got {scheme!r}"
+        )
+
+    @property
+    def layer_scheme(self) -> Scheme | None:
+        """The scheme that a layer gets, ``None`` to leave it in float.
+
+        Raises:
+            ValueError: If a setting is a list.
+        """
+        for name, value in self._settings().items():
+            if isinstance(value, list):
+                raise ValueError(
+                    f"{type(self).__name__}: {name}={value!r} is a list, which autotune tries one "
+                    "by one; give quantize and prepare a single value"
+                )
+        return self._scheme(self._settings())
+
+    def fit(self, name: str, layer: nn.Module, importance: Tensor | None) -> CodebookWeight:
+        """The compressed weight of one layer, for a config with a scheme; errors name the layer."""
+        scheme = self.layer_scheme
+        assert scheme is not None
+        return fit_layer(name, layer, scheme, importance=importance, seed=self.seed)
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings that make the scheme."""
+        return {name: getattr(self, name) for name in _parameters(type(self)) if name != "seed"}
+
+    def _post_init(self) -> None:
+        """What INC calls whenever a setting changes: checks it and hands it on to the layers."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(
+                f"{type(self).__name__}: seed must be a whole number, got {self.seed!r}"
+            )
+        for single in self._singles():
+            self._scheme(single)
+        self._global_config = None
+        if self.white_list is None:
+            # The config of one layer, which rules no others.
+            return
+        if self.white_list == DEFAULT_WHITE_LIST:
+            self._global_config = self._with(white_list=None)
+        else:
+            self._local_config.update(dict.fromkeys(self._listed(), self._with(white_list=None)))
+        self._is_initialized = True
+
+    def _listed(self) -> list[Key]:
+        listed = self.white_list
+        if isinstance(listed, str) or not isinstance(listed, Iterable):
+            raise TypeError(
+                f"{type(self).__name__}: white_list is a list of layer names and types, or '*' "
+                f"for all layers; got {listed!r}"
+            )
+        keys = [_check_key(type(self).__name__, key) for key in listed]
+        if not keys:
+            raise ValueError(
+                f"{type(self).__name__}: white_list is empty; name layers or leave it out"
+            )
+        return keys
+
+    def _singles(self) -> list[dict[str, Any]]:
+        """The settings, or every combination of them where they are lists."""
+        settings = self._settings()
+        for name, value in settings.items():
+            if isinstance(value, tuple):
+                settings[name] = list(value)
+            if settings[name] == []:
+                raise ValueError(f"{type(self).__name__}: {name} is an empty list")
+        choices = [v if isinstance(v, list) else [v] for v in settings.values()]
+        return [dict(zip(settings, values, strict=True)) for values in product(*choices)]
+
+    def _with(self, *, white_list: WhiteList, **settings: Any) -> Self:
+        return type(self)(
+            **{**self._settings(), "seed": self.seed, **settings, "white_list": white_list}
+        )
+
+    def set_local(self, operator_name_or_list: Key | list[Key], config: BaseConfig) -> Self:
+        """Sets what some layers get instead.
+
+        Args:
+            operator_name_or_list: Name, regular expression, layer class, or a list of them.
+            config: Any config of one of these classes or of INC; ``None`` leaves the layers in
+                float.
+
+        Returns:
+            This config.
+
+        Raises:
+            TypeError: If a key or the config is of the wrong type.
+        """
+        keys = operator_name_or_list
+        config = VQConfig(None, white_list=None) if config is None else config
+        if not isinstance(config, BaseConfig):
+            raise TypeError(
+                f"set_local takes a config such as KMConfig(k=16) or INC's RTNConfig(), or None "
+                f"to leave the layers in float; got {config!r}"
+            )
+        for key in keys if isinstance(keys, list) else [keys]:
+            self._local_config[_check_key("set_local", key)] = config
+        return self
+
+    def get_model_info(self, model: nn.Module) -> ModelInfo:
+        """The layers of a model that this config, or a local one of it, is for.
+
+        Args:
+            model: The float model.
+
+        Returns:
+            ``(name, type)`` of every such layer, as INC wants it, and the config of each.
+
+        Raises:
+            ValueError: If a named layer cannot be compressed, or nothing is left to compress.
+        """
+        return model_info(self, model)
+
+    def to_config_mapping(
+        self, config_list: None = None, model_info: ModelInfo | None = None
+    ) -> OrderedDict[tuple[str, str], BaseConfig]:
+        """The config of every layer, as INC hands it to the algorithms.
+
+        Args:
+            config_list: Of INC; not used.
+            model_info: From :meth:`get_model_info`.
+
+        Returns:
+            Configs by ``(name, type)``, those of INC last.
+        """
+        assert model_info is not None
+        return codebooks_first(model_info.configs)
+
+    def _get_op_name_op_type_config(self) -> tuple[dict[str, BaseConfig], dict[str, BaseConfig]]:
+        """What INC asks for when it composes this config with one of its own on the left."""
+        names = {
+            _text(key).removeprefix("re:"): config for key, config in self.local_config.items()
+        }
+        if self.global_config is not None or names.keys() & LAYER_TYPES.keys():
+            shown = type(self).__name__
+            raise ValueError(
+                f"INC composes configs by the names of layers only, so that 'other + {shown}(…)' "
+                f"would lose what {shown} says of all layers or of types: write {shown}(…) + "
+                "other, with the codebooks on the left, or give it a white_list of names"
+            )
+        return {}, {rf"(?:{name})\Z": own for name, own in names.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{type(self).__name__} has no setting {name!r}. If an algorithm of INC asked for it: "
+            f"some read the settings of the model's last layer, so put the codebooks on the left, "
+            f"{type(self).__name__}(…) + other"
+        )
+
+    def __add__(self, other: BaseConfig) -> Composition:
+        """Both: names and types go before 'all layers', the later config before the earlier.
+
+        Raises:
+            ValueError: If both are the same, which is how INC reads a dict of two algorithms.
+        """
+        if self == other:
+            raise ValueError(
+                f"{type(self).__name__} is added to itself. INC does that to a dict that names "
+                "two algorithms: it reads the first one twice and drops the others. Write "
+                "PQConfig(…) + RTNConfig(…) instead, or name the algorithm under 'local': "
+                "{'vq_pq': {'local': {'fc2': {'rtn': {'bits': 4}}}}}"
+            )
+        return Composition([self, other])
+
+    def expand(self) -> list[VQConfig]:
+        """The configs that ``autotune`` tries: one for each combination of what is in lists."""
+        own = self._singles()
+        # Deviations are tried as well; the white list's own come back with each config.
+        deviating = {
+            key: config.expand()
+            for key, config in self.local_config.items()
+            if self.white_list in (None, DEFAULT_WHITE_LIST)
+            or key not in self.white_list
+            or config != self._with(white_list=None)
+        }
+        if len(own) == 1 and all(len(choices) == 1 for choices in deviating.values()):
+            return [self]
+        expanded = []
+        for settings, *locals_ in product(own, *deviating.values()):
+            config = self._with(white_list=self.white_list, **settings)
+            for key, local in zip(deviating, locals_, strict=True):
+                config.set_local(key, local)
+            expanded.append(config)
+        return expanded
+
+    def get_params_dict(self) -> dict[str, Any]:
+        """The settings as plain values, as they are in JSON."""
+        settings = {
+            name: [_plain(entry) for entry in value] if isinstance(value, list) else _plain(value)
+            for name, value in self._settings().items()
+        }
+        return {**settings, "seed": self.seed}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain values, which :meth:`from_dict` reads back."""
+        result = Settings(self.get_params_dict(), self)
+        listed: list[Key] = []
+        if self.white_list not in (None, DEFAULT_WHITE_LIST):
+            listed = self._listed()
+            result["white_list"] = [_text(key) for key in listed]
+        own = None if not listed else self._with(white_list=None)
+        local = {
+            _text(key): self._local_to_dict(config)
+            for key, config in self.local_config.items()
+            if key not in listed or config != own
+        }
+        return {GLOBAL: result, LOCAL: local} if local else result
+
+    def _local_to_dict(self, config: BaseConfig) -> dict[str, Any]:
+        settings: dict[str, Any] = config.to_dict()
+        return settings if type(config) is type(self) else {config.name: settings}
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
+        """A config from plain values.
+
+        Args:
+            config_dict: Settings, or ``{"global": settings, "local": {name: settings}}``. Local
+                settings may name another algorithm: ``{"fc2": {"rtn": {"bits": 4}}}``; ``None``
+                leaves the layers in float.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: If a setting is unknown or out of range.
+        """
+        if not isinstance(config_dict, Mapping):
+            raise TypeError(f"{cls.__name__}: expected a dict of settings, got {config_dict!r}")
+        if GLOBAL not in config_dict and LOCAL not in config_dict:
+            return cls(**cls._known(config_dict, (*_parameters(cls), "white_list")))
+        sections = cls._known(config_dict, (GLOBAL, LOCAL))
+        config = cls.from_dict(sections.get(GLOBAL, {}))
+        for key, settings in sections.get(LOCAL, {}).items():
+            config.set_local(key, cls._read_local(settings))
+        return config
+
+    @classmethod
+    def _read_local(cls, settings: Any) -> BaseConfig | None:
+        if settings is None:
+            return None
+        algorithms = config_registry.get_cls_configs()[FRAMEWORK_NAME]
+        if isinstance(settings, Mapping) and len(settings) == 1:
+            ((algorithm, own),) = settings.items()
+            if algorithm in algorithms and algorithm not in _parameters(cls):
+                return algorithms[algorithm].from_dict(own)
+        return cls.from_dict(settings)
+
+    @classmethod
+    def _known(cls, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"{cls.name}: {key!r} is unknown{hint} (known: {', '.join(known)})"
+                )
+        return dict(given)
+
+    @classmethod
+    def from_json_file(cls, filename: str) -> Self:
+        """A config from a file that :meth:`to_json_file` wrote.
+
+        Raises:
+            ValueError: If the file is not JSON, has a key twice, or an unknown one; the message
+                names the file.
+        """
+        with open(filename, encoding="utf-8") as file:
+            text = file.read()
+        try:
+            return cls.from_dict(json.loads(text, object_pairs_hook=_once))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{filename}: {error}") from error
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, VQConfig)
+            and self.name == other.name
+            and self.to_dict() == other.to_dict()
+            and (self.global_config is None) == (other.global_config is None)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def register_supported_configs(cls) -> None:
+        """Nothing to register: the layers are in :data:`vq_plugin.nn.CODEBOOK_LAYERS`."""
+
+    @classmethod
+    def get_config_set_for_tuning(cls) -> BaseConfig:
+        """What INC's ``get_all_config_set()`` gets: nothing to try, so that it stays as it was."""
+        return _NoTrial(None)
+
+
+class _NoTrial(VQConfig):
+    def expand(self) -> list[VQConfig]:
+        return []
+
+
+def _parameters(cls: type[VQConfig]) -> list[str]:
+    names: list[str] = cls._generate_params_list()
+    return [name for name in names if name != "white_list"]
+
+
+def _check_key(where: str, key: Any) -> Key:
+    if isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module)):
+        return key
+    raise TypeError(f"{where}: expected a layer's name or class, got {key!r}")
+
+
+def _text(key: Key) -> str:
+    return key if isinstance(key, str) else key.__name__
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Scheme) else value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key!r} is there twice")
+    return dict(pairs)

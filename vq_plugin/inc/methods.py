@@ -1,0 +1,101 @@
+"""A config class for each method, with the settings of its scheme as INC's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from neural_compressor.common.utils import DEFAULT_WHITE_LIST
+
+from vq_plugin.inc.config import VQConfig, WhiteList
+from vq_plugin.schemes import KM, PQ, RQ, Scheme
+
+
+class KMConfig(VQConfig):
+    """K-means on single weights, see :class:`vq_plugin.KM`; every setting may be a list.
+
+    Example:
+        >>> KMConfig(k=4).layer_scheme
+        KM(k=4)
+    """
+
+    name = "vq_km"
+
+    def __init__(
+        self,
+        k: int | list[int] = 16,
+        group: int | list[int | None] | None = None,
+        keep_zeros: bool | list[bool] = False,
+        codebook_dtype: str | list[str] = "float16",
+        scale: str | list[str | None] | None = None,
+        seed: int = 0,
+        white_list: WhiteList = DEFAULT_WHITE_LIST,
+    ) -> None:
+        """Settings as in :class:`vq_plugin.KM`, the rest as in :class:`VQConfig`."""
+        own = {"k": k, "group": group, "keep_zeros": keep_zeros}
+        self._take({**own, "codebook_dtype": codebook_dtype, "scale": scale}, seed, white_list)
+
+    @classmethod
+    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
+        return KM(**settings)
+
+
+class PQConfig(VQConfig):
+    """Product quantization, see :class:`vq_plugin.PQ`; every setting may be a list.
+
+    Example:
+        >>> [str(config.layer_scheme) for config in PQConfig(k=[16, 64], dim=8).expand()]
+        ['pq(k=16,dim=8)', 'pq(k=64,dim=8)']
+    """
+
+    name = "vq_pq"
+
+    def __init__(
+        self,
+        k: int | list[int] = 16,
+        dim: int | list[int] = 4,
+        axis: str | list[str] = "in",
+        codebooks: str | list[str] = "subspace",
+        codebook_dtype: str | list[str] = "float16",
+        scale: str | list[str | None] | None = None,
+        seed: int = 0,
+        white_list: WhiteList = DEFAULT_WHITE_LIST,
+    ) -> None:
+        """Settings as in :class:`vq_plugin.PQ`, the rest as in :class:`VQConfig`."""
+        own = {"k": k, "dim": dim, "axis": axis, "codebooks": codebooks}
+        self._take({**own, "codebook_dtype": codebook_dtype, "scale": scale}, seed, white_list)
+
+    @classmethod
+    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
+        return PQ(**settings)
+
+
+class RQConfig(VQConfig):
+    """Residual quantization, see :class:`vq_plugin.RQ`; every setting may be a list.
+
+    Example:
+        >>> RQConfig(k=64, stages=3, dim=8).layer_scheme
+        RQ(k=64, stages=3, dim=8)
+    """
+
+    name = "vq_rq"
+
+    def __init__(
+        self,
+        k: int | list[int] = 256,
+        stages: int | list[int] = 2,
+        dim: int | list[int | None] | None = None,
+        axis: str | list[str] = "in",
+        codebooks: str | list[str] = "subspace",
+        codebook_dtype: str | list[str] = "float16",
+        scale: str | list[str | None] | None = None,
+        seed: int = 0,
+        white_list: WhiteList = DEFAULT_WHITE_LIST,
+    ) -> None:
+        """Settings as in :class:`vq_plugin.RQ`, the rest as in :class:`VQConfig`."""
+        own = {"k": k, "stages": stages, "dim": dim, "axis": axis, "codebooks": codebooks}
+        self._take({**own, "codebook_dtype": codebook_dtype, "scale": scale}, seed, white_list)
+
+    @classmethod
+    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
+        return RQ(**settings)

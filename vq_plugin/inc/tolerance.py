@@ -1,0 +1,38 @@
+"""INC's tolerable loss, with a look at the numbers that it is compared with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+
+class Tolerance(float):
+    """A tolerable loss for INC's rule ``score >= baseline * (1 - tolerance)``.
+
+    NaN fails every comparison, so that INC would go through all candidates and return any of them,
+    within the budget or not. This number takes part in the comparison, and refuses: ``1 - it`` and
+    ``baseline * (1 - it)`` are such numbers too.
+
+    Example:
+        >>> 0.915 >= 0.92 * (1 - Tolerance(0.01)), 0.905 >= 0.92 * (1 - Tolerance(0.01))
+        (True, False)
+    """
+
+    # NumPy's numbers then leave the operation to this class.
+    __array_ufunc__ = None
+
+    def __rsub__(self, other: Any) -> Self:
+        return type(self)(other - float(self))
+
+    def __rmul__(self, baseline: Any) -> Self:
+        return type(self)(_finite("float model", baseline) * float(self))
+
+    def __le__(self, score: Any) -> bool:
+        return float(self) <= _finite("compressed model", score)
+
+
+def _finite(what: str, metric: Any) -> float:
+    value = float(metric)
+    if not math.isfinite(value):
+        raise ValueError(f"eval_fn returned {value} for the {what}: a metric must be finite")
+    return value

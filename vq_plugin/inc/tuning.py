@@ -1,0 +1,249 @@
+"""INC's ``autotune`` with candidates in the right order and an honest end."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from neural_compressor.torch.quantization import TuningConfig
+from torch import Tensor, nn
+
+from vq_plugin.codebook import CodebookWeight, expected_nbytes
+from vq_plugin.inc.config import VQConfig
+from vq_plugin.inc.tolerance import Tolerance
+from vq_plugin.model import Calibration, owners_of_parameters, tied_weights
+from vq_plugin.recipe.prepare import prepare
+from vq_plugin.recipe.schema import AccuracyCriterion
+from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.select import Pattern, Schemes, select
+from vq_plugin.tuning import LossBudget
+from vq_plugin.tuning.allocation import Setting, frontier
+from vq_plugin.tuning.candidates import Fits, fit_candidates
+from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.space import Candidates, Ladder, search_space
+
+Recipe: TypeAlias = str | os.PathLike[str]
+
+_TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
+
+
+class FittedConfig(VQConfig):
+    """The config of one layer that was fitted while candidates were looked for.
+
+    Attributes:
+        small: The compressed weight.
+        source: Digest of the float weight that it stands for.
+    """
+
+    small: CodebookWeight
+    source: str
+
+    @classmethod
+    def of(cls, layer: nn.Module, small: CodebookWeight, seed: int) -> FittedConfig:
+        """The config for a layer and its fit."""
+        config = cls(small.scheme, seed, white_list=None)
+        config.small, config.source = small, _digest(layer)
+        return config
+
+    def fit(self, name: str, layer: nn.Module, importance: Tensor | None) -> CodebookWeight:
+        """The known fit, unless the layer's weight is another by now."""
+        if _digest(layer) == self.source:
+            return self.small
+        return super().fit(name, layer, importance)
+
+
+def tuning_config(
+    model: nn.Module,
+    recipe_or_schemes: Recipe | Mapping[Pattern, Ladder] | Scheme | Sequence[Schemes | str],
+    tolerable_loss: float | None = None,
+    *,
+    calibration: Calibration | None = None,
+    max_trials: int | None = None,
+    seed: int | None = None,
+) -> TuningConfig:
+    """Candidates for INC's ``autotune``, from most to least aggressive.
+
+    ``autotune`` returns the first candidate that holds the budget, and if none does, the most
+    accurate one although it breaks it. Sorted by their bytes, and closed by a candidate that does
+    nothing, the first that holds is the smallest, and there always is one.
+
+    Args:
+        model: The float model that ``autotune`` will be given; not changed.
+        recipe_or_schemes: Whole-model settings to choose from, as a sequence of what
+            :func:`vq_plugin.compress` takes; or patterns to ladders as ``candidates`` of
+            :func:`vq_plugin.tune`, which gives the tuner's layer-by-layer frontier; or a recipe
+            file, which gives the same and also says what the other arguments leave open.
+        tolerable_loss: Largest relative loss; the recipe's, or 0.01.
+        calibration: Unlabelled data, see :func:`vq_plugin.compress`, for the frontier's fits and
+            the prediction of harm; ``autotune`` then needs no ``run_fn``. Else the recipe's. A
+            sequence of settings takes none: give ``autotune`` a ``run_fn``.
+        max_trials: The most candidates, the last one included; a frontier is thinned out to it.
+            The recipe's, or 25.
+        seed: Seed of the fits; the recipe's, or 0.
+
+    Returns:
+        A config for ``autotune``. An ``eval_fn`` that returns NaN then raises ``ValueError``.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe.
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If the budget is outside (0, 1) or not one that INC knows, a pattern matches
+            nothing, a layer cannot be compressed, or there are more settings than trials.
+
+    Example:
+        >>> import torch, vq_plugin as vq
+        >>> model = torch.nn.Linear(64, 64)
+        >>> config = tuning_config(model, [vq.KM(k=256), vq.KM(k=4), vq.PQ(k=4, dim=4)])
+        >>> [str(c.local_config[""].layer_scheme) for c in config.config_set[:-1]]
+        ['pq(k=4,dim=4)', 'km(k=4)', 'km(k=256)']
+        >>> str(config.config_set[-1].layer_scheme)
+        'None'
+    """
+    if isinstance(recipe_or_schemes, str | os.PathLike):
+        prepared = prepare(recipe_or_schemes, model)
+        recipe = prepared.recipe
+        if tolerable_loss is None:
+            criterion = recipe.tuning.accuracy_criterion
+            tolerable_loss = _relative(criterion, Path(recipe_or_schemes))
+        if recipe.tuning.exit_policy.timeout is not None:
+            warnings.warn(
+                f"{recipe_or_schemes}: INC's autotune knows no timeout; max_trials limits it",
+                stacklevel=2,
+            )
+        if calibration is None and prepared.calibration is not None:
+            calibration = prepared.calibration()
+        max_trials = recipe.tuning.exit_policy.max_trials if max_trials is None else max_trials
+        seed = recipe.tuning.random_seed if seed is None else seed
+        recipe_or_schemes = recipe.candidates()
+    limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
+    max_trials = _MAX_TRIALS if max_trials is None else max_trials
+    if max_trials < 2:
+        raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
+    seed = 0 if seed is None else seed
+    if isinstance(recipe_or_schemes, Mapping):
+        configs = _frontier(model, recipe_or_schemes, calibration, max_trials - 1, seed)
+    else:
+        configs = _settings(model, recipe_or_schemes, calibration, max_trials - 1, seed)
+    configs.append(VQConfig(None))
+    return TuningConfig(
+        config_set=configs, tolerable_loss=Tolerance(limit), max_trials=len(configs)
+    )
+
+
+def _relative(criterion: AccuracyCriterion, path: Path) -> float:
+    if criterion.relative is None or not criterion.higher_is_better or criterion.confidence:
+        raise ValueError(
+            f"{path}: the budget is {criterion.budget()}, and INC's autotune knows relative ones "
+            "of metrics that grow, without a confidence: run 'vq-plugin tune' on the recipe, or "
+            "pass tolerable_loss= to go by that instead"
+        )
+    return criterion.relative
+
+
+def _settings(
+    model: nn.Module,
+    settings: Scheme | Sequence[Schemes | str],
+    calibration: Calibration | None,
+    count: int,
+    seed: int,
+) -> list[VQConfig]:
+    """One config for every setting, the smallest model first."""
+    if calibration is not None:
+        raise ValueError(
+            "settings of the whole model are fitted by autotune: calibrate them by its run_fn; "
+            "calibration= is for a recipe, or for patterns with ladders"
+        )
+    settings = [settings] if isinstance(settings, Scheme) else list(settings)
+    if not settings:
+        raise ValueError("there is nothing to try: give at least one scheme")
+    if len(settings) > count:
+        raise ValueError(
+            f"{len(settings)} settings and one that does nothing are more than max_trials="
+            f"{count + 1}: INC would stop before the end, and return one that breaks the budget"
+        )
+    sized = []
+    for setting in settings:
+        chosen = select(model, parse_scheme(setting) if isinstance(setting, str) else setting)
+        rules = {name: VQConfig(scheme, seed, white_list=None) for name, scheme in chosen.items()}
+        sized.append((_saved_bytes(model, chosen), _by_name(rules)))
+    return [config for _, config in sorted(sized, key=lambda pair: -pair[0])]
+
+
+def _saved_bytes(model: nn.Module, chosen: Mapping[str, Scheme]) -> int:
+    modules = dict(model.named_modules())
+    ties = tied_weights(model, chosen)
+    saved = 0
+    for name, scheme in chosen.items():
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
+        if name not in ties:
+            saved += weight.nbytes - expected_nbytes(tuple(weight.shape), scheme)
+    return saved
+
+
+def _frontier(
+    model: nn.Module,
+    candidates: Candidates,
+    calibration: Calibration | None,
+    count: int,
+    seed: int,
+) -> list[VQConfig]:
+    """Points of the tuner's frontier, the smallest model first."""
+    if isinstance(calibration, Iterable):
+        # Read several times, in the same order.
+        calibration = list(calibration)
+    space = search_space(model, candidates)
+    fits = fit_candidates(model, space, calibration, seed=seed, workers=1, backend="loky")
+    points = [
+        (_nbytes(fits, setting), setting)
+        for setting in reversed(frontier([ladder.candidates for ladder in fits.layers]))
+        if any(fits.schemes(setting).values())
+    ]
+    modules = dict(model.named_modules())
+    owners = owners_of_parameters(model)
+    known: dict[int, FittedConfig] = {}
+    configs = []
+    for setting in _thinned(points, count):
+        rules: dict[str, VQConfig] = {}
+        for name, small in fits.chosen(setting).items():
+            layer = modules[name]
+            if id(small) not in known:
+                known[id(small)] = FittedConfig.of(layer, small, seed)
+            for owner in owners.get(id(layer.weight), [name]):
+                rules[owner] = known[id(small)]
+        configs.append(_by_name(rules))
+    return configs
+
+
+def _nbytes(fits: Fits, setting: Setting) -> int:
+    return sum(
+        ladder.candidates[choice].nbytes
+        for ladder, choice in zip(fits.layers, setting, strict=True)
+    )
+
+
+def _thinned(points: list[tuple[int, Setting]], count: int) -> list[Setting]:
+    """At most ``count`` of the points, evenly spaced in the logarithm of their bytes."""
+    if len(points) <= count:
+        return [setting for _, setting in points]
+    sizes = [math.log(nbytes) for nbytes, _ in points]
+    steps = [sizes[0] + (sizes[-1] - sizes[0]) * step / max(1, count - 1) for step in range(count)]
+    nearest = {min(range(len(sizes)), key=lambda i: abs(sizes[i] - at)) for at in steps}
+    return [points[index][1] for index in sorted(nearest)]
+
+
+def _by_name(rules: Mapping[str, VQConfig]) -> VQConfig:
+    config = VQConfig(None)
+    for name, rule in rules.items():
+        config.set_local(name, rule)
+    return config
+
+
+def _digest(layer: nn.Module) -> str:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return digest([("weight", weight)])
