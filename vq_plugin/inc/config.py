@@ -51,8 +51,11 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     name = "vq"
     supported_configs: ClassVar[list[Any]] = []
 
-    # What INC's algorithms read from whichever layer's config is the last of the model.
+    # What INC's weight-only algorithms read from the configs of layers that are not theirs:
+    # whether to leave the layer alone, and, from the last of the model, how to load layers.
+    dtype = "fp32"
     use_layer_wise = False
+    use_block_wise = False
     model_path = ""
     quant_lm_head = False
 
@@ -238,8 +241,8 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"{type(self).__name__} has no setting {name!r}. If an algorithm of INC asked for it: "
-            f"some read the settings of the model's last layer, so put the codebooks on the left, "
-            f"{type(self).__name__}(…) + other"
+            "codebooks share a model with its weight-only algorithms only (RTN, GPTQ, AWQ, TEQ, "
+            "HQQ, AutoRound)"
         )
 
     def __add__(self, other: BaseConfig) -> Composition:

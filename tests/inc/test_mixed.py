@@ -1,0 +1,153 @@
+"""Codebooks on some layers, INC's own algorithms on others."""
+
+import copy
+
+import pytest
+import torch
+from neural_compressor.common.base_config import ComposableConfig
+from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
+from neural_compressor.torch.quantization import (
+    HQQConfig,
+    MXQuantConfig,
+    RTNConfig,
+    TEQConfig,
+    TuningConfig,
+    autotune,
+    convert,
+    prepare,
+    quantize,
+)
+from torch import nn
+
+from vq_plugin.inc import KMConfig, PQConfig, VQConfig
+from vq_plugin.nn import CodebookLinear
+
+
+def rtn(**settings):
+    # INC's default loads layers from files, which needs another package.
+    return RTNConfig(use_layer_wise=False, **settings)
+
+
+def kinds(model):
+    return [type(layer).__name__ for layer in model if not isinstance(layer, nn.ReLU)]
+
+
+BOTH = ["CodebookLinear", "INCWeightOnlyLinear", "CodebookLinear"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: KMConfig().set_local("2", rtn()),
+        lambda: rtn().set_local("0", KMConfig()).set_local("3", KMConfig()),
+        lambda: KMConfig(white_list=["0", "3"]) + rtn(white_list=["2"]),
+        lambda: KMConfig() + rtn(white_list=["2"]),
+        lambda: KMConfig(white_list=["0", "3"]) + rtn(),
+        lambda: rtn(white_list=["2"]) + KMConfig(white_list=["0", "3"]),
+        lambda: KMConfig(white_list=["0"]) + rtn(white_list=["2"]) + PQConfig(white_list=["3"]),
+        lambda: {"vq_km": {"local": {"2": {"rtn": {"use_layer_wise": False}}}}},
+    ],
+)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_ways_to_mix(mlp, config, stages):
+    if stages == 1:
+        small = quantize(mlp, config())
+    else:
+        small = convert(prepare(mlp, config()))
+    assert kinds(small) == BOTH
+
+
+def test_each_part_is_what_it_is_alone(mlp, assert_same):
+    x = torch.randn(4, 32)
+    both = quantize(copy.deepcopy(mlp), KMConfig(k=4) + rtn(white_list=["2"]))
+    ours = quantize(copy.deepcopy(mlp), KMConfig(k=4, white_list=["0", "3"]))
+    theirs = quantize(copy.deepcopy(mlp), rtn(white_list=["2"]))
+    for name in ("0", "3"):
+        assert torch.equal(both[int(name)].weight, ours[int(name)].weight)
+    ours[2] = theirs[2]
+    assert_same(both, ours, x)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        HQQConfig(white_list=["2"]),
+        TEQConfig(use_layer_wise=False, white_list=["2"]),
+    ],
+    ids=lambda config: config.name,
+)
+@pytest.mark.parametrize("left", [False, True])
+def test_other_weight_only_algorithms(mlp, theirs, left):
+    ours = PQConfig(white_list=["0", "3"])
+    small = quantize(mlp, ours + theirs if left else theirs + ours, example_inputs=torch.ones(1, 32))
+    assert kinds(small)[::2] == ["CodebookLinear"] * 2
+    assert kinds(small)[1] in ("HQQLinear", "INCWeightOnlyLinear")
+
+
+def test_calibrated_beside_another_algorithm(mlp):
+    x = torch.randn(64, 32)
+    config = PQConfig(white_list=["0"]) + rtn(white_list=["2"])
+    small = quantize(copy.deepcopy(mlp), config, run_fn=lambda m: m(x))
+    alone = quantize(copy.deepcopy(mlp), PQConfig(white_list=["0"]), run_fn=lambda m: m(x))
+    assert torch.equal(small[0].weight, alone[0].weight)
+
+
+def test_autotune_over_compositions(mlp):
+    # The lists of a white-listed config of INC stay lists.
+    config = KMConfig(k=[2, 16], white_list=["0"]) + rtn(bits=8, white_list=["2"])
+    seen = []
+
+    def evaluate(model):
+        if isinstance(model[0], CodebookLinear):
+            seen.append((model[0].scheme.k, model[2].bits))
+        return float(seen[-1:] in ([], [(16, 8)]))
+
+    autotune(mlp, TuningConfig(config_set=[config], tolerable_loss=0.1), evaluate)
+    assert seen == [(2, 8), (16, 8)]
+
+
+def test_names_go_before_all_and_the_later_before_the_earlier(mlp, schemes):
+    config = PQConfig() + KMConfig(k=2) + KMConfig(k=4, white_list=["2"])
+    assert schemes(quantize(mlp, config)) == {"0": "km(k=2)", "2": "km(k=4)", "3": "km(k=2)"}
+
+
+def test_codebooks_on_the_right_of_inc_need_names(mlp):
+    for codebooks in (KMConfig(), KMConfig(white_list=[nn.Linear])):
+        with pytest.raises(ValueError, match=r"write KMConfig\(…\) \+ other"):
+            quantize(mlp, rtn(white_list=["0"]) + codebooks)
+
+
+def test_codebooks_on_the_right_hit_whole_names():
+    model = nn.ModuleDict({"fc1": nn.Linear(32, 32), "fc10": nn.Linear(32, 32)})
+    small = quantize(model, rtn(white_list=["none"]) + KMConfig(white_list=["fc1"]))
+    assert type(small["fc1"]) is CodebookLinear
+    assert type(small["fc10"]) is nn.Linear
+
+
+def test_a_dict_of_two_algorithms_is_an_error(mlp):
+    with pytest.raises(ValueError, match="reads the first one twice and drops the others"):
+        quantize(mlp, {"vq_km": {"k": 4}, "rtn": {}})
+
+
+def test_what_cannot_share_a_model_says_so(mlp):
+    config = KMConfig(white_list=["0"]) + MXQuantConfig(white_list=["2"])
+    with pytest.raises(AttributeError, match="codebooks share a model with its weight-only"):
+        quantize(mlp, config)
+
+
+def test_one_after_the_other(mlp):
+    small = quantize(mlp, rtn(white_list=["2"]))
+    small = quantize(small, KMConfig())
+    assert kinds(small) == BOTH
+    assert {config.name for config in small.qconfig.values()} == {"vq_km", "rtn"}
+
+
+def test_left_and_composed(mlp):
+    small = quantize(mlp, VQConfig(None) + rtn(white_list=["2"]))
+    assert kinds(small) == ["Linear", "INCWeightOnlyLinear", "Linear"]
+    assert isinstance(small[2], INCWeightOnlyLinear)
+
+
+def test_compositions_are_ours_where_codebooks_are_on_the_left():
+    assert type(KMConfig() + rtn()).__module__.startswith("vq_plugin")
+    assert type(rtn() + KMConfig()) is ComposableConfig
