@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import vq_plugin
 
 PACKAGE = Path(vq_plugin.__file__).parent
@@ -24,6 +26,7 @@ HEAVY = (
     "sklearn",
     "torch.ao",
     "torchao",
+    "vq_plugin.inc",
     "vq_plugin.torch_ao",
     "vq_plugin.workloads",
 )
@@ -59,12 +62,15 @@ def test_import_loads_nothing_heavy() -> None:
     assert run.stderr == ""
 
 
-def test_torch_ao_is_imported_in_its_adapter_only() -> None:
+@pytest.mark.parametrize(
+    ("host", "adapter"), [("torch.ao", "torch_ao"), ("neural_compressor", "inc")]
+)
+def test_hosts_are_imported_in_their_adapters_only(host: str, adapter: str) -> None:
     found = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
-        if path.relative_to(PACKAGE).parts[0] != "torch_ao"
+        if path.relative_to(PACKAGE).parts[0] != adapter
         for name in imported_names(path.read_text(encoding="utf-8"))
-        if within(name, "torch.ao")
+        if within(name, host)
     }
     assert found == set()

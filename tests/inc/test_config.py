@@ -4,7 +4,6 @@ import json
 import pickle
 from copy import deepcopy
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neural_compressor.common.base_tuning import ConfigSet

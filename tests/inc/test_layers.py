@@ -1,6 +1,6 @@
 """Which layers a config is for."""
 
-import warnings
+import copy
 
 import pytest
 from neural_compressor.torch.quantization import quantize
@@ -29,8 +29,6 @@ def test_all_layers(net, schemes):
     ],
 )
 def test_keys_of_white_lists_and_set_local(net, schemes, key, hit):
-    import copy
-
     listed = quantize(copy.deepcopy(net), KMConfig(white_list=[key]))
     assert list(schemes(listed)) == hit
     local = schemes(quantize(net, KMConfig(k=4).set_local(key, PQConfig())))
@@ -85,11 +83,11 @@ def test_unmatched_keys_warn_with_the_nearest_names(net, schemes):
 
 
 def test_nothing_matched_is_an_error(net):
+    nearest = "the nearest names are fc1"
     with (
-        warnings.catch_warnings(),
-        pytest.raises(ValueError, match=r"KMConfig is for no layer .* the nearest names are fc1"),
+        pytest.warns(UserWarning, match=nearest),
+        pytest.raises(ValueError, match=f"KMConfig is for no layer .* {nearest}"),
     ):
-        warnings.simplefilter("ignore")
         quantize(net, KMConfig(white_list=["fc11"]))
     assert type(net.fc1) is nn.Linear
 

@@ -50,10 +50,7 @@ BOTH = ["CodebookLinear", "INCWeightOnlyLinear", "CodebookLinear"]
 )
 @pytest.mark.parametrize("stages", [1, 2])
 def test_ways_to_mix(mlp, config, stages):
-    if stages == 1:
-        small = quantize(mlp, config())
-    else:
-        small = convert(prepare(mlp, config()))
+    small = quantize(mlp, config()) if stages == 1 else convert(prepare(mlp, config()))
     assert kinds(small) == BOTH
 
 
@@ -79,7 +76,9 @@ def test_each_part_is_what_it_is_alone(mlp, assert_same):
 @pytest.mark.parametrize("left", [False, True])
 def test_other_weight_only_algorithms(mlp, theirs, left):
     ours = PQConfig(white_list=["0", "3"])
-    small = quantize(mlp, ours + theirs if left else theirs + ours, example_inputs=torch.ones(1, 32))
+    small = quantize(
+        mlp, ours + theirs if left else theirs + ours, example_inputs=torch.ones(1, 32)
+    )
     assert kinds(small)[::2] == ["CodebookLinear"] * 2
     assert kinds(small)[1] in ("HQQLinear", "INCWeightOnlyLinear")
 

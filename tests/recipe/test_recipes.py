@@ -12,8 +12,8 @@ from vq_plugin.recipe import read_recipe
 from vq_plugin.workloads import digits, fashion_mnist_cnn, fashion_mnist_resnet20
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-ON_DIGITS = [path for path in RECIPES if path.stem.startswith("digits")]
-ON_FASHION_MNIST = [path for path in RECIPES if path.stem.startswith("fashion_mnist")]
+ON_DIGITS = [path for path in RECIPES if path.stem.startswith(("digits", "inc_digits"))]
+ON_FASHION_MNIST = [path for path in RECIPES if "fashion_mnist" in path.stem]
 
 
 def stem(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig
@@ -155,4 +155,5 @@ def _leave_traces(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig
         # Layers that an earlier call gave to another algorithm have their configs there.
         earlier = getattr(model, "qconfig", {})
         model.qconfig = codebooks_first({**earlier, **configs})  # type: ignore[assignment]
-        model.save = MethodType(save, model)  # type: ignore[assignment]
+        # Unlike the bound method that INC's own algorithms set, this can be pickled.
+        model.save = partial(save, model)  # type: ignore[assignment]

@@ -96,7 +96,10 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
     if hosted:
         _, tensors = read(folder / MODEL_FILE)
         for key, settings in hosted.items():
-            _put_layer_of_inc(model, key, settings, tensors)
+            try:
+                _put_layer_of_inc(model, key, settings, tensors)
+            except (RuntimeError, AssertionError, ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{folder}: INC cannot read layer {key}: {error}") from error
         # INC's load() sets eval mode.
         modes = {name: module.training for name, module in original_model.named_modules()}
         for name, module in model.named_modules():

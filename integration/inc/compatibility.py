@@ -1,0 +1,242 @@
+"""The tests of ``vq_plugin.inc`` with several releases of the host, each in its own environment.
+
+    python -m integration.inc.compatibility [--versions 3.9 3.10] [--folder DIR] [--output FILE]
+
+The environments stay in DIR (1.3 GB each) and are brought up to date by the next run. They hold
+what ``constraints.txt`` says, but for the host: all of these releases work with the same torch, and
+the tests need nothing that the releases do not ask for. pip decides where torch comes from: on a
+machine without a GPU, PIP_FIND_LINKS or PIP_INDEX_URL should lead it to a CPU build, or else it
+takes gigabytes of CUDA libraries for every environment.
+
+The exit code is 1 if a test fails with any release, or none passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import venv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+from xml.etree import ElementTree
+
+from integration.benchmarks.harness import Check, Report, Table
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "neural-compressor-pt"
+# The last bug fix of every minor release that the extra allows.
+VERSIONS = ("3.7.1", "3.8.1", "3.9", "3.10")
+# The second: its examples.
+TESTS = ("tests/inc", "vq_plugin/inc")
+# What they need besides the package and the host; no benchmarks, trackers or linters.
+TOOLS = ("pytest", "hypothesis")
+# Only for the file: what a difference between releases may come from.
+PACKAGES = ("numpy", "pydantic", "torchao", "pytest")
+KINDS = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+# Failing tests named in the table; the file has all of them.
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a test ended.
+
+    Attributes:
+        name: File and name.
+        kind: ``passed``, ``failed`` or ``skipped``; errors before and after a test are failures.
+        reason: What it says if it did not pass.
+    """
+
+    name: str
+    kind: str
+    reason: str = ""
+
+
+class FailedError(Exception):
+    """A command did not do its work; the text is the end of what it printed."""
+
+
+def execute(*command: str | Path) -> str:
+    """Runs a command in the root of the project.
+
+    Args:
+        command: Program and arguments.
+
+    Returns:
+        What it printed to its standard output.
+
+    Raises:
+        FailedError: If its exit code is not 0.
+    """
+    # Whatever is put in front of the environment would be tested in its place.
+    own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        raise FailedError("\n".join(lines[-20:]))
+    return done.stdout
+
+
+def build(folder: Path, version: str) -> Path:
+    """An environment with this project and one release of the host; its Python.
+
+    Building again what is there takes seconds, heals what was interrupted, and follows the project.
+
+    Args:
+        folder: Where it is, or will be.
+        version: Release of the host.
+
+    Raises:
+        FailedError: If pip cannot install it.
+    """
+    venv.create(folder, symlinks=os.name != "nt", with_pip=True)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    kept = [line for line in lines if line.partition("==")[0] != HOST]
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(kept) + "\n")
+    # Editable: what is tested is the checkout, however old the environment.
+    packages = ("--editable", f"{ROOT}[inc]", f"{HOST}=={version}", *TOOLS)
+    execute(python, "-m", "pip", "install", "--quiet", "--constraint", constraints, *packages)
+    return python
+
+
+def run_tests(python: Path, xml: Path) -> list[Test]:
+    """Runs the tests in an environment.
+
+    Args:
+        python: Its Python.
+        xml: Where pytest writes what came out.
+
+    Returns:
+        Every test. A run that did not come to its end counts as one that failed.
+    """
+    xml.unlink(missing_ok=True)
+    options = ("-q", "-p", "no:cacheprovider", f"--junitxml={xml}")
+    try:
+        execute(python, "-m", "pytest", *TESTS, *options)
+    except FailedError as error:
+        # Exit code 1 has a file with tests that failed.
+        if not xml.exists():
+            return [Test("pytest", "failed", str(error))]
+    return [_read(case) for case in ElementTree.parse(xml).iter("testcase")]
+
+
+def _read(case: ElementTree.Element) -> Test:
+    name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
+    for child in case:
+        if child.tag in KINDS:
+            reason = child.get("message", "").partition("\n")[0]
+            if reason == "collection failure":
+                # The exception comes last, after the traceback.
+                reason = (child.text or "").strip().rpartition("\nE  ")[2]
+            return Test(name, KINDS[child.tag], shorten(reason, 120))
+    return Test(name, "passed")
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Versions in an environment, of Python and of packages."""
+    code = (
+        "import json, platform, sys; from importlib import metadata;"
+        "found = {d.name.lower(): d.version for d in metadata.distributions()};"
+        "print(json.dumps({'python': platform.python_version()}"
+        " | {name: found[name] for name in sys.argv[1:] if name in found}))"
+    )
+    found: dict[str, str] = json.loads(execute(python, "-c", code, "torch", *PACKAGES))
+    return found
+
+
+def try_version(folder: Path, version: str) -> tuple[dict[str, Any], list[Test]]:
+    """Builds the environment of one release and runs the tests in it.
+
+    Args:
+        folder: Of the environment.
+        version: Release of the host.
+
+    Returns:
+        Its row of the table, and its tests; without an environment, one test that failed.
+    """
+    start = time.perf_counter()
+    row: dict[str, Any] = {"INC": version}
+    try:
+        python = build(folder, version)
+        row |= versions(python)
+    except FailedError as error:
+        tests = [Test("installation", "failed", str(error))]
+    else:
+        row["build s"] = time.perf_counter() - start
+        start = time.perf_counter()
+        tests = run_tests(python, folder / "junit.xml")
+        row["tests s"] = time.perf_counter() - start
+    counts = Counter(test.kind for test in tests)
+    row |= {kind: counts[kind] for kind in ("passed", "failed", "skipped")}
+    failed = [test.name.rpartition("::")[2] for test in tests if test.kind == "failed"]
+    row["first failures"] = ", ".join(failed[:NAMED])
+    return row, tests
+
+
+def compare(folder: Path, releases: Sequence[str], report: Report) -> None:
+    """Tries one release after the other; the report gets the tables and the checks.
+
+    Args:
+        folder: Of the environments.
+        releases: Releases of the host.
+        report: What is to be filled.
+    """
+    formats = {
+        **dict.fromkeys(("INC", "python", "torch"), ""),
+        **dict.fromkeys(("passed", "failed", "skipped"), "d"),
+        **{"build s": ".0f", "tests s": ".0f", "first failures": ""},
+    }
+    table = Table("Releases of Intel Neural Compressor", formats)
+    others = Table("Not passed", dict.fromkeys(("INC", "test", "outcome", "reason"), ""))
+    for number, version in enumerate(releases, 1):
+        row, tests = try_version(folder / version, version)
+        table.rows.append(row)
+        for test in tests:
+            if test.kind != "passed":
+                shown = {"test": test.name, "outcome": test.kind, "reason": test.reason}
+                others.rows.append({"INC": version, **shown})
+        report.checks += [
+            Check(f"INC {version}: tests that fail", row["failed"], 0),
+            Check(f"INC {version}: tests that pass", row["passed"], 1, at_least=True),
+        ]
+        print(f"{number}/{len(releases)} INC {version}", file=sys.stderr, flush=True)
+    report.add(table)
+    if others.rows:
+        report.add(others)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--versions", nargs="+", default=VERSIONS, help="releases (%(default)s)", metavar="VERSION"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/compatibility"),
+        help="where the environments are (%(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="JSON file (runs/benchmarks/compatibility.json)"
+    )
+    options = parser.parse_args()
+    report = Report("compatibility", {"quick": False, "versions": list(options.versions)})
+    compare(options.folder.resolve(), options.versions, report)
+    report.finish(options.output)
+    sys.exit(not all(check.holds for check in report.checks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Every bad input that can reach this host ends in an error that says where and what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from neural_compressor.torch.quantization import TuningConfig, autotune, prepare, quantize
+from torch import nn
+
+import vq_plugin as vq
+from vq_plugin.inc import KMConfig, PQConfig, RQConfig, VQConfig, load, tuning_config
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_nan_or_infinite_weights(mlp, value, calibrated):
+    with torch.no_grad():
+        mlp[2].weight[3, 5] = value
+    calls = []
+    run_fn = (lambda m: calls.append(m(torch.randn(4, 32)))) if calibrated else None
+    with pytest.raises(ValueError, match=r"layer '2': .* NaN or infinite values, the first at \(3"):
+        quantize(mlp, KMConfig(), run_fn=run_fn)
+    # Before any work: calibration may take hours.
+    assert calls == []
+    with pytest.raises(ValueError, match="layer '2'"):
+        prepare(mlp, KMConfig())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KMConfig(k=0),
+        lambda: PQConfig(k=[16, 0]),
+        lambda: RQConfig(k=-1),
+        lambda: VQConfig("km(k=0)"),
+        lambda: KMConfig.from_dict({"k": 0}),
+        lambda: setattr(KMConfig(), "k", 0),
+    ],
+)
+def test_k_below_1(make):
+    with pytest.raises(ValueError, match=r"k must be a whole number of at least 1"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vq_km": {"kk": 4}}, r"vq_km: 'kk' is unknown; did you mean 'k'\?"),
+        ({"vq_km": {"global": {"k": 4}, "locals": {}}}, r"'locals' is unknown; did you mean 'loc"),
+        ({"vq_pq": {"local": {"0": {"dims": 2}}}}, r"vq_pq: 'dims' is unknown; did you mean 'dim"),
+        ({"vq": {"scheme": "pk(k=4)"}}, "scheme 'pk' is unknown"),
+        ({"vq_km": None}, "expected a dict of settings"),
+    ],
+)
+def test_unknown_keys(mlp, settings, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        quantize(mlp, settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"k": 4, "k": 8}', r"bad\.json: 'k' is there twice"),
+        ('{"kk": 4}', r"bad\.json: vq_km: 'kk' is unknown"),
+        ('{"k": 4', r"bad\.json: .*line 1"),
+        ("[]", r"bad\.json: KMConfig: expected a dict"),
+    ],
+)
+def test_unknown_or_duplicate_keys_of_files(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        KMConfig.from_json_file(path)
+
+
+def test_unknown_or_duplicate_keys_of_recipes(mlp, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("version: 1\nmodell: a:b\n")
+    with pytest.raises(ValueError, match=r"recipe\.yaml:2"):
+        tuning_config(mlp, path)
+    with pytest.raises(FileNotFoundError):
+        tuning_config(mlp, tmp_path / "none.yaml")
+
+
+def test_patterns_that_match_nothing(mlp):
+    nearest = r"'re:4' matches nothing; the nearest names are 0, 2, 3"
+    with pytest.warns(UserWarning, match=nearest), pytest.raises(ValueError, match=nearest):
+        quantize(mlp, KMConfig(white_list=["4"]))
+    with pytest.raises(ValueError, match="'4' matches nothing"):
+        tuning_config(mlp, [{"4": vq.KM()}])
+    with pytest.raises(ValueError, match="'4' matches nothing"):
+        tuning_config(mlp, {"4": [vq.KM()]})
+
+
+@pytest.mark.parametrize("limit", [0, 1, -0.01, 1.5, float("nan"), True, "0.01"])
+def test_budgets_outside_0_and_1(mlp, limit):
+    with pytest.raises(ValueError, match="a budget is a number between 0 and 1"):
+        tuning_config(mlp, [vq.KM()], limit)
+
+
+@pytest.mark.parametrize("nan", [float("nan"), torch.tensor(float("nan")).item()])
+@pytest.mark.parametrize("which", ["float model", "compressed model"])
+def test_an_evaluate_that_returns_nan(mlp, nan, which):
+    calls = []
+
+    def evaluate(_):
+        calls.append(1)
+        return nan if which == "float model" or len(calls) > 1 else 0.9
+
+    with pytest.raises(ValueError, match=f"eval_fn returned nan for the {which}"):
+        autotune(mlp, tuning_config(mlp, [vq.KM(k=2), vq.KM(k=4)]), evaluate)
+
+
+def test_corrupt_and_truncated_files(mlp, tmp_path):
+    from neural_compressor.torch.quantization import save
+
+    save(quantize(mlp, KMConfig(), inplace=False), tmp_path)
+    path = Path(tmp_path, "model.vq")
+    data = path.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:-9] + b"x" * 9, b""):
+        path.write_bytes(damaged)
+        with pytest.raises(vq.CheckpointError, match=r"model\.vq"):
+            load(tmp_path, mlp)
+
+
+def test_files_that_name_layers_the_model_lacks(mlp, tmp_path):
+    from neural_compressor.torch.quantization import save
+
+    save(quantize(mlp, KMConfig(), inplace=False), tmp_path)
+    with pytest.raises(vq.CheckpointError, match="the model has no layer '2'"):
+        load(tmp_path, nn.Sequential(nn.Linear(32, 64)))
+
+
+def test_k_above_the_number_of_distinct_sub_vectors_is_reduced_and_shown():
+    small = quantize(nn.Sequential(nn.Linear(4, 4)), PQConfig(k=256))
+    assert "k 256 -> 4" in str(vq.summary(small))
+
+
+def test_the_input_model_stays_unless_asked(mlp):
+    before = json.dumps([type(m).__name__ for m in mlp.modules()])
+    quantize(mlp, KMConfig(), run_fn=lambda m: m(torch.randn(2, 32)), inplace=False)
+    prepare(mlp, KMConfig(), inplace=False)
+    autotune(mlp, tuning_config(mlp, [vq.KM()]), lambda m: 1.0)
+    assert json.dumps([type(m).__name__ for m in mlp.modules()]) == before
+    assert not any(m._forward_pre_hooks for m in mlp.modules())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VQConfig(16),
+        lambda: KMConfig(white_list="fc1"),
+        lambda: KMConfig(white_list=[7]),
+        lambda: KMConfig(seed="1"),
+        lambda: KMConfig().set_local(7, None),
+        lambda: KMConfig().set_local("fc1", vq.KM()),
+        lambda: KMConfig().set_local(torch.relu, KMConfig()),
+    ],
+)
+def test_values_of_the_wrong_type(make):
+    with pytest.raises(TypeError, match=r"got (16|'fc1'|7|'1'|KM\(k=16\)|<built-in method relu)"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: KMConfig(white_list=[]), lambda: KMConfig(k=[]), lambda: VQConfig([])]
+)
+def test_empty_lists(make):
+    with pytest.raises(ValueError, match="empty"):
+        make()
+
+
+def test_lists_where_one_value_is_wanted(mlp):
+    with pytest.raises(ValueError, match=r"KMConfig: k=\[4, 16\] is a list, which autotune tries"):
+        quantize(mlp, KMConfig(k=[4, 16]))
+
+
+def test_calibration_that_does_not_reach_a_layer(net, tokens):
+    with pytest.raises(ValueError, match="layer 'embed': calibration never ran it"):
+        quantize(net, KMConfig(), run_fn=lambda m: m.out(torch.randn(2, 24)))
+
+
+def test_calibration_with_nan(mlp):
+    with pytest.raises(ValueError, match="layer '0': calibration gave it NaN"):
+        quantize(mlp, KMConfig(), run_fn=lambda m: m(torch.full((2, 32), float("nan"))))
+
+
+def test_lazy_layers():
+    with pytest.raises(ValueError, match="layer '0' is lazy and has no weight yet"):
+        quantize(nn.Sequential(nn.LazyLinear(4)), KMConfig())
+
+
+def test_an_empty_layer():
+    with pytest.raises(ValueError, match=r"layer '0': the weight of shape \(4, 0\) is empty"):
+        quantize(nn.Sequential(nn.Linear(0, 4)), KMConfig())
+
+
+def test_a_single_config_for_autotune_is_incs_to_refuse(mlp):
+    # INC 3.10 iterates over what its documentation says may be one config.
+    config = TuningConfig([KMConfig(k=[2, 16])])
+    assert autotune(mlp, config, lambda m: 1.0)[0].scheme.k == 2

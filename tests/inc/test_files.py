@@ -1,0 +1,134 @@
+"""INC's ``save``, and ``load`` of ours."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from neural_compressor.torch.quantization import HQQConfig, RTNConfig, quantize, save
+from neural_compressor.torch.quantization import load as inc_load
+from torch import nn
+
+import vq_plugin as vq
+from vq_plugin.inc import KMConfig, PQConfig, VQConfig, load
+
+MIXES = {
+    "codebooks": lambda: PQConfig(k=8),
+    "rtn": lambda: KMConfig() + RTNConfig(bits=4, use_layer_wise=False, white_list=["fc10"]),
+    # INC itself gives fc1 the settings of fc10, whose name contains it.
+    "names": lambda: (
+        VQConfig(None)
+        .set_local("conv2d", KMConfig())
+        .set_local("fc1", RTNConfig(bits=8, group_size=16, use_layer_wise=False))
+        .set_local("fc10", RTNConfig(bits=2, use_sym=False, use_layer_wise=False))
+    ),
+    "left": lambda: (
+        KMConfig()
+        + RTNConfig(white_list=["fc1"], use_layer_wise=False)
+        + RTNConfig(dtype="fp32", use_layer_wise=False, white_list=["out"])
+    ),
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("training", [False, True])
+def test_outputs_are_bit_equal(net, tokens, tmp_path, mix, training):
+    small = quantize(copy.deepcopy(net), MIXES[mix]())
+    save(small, str(tmp_path / "model"))
+    fresh = type(net)().train(training)
+    before = copy.deepcopy(fresh.state_dict())
+    again = load(tmp_path / "model", fresh)
+    assert again.training == again.out.training == training
+    assert torch.equal(again.eval()(tokens), small(tokens))
+    assert [type(m) for m in again.modules()] == [type(m) for m in small.modules()]
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+
+
+def test_a_saved_model_can_be_saved_again(net, tokens, tmp_path):
+    small = quantize(net, PQConfig(k=8), inplace=False)
+    save(small, tmp_path / "one")
+    vq.save(load(tmp_path / "one", net), tmp_path / "again.vq")
+    assert (tmp_path / "again.vq").read_bytes() == (tmp_path / "one" / "model.vq").read_bytes()
+
+
+def test_the_file_is_one_of_vq_plugin(net, tokens, tmp_path):
+    small = quantize(net, KMConfig(k=4), inplace=False)
+    save(small, tmp_path)
+    again = vq.load(tmp_path / "model.vq", net)
+    assert torch.equal(again(tokens), small(tokens))
+
+
+def test_copies_of_the_model_save_themselves(net, tokens, tmp_path):
+    small = quantize(net, KMConfig(k=4), inplace=False)
+    other = copy.deepcopy(small)
+    with torch.no_grad():
+        other.fc1.codebooks.zero_()
+    save(other, tmp_path)
+    assert torch.equal(load(tmp_path, net)(tokens), other(tokens))
+    assert pickle.loads(pickle.dumps(small)).fc1.scheme == vq.KM(k=4)
+
+
+def test_incs_own_load_names_ours(net, tmp_path):
+    save(quantize(net, KMConfig(k=4), inplace=False), tmp_path)
+    with pytest.raises(ValueError, match=r"vq_plugin\.inc\.load\(folder, original_model\)"):
+        inc_load(str(tmp_path), original_model=net)
+
+
+def test_a_folder_of_incs_own_names_incs_load(mlp, tmp_path):
+    save(quantize(mlp, RTNConfig(use_layer_wise=False), inplace=False), str(tmp_path))
+    with pytest.raises(vq.CheckpointError, match=r"neural_compressor\.torch\.quantization\.load"):
+        load(tmp_path, mlp)
+
+
+def test_no_folder(mlp, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(tmp_path / "nowhere", mlp)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "empty"])
+def test_damaged_settings(net, tmp_path, damage):
+    save(quantize(net, MIXES["rtn"](), inplace=False), tmp_path)
+    path = tmp_path / "qconfig.json"
+    text = path.read_text()
+    path.unlink()
+    if damage != "missing":
+        path.write_text({"cut": text[:50], "foreign": '{"a": 1}', "empty": ""}[damage])
+    with pytest.raises(vq.CheckpointError, match=r"qconfig\.json"):
+        load(tmp_path, net)
+
+
+def test_damaged_model_file(net, tmp_path):
+    save(quantize(net, KMConfig(k=4), inplace=False), tmp_path)
+    path = tmp_path / "model.vq"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(vq.CheckpointError, match="damaged"):
+        load(tmp_path, net)
+
+
+def test_settings_of_another_layer(net, tmp_path):
+    save(quantize(net, MIXES["rtn"](), inplace=False), tmp_path)
+    path = tmp_path / "qconfig.json"
+    settings = json.loads(path.read_text())
+    (layers,) = settings.values()
+    layers["('fc10', 'Linear')"]["rtn"]["bits"] = 8
+    path.write_text(json.dumps(settings))
+    with pytest.raises(vq.CheckpointError, match=r"INC cannot read layer \('fc10'"):
+        load(tmp_path, net)
+
+
+def test_another_architecture(net, tmp_path):
+    save(quantize(net, KMConfig(k=4), inplace=False), tmp_path)
+    with pytest.raises(vq.CheckpointError, match="the model has no layer"):
+        load(tmp_path, nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_nothing_to_save(net, tmp_path):
+    with pytest.raises(ValueError, match="no codebook layer"):
+        save(quantize(net, VQConfig(None)), tmp_path)
+
+
+def test_what_only_pickle_could_keep(mlp, tmp_path):
+    small = quantize(mlp, KMConfig(white_list=["0"]) + HQQConfig(white_list=["2"]))
+    with pytest.raises(ValueError, match=r"'2\.meta_info' holds a dict"):
+        save(small, tmp_path)
