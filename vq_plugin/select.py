@@ -18,7 +18,15 @@ Schemes: TypeAlias = Scheme | Mapping[Pattern, Scheme | None]
 
 
 class NoMatchError(ValueError):
-    """A pattern that matches nothing."""
+    """A pattern that matches nothing.
+
+    Attributes:
+        pattern: The pattern.
+    """
+
+    def __init__(self, pattern: Pattern, text: str) -> None:
+        super().__init__(text)
+        self.pattern = pattern
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ def _check_pattern(
     pattern: Pattern, leaves: bool, matched: list[_Found], found: list[_Found]
 ) -> None:
     if not matched:
-        raise NoMatchError(_matches_nothing(pattern, found))
+        raise NoMatchError(pattern, _matches_nothing(pattern, found))
     if leaves or any(codebook_type(entry.module) is not None for entry in matched):
         return
     if all(isinstance(entry.module, CodebookLayer) for entry in matched):

@@ -118,7 +118,8 @@ def run(
     evaluate = Counted(workload.evaluate)
     start = time.perf_counter()
     with quiet():
-        small = autotune(model, make(), evaluate)
+        # TEQ traces the model.
+        small = autotune(model, make(), evaluate, example_inputs=workload.calibration()[0])
         seconds = time.perf_counter() - start
         nbytes = folder_bytes(small)
     with tempfile.TemporaryDirectory() as folder:

@@ -51,6 +51,8 @@ def test_k_below_1(make):
         ({"vq_pq": {"local": {"0": {"dims": 2}}}}, r"vq_pq: 'dims' is unknown; did you mean 'dim"),
         ({"vq": {"scheme": "pk(k=4)"}}, "scheme 'pk' is unknown"),
         ({"vq_km": None}, "expected a dict of settings"),
+        ({"vq_km": {"local": ["fc1"]}}, "'local' is a dict of names"),
+        ({"vq_km": {"white_list": None}}, "is for no layer of the model: its white_list is None"),
     ],
 )
 def test_unknown_keys(mlp, settings, message):

@@ -134,6 +134,13 @@ def test_expand_keeps_white_lists_and_local_configs():
     ]
 
 
+def test_tuples_are_lists():
+    assert PQConfig(k=(4, 16)) == PQConfig(k=[4, 16])
+    config = KMConfig()
+    config.k = (2, 4)
+    assert [expanded.k for expanded in config.expand()] == [2, 4]
+
+
 def test_expand_of_schemes():
     config = VQConfig([vq.PQ(), "km(k=4)", None])
     expanded = ConfigSet.from_fwk_configs([config]).config_list

@@ -128,6 +128,11 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             raise TypeError(
                 f"{type(self).__name__}: seed must be a whole number, got {self.seed!r}"
             )
+        for name, value in self._settings().items():
+            if isinstance(value, tuple):
+                self.__dict__[name] = list(value)
+            if value in ([], ()):
+                raise ValueError(f"{type(self).__name__}: {name} is an empty list")
         for single in self._singles():
             self._scheme(single)
         self._global_config = None
@@ -157,11 +162,6 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     def _singles(self) -> list[dict[str, Any]]:
         """The settings, or every combination of them where they are lists."""
         settings = self._settings()
-        for name, value in settings.items():
-            if isinstance(value, tuple):
-                settings[name] = list(value)
-            if settings[name] == []:
-                raise ValueError(f"{type(self).__name__}: {name} is an empty list")
         choices = [v if isinstance(v, list) else [v] for v in settings.values()]
         return [dict(zip(settings, values, strict=True)) for values in product(*choices)]
 
@@ -229,7 +229,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         names = {
             _text(key).removeprefix("re:"): config for key, config in self.local_config.items()
         }
-        if self.global_config is not None or names.keys() & LAYER_TYPES.keys():
+        if self.global_config is not None or names.keys() & {"*", *LAYER_TYPES}:
             shown = type(self).__name__
             raise ValueError(
                 f"INC composes configs by the names of layers only, so that 'other + {shown}(…)' "
@@ -263,23 +263,23 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     def expand(self) -> list[VQConfig]:
         """The configs that ``autotune`` tries: one for each combination of what is in lists."""
         own = self._singles()
-        # Deviations are tried as well; the white list's own come back with each config.
-        deviating = {
-            key: config.expand()
-            for key, config in self.local_config.items()
-            if self.white_list in (None, DEFAULT_WHITE_LIST)
-            or key not in self.white_list
-            or config != self._with(white_list=None)
-        }
-        if len(own) == 1 and all(len(choices) == 1 for choices in deviating.values()):
+        local = {key: config.expand() for key, config in self._deviating().items()}
+        if len(own) == 1 and all(len(choices) == 1 for choices in local.values()):
             return [self]
         expanded = []
-        for settings, *locals_ in product(own, *deviating.values()):
+        for settings, *chosen in product(own, *local.values()):
             config = self._with(white_list=self.white_list, **settings)
-            for key, local in zip(deviating, locals_, strict=True):
-                config.set_local(key, local)
+            for key, choice in zip(local, chosen, strict=True):
+                config.set_local(key, choice)
             expanded.append(config)
         return expanded
+
+    def _deviating(self) -> dict[Key, BaseConfig]:
+        """The local configs that the white list alone would not give."""
+        if self.white_list in (None, DEFAULT_WHITE_LIST):
+            return dict(self.local_config)
+        own, listed = self._with(white_list=None), self._listed()
+        return {k: c for k, c in self.local_config.items() if k not in listed or c != own}
 
     def get_params_dict(self) -> dict[str, Any]:
         """The settings as plain values, as they are in JSON."""
@@ -292,16 +292,9 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values, which :meth:`from_dict` reads back."""
         result = Settings(self.get_params_dict(), self)
-        listed: list[Key] = []
         if self.white_list not in (None, DEFAULT_WHITE_LIST):
-            listed = self._listed()
-            result["white_list"] = [_text(key) for key in listed]
-        own = None if not listed else self._with(white_list=None)
-        local = {
-            _text(key): self._local_to_dict(config)
-            for key, config in self.local_config.items()
-            if key not in listed or config != own
-        }
+            result["white_list"] = [_text(key) for key in self._listed()]
+        local = {_text(key): self._local_to_dict(own) for key, own in self._deviating().items()}
         return {GLOBAL: result, LOCAL: local} if local else result
 
     def _local_to_dict(self, config: BaseConfig) -> dict[str, Any]:
@@ -329,7 +322,10 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             return cls(**cls._known(config_dict, (*_parameters(cls), "white_list")))
         sections = cls._known(config_dict, (GLOBAL, LOCAL))
         config = cls.from_dict(sections.get(GLOBAL, {}))
-        for key, settings in sections.get(LOCAL, {}).items():
+        local = sections.get(LOCAL, {})
+        if not isinstance(local, Mapping):
+            raise TypeError(f"{cls.__name__}: 'local' is a dict of names, got {local!r}")
+        for key, settings in local.items():
             config.set_local(key, cls._read_local(settings))
         return config
 

@@ -49,12 +49,14 @@ def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
     Raises:
         ValueError: If a named layer cannot be compressed, or no layer at all is to be changed.
     """
-    rules = _rules(config, model)
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    rules = {_as_pattern(key, names): local for key, local in config.local_config.items()}
+    if config.global_config is not None:
+        rules.setdefault("*", config.global_config)
     types = {name: type(module).__name__ for name, module in model.named_modules()}
     configs: dict[tuple[str, str], BaseConfig] = {}
     everywhere: set[tuple[str, str]] = set()
-    leaving = [pattern for pattern, rule in rules.items() if _leaves(rule)]
-    for name, pattern in match(model, rules, leaving).items():
+    for name, pattern in _owners(config, model, rules).items():
         key = (name, types[name])
         configs[key] = rules[pattern]
         if rules[pattern] is config.global_config:
@@ -62,26 +64,26 @@ def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
     return ModelInfo(configs, everywhere)
 
 
-def _rules(config: VQConfig, model: nn.Module) -> dict[Pattern, BaseConfig]:
-    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    rules: dict[Pattern, BaseConfig] = {}
+def _owners(
+    config: VQConfig, model: nn.Module, rules: Mapping[Pattern, BaseConfig]
+) -> dict[str, Pattern]:
+    """Which rule decides about which layer."""
+    left = dict(rules)
     unmatched = []
-    for key, local in config.local_config.items():
-        pattern = _as_pattern(key, names)
+    while left:
+        leaving = [pattern for pattern, rule in left.items() if _leaves(rule)]
         try:
-            match(model, [pattern], [pattern] if _leaves(local) else [])
+            return match(model, left, leaving)
         except NoMatchError as error:
-            warnings.warn(f"{type(config).__name__}: {error}", stacklevel=4)
+            if left[error.pattern] is config.global_config:
+                raise
+            warnings.warn(f"{type(config).__name__}: {error}", stacklevel=5)
             unmatched.append(str(error))
-        else:
-            rules[pattern] = local
-    if config.global_config is not None:
-        rules.setdefault("*", config.global_config)
-    if not rules:
-        raise ValueError(
-            f"{type(config).__name__} is for no layer of the model: {'; '.join(unmatched)}"
-        )
-    return rules
+            del left[error.pattern]
+    raise ValueError(
+        f"{type(config).__name__} is for no layer of the model: "
+        f"{'; '.join(unmatched) or 'its white_list is None'}"
+    )
 
 
 def _as_pattern(key: Key, names: set[str]) -> Pattern:
