@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -192,76 +191,43 @@ def inc_autotune(fits: Fits, memo: Memo, *, real: bool) -> Chosen:
         real: Lets INC's own function choose; otherwise its rule is followed here.
     """
     meter = Meter(memo)
-    tried: list[vq.Scheme | None] = []
-
-    def build(model: nn.Module, scheme: vq.Scheme | None) -> nn.Module:
-        tried.append(scheme)
-        setting = fits.uniform(scheme)
-        return assemble(model, {n: fits.weights[n, s] for n, s in setting.items() if s})
-
     # The list ends with "leave the model", else INC returns one that breaks the budget.
     ladder = [*fits.by_size(), None]
     if real:
-        model = _autotune(fits.bench, ladder, build, lambda m: mean(meter(m)))
+        model = _autotune(fits, ladder, lambda m: mean(meter(m)))
         meter.count -= 1  # INC evaluates the float model itself
     else:
         for scheme in ladder:
-            model = build(fits.bench.model, scheme)
+            model = fits.build(fits.uniform(scheme))
             if fits.bench.holds(meter(model)):
                 break
+    tried = ladder[: meter.count]
     seconds = meter.seconds + sum(fits.seconds[s] for s in tried if s is not None)
     method = "INC autotune" if real else "INC autotune's rule"
     return Chosen(method, model, meter.count, 0, seconds, str(tried[-1] or "float"))
 
 
 def _autotune(
-    bench: Bench,
-    ladder: Sequence[vq.Scheme | None],
-    build: Callable[[nn.Module, vq.Scheme | None], nn.Module],
-    evaluate: Callable[[nn.Module], float],
+    fits: Fits, ladder: Sequence[vq.Scheme | None], evaluate: Callable[[nn.Module], float]
 ) -> nn.Module:
     with _quiet():
-        from neural_compressor.common.base_config import BaseConfig
         from neural_compressor.torch.quantization import TuningConfig, autotune
-        from neural_compressor.torch.utils.utility import register_algo
 
-        class UniformConfig(BaseConfig):  # type: ignore[misc]
-            """One scheme for all layers, as INC's configurations are."""
+        from vq_plugin.inc import VQConfig
+        from vq_plugin.inc.tuning import FittedConfig
 
-            name = "benchmark_uniform_codebook"
-            params_list = ("scheme",)
-
-            def __init__(self, scheme: vq.Scheme | None = None, white_list: Any = "*") -> None:
-                super().__init__(white_list)
-                self.scheme = scheme
-                self._post_init()
-
-            def expand(self) -> list[UniformConfig]:
-                return [self]
-
-            @staticmethod
-            def get_model_info(model: nn.Module) -> list[tuple[str, str]]:
-                return [(n, type(model.get_submodule(n)).__name__) for n in bench.layers]
-
-            @classmethod
-            def register_supported_configs(cls) -> list[Any]:
-                return []
-
-            @classmethod
-            def get_config_set_for_tuning(cls) -> list[UniformConfig]:
-                return []
-
-        @register_algo(UniformConfig.name)
-        def _(model: nn.Module, configs: Mapping[Any, Any], *_: Any, **__: Any) -> nn.Module:
-            (scheme,) = {config.scheme for config in configs.values()}
-            return build(model, scheme)
-
-        config = TuningConfig(
-            [UniformConfig(scheme) for scheme in ladder],
-            tolerable_loss=bench.budget.limit,
-            max_trials=len(ladder),
+        configs = []
+        for scheme in ladder:
+            config = VQConfig(None)
+            for name in fits.bench.layers if scheme else ():
+                small = fits.weights[name, scheme]
+                layer = fits.bench.model.get_submodule(name)
+                config.set_local(name, FittedConfig.of(layer, small, fits.seed))
+            configs.append(config)
+        tuning = TuningConfig(
+            configs, tolerable_loss=fits.bench.budget.limit, max_trials=len(ladder)
         )
-        tuned: nn.Module = autotune(bench.model, config, evaluate)
+        tuned: nn.Module = autotune(fits.bench.model, tuning, evaluate)
     return tuned
 
 

@@ -61,11 +61,11 @@ class Test:
 
 
 class FailedError(Exception):
-    """A command did not do its work; the text is the end of what it printed."""
+    """A command did not do its work; the text has its exit code and the last line it printed."""
 
 
 def execute(*command: str | Path) -> str:
-    """Runs a command in the root of the project.
+    """Runs a command in the root of the project; shows what it printed only if it fails.
 
     Args:
         command: Program and arguments.
@@ -80,8 +80,10 @@ def execute(*command: str | Path) -> str:
     own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        raise FailedError("\n".join(lines[-20:]))
+        printed = (done.stdout + done.stderr).strip()
+        print(printed, file=sys.stderr)
+        last = printed.rpartition("\n")[2]
+        raise FailedError(shorten(f"exit code {done.returncode}: {last}", 120))
     return done.stdout
 
 
