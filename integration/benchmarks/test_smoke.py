@@ -90,6 +90,15 @@ def test_recipes(tmp_path: Path) -> None:
     assert values(result, "Recipes", "exit code") == [0]
 
 
+def test_inc(tmp_path: Path) -> None:
+    pytest.importorskip("neural_compressor", reason="the benchmark compares with INC's algorithms")
+    _, result = run_quick("inc", tmp_path / "inc.json")
+    methods = values(result, "The smallest folder", "method")
+    assert methods[0] == "INC's own weight-only"
+    assert len(methods) == 4
+    assert all(loss <= 1 for loss in values(result, "The smallest folder", "loss (tuning) %"))
+
+
 def test_publish_fills_in_what_was_run(tmp_path: Path) -> None:
     page = "a\n<!-- fit -->\nold\n<!-- end fit -->\nb\n<!-- x -->\nkept\n<!-- end x -->\n"
     run = {"settings": {"quick": False}, "printed": "table"}
