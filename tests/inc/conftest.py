@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
-
 from vq_plugin.nn import CodebookLayer
 
 

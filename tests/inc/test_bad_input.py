@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
 import torch
 from neural_compressor.torch.quantization import TuningConfig, autotune, prepare, quantize
 from torch import nn

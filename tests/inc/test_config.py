@@ -4,6 +4,10 @@ import json
 import pickle
 from copy import deepcopy
 
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
 from hypothesis import given
 from hypothesis import strategies as st
 from neural_compressor.common.base_tuning import ConfigSet

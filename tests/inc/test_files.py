@@ -5,6 +5,9 @@ import json
 import pickle
 
 import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
 import torch
 from neural_compressor.torch.quantization import HQQConfig, RTNConfig, quantize, save
 from neural_compressor.torch.quantization import load as inc_load

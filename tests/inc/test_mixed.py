@@ -3,6 +3,9 @@
 import copy
 
 import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
 import torch
 from neural_compressor.common.base_config import ComposableConfig
 from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear

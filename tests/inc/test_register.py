@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
 from neural_compressor.common.base_config import config_registry
 from neural_compressor.common.base_tuning import ConfigSet
 from neural_compressor.torch.quantization import get_all_config_set

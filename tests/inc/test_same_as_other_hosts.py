@@ -3,6 +3,9 @@
 import copy
 
 import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
 import torch
 from neural_compressor.torch.quantization import quantize
 from torch import nn

@@ -3,8 +3,11 @@
 import math
 from textwrap import dedent
 
-import numpy as np
 import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
+import numpy as np
 import torch
 from neural_compressor.common.base_tuning import ConfigSet
 from neural_compressor.torch.quantization import TuningConfig, autotune

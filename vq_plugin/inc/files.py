@@ -139,8 +139,8 @@ def _put_layer_of_inc(
         torch.save(own, Path(folder) / WEIGHT_NAME)
         (Path(folder) / QCONFIG_NAME).write_text(json.dumps({key: settings}), encoding="utf-8")
         load_with_inc(folder, original_model=model)
-    for key, buffer in list(model.named_buffers()):
-        if key in own:
+    for path, buffer in list(model.named_buffers()):
+        if path in own:
             # INC's layers turn their bias from float16 to float32 when they first run on a CPU.
-            path, _, leaf = key.rpartition(".")
-            setattr(model.get_submodule(path), leaf, buffer.to(own[key].dtype))
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, buffer.to(own[path].dtype))
