@@ -1,5 +1,6 @@
 """Patterns to layers: who wins, and what the errors say."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -186,3 +187,14 @@ def test_wrong_types_are_told_apart(schemes: Any, message: str) -> None:
 def test_a_broken_expression_is_shown() -> None:
     with pytest.raises(ValueError, match=r"'re:\(' is not a regular expression"):
         select(Net(), {"re:(": A})
+
+
+def test_leaving_a_container_does_not_leave_its_layers_and_says_so() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.warns(UserWarning, match="'0' leaves nothing: '0' is no layer, and other patterns"):
+        assert list(select(model, {"0": None, "*": vq.KM()})) == ["0.0", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(select(model, {"re:0.*": None, "2": None, "*": vq.KM()})) == ["1"]
+        assert list(select(model, {"0": None, "0.0": None, "*": vq.KM()})) == ["1"]
+        assert list(select(model, {"re:0.*": None, "0.0": vq.KM()})) == ["0.0"]

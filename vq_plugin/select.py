@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -96,6 +97,9 @@ def match(
         own = [pattern for pattern, matched in matches.items() if entry in matched]
         if own:
             owners[entry.names[0]] = min(own, key=_specificity)
+    chosen = {e.module for e in found if owners.get(e.names[0]) not in (None, *leaving)}
+    for pattern in leaving:
+        _warn_of_containers(pattern, matches.get(pattern, []), chosen)
     return owners
 
 
@@ -172,6 +176,20 @@ def _check_pattern(
     raise ValueError(f"{_show(pattern)}: {matched[0].names[0]!r} {_reason(matched[0].module)}")
 
 
+def _warn_of_containers(pattern: Pattern, matched: list[_Found], chosen: set[nn.Module]) -> None:
+    """Leaving a module does not leave the layers in it, which may not be what was meant."""
+    if any(codebook_type(entry.module) is not None for entry in matched):
+        return
+    for entry in matched:
+        if chosen & set(entry.module.modules()):
+            inside = f"re:{re.escape(entry.names[0])}.*"
+            warnings.warn(
+                f"{_show(pattern)} leaves nothing: {entry.names[0]!r} is no layer, and other "
+                f"patterns choose layers in it; leave those with {inside!r}",
+                stacklevel=4,
+            )
+
+
 def _reason(module: nn.Module) -> str:
     kind = type(module).__name__
     for base in CODEBOOK_LAYERS:
@@ -186,6 +204,8 @@ def _reason(module: nn.Module) -> str:
 
 def _matches_nothing(pattern: Pattern, found: list[_Found]) -> str:
     layers = [e for e in found if codebook_type(e.module) is not None]
+    if not layers and any(isinstance(e.module, CodebookLayer) for e in found):
+        return f"{_show(pattern)} matches nothing: the model's layers are compressed already"
     if not layers:
         supported = ", ".join(base.__name__ for base in CODEBOOK_LAYERS)
         return f"{_show(pattern)} matches nothing: the model has no {supported} layer"

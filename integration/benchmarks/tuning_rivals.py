@@ -222,7 +222,7 @@ def _autotune(
             for name in fits.bench.layers if scheme else ():
                 small = fits.weights[name, scheme]
                 layer = fits.bench.model.get_submodule(name)
-                config.set_local(name, FittedConfig.of(layer, small, fits.seed))
+                config.set_local(name, FittedConfig.of(layer, small, fits.seed, calibrated=True))
             configs.append(config)
         tuning = TuningConfig(
             configs, tolerable_loss=fits.bench.budget.limit, max_trials=len(ladder)

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
 
 import torch
-from neural_compressor.torch.quantization import TuningConfig, autotune, prepare, quantize
+from neural_compressor.torch.quantization import autotune, prepare, quantize
 from torch import nn
 
 import vq_plugin as vq
@@ -104,17 +105,70 @@ def test_budgets_outside_0_and_1(mlp, limit):
         tuning_config(mlp, [vq.KM()], limit)
 
 
-@pytest.mark.parametrize("nan", [float("nan"), torch.tensor(float("nan")).item()])
+@pytest.mark.parametrize(
+    "nan", [float("nan"), np.float64("nan"), np.float32("nan"), torch.tensor(float("nan"))]
+)
 @pytest.mark.parametrize("which", ["float model", "compressed model"])
 def test_an_evaluate_that_returns_nan(mlp, nan, which):
     calls = []
+    good = torch.tensor(0.9) if isinstance(nan, torch.Tensor) else type(nan)(0.9)
 
     def evaluate(_):
         calls.append(1)
-        return nan if which == "float model" or len(calls) > 1 else 0.9
+        return nan if which == "float model" or len(calls) > 1 else good
 
     with pytest.raises(ValueError, match=f"eval_fn returned nan for the {which}"):
         autotune(mlp, tuning_config(mlp, [vq.KM(k=2), vq.KM(k=4)]), evaluate)
+
+
+@pytest.mark.parametrize("metric", [0.0, -1.5, torch.tensor(0.0)])
+def test_a_metric_for_which_a_relative_loss_makes_no_sense(mlp, metric):
+    with pytest.raises(ValueError, match="needs a metric above 0 that grows"):
+        autotune(mlp, tuning_config(mlp, [vq.KM(k=2)]), lambda m: metric)
+
+
+def test_settings_that_make_the_model_larger(mlp):
+    larger = vq.PQ(k=256, dim=16, codebook_dtype="float32")
+    with pytest.warns(UserWarning, match="makes the model no smaller"):
+        config = tuning_config(mlp, [larger, vq.KM(k=4), "km(k=4)", {"*": None}])
+    assert len(config.config_set) == 2
+    with pytest.raises(ValueError, match="no setting makes the model smaller"):
+        tuning_config(mlp, {"*": [larger]}, calibration=[torch.randn(4, 32)])
+
+
+@pytest.mark.parametrize("given", [None, 3, KMConfig()])
+def test_candidates_of_the_wrong_type(mlp, given):
+    with pytest.raises(TypeError, match="expected a recipe's path, a sequence of schemes"):
+        tuning_config(mlp, given)
+
+
+def test_a_compiled_model(mlp):
+    with pytest.raises(ValueError, match="the model is compiled"):
+        prepare(torch.compile(mlp), KMConfig())
+
+
+@pytest.mark.parametrize("name", ["save", "qconfig"])
+def test_modules_that_have_the_names_of_inc(name):
+    with pytest.raises(ValueError, match=f"the model has a module '{name}'"):
+        quantize(nn.ModuleDict({name: nn.Linear(4, 4)}), KMConfig())
+
+
+def test_a_model_that_is_compressed_already(mlp):
+    with pytest.raises(ValueError, match="the model's layers are compressed already"):
+        quantize(quantize(mlp, KMConfig()), KMConfig())
+
+
+@pytest.mark.parametrize(
+    "local", [KMConfig(white_list=["0"]), KMConfig().set_local("0", PQConfig())]
+)
+def test_local_configs_with_rules_of_their_own(local):
+    with pytest.raises(ValueError, match="give it one without a white_list"):
+        KMConfig().set_local("2", local)
+    with pytest.raises(TypeError, match="set_local takes a config"):
+        KMConfig().set_local("2", KMConfig() + PQConfig())
+    config = KMConfig()
+    with pytest.raises(ValueError, match="give it one without"):
+        config.set_local("0", config)
 
 
 def test_corrupt_and_truncated_files(mlp, tmp_path):
@@ -199,9 +253,3 @@ def test_lazy_layers():
 def test_an_empty_layer():
     with pytest.raises(ValueError, match=r"layer '0': the weight of shape \(4, 0\) is empty"):
         quantize(nn.Sequential(nn.Linear(0, 4)), KMConfig())
-
-
-def test_a_single_config_for_autotune_is_incs_to_refuse(mlp):
-    # INC 3.10 iterates over what its documentation says may be one config.
-    config = TuningConfig([KMConfig(k=[2, 16])])
-    assert autotune(mlp, config, lambda m: 1.0)[0].scheme.k == 2

@@ -43,7 +43,8 @@ RTN = st.builds(RTNConfig, bits=st.sampled_from([2, 4, 8]), use_layer_wise=st.ju
 def configs(draw):
     config = draw(KM | PQ | RQ | VQ)
     for key, local in draw(st.dictionaries(KEYS, KM | PQ | RQ | VQ | RTN, max_size=2)).items():
-        config.set_local(key, local)
+        if not getattr(local, "local_config", None):
+            config.set_local(key, local)
     return config
 
 
@@ -99,6 +100,34 @@ def test_configs_of_other_settings_or_layers_differ():
     ):
         assert base != other
     assert KMConfig(k=[4]) != KMConfig(k=4)
+
+
+def test_settings_change_and_deviations_stay():
+    config = KMConfig(white_list=["fc1", "fc2"]).set_local("fc1", PQConfig())
+    config.k = 8
+    assert config == KMConfig(k=8, white_list=["fc1", "fc2"]).set_local("fc1", PQConfig())
+    config.white_list = ["fc2"]
+    assert list(config.local_config) == ["fc2", "fc1"]
+    config = KMConfig(white_list=["fc1"])
+    config.white_list = ["fc2"]
+    assert config == KMConfig(white_list=["fc2"])
+
+
+def test_local_configs_of_inc_keep_their_settings(tmp_path):
+    own = RTNConfig(bits=8, group_size=16, white_list=["fc1"], use_layer_wise=False)
+    config = KMConfig().set_local("fc1", own)
+    config.to_json_file(tmp_path / "config.json")
+    again = KMConfig.from_json_file(tmp_path / "config.json")
+    assert again == config
+    assert (again.local_config["fc1"].bits, again.local_config["fc1"].group_size) == (8, 16)
+
+
+def test_classes_that_a_file_cannot_name(tmp_path):
+    config = KMConfig().set_local(nn.LazyLinear, None)
+    with pytest.raises(ValueError, match=r"config\.json: a file can name Linear, Conv1d"):
+        config.to_json_file(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="a sum of configs has no JSON form"):
+        (KMConfig() + RTNConfig()).to_json_file("sum.json")
 
 
 def test_expand_gives_every_combination():

@@ -55,8 +55,16 @@ def test_outputs_are_bit_equal(net, tokens, tmp_path, mix, training, used):
 def test_a_saved_model_can_be_saved_again(net, tokens, tmp_path):
     small = quantize(net, PQConfig(k=8), inplace=False)
     save(small, tmp_path / "one")
-    vq.save(load(tmp_path / "one", net), tmp_path / "again.vq")
-    assert (tmp_path / "again.vq").read_bytes() == (tmp_path / "one" / "model.vq").read_bytes()
+    save(load(tmp_path / "one", net), tmp_path / "two")
+    for name in ("model.vq", "qconfig.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_a_mixed_model_can_be_saved_again(net, tokens, tmp_path):
+    small = quantize(net, MIXES["names"](), inplace=False)
+    save(small, tmp_path / "one")
+    save(load(tmp_path / "one", net), tmp_path / "two")
+    assert torch.equal(load(tmp_path / "two", net)(tokens), small(tokens))
 
 
 def test_the_file_is_one_of_vq_plugin(net, tokens, tmp_path):
@@ -124,6 +132,13 @@ def test_settings_of_another_layer(net, tmp_path):
         load(tmp_path, net)
 
 
+def test_inc_saved_into_the_folder_later(mlp, tmp_path):
+    save(quantize(mlp, KMConfig(), inplace=False), tmp_path)
+    save(quantize(mlp, RTNConfig(use_layer_wise=False), inplace=False), str(tmp_path))
+    with pytest.raises(vq.CheckpointError, match="has INC saved another model"):
+        load(tmp_path, mlp)
+
+
 def test_another_architecture(net, tmp_path):
     save(quantize(net, KMConfig(k=4), inplace=False), tmp_path)
     with pytest.raises(vq.CheckpointError, match="the model has no layer"):
@@ -131,8 +146,9 @@ def test_another_architecture(net, tmp_path):
 
 
 def test_nothing_to_save(net, tmp_path):
-    with pytest.raises(ValueError, match="no codebook layer"):
-        save(quantize(net, VQConfig(None)), tmp_path)
+    with pytest.raises(ValueError, match="no codebook layer, so there is nothing to save"):
+        save(quantize(net, VQConfig(None)), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_what_only_pickle_could_keep(mlp, tmp_path):

@@ -52,6 +52,19 @@ def test_the_most_specific_rule_decides(net, schemes):
     ]
 
 
+def test_of_two_rules_of_one_kind_the_last_decides(net, schemes):
+    config = KMConfig(k=2).set_local("fc.*", KMConfig(k=3)).set_local("fc1.*", KMConfig(k=4))
+    assert schemes(quantize(net, config))["fc10"] == "km(k=4)"
+
+
+def test_leaving_a_container_warns():
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match=r"'0' is no layer, .* 're:0\.\*'"):
+        quantize(model, KMConfig().set_local("0", None), inplace=False)
+    small = quantize(model, KMConfig().set_local("re:0.*", None))
+    assert type(small[0][0]) is nn.Linear
+
+
 def test_none_leaves_layers_in_float(net, schemes):
     config = KMConfig().set_local(["fc1", nn.Conv3d], None).set_local("out", VQConfig(None))
     assert list(schemes(quantize(net, config))) == ["embed", "conv1d", "conv2d", "fc10"]

@@ -10,15 +10,20 @@ import torch
 from neural_compressor.common.base_config import ComposableConfig
 from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
 from neural_compressor.torch.quantization import (
+    DynamicQuantConfig,
+    FP8Config,
     HQQConfig,
     MXQuantConfig,
     RTNConfig,
+    SmoothQuantConfig,
     TEQConfig,
     TuningConfig,
     autotune,
     convert,
+    load,
     prepare,
     quantize,
+    save,
 )
 from torch import nn
 
@@ -46,7 +51,6 @@ BOTH = ["CodebookLinear", "INCWeightOnlyLinear", "CodebookLinear"]
         lambda: KMConfig(white_list=["0", "3"]) + rtn(white_list=["2"]),
         lambda: KMConfig() + rtn(white_list=["2"]),
         lambda: KMConfig(white_list=["0", "3"]) + rtn(),
-        lambda: rtn(white_list=["2"]) + KMConfig(white_list=["0", "3"]),
         lambda: KMConfig(white_list=["0"]) + rtn(white_list=["2"]) + PQConfig(white_list=["3"]),
         lambda: {"vq_km": {"local": {"2": {"rtn": {"use_layer_wise": False}}}}},
     ],
@@ -76,12 +80,9 @@ def test_each_part_is_what_it_is_alone(mlp, assert_same):
     ],
     ids=lambda config: config.name,
 )
-@pytest.mark.parametrize("left", [False, True])
-def test_other_weight_only_algorithms(mlp, theirs, left):
-    ours = PQConfig(white_list=["0", "3"])
-    small = quantize(
-        mlp, ours + theirs if left else theirs + ours, example_inputs=torch.ones(1, 32)
-    )
+def test_other_weight_only_algorithms(mlp, theirs):
+    config = PQConfig(white_list=["0", "3"]) + theirs
+    small = quantize(mlp, config, example_inputs=torch.ones(1, 32))
     assert kinds(small)[::2] == ["CodebookLinear"] * 2
     assert kinds(small)[1] in ("HQQLinear", "INCWeightOnlyLinear")
 
@@ -113,17 +114,38 @@ def test_names_go_before_all_and_the_later_before_the_earlier(mlp, schemes):
     assert schemes(quantize(mlp, config)) == {"0": "km(k=2)", "2": "km(k=4)", "3": "km(k=2)"}
 
 
-def test_codebooks_on_the_right_of_inc_need_names(mlp):
-    for codebooks in (KMConfig(), KMConfig(white_list=[nn.Linear])):
-        with pytest.raises(ValueError, match=r"write KMConfig\(…\) \+ other"):
-            quantize(mlp, rtn(white_list=["0"]) + codebooks)
+@pytest.mark.parametrize(
+    "codebooks",
+    [KMConfig(), KMConfig(white_list=["0"]), KMConfig(white_list=[nn.Linear])],
+    ids=["all", "name", "type"],
+)
+def test_codebooks_on_the_right_of_inc_are_an_error(mlp, codebooks):
+    # INC drops what RTN says of all layers, or the first of two configs of one class.
+    with pytest.raises(ValueError, match=r"write KMConfig\(…\) \+ other"):
+        quantize(mlp, rtn() + codebooks)
 
 
-def test_codebooks_on_the_right_hit_whole_names():
+def test_names_are_exact_on_both_sides_of_a_sum():
     model = nn.ModuleDict({"fc1": nn.Linear(32, 32), "fc10": nn.Linear(32, 32)})
-    small = quantize(model, rtn(white_list=["none"]) + KMConfig(white_list=["fc1"]))
-    assert type(small["fc1"]) is CodebookLinear
-    assert type(small["fc10"]) is nn.Linear
+    both = quantize(copy.deepcopy(model), KMConfig() + rtn(white_list=["fc1"]))
+    assert kinds(both.values()) == ["INCWeightOnlyLinear", "CodebookLinear"]
+    one = quantize(model, KMConfig(white_list=["fc10"]) + rtn(white_list=["fc1"]))
+    assert kinds(one.values()) == ["INCWeightOnlyLinear", "CodebookLinear"]
+
+
+def test_two_configs_of_one_class_in_a_sum(mlp, schemes):
+    config = KMConfig(k=2, white_list=["0"]) + KMConfig(k=4, white_list=["2"]) + rtn()
+    small = quantize(mlp, config)
+    assert schemes(small) == {"0": "km(k=2)", "2": "km(k=4)"}
+    assert kinds(small)[2] == "INCWeightOnlyLinear"
+
+
+def test_layers_that_an_algorithm_of_inc_does_not_take():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 4))
+    with pytest.raises(ValueError, match="layer '0': RTNConfig does not take a Conv2d"):
+        quantize(model, KMConfig().set_local("0", rtn()))
+    with pytest.warns(UserWarning, match="RTNConfig: '0' matches no layer that it takes"):
+        quantize(model, KMConfig() + rtn(white_list=["0"]))
 
 
 def test_a_dict_of_two_algorithms_is_an_error(mlp):
@@ -131,10 +153,17 @@ def test_a_dict_of_two_algorithms_is_an_error(mlp):
         quantize(mlp, {"vq_km": {"k": 4}, "rtn": {}})
 
 
-def test_what_cannot_share_a_model_says_so(mlp):
-    config = KMConfig(white_list=["0"]) + MXQuantConfig(white_list=["2"])
+@pytest.mark.parametrize(
+    "other", [MXQuantConfig(), FP8Config(), SmoothQuantConfig(), DynamicQuantConfig()]
+)
+def test_what_cannot_share_a_model_says_so(mlp, other):
+    with pytest.raises(ValueError, match="cannot share a model with codebooks"):
+        KMConfig() + other
+    with pytest.raises(ValueError, match="cannot share a model with codebooks"):
+        KMConfig().set_local("0", other)
+    mixed = MXQuantConfig(white_list=["2"]).set_local("0", KMConfig())
     with pytest.raises(AttributeError, match="codebooks share a model with its weight-only"):
-        quantize(mlp, config)
+        quantize(mlp, mixed)
 
 
 def test_one_after_the_other(mlp):
@@ -144,10 +173,30 @@ def test_one_after_the_other(mlp):
     assert {config.name for config in small.qconfig.values()} == {"vq_km", "rtn"}
 
 
-def test_left_and_composed(mlp):
-    small = quantize(mlp, VQConfig(None) + rtn(white_list=["2"]))
+def test_left_and_composed(mlp, tmp_path):
+    small = quantize(mlp, VQConfig(None) + rtn(white_list=["2"]), inplace=False)
     assert kinds(small) == ["Linear", "INCWeightOnlyLinear", "Linear"]
-    assert isinstance(small[2], INCWeightOnlyLinear)
+    # Without codebooks the model is INC's to save and load.
+    x = torch.randn(4, 32)
+    save(small, str(tmp_path))
+    again = load(str(tmp_path), original_model=mlp)
+    assert isinstance(again[2], INCWeightOnlyLinear)
+    assert torch.equal(again(x), small(x))
+
+
+def test_a_failure_comes_before_any_algorithm(mlp):
+    with torch.no_grad():
+        mlp[3].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="layer '3'"):
+        quantize(mlp, KMConfig().set_local("2", rtn()))
+    assert kinds(mlp) == ["Linear"] * 3
+
+
+def test_tied_weights_of_two_algorithms():
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8, bias=False))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="share one weight"):
+        quantize(model, KMConfig().set_local("1", rtn()))
 
 
 def test_compositions_are_ours_where_codebooks_are_on_the_left():

@@ -149,6 +149,42 @@ def test_a_failing_fit_leaves_the_model_as_it_was(net):
     assert type(net.fc1) is nn.Linear
 
 
+def test_a_failing_convert_keeps_the_calibration(net, tokens, assert_same):
+    expected = vq.compress(net, vq.KM(k=4), [tokens])
+    net.unused = nn.Linear(4, 4)
+    prepared = prepare(net, KMConfig(k=4))
+    prepared(tokens)
+    with pytest.raises(ValueError, match="layer 'unused': calibration never ran it"):
+        convert(prepared)
+    del prepared.unused
+    assert_same(convert(prepared), expected, tokens)
+
+
+def test_no_observer_stays_behind(mlp):
+    for second in (lambda m, c: convert(prepare(m, c)), quantize):
+        model = prepare(copy.deepcopy(mlp), KMConfig())
+        small = second(model, KMConfig(white_list=["0"]))
+        assert not any("input_stats" in key for key in small.state_dict())
+        assert not any(module._forward_pre_hooks for module in small.modules())
+
+
+def test_statistics_survive_copies_and_state_dicts(mlp, assert_same):
+    x = torch.randn(16, 32)
+    prepared = prepare(mlp, PQConfig(), inplace=False)
+    prepared(x)
+    other = prepare(mlp, PQConfig(), inplace=False)
+    other.load_state_dict(prepared.state_dict())
+    expected = vq.compress(mlp, vq.PQ(), [x])
+    for calibrated in (copy.deepcopy(prepared), other):
+        assert_same(convert(calibrated), expected, x)
+
+
+@pytest.mark.parametrize("earlier", [None, "a text"])
+def test_an_attribute_of_the_name_qconfig(mlp, earlier):
+    mlp.qconfig = earlier
+    assert {c.name for c in quantize(mlp, KMConfig()).qconfig.values()} == {"vq_km"}
+
+
 def test_tied_weights_stay_tied(tokens):
     class Tied(nn.Module):
         def __init__(self):

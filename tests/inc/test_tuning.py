@@ -106,6 +106,14 @@ def test_the_fits_of_the_frontier_are_used_as_they_are(model):
     assert torch.equal(small[0].weight, vq.compress(model, {"0": vq.PQ()}, [x])[0].weight)
 
 
+def test_fits_without_calibration_give_way_to_a_run_fn(model):
+    x = torch.randn(64, 64)
+    with pytest.warns(UserWarning, match="no calibration data"):
+        config = tuning_config(model, {"0": [vq.PQ(), None]})
+    small = autotune(model, config, lambda m: 1.0, run_fn=lambda m: m(x))
+    assert torch.equal(small[0].weight, vq.compress(model, {"0": vq.PQ()}, [x])[0].weight)
+
+
 def test_another_model_is_fitted_anew(model):
     config = tuning_config(model, {"0": [vq.PQ(), None]}, calibration=[torch.randn(64, 64)])
     other = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))

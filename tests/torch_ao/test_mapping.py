@@ -52,6 +52,7 @@ ONE, TWO, THREE = vq.KM(k=2), vq.KM(k=3), vq.KM(k=4)
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:pattern .block. leaves nothing")
 def test_precedence_equals_select(convert, schemes):
     model = Net().eval()
     known = schemes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from itertools import product
-from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from torch import nn
 
-from vq_plugin.inc.layers import ModelInfo, codebooks_first
+from vq_plugin.inc.layers import Configs, ModelInfo, checked
+from vq_plugin.inc.partners import check_partner, layers_of, names_layer, warn_of_unmatched
 
 
 class Composition(ComposableConfig):  # type: ignore[misc]
@@ -20,13 +19,33 @@ class Composition(ComposableConfig):  # type: ignore[misc]
     two that speak of a layer alike the later decides.
     """
 
-    def get_model_info(self, model: nn.Module, *args: Any, **kwargs: Any) -> list[Any]:
+    def __init__(self, configs: list[BaseConfig]) -> None:
+        for config in configs:
+            check_partner(config)
+        super().__init__(configs)
+
+    def __add__(self, other: BaseConfig) -> Composition:
+        return Composition([*self.config_list, other])
+
+    def get_model_info(self, model: nn.Module) -> list[ModelInfo]:
         """The layers of each config, in their order."""
-        return [config.get_model_info(model, *args, **kwargs) for config in self.config_list]
+        return [self._info(config, model) for config in self.config_list]
+
+    @staticmethod
+    def _info(config: BaseConfig, model: nn.Module) -> ModelInfo:
+        info = layers_of(config, model)
+        if isinstance(info, ModelInfo):
+            return info
+        warn_of_unmatched(config, info)
+        mapping = config.to_config_mapping(model_info=info)
+        named = {key: rule for key, rule in mapping.items() if names_layer(config, rule, *key)}
+        everywhere = set() if config.global_config is None else set(info) - named.keys()
+        broad = dict.fromkeys(everywhere, config.global_config)
+        return ModelInfo(model, {**broad, **named}, everywhere)
 
     def to_config_mapping(
-        self, config_list: None = None, model_info: list[Any] | None = None
-    ) -> OrderedDict[tuple[str, str], BaseConfig]:
+        self, config_list: None = None, model_info: list[ModelInfo] | None = None
+    ) -> Configs:
         """The config of every layer.
 
         Args:
@@ -35,18 +54,17 @@ class Composition(ComposableConfig):  # type: ignore[misc]
 
         Returns:
             Configs by ``(name, type)``.
+
+        Raises:
+            ValueError: If a layer cannot be compressed.
         """
-        assert model_info is not None
-        everywhere: OrderedDict[tuple[str, str], BaseConfig] = OrderedDict()
-        named: OrderedDict[tuple[str, str], BaseConfig] = OrderedDict()
-        for config, info in zip(self.config_list, model_info, strict=True):
-            for key, rule in config.to_config_mapping(model_info=info).items():
-                if isinstance(info, ModelInfo):
-                    broad = key in info.everywhere
-                else:
-                    broad = rule is getattr(config, "_global_config", None)
-                (everywhere if broad else named)[key] = rule
-        return codebooks_first({**everywhere, **named})
+        assert model_info
+        broad: dict[tuple[str, str], BaseConfig] = {}
+        named: dict[tuple[str, str], BaseConfig] = {}
+        for info in model_info:
+            for key, rule in info.configs.items():
+                (broad if key in info.everywhere else named)[key] = rule
+        return checked(model_info[0].model, {**broad, **named})
 
     def expand(self) -> list[Composition]:
         """One composition for each combination of what ``autotune`` would try of its parts."""
@@ -54,6 +72,17 @@ class Composition(ComposableConfig):  # type: ignore[misc]
         if all(len(configs) == 1 for configs in parts):
             return [self]
         return [Composition(list(configs)) for configs in product(*parts)]
+
+    def to_json_file(self, filename: str) -> None:
+        """Not there: INC reads a file of two algorithms as two of the first.
+
+        Raises:
+            ValueError: Always; it says what to write instead.
+        """
+        raise ValueError(
+            f"{filename}: a sum of configs has no JSON form that INC could read back; put the "
+            "others into the first by set_local, which has one"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Composition) and self.config_list == other.config_list

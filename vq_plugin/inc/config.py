@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, ClassVar, Self, TypeAlias
 
-from neural_compressor.common.base_config import BaseConfig, config_registry
+from neural_compressor.common.base_config import BaseConfig, ComposableConfig, config_registry
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
 from neural_compressor.torch.quantization.config import FRAMEWORK_NAME, TorchBaseConfig
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.inc.composition import Composition
-from vq_plugin.inc.layers import Key, ModelInfo, codebooks_first, model_info
+from vq_plugin.inc.layers import Configs, Key, ModelInfo, checked, model_info
+from vq_plugin.inc.partners import check_partner, is_codebooks
 from vq_plugin.inc.settings import Settings
 from vq_plugin.model import fit_layer
 from vq_plugin.nn import LAYER_TYPES
@@ -50,6 +50,9 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     name = "vq"
     supported_configs: ClassVar[list[Any]] = []
+
+    # What the white list stands for, which changes with the settings.
+    _own: VQConfig | None = None
 
     # What INC's weight-only algorithms read from the configs of layers that are not theirs:
     # whether to leave the layer alone, and, from the last of the model, how to load layers.
@@ -131,18 +134,20 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         for name, value in self._settings().items():
             if isinstance(value, tuple):
                 self.__dict__[name] = list(value)
-            if value in ([], ()):
+            if isinstance(value, list | tuple) and not value:
                 raise ValueError(f"{type(self).__name__}: {name} is an empty list")
         for single in self._singles():
             self._scheme(single)
         self._global_config = None
+        deviating = self._deviating()
         if self.white_list is None:
             # The config of one layer, which rules no others.
             return
+        self._own = self._with(white_list=None)
         if self.white_list == DEFAULT_WHITE_LIST:
-            self._global_config = self._with(white_list=None)
+            self._global_config = self._own
         else:
-            self._local_config.update(dict.fromkeys(self._listed(), self._with(white_list=None)))
+            self._local_config = {**dict.fromkeys(self._listed(), self._own), **deviating}
         self._is_initialized = True
 
     def _listed(self) -> list[Key]:
@@ -183,13 +188,20 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
         Raises:
             TypeError: If a key or the config is of the wrong type.
+            ValueError: If the config has rules of its own, or cannot share a model with codebooks.
         """
         keys = operator_name_or_list
         config = VQConfig(None, white_list=None) if config is None else config
-        if not isinstance(config, BaseConfig):
+        if not isinstance(config, BaseConfig) or isinstance(config, ComposableConfig):
             raise TypeError(
                 f"set_local takes a config such as KMConfig(k=16) or INC's RTNConfig(), or None "
                 f"to leave the layers in float; got {config!r}"
+            )
+        check_partner(config)
+        if config is self or (isinstance(config, VQConfig) and config.local_config):
+            raise ValueError(
+                "set_local says which layers a config is for: give it one without a white_list "
+                "and without local configs"
             )
         for key in keys if isinstance(keys, list) else [keys]:
             self._local_config[_check_key("set_local", key)] = config
@@ -211,7 +223,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def to_config_mapping(
         self, config_list: None = None, model_info: ModelInfo | None = None
-    ) -> OrderedDict[tuple[str, str], BaseConfig]:
+    ) -> Configs:
         """The config of every layer, as INC hands it to the algorithms.
 
         Args:
@@ -220,23 +232,21 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
         Returns:
             Configs by ``(name, type)``, those of INC last.
+
+        Raises:
+            ValueError: If a layer cannot be compressed.
         """
         assert model_info is not None
-        return codebooks_first(model_info.configs)
+        return checked(model_info.model, model_info.configs)
 
     def _get_op_name_op_type_config(self) -> tuple[dict[str, BaseConfig], dict[str, BaseConfig]]:
         """What INC asks for when it composes this config with one of its own on the left."""
-        names = {
-            _text(key).removeprefix("re:"): config for key, config in self.local_config.items()
-        }
-        if self.global_config is not None or names.keys() & {"*", *LAYER_TYPES}:
-            shown = type(self).__name__
-            raise ValueError(
-                f"INC composes configs by the names of layers only, so that 'other + {shown}(…)' "
-                f"would lose what {shown} says of all layers or of types: write {shown}(…) + "
-                "other, with the codebooks on the left, or give it a white_list of names"
-            )
-        return {}, {rf"(?:{name})\Z": own for name, own in names.items()}
+        shown = type(self).__name__
+        raise ValueError(
+            f"'other + {shown}(…)' is INC's own composition, which drops what a config says of all "
+            f"layers or of types, and all but the last of one class: write {shown}(…) + other, "
+            "with the codebooks on the left"
+        )
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -275,11 +285,8 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         return expanded
 
     def _deviating(self) -> dict[Key, BaseConfig]:
-        """The local configs that the white list alone would not give."""
-        if self.white_list in (None, DEFAULT_WHITE_LIST):
-            return dict(self.local_config)
-        own, listed = self._with(white_list=None), self._listed()
-        return {k: c for k, c in self.local_config.items() if k not in listed or c != own}
+        """The local configs that the white list has not put there."""
+        return {key: config for key, config in self.local_config.items() if config is not self._own}
 
     def get_params_dict(self) -> dict[str, Any]:
         """The settings as plain values, as they are in JSON."""
@@ -298,6 +305,10 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         return {GLOBAL: result, LOCAL: local} if local else result
 
     def _local_to_dict(self, config: BaseConfig) -> dict[str, Any]:
+        if not is_codebooks(config):
+            # Its own to_dict() adds what is no setting, and turns a white list into rules.
+            names = [name for name in config.params_list if name != "white_list"]
+            return {config.name: {name: getattr(config, name, None) for name in names}}
         settings: dict[str, Any] = config.to_dict()
         return settings if type(config) is type(self) else {config.name: settings}
 
@@ -350,6 +361,18 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
                     f"{cls.name}: {key!r} is unknown{hint} (known: {', '.join(known)})"
                 )
         return dict(given)
+
+    def to_json_file(self, filename: str) -> None:
+        """Writes the config to a file.
+
+        Raises:
+            ValueError: If a key is a class that a file cannot name.
+        """
+        for key in self.local_config:
+            if not isinstance(key, str) and LAYER_TYPES.get(key.__name__) is not key:
+                known = ", ".join(LAYER_TYPES)
+                raise ValueError(f"{filename}: a file can name {known}, but not {key!r}")
+        super().to_json_file(filename)
 
     @classmethod
     def from_json_file(cls, filename: str) -> Self:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig
@@ -12,6 +11,7 @@ from neural_compressor.torch.utils import logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.importance import (
     INPUT_STATS,
     InputMoments,
@@ -20,11 +20,10 @@ from vq_plugin.importance import (
     named_importance,
 )
 from vq_plugin.inc.config import VQConfig
-from vq_plugin.inc.files import save
-from vq_plugin.inc.layers import codebooks_first
-from vq_plugin.model import check_layer, swap, tied_weights
-from vq_plugin.nn import CodebookLayer, codebook_type
-from vq_plugin.schemes import Scheme
+from vq_plugin.inc.files import enable_save
+from vq_plugin.inc.layers import check_codebooks
+from vq_plugin.model import swap
+from vq_plugin.nn import codebook_type
 from vq_plugin.summary import summary
 
 
@@ -54,19 +53,18 @@ def compress_in_place(
             then as it was.
     """
     layers = _pending(model, configs_mapping)
-    ties = _check(model, layers)
+    ties = check_codebooks(model, configs_mapping)
     if mode == Mode.PREPARE:
-        for name in layers:
-            layer = model.get_submodule(name)
-            if not hasattr(layer, INPUT_STATS):
-                attach_moments(layer)
+        _forget(model, but=layers)
+        _observe(model, layers)
         return model
-    importance = _observed(model, layers, optional=True)
-    if layers and mode == Mode.QUANTIZE and run_fn is not None:
-        importance = _calibrate(model, layers, run_fn, run_args or ())
     if layers:
-        model = _convert(model, layers, ties, importance)
-    _leave_traces(model, configs_mapping)
+        weights = _fit_calibrated(model, layers, ties, run_fn, run_args or ())
+        _forget(model)
+        model = swap(model, weights)
+        for line in str(summary(model)).splitlines():
+            logger.info(line)
+    enable_save(model, configs_mapping)
     return model
 
 
@@ -83,77 +81,55 @@ def _pending(
     }
 
 
-def _check(model: nn.Module, layers: Mapping[str, VQConfig]) -> dict[str, str]:
-    """Finds what cannot be compressed before any work is done; gives the tied layers back."""
-    schemes: dict[str, Scheme] = {}
-    for name, config in layers.items():
-        check_layer(name, model.get_submodule(name))
-        scheme = config.layer_scheme
-        assert scheme is not None
-        schemes[name] = scheme
-    return tied_weights(model, schemes)
+def _observe(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
+    """Lets layers gather statistics; those that had not done so yet."""
+    fresh = [layer for layer in map(model.get_submodule, names) if not hasattr(layer, INPUT_STATS)]
+    for layer in fresh:
+        attach_moments(layer)
+    return fresh
 
 
-def _calibrate(
-    model: nn.Module,
-    layers: Mapping[str, VQConfig],
-    run_fn: Callable[..., object],
-    arguments: tuple[Any, ...],
-) -> dict[str, Tensor]:
-    # The model is the user's own: whatever happens, no statistics are left in it.
-    try:
-        for name in layers:
-            attach_moments(model.get_submodule(name))
-        run_fn(model, *arguments)
-    except BaseException:
-        for name in layers:
-            detach_moments(model.get_submodule(name))
-        raise
-    return _observed(model, layers, optional=False)
+def _forget(model: nn.Module, but: Iterable[str] = ()) -> None:
+    """Takes all statistics off, also those that an earlier ``prepare`` asked of other layers."""
+    kept = {model.get_submodule(name) for name in but}
+    for module in list(model.modules()):
+        if module not in kept:
+            detach_moments(module)
 
 
-def _observed(
-    model: nn.Module, layers: Mapping[str, VQConfig], *, optional: bool
-) -> dict[str, Tensor]:
-    """Takes the statistics off the layers; none count if they are optional and all are empty."""
-    found: dict[str, InputMoments] = {}
-    for name in layers:
-        moments = detach_moments(model.get_submodule(name))
-        if moments is not None:
-            found[name] = moments
-    if optional and not any(moments.count > 0 for moments in found.values()):
-        return {}
-    return {
-        name: named_importance(name, model.get_submodule(name), moments)
-        for name, moments in found.items()
-    }
-
-
-def _convert(
+def _fit_calibrated(
     model: nn.Module,
     layers: Mapping[str, VQConfig],
     ties: Collection[str],
-    importance: Mapping[str, Tensor],
-) -> nn.Module:
-    bar = tqdm(layers.items(), desc="compress", unit="layer", leave=False, disable=None)
-    # Everything is fitted before anything is replaced: a model that fails stays as it was.
-    weights = {
-        name: config.fit(name, model.get_submodule(name), importance.get(name))
-        for name, config in bar
-        if name not in ties
+    run_fn: Callable[..., object] | None,
+    arguments: tuple[Any, ...],
+) -> dict[str, CodebookWeight]:
+    """All fits, before anything is replaced: a model that fails stays as it was."""
+    fresh: list[nn.Module] = []
+    try:
+        if run_fn is not None:
+            fresh = _observe(model, layers)
+            run_fn(model, *arguments)
+        importance = _importance(model, layers, required=run_fn is not None)
+        bar = tqdm(layers.items(), desc="compress", unit="layer", leave=False, disable=None)
+        return {
+            name: config.fit(name, model.get_submodule(name), importance.get(name))
+            for name, config in bar
+            if name not in ties
+        }
+    except BaseException:
+        for layer in fresh:
+            detach_moments(layer)
+        raise
+
+
+def _importance(model: nn.Module, layers: Iterable[str], *, required: bool) -> dict[str, Tensor]:
+    """From the statistics of the layers; nothing if they are not required and all empty."""
+    found = {name: getattr(model.get_submodule(name), INPUT_STATS, None) for name in layers}
+    moments = {name: own for name, own in found.items() if isinstance(own, InputMoments)}
+    if not required and not any(own.count > 0 for own in moments.values()):
+        return {}
+    return {
+        name: named_importance(name, model.get_submodule(name), own)
+        for name, own in moments.items()
     }
-    model = swap(model, weights)
-    for line in str(summary(model)).splitlines():
-        logger.info(line)
-    return model
-
-
-def _leave_traces(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
-    """What INC's ``save`` looks for: it asks the first config of the model, then the model."""
-    compressed = any(isinstance(module, CodebookLayer) for module in model.modules())
-    if compressed or not hasattr(model, "qconfig"):
-        # Layers that an earlier call gave to another algorithm have their configs there.
-        earlier = getattr(model, "qconfig", {})
-        model.qconfig = codebooks_first({**earlier, **configs})  # type: ignore[assignment]
-        # Unlike the bound method that INC's own algorithms set, this can be pickled.
-        model.save = partial(save, model)  # type: ignore[assignment]

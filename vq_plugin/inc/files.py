@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import io
@@ -9,11 +10,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from neural_compressor.common.base_config import BaseConfig, config_registry
 from neural_compressor.torch.quantization import load as load_with_inc
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils import QCONFIG_NAME, WEIGHT_NAME, logger
 from torch import Tensor, nn
 
@@ -21,6 +25,8 @@ from vq_plugin.checkpoint import CheckpointError
 from vq_plugin.checkpoint import load as load_file
 from vq_plugin.checkpoint import save as save_file
 from vq_plugin.checkpoint.file import read
+from vq_plugin.inc.partners import is_codebooks
+from vq_plugin.nn import CodebookLayer
 
 MODEL_FILE = "model.vq"
 
@@ -44,6 +50,11 @@ def save(
         ValueError: If the model has no codebook layer, as where ``autotune`` found none that
             holds the budget.
     """
+    if not any(isinstance(module, CodebookLayer) for module in model.modules()):
+        raise ValueError(
+            "the model has no codebook layer, so there is nothing to save: autotune leaves it as "
+            "it is if no candidate is within the tolerance"
+        )
     folder = Path(output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model, folder / MODEL_FILE)
@@ -54,6 +65,27 @@ def save(
     text = json.dumps({_NOTICE: layers}, indent=1)
     (folder / QCONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     logger.info("Save the compressed model to %s.", folder)
+
+
+def enable_save(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
+    """Lets INC's ``save`` find ours: it asks the first config of a model, then the model.
+
+    Args:
+        model: A model that was quantized; changed in place.
+        configs: Config by ``(name, type)``.
+    """
+    earlier = getattr(model, "qconfig", None)
+    # Layers that an earlier call gave to another algorithm have their configs there.
+    merged = {**(earlier if isinstance(earlier, Mapping) else {}), **configs}
+    hosted = {key: config for key, config in merged.items() if not is_codebooks(config)}
+    if hosted and not any(isinstance(module, CodebookLayer) for module in model.modules()):
+        # The model is INC's alone, to save and to load.
+        model.qconfig = hosted  # type: ignore[assignment]
+        return
+    own = {key: config for key, config in merged.items() if is_codebooks(config)}
+    model.qconfig = {**own, **hosted}  # type: ignore[assignment]
+    # Unlike the bound method that INC's own algorithms set, this can be pickled.
+    model.save = partial(save, model)  # type: ignore[assignment]
 
 
 def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> nn.Module:
@@ -92,7 +124,8 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
             "neural_compressor.torch.quantization.load"
         )
     model = copy.deepcopy(original_model)
-    hosted = _hosted(folder / QCONFIG_NAME)
+    layers = _read_settings(folder / QCONFIG_NAME)
+    hosted = {key: own for key, own in layers.items() if not next(iter(own)).startswith("vq")}
     if hosted:
         _, tensors = read(folder / MODEL_FILE)
         for key, settings in hosted.items():
@@ -104,22 +137,31 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
         modes = {name: module.training for name, module in original_model.named_modules()}
         for name, module in model.named_modules():
             module.training = modes.get(name, original_model.training)
-    return load_file(folder / MODEL_FILE, model)
+    restored = load_file(folder / MODEL_FILE, model)
+    enable_save(restored, {ast.literal_eval(key): _config(own) for key, own in layers.items()})
+    return restored
 
 
-def _hosted(path: Path) -> dict[str, Any]:
-    """Layers of INC's own algorithms, as INC's files name them, and their settings."""
+def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """Algorithm and settings of every layer, by the text that INC has for its name and type."""
     try:
-        layers = json.loads(path.read_text(encoding="utf-8"))[_NOTICE]
-        return {
-            key: settings
-            for key, settings in layers.items()
-            if not next(iter(settings)).startswith("vq")
-        }
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; save the model again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise CheckpointError(f"{path}: damaged ({error!r})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    layers = content.get(_NOTICE) if isinstance(content, dict) else None
+    if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
+        raise CheckpointError(
+            f"{path}: not the one that was written with {MODEL_FILE}; has INC saved another model "
+            "into this folder?"
+        )
+    return layers
+
+
+def _config(settings: Mapping[str, Any]) -> BaseConfig:
+    ((algorithm, own),) = settings.items()
+    return config_registry.get_cls_configs()[FRAMEWORK_NAME][algorithm].from_dict(own)
 
 
 def _put_layer_of_inc(
@@ -130,7 +172,7 @@ def _put_layer_of_inc(
     One by one: INC looks up the settings of a layer by whether its name occurs in theirs, which
     gives ``fc1`` the settings of ``fc10``.
     """
-    name = key.removeprefix("('").partition("'")[0]
+    name, _ = ast.literal_eval(key)
     own = {k: value for k, value in tensors.items() if k.startswith(f"{name}.")}
     if f"{name}.weight" in own:
         # Left in float.

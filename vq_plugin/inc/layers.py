@@ -10,27 +10,36 @@ from typing import TYPE_CHECKING, TypeAlias
 from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
+from vq_plugin.inc.partners import is_codebooks, layers_of
+from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.schemes import Scheme
 from vq_plugin.select import NoMatchError, Pattern, match
 
 if TYPE_CHECKING:
     from vq_plugin.inc.config import VQConfig
 
 Key: TypeAlias = str | type[nn.Module]
+Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
 
 class ModelInfo(list[tuple[str, str]]):
     """``(name, type)`` of layers, as INC hands it on, with the config of each.
 
     Attributes:
+        model: The model.
         configs: Config by ``(name, type)``; the keys are the entries of the list.
         everywhere: The entries that only a rule for all layers speaks of.
     """
 
     def __init__(
-        self, configs: Mapping[tuple[str, str], BaseConfig], everywhere: set[tuple[str, str]]
+        self,
+        model: nn.Module,
+        configs: Mapping[tuple[str, str], BaseConfig],
+        everywhere: set[tuple[str, str]],
     ) -> None:
         super().__init__(configs)
+        self.model = model
         self.configs = dict(configs)
         self.everywhere = everywhere
 
@@ -47,10 +56,14 @@ def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
         warned about, with the nearest names: INC's users share configs among models.
 
     Raises:
-        ValueError: If a named layer cannot be compressed, or no layer at all is to be changed.
+        ValueError: If a named layer cannot be compressed, an algorithm of INC does not take a
+            layer, no layer at all is to be changed, or the model is compiled.
     """
+    _check_model(model)
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    rules = {_as_pattern(key, names): local for key, local in config.local_config.items()}
+    # Of several rules of one kind INC takes the last, and the selection the first.
+    latest = reversed(config.local_config.items())
+    rules = {_as_pattern(key, names): local for key, local in latest}
     if config.global_config is not None:
         rules.setdefault("*", config.global_config)
     types = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -61,29 +74,89 @@ def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
         configs[key] = rules[pattern]
         if rules[pattern] is config.global_config:
             everywhere.add(key)
-    return ModelInfo(configs, everywhere)
+    _check_partners(model, configs)
+    return ModelInfo(model, configs, everywhere)
+
+
+def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> Configs:
+    """The configs of a model, before any algorithm is at work.
+
+    Args:
+        model: The float model.
+        configs: Config by ``(name, type)``.
+
+    Returns:
+        Those of INC last: its algorithms read some settings off the last one, whosesoever it is.
+
+    Raises:
+        ValueError: If a layer cannot be compressed, or layers that share a weight do not share a
+            scheme.
+    """
+    check_codebooks(model, configs)
+    return OrderedDict(sorted(configs.items(), key=lambda item: not is_codebooks(item[1])))
+
+
+def check_codebooks(
+    model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]
+) -> dict[str, str]:
+    """Finds layers that cannot be compressed.
+
+    Returns:
+        Of layers that share a weight, the first by each other one.
+
+    Raises:
+        ValueError: See :func:`checked`.
+    """
+    schemes: dict[str, Scheme] = {}
+    for (name, _), config in configs.items():
+        if is_codebooks(config) and config.layer_scheme is not None:
+            check_layer(name, model.get_submodule(name))
+            schemes[name] = config.layer_scheme
+    return tied_weights(model, schemes)
 
 
 def _owners(
     config: VQConfig, model: nn.Module, rules: Mapping[Pattern, BaseConfig]
 ) -> dict[str, Pattern]:
     """Which rule decides about which layer."""
-    left = dict(rules)
+    kept = dict(rules)
     unmatched = []
-    while left:
-        leaving = [pattern for pattern, rule in left.items() if _leaves(rule)]
+    while kept:
+        floating = [pattern for pattern, rule in kept.items() if _stays_float(rule)]
         try:
-            return match(model, left, leaving)
+            return match(model, kept, floating)
         except NoMatchError as error:
-            if left[error.pattern] is config.global_config:
+            if kept[error.pattern] is config.global_config:
                 raise
             warnings.warn(f"{type(config).__name__}: {error}", stacklevel=5)
             unmatched.append(str(error))
-            del left[error.pattern]
+            del kept[error.pattern]
     raise ValueError(
         f"{type(config).__name__} is for no layer of the model: "
         f"{'; '.join(unmatched) or 'its white_list is None'}"
     )
+
+
+def _check_model(model: nn.Module) -> None:
+    if type(model).__name__ == "OptimizedModule":
+        raise ValueError(
+            "the model is compiled: its graph would pass by the observers, and its layers have "
+            "other names; give model._orig_mod and compile the result"
+        )
+    for name in ("save", "qconfig"):
+        if isinstance(getattr(model, name, None), nn.Module):
+            raise ValueError(f"the model has a module {name!r}, a name that INC needs: rename it")
+
+
+def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
+    hosts = {id(rule): rule for rule in configs.values() if not is_codebooks(rule)}
+    taken = {key: set(layers_of(rule, model)) for key, rule in hosts.items()}
+    for key, rule in configs.items():
+        if id(rule) in taken and key not in taken[id(rule)]:
+            raise ValueError(
+                f"layer {key[0]!r}: {type(rule).__name__} does not take a {key[1]}, and would "
+                "leave it in float; give it codebooks, or None to leave it"
+            )
 
 
 def _as_pattern(key: Key, names: set[str]) -> Pattern:
@@ -92,21 +165,6 @@ def _as_pattern(key: Key, names: set[str]) -> Pattern:
     return LAYER_TYPES.get(key, f"re:{key}")
 
 
-def _leaves(config: BaseConfig) -> bool:
-    """Whether a config leaves layers in float, and hence may name any module."""
+def _stays_float(config: BaseConfig) -> bool:
+    """Whether a config leaves layers as they are, and hence may name any module."""
     return is_codebooks(config) and config.layer_scheme is None
-
-
-def is_codebooks(config: BaseConfig) -> bool:
-    """Whether a config is one of this package, not of INC."""
-    return hasattr(type(config), "layer_scheme")
-
-
-def codebooks_first(
-    configs: Mapping[tuple[str, str], BaseConfig],
-) -> OrderedDict[tuple[str, str], BaseConfig]:
-    """The configs of a model in an order that INC can work with.
-
-    Its algorithms read some settings off the last config, whosesoever it is.
-    """
-    return OrderedDict(sorted(configs.items(), key=lambda item: not is_codebooks(item[1])))

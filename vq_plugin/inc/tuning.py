@@ -37,21 +37,26 @@ class FittedConfig(VQConfig):
     Attributes:
         small: The compressed weight.
         source: Digest of the float weight that it stands for.
+        calibrated: Whether the fit has seen calibration data.
     """
 
     small: CodebookWeight
     source: str
+    calibrated: bool
 
     @classmethod
-    def of(cls, layer: nn.Module, small: CodebookWeight, seed: int) -> FittedConfig:
+    def of(
+        cls, layer: nn.Module, small: CodebookWeight, seed: int, *, calibrated: bool
+    ) -> FittedConfig:
         """The config for a layer and its fit."""
         config = cls(small.scheme, seed, white_list=None)
-        config.small, config.source = small, _digest(layer)
+        config.small, config.source, config.calibrated = small, _digest(layer), calibrated
         return config
 
     def fit(self, name: str, layer: nn.Module, importance: Tensor | None) -> CodebookWeight:
-        """The known fit, unless the layer's weight is another by now."""
-        if _digest(layer) == self.source:
+        """The known fit, unless the weight is another by now, or there is calibration at last."""
+        news = importance is not None and not self.calibrated
+        if not news and _digest(layer) == self.source:
             return self.small
         return super().fit(name, layer, importance)
 
@@ -121,9 +126,16 @@ def tuning_config(
         recipe_or_schemes = recipe.candidates()
     limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
     max_trials = _MAX_TRIALS if max_trials is None else max_trials
+    if not isinstance(max_trials, int):
+        raise TypeError(f"max_trials must be a whole number, got {max_trials!r}")
     if max_trials < 2:
         raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
     seed = 0 if seed is None else seed
+    if not isinstance(recipe_or_schemes, Mapping | Scheme | Sequence):
+        raise TypeError(
+            "expected a recipe's path, a sequence of schemes, or patterns to lists of schemes; got "
+            f"{recipe_or_schemes!r}"
+        )
     if isinstance(recipe_or_schemes, Mapping):
         configs = _frontier(model, recipe_or_schemes, calibration, max_trials - 1, seed)
     else:
@@ -165,11 +177,17 @@ def _settings(
             f"{len(settings)} settings and one that does nothing are more than max_trials="
             f"{count + 1}: INC would stop before the end, and return one that breaks the budget"
         )
-    sized = []
+    sized: list[tuple[int, VQConfig]] = []
     for setting in settings:
         chosen = select(model, parse_scheme(setting) if isinstance(setting, str) else setting)
         rules = {name: VQConfig(scheme, seed, white_list=None) for name, scheme in chosen.items()}
-        sized.append((_saved_bytes(model, chosen), _by_name(rules)))
+        saved, config = _saved_bytes(model, chosen), _by_name(rules)
+        if saved <= 0:
+            warnings.warn(f"{setting} makes the model no smaller: left out", stacklevel=3)
+        elif all(config != known for _, known in sized):
+            sized.append((saved, config))
+    if not sized:
+        raise ValueError("no setting makes the model smaller")
     return [config for _, config in sorted(sized, key=lambda pair: -pair[0])]
 
 
@@ -198,12 +216,16 @@ def _frontier(
         calibration = list(calibration)
     space = search_space(model, candidates)
     fits = fit_candidates(model, space, calibration, seed=seed, workers=1, backend="loky")
+    modules = dict(model.named_modules())
+    weights = [modules[ladder.name].weight for ladder in fits.layers]
+    largest = sum(weight.nbytes for weight in weights if isinstance(weight, Tensor))
     points = [
         (_nbytes(fits, setting), setting)
         for setting in reversed(frontier([ladder.candidates for ladder in fits.layers]))
-        if any(fits.schemes(setting).values())
+        if _nbytes(fits, setting) < largest
     ]
-    modules = dict(model.named_modules())
+    if not points:
+        raise ValueError("no setting makes the model smaller")
     owners = owners_of_parameters(model)
     known: dict[int, FittedConfig] = {}
     configs = []
@@ -212,7 +234,9 @@ def _frontier(
         for name, small in fits.chosen(setting).items():
             layer = modules[name]
             if id(small) not in known:
-                known[id(small)] = FittedConfig.of(layer, small, seed)
+                known[id(small)] = FittedConfig.of(
+                    layer, small, seed, calibrated=calibration is not None
+                )
             for owner in owners.get(id(layer.weight), [name]):
                 rules[owner] = known[id(small)]
         configs.append(_by_name(rules))

@@ -1,0 +1,73 @@
+"""INC's own algorithms, where they share a model with codebooks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+
+from neural_compressor.common.base_config import BaseConfig
+from neural_compressor.torch.quantization import (
+    AutoRoundConfig,
+    AWQConfig,
+    GPTQConfig,
+    HQQConfig,
+    RTNConfig,
+    TEQConfig,
+)
+from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
+from torch import nn
+
+# All others rewrite the whole model.
+_WEIGHT_ONLY = (RTNConfig, GPTQConfig, AWQConfig, TEQConfig, HQQConfig, AutoRoundConfig)
+
+
+def is_codebooks(config: BaseConfig) -> bool:
+    """Whether a config is one of this package, not of INC."""
+    return hasattr(type(config), "layer_scheme")
+
+
+def check_partner(config: BaseConfig) -> None:
+    """Raises ``ValueError`` for an algorithm that cannot share a model with codebooks."""
+    if not is_codebooks(config) and not isinstance(config, _WEIGHT_ONLY):
+        known = ", ".join(kind.__name__ for kind in _WEIGHT_ONLY)
+        raise ValueError(
+            f"{type(config).__name__} cannot share a model with codebooks, as it rewrites all of "
+            f"it; those that can are {known}"
+        )
+
+
+def layers_of(config: BaseConfig, model: nn.Module) -> list[tuple[str, str]]:
+    """``(name, type)`` of the layers that a config of INC can take."""
+    layers: list[tuple[str, str]] = config.get_model_info(model=model)
+    return layers
+
+
+def names_layer(config: BaseConfig, rule: BaseConfig, name: str, kind: str) -> bool:
+    """Whether a config of INC has a rule for a layer, by its whole name or its type.
+
+    INC's own ``re.match`` takes ``fc1`` for ``fc10`` as well.
+    """
+    return any(
+        _matches(key, name, kind) for key, local in config.local_config.items() if local is rule
+    )
+
+
+def warn_of_unmatched(config: BaseConfig, layers: list[tuple[str, str]]) -> None:
+    """Warns of names in a config of INC that are those of no layer which it can take."""
+    names = [name for name, _ in layers]
+    for key in config.local_config:
+        # Those of language models are added by INC itself.
+        if key not in LM_HEAD_NAMES and not any(_matches(key, *layer) for layer in layers):
+            near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.4) or names[:3]
+            warnings.warn(
+                f"{type(config).__name__}: {key!r} matches no layer that it takes; the nearest "
+                f"names are {', '.join(near)}",
+                stacklevel=4,
+            )
+
+
+def _matches(key: object, name: str, kind: str) -> bool:
+    if isinstance(key, str):
+        return key == name or re.fullmatch(key, name) is not None
+    return getattr(key, "__name__", None) == kind
