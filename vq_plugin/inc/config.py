@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, ClassVar, Self, TypeAlias
 
-from neural_compressor.common.base_config import BaseConfig, ComposableConfig, config_registry
+from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
-from neural_compressor.torch.quantization.config import FRAMEWORK_NAME, TorchBaseConfig
+from neural_compressor.torch.quantization.config import TorchBaseConfig
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.inc.composition import Composition
-from vq_plugin.inc.layers import Configs, Key, ModelInfo, checked, model_info
-from vq_plugin.inc.partners import check_partner, is_codebooks
-from vq_plugin.inc.settings import Settings
+from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
+from vq_plugin.inc.partners import check_partner
+from vq_plugin.inc.plain import (
+    Key,
+    Settings,
+    key_text,
+    known,
+    local_from_dict,
+    local_to_dict,
+    plain,
+    unique,
+)
 from vq_plugin.model import fit_layer
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
@@ -30,7 +38,8 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     INC's own rules hold, made exact: a name is that of one layer, or a regular expression that
     must match the whole name (INC's ``re.match`` takes ``fc1`` for ``fc10`` too). Of several
-    rules the most specific decides: name, then regular expression, then type, then all.
+    rules the most specific decides: name, then regular expression, then type, then all; of several
+    of one kind the last.
 
     Attributes:
         scheme: A scheme or its text; ``None`` leaves the layers in float. A list is for
@@ -290,27 +299,18 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def get_params_dict(self) -> dict[str, Any]:
         """The settings as plain values, as they are in JSON."""
-        settings = {
-            name: [_plain(entry) for entry in value] if isinstance(value, list) else _plain(value)
-            for name, value in self._settings().items()
-        }
+        settings = {name: plain(value) for name, value in self._settings().items()}
         return {**settings, "seed": self.seed}
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values, which :meth:`from_dict` reads back."""
         result = Settings(self.get_params_dict(), self)
         if self.white_list not in (None, DEFAULT_WHITE_LIST):
-            result["white_list"] = [_text(key) for key in self._listed()]
-        local = {_text(key): self._local_to_dict(own) for key, own in self._deviating().items()}
+            result["white_list"] = [key_text(key) for key in self._listed()]
+        local = {
+            key_text(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
+        }
         return {GLOBAL: result, LOCAL: local} if local else result
-
-    def _local_to_dict(self, config: BaseConfig) -> dict[str, Any]:
-        if not is_codebooks(config):
-            # Its own to_dict() adds what is no setting, and turns a white list into rules.
-            names = [name for name in config.params_list if name != "white_list"]
-            return {config.name: {name: getattr(config, name, None) for name in names}}
-        settings: dict[str, Any] = config.to_dict()
-        return settings if type(config) is type(self) else {config.name: settings}
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
@@ -330,37 +330,15 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         if not isinstance(config_dict, Mapping):
             raise TypeError(f"{cls.__name__}: expected a dict of settings, got {config_dict!r}")
         if GLOBAL not in config_dict and LOCAL not in config_dict:
-            return cls(**cls._known(config_dict, (*_parameters(cls), "white_list")))
-        sections = cls._known(config_dict, (GLOBAL, LOCAL))
+            return cls(**known(config_dict, (*_parameters(cls), "white_list"), cls.name))
+        sections = known(config_dict, (GLOBAL, LOCAL), cls.name)
         config = cls.from_dict(sections.get(GLOBAL, {}))
         local = sections.get(LOCAL, {})
         if not isinstance(local, Mapping):
             raise TypeError(f"{cls.__name__}: 'local' is a dict of names, got {local!r}")
         for key, settings in local.items():
-            config.set_local(key, cls._read_local(settings))
+            config.set_local(key, local_from_dict(settings, cls))
         return config
-
-    @classmethod
-    def _read_local(cls, settings: Any) -> BaseConfig | None:
-        if settings is None:
-            return None
-        algorithms = config_registry.get_cls_configs()[FRAMEWORK_NAME]
-        if isinstance(settings, Mapping) and len(settings) == 1:
-            ((algorithm, own),) = settings.items()
-            if algorithm in algorithms and algorithm not in _parameters(cls):
-                return algorithms[algorithm].from_dict(own)
-        return cls.from_dict(settings)
-
-    @classmethod
-    def _known(cls, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
-                    f"{cls.name}: {key!r} is unknown{hint} (known: {', '.join(known)})"
-                )
-        return dict(given)
 
     def to_json_file(self, filename: str) -> None:
         """Writes the config to a file.
@@ -370,8 +348,8 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         """
         for key in self.local_config:
             if not isinstance(key, str) and LAYER_TYPES.get(key.__name__) is not key:
-                known = ", ".join(LAYER_TYPES)
-                raise ValueError(f"{filename}: a file can name {known}, but not {key!r}")
+                types = ", ".join(LAYER_TYPES)
+                raise ValueError(f"{filename}: a file can name {types}, but not {key!r}")
         super().to_json_file(filename)
 
     @classmethod
@@ -385,7 +363,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         with open(filename, encoding="utf-8") as file:
             text = file.read()
         try:
-            return cls.from_dict(json.loads(text, object_pairs_hook=_once))
+            return cls.from_dict(json.loads(text, object_pairs_hook=unique))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{filename}: {error}") from error
 
@@ -423,19 +401,3 @@ def _check_key(where: str, key: Any) -> Key:
     if isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module)):
         return key
     raise TypeError(f"{where}: expected a layer's name or class, got {key!r}")
-
-
-def _text(key: Key) -> str:
-    return key if isinstance(key, str) else key.__name__
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Scheme) else value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key!r} is there twice")
-    return dict(pairs)

@@ -53,14 +53,14 @@ def compress_in_place(
             then as it was.
     """
     layers = _pending(model, configs_mapping)
-    ties = check_codebooks(model, configs_mapping)
+    ties = check_codebooks(model, layers)
     if mode == Mode.PREPARE:
         _forget(model, but=layers)
         _observe(model, layers)
         return model
-    if layers:
-        weights = _fit_calibrated(model, layers, ties, run_fn, run_args or ())
-        _forget(model)
+    weights = _fit_calibrated(model, layers, ties, run_fn, run_args or ()) if layers else {}
+    _forget(model)
+    if weights:
         model = swap(model, weights)
         for line in str(summary(model)).splitlines():
             logger.info(line)

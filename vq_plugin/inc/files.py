@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from neural_compressor.common.base_config import BaseConfig, config_registry
@@ -27,6 +27,8 @@ from vq_plugin.checkpoint import save as save_file
 from vq_plugin.checkpoint.file import read
 from vq_plugin.inc.partners import is_codebooks
 from vq_plugin.nn import CodebookLayer
+
+LayerKey: TypeAlias = tuple[str, str]
 
 MODEL_FILE = "model.vq"
 
@@ -67,7 +69,7 @@ def save(
     logger.info("Save the compressed model to %s.", folder)
 
 
-def enable_save(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
+def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
     """Lets INC's ``save`` find ours: it asks the first config of a model, then the model.
 
     Args:
@@ -124,13 +126,14 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
             "neural_compressor.torch.quantization.load"
         )
     model = copy.deepcopy(original_model)
-    layers = _read_settings(folder / QCONFIG_NAME)
-    hosted = {key: own for key, own in layers.items() if not next(iter(own)).startswith("vq")}
+    settings = _read_settings(folder / QCONFIG_NAME)
+    configs = {key: _config(own) for key, own in settings.items()}
+    hosted = [key for key, config in configs.items() if not is_codebooks(config)]
     if hosted:
         _, tensors = read(folder / MODEL_FILE)
-        for key, settings in hosted.items():
+        for key in hosted:
             try:
-                _put_layer_of_inc(model, key, settings, tensors)
+                _put_layer_of_inc(model, key, settings[key], tensors)
             except (RuntimeError, AssertionError, ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{folder}: INC cannot read layer {key}: {error}") from error
         # INC's load() sets eval mode.
@@ -138,48 +141,52 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
         for name, module in model.named_modules():
             module.training = modes.get(name, original_model.training)
     restored = load_file(folder / MODEL_FILE, model)
-    enable_save(restored, {ast.literal_eval(key): _config(own) for key, own in layers.items()})
+    enable_save(restored, configs)
     return restored
 
 
-def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
-    """Algorithm and settings of every layer, by the text that INC has for its name and type."""
+def _read_settings(path: Path) -> dict[LayerKey, dict[str, Any]]:
+    """Algorithm and settings of every layer."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        layers = content[_NOTICE] if isinstance(content, dict) and _NOTICE in content else None
+        if layers is not None:
+            return {ast.literal_eval(key): dict(own) for key, own in layers.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; save the model again") from None
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
-    layers = content.get(_NOTICE) if isinstance(content, dict) else None
-    if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
-        raise CheckpointError(
-            f"{path}: not the one that was written with {MODEL_FILE}; has INC saved another model "
-            "into this folder?"
-        )
-    return layers
+    raise CheckpointError(
+        f"{path}: not the one that was written with {MODEL_FILE}; has INC saved another model "
+        "into this folder?"
+    )
 
 
 def _config(settings: Mapping[str, Any]) -> BaseConfig:
-    ((algorithm, own),) = settings.items()
-    return config_registry.get_cls_configs()[FRAMEWORK_NAME][algorithm].from_dict(own)
+    try:
+        ((algorithm, own),) = settings.items()
+        return config_registry.get_cls_configs()[FRAMEWORK_NAME][algorithm].from_dict(own)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{QCONFIG_NAME}: damaged ({error!r})") from error
 
 
 def _put_layer_of_inc(
-    model: nn.Module, key: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    model: nn.Module, key: LayerKey, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
     """Lets INC rebuild one layer from a folder of its own making.
 
     One by one: INC looks up the settings of a layer by whether its name occurs in theirs, which
     gives ``fc1`` the settings of ``fc10``.
     """
-    name, _ = ast.literal_eval(key)
-    own = {k: value for k, value in tensors.items() if k.startswith(f"{name}.")}
+    name, _ = key
+    own = {path: value for path, value in tensors.items() if path.startswith(f"{name}.")}
     if f"{name}.weight" in own:
         # Left in float.
         return
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         torch.save(own, Path(folder) / WEIGHT_NAME)
-        (Path(folder) / QCONFIG_NAME).write_text(json.dumps({key: settings}), encoding="utf-8")
+        text = json.dumps({str(key): settings})
+        (Path(folder) / QCONFIG_NAME).write_text(text, encoding="utf-8")
         load_with_inc(folder, original_model=model)
     for path, buffer in list(model.named_buffers()):
         if path in own:

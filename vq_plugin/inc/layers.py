@@ -11,6 +11,7 @@ from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
 from vq_plugin.inc.partners import is_codebooks, layers_of
+from vq_plugin.inc.plain import Key
 from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import Scheme
@@ -19,7 +20,6 @@ from vq_plugin.select import NoMatchError, Pattern, match
 if TYPE_CHECKING:
     from vq_plugin.inc.config import VQConfig
 
-Key: TypeAlias = str | type[nn.Module]
 Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
 
@@ -92,14 +92,16 @@ def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> 
         ValueError: If a layer cannot be compressed, or layers that share a weight do not share a
             scheme.
     """
-    check_codebooks(model, configs)
+    check_codebooks(model, {name: config for (name, _), config in configs.items()})
     return OrderedDict(sorted(configs.items(), key=lambda item: not is_codebooks(item[1])))
 
 
-def check_codebooks(
-    model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]
-) -> dict[str, str]:
+def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict[str, str]:
     """Finds layers that cannot be compressed.
+
+    Args:
+        model: The float model.
+        configs: Config by name of the layer.
 
     Returns:
         Of layers that share a weight, the first by each other one.
@@ -108,7 +110,7 @@ def check_codebooks(
         ValueError: See :func:`checked`.
     """
     schemes: dict[str, Scheme] = {}
-    for (name, _), config in configs.items():
+    for name, config in configs.items():
         if is_codebooks(config) and config.layer_scheme is not None:
             check_layer(name, model.get_submodule(name))
             schemes[name] = config.layer_scheme
