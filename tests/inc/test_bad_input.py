@@ -90,7 +90,7 @@ def test_unknown_or_duplicate_keys_of_recipes(mlp, tmp_path):
 
 
 def test_patterns_that_match_nothing(mlp):
-    nearest = r"'re:4' matches nothing; the nearest names are 0, 2, 3"
+    nearest = r"pattern '4' matches nothing; the nearest names are 0, 2, 3"
     with pytest.warns(UserWarning, match=nearest), pytest.raises(ValueError, match=nearest):
         quantize(mlp, KMConfig(white_list=["4"]))
     with pytest.raises(ValueError, match="'4' matches nothing"):

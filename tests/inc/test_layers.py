@@ -92,7 +92,9 @@ def test_a_changed_setting_reaches_the_layers(net, schemes):
 
 def test_unmatched_keys_warn_with_the_nearest_names(net, schemes):
     config = KMConfig(k=4).set_local("fc11", PQConfig()).set_local("out", PQConfig())
-    with pytest.warns(UserWarning, match=r"'re:fc11' matches nothing; the nearest names are fc1"):
+    with pytest.warns(
+        UserWarning, match=r"pattern 'fc11' matches nothing; the nearest names are fc1"
+    ):
         small = quantize(net, config)
     assert schemes(small)["out"] == "pq(k=16,dim=4)"
     assert schemes(small)["fc1"] == "km(k=4)"

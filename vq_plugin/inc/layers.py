@@ -130,8 +130,10 @@ def _owners(
         except NoMatchError as error:
             if kept[error.pattern] is config.global_config:
                 raise
-            warnings.warn(f"{type(config).__name__}: {error}", stacklevel=5)
-            unmatched.append(str(error))
+            # As it was written, not as the selection reads it.
+            text = str(error).replace("'re:", "'", 1)
+            warnings.warn(f"{type(config).__name__}: {text}", stacklevel=5)
+            unmatched.append(text)
             del kept[error.pattern]
     raise ValueError(
         f"{type(config).__name__} is for no layer of the model: "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from neural_compressor.torch.quantization import TuningConfig
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, fit_candidates
 from vq_plugin.tuning.journal import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
+
+T = TypeVar("T")
 
 Recipe: TypeAlias = str | os.PathLike[str]
 
@@ -109,41 +111,47 @@ def tuning_config(
         'None'
     """
     if isinstance(recipe_or_schemes, str | os.PathLike):
-        prepared = prepare(recipe_or_schemes, model)
-        recipe = prepared.recipe
-        if tolerable_loss is None:
-            criterion = recipe.tuning.accuracy_criterion
-            tolerable_loss = _relative(criterion, Path(recipe_or_schemes))
-        if recipe.tuning.exit_policy.timeout is not None:
-            warnings.warn(
-                f"{recipe_or_schemes}: INC's autotune knows no timeout; max_trials limits it",
-                stacklevel=2,
-            )
+        path = Path(recipe_or_schemes)
+        prepared = prepare(path, model)
+        tuning = prepared.recipe.tuning
+        if tuning.exit_policy.timeout is not None:
+            text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
+            warnings.warn(text, stacklevel=2)
         if calibration is None and prepared.calibration is not None:
             calibration = prepared.calibration()
-        max_trials = recipe.tuning.exit_policy.max_trials if max_trials is None else max_trials
-        seed = recipe.tuning.random_seed if seed is None else seed
-        recipe_or_schemes = recipe.candidates()
-    limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
-    max_trials = _MAX_TRIALS if max_trials is None else max_trials
-    if not isinstance(max_trials, int):
-        raise TypeError(f"max_trials must be a whole number, got {max_trials!r}")
-    if max_trials < 2:
-        raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
-    seed = 0 if seed is None else seed
-    if not isinstance(recipe_or_schemes, Mapping | Scheme | Sequence):
-        raise TypeError(
-            "expected a recipe's path, a sequence of schemes, or patterns to lists of schemes; got "
-            f"{recipe_or_schemes!r}"
+        return tuning_config(
+            model,
+            prepared.recipe.candidates(),
+            _or(tolerable_loss, lambda: _relative(tuning.accuracy_criterion, path)),
+            calibration=calibration,
+            max_trials=_or(max_trials, lambda: tuning.exit_policy.max_trials),
+            seed=_or(seed, lambda: tuning.random_seed),
         )
-    if isinstance(recipe_or_schemes, Mapping):
-        configs = _frontier(model, recipe_or_schemes, calibration, max_trials - 1, seed)
-    else:
-        configs = _settings(model, recipe_or_schemes, calibration, max_trials - 1, seed)
+    limit = LossBudget(relative=_or(tolerable_loss, lambda: _TOLERABLE_LOSS)).limit
+    count = _or(max_trials, lambda: _MAX_TRIALS) - 1
+    if count < 1:
+        raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
+    seed = _or(seed, lambda: 0)
+    match recipe_or_schemes:
+        case Mapping():
+            configs = _frontier(model, recipe_or_schemes, calibration, count, seed)
+        case Scheme():
+            configs = _settings(model, [recipe_or_schemes], calibration, count, seed)
+        case Sequence():
+            configs = _settings(model, recipe_or_schemes, calibration, count, seed)
+        case _:
+            raise TypeError(
+                "expected a recipe's path, a sequence of schemes, or patterns to lists of schemes; "
+                f"got {recipe_or_schemes!r}"
+            )
     configs.append(VQConfig(None))
     return TuningConfig(
         config_set=configs, tolerable_loss=Tolerance(limit), max_trials=len(configs)
     )
+
+
+def _or(given: T | None, default: Callable[[], T]) -> T:
+    return default() if given is None else given
 
 
 def _relative(criterion: AccuracyCriterion, path: Path) -> float:
@@ -158,7 +166,7 @@ def _relative(criterion: AccuracyCriterion, path: Path) -> float:
 
 def _settings(
     model: nn.Module,
-    settings: Scheme | Sequence[Schemes | str],
+    settings: Sequence[Schemes | str],
     calibration: Calibration | None,
     count: int,
     seed: int,
@@ -169,7 +177,6 @@ def _settings(
             "settings of the whole model are fitted by autotune: calibrate them by its run_fn; "
             "calibration= is for a recipe, or for patterns with ladders"
         )
-    settings = [settings] if isinstance(settings, Scheme) else list(settings)
     if not settings:
         raise ValueError("there is nothing to try: give at least one scheme")
     if len(settings) > count:
