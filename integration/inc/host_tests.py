@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,8 @@ def _first_line(problem: ElementTree.Element) -> str:
         lines = [line for line in (problem.text or "").splitlines() if line.startswith("E  ")]
         message = lines[-1][1:] if lines else message
     first = message.removeprefix("failed on setup with ").strip('" \n').partition("\n")[0]
-    return shorten(first, 120)
+    # Addresses that the tests could not reach are nobody's business.
+    return shorten(re.sub(r"https?://[\w./-]+", "[address]", first), 120)
 
 
 def by_file(runs: Mapping[str, Sequence[Run]]) -> Table:
