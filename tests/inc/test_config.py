@@ -113,8 +113,32 @@ def test_settings_change_and_deviations_stay():
     assert config == KMConfig(white_list=["fc2"])
 
 
+def test_a_refused_setting_is_not_the_last_that_counts(mlp, schemes):
+    from neural_compressor.torch.quantization import quantize
+
+    for config in (KMConfig(), KMConfig(white_list=["0"])):
+        with pytest.raises(ValueError, match="at least 1"):
+            config.k = 0
+        config.k = 4
+        assert schemes(quantize(mlp, config, inplace=False))["0"] == "km(k=4)"
+
+
+def test_a_white_list_that_becomes_all():
+    config = KMConfig(white_list=["fc1"])
+    config.white_list = "*"
+    assert config == KMConfig()
+
+
+def test_lists_of_the_caller_are_copied():
+    names, values = ["fc1"], [4, 16]
+    config = KMConfig(k=values, white_list=names)
+    names.append("fc2")
+    values.append(0)
+    assert config == KMConfig(k=[4, 16], white_list=["fc1"])
+
+
 def test_local_configs_of_inc_keep_their_settings(tmp_path):
-    own = RTNConfig(bits=8, group_size=16, white_list=["fc1"], use_layer_wise=False)
+    own = RTNConfig(bits=8, group_size=16, use_layer_wise=False)
     config = KMConfig().set_local("fc1", own)
     config.to_json_file(tmp_path / "config.json")
     again = KMConfig.from_json_file(tmp_path / "config.json")

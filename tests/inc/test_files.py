@@ -155,3 +155,19 @@ def test_what_only_pickle_could_keep(mlp, tmp_path):
     small = quantize(mlp, KMConfig(white_list=["0"]) + HQQConfig(white_list=["2"]))
     with pytest.raises(ValueError, match=r"'2\.meta_info' holds a dict"):
         save(small, tmp_path)
+
+
+def test_layers_of_inc_whose_settings_are_lost(mlp, tmp_path):
+    save(quantize(mlp, RTNConfig(use_layer_wise=False, white_list=["2"])), str(tmp_path / "inc"))
+    fresh = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.Linear(32, 8))
+    loaded = inc_load(str(tmp_path / "inc"), original_model=fresh)
+    with pytest.raises(ValueError, match="layer '2' is a INCWeightOnlyLinear whose settings were"):
+        save(quantize(loaded, KMConfig()), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_names_that_inc_cannot_read_back(tmp_path):
+    model = nn.ModuleDict({"it's": nn.Linear(32, 32), "b": nn.Linear(32, 32)})
+    small = quantize(model, KMConfig().set_local("it's", RTNConfig(use_layer_wise=False)))
+    with pytest.raises(ValueError, match="a name with a quote"):
+        save(small, tmp_path)

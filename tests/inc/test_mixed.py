@@ -10,6 +10,7 @@ import torch
 from neural_compressor.common.base_config import ComposableConfig
 from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
 from neural_compressor.torch.quantization import (
+    AutoRoundConfig,
     DynamicQuantConfig,
     FP8Config,
     HQQConfig,
@@ -202,3 +203,53 @@ def test_tied_weights_of_two_algorithms():
 def test_compositions_are_ours_where_codebooks_are_on_the_left():
     assert type(KMConfig() + rtn()).__module__.startswith("vq_plugin")
     assert type(rtn() + KMConfig()) is ComposableConfig
+
+
+class WithHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lm_head = nn.Linear(32, 32), nn.Linear(32, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "fc", "head"),
+    [
+        # INC leaves the heads of language models in float wherever it is asked for all layers.
+        (lambda: KMConfig() + rtn(), "INCWeightOnlyLinear", "Linear"),
+        (lambda: KMConfig() + rtn(white_list=["fc"]), "INCWeightOnlyLinear", "CodebookLinear"),
+        (lambda: KMConfig(white_list=["lm_head"]) + rtn(), "INCWeightOnlyLinear", "CodebookLinear"),
+    ],
+)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_heads_of_language_models(config, fc, head, stages):
+    model = WithHead()
+    small = quantize(model, config()) if stages == 1 else convert(prepare(model, config()))
+    assert kinds(small.children()) == [fc, head]
+
+
+def test_a_config_that_inc_has_used(mlp):
+    used = rtn()
+    quantize(nn.Sequential(nn.Linear(4, 4)), used)
+    assert used.local_config
+    assert kinds(quantize(mlp, KMConfig().set_local("2", used))) == BOTH
+
+
+def test_a_local_config_of_inc_with_rules_of_its_own(mlp):
+    with pytest.raises(ValueError, match="give it one without a white_list"):
+        KMConfig().set_local("2", rtn(white_list=["2"]))
+
+
+def test_an_algorithm_that_takes_the_whole_model(mlp):
+    if AutoRoundConfig().get_model_info(model=mlp) is not None:
+        # Releases before 3.10 ask for layers.
+        return
+    with pytest.raises(ValueError, match="AutoRoundConfig takes the whole model"):
+        quantize(mlp, KMConfig() + AutoRoundConfig(white_list=["2"]))
+    with pytest.raises(ValueError, match="AutoRoundConfig takes the whole model"):
+        quantize(mlp, KMConfig().set_local("2", AutoRoundConfig()))
+
+
+def test_sums_of_sums(mlp, schemes):
+    config = KMConfig() + (PQConfig(white_list=["0"]) + rtn(white_list=["2"]))
+    assert kinds(quantize(mlp, config)) == BOTH
+    assert schemes(mlp) == {"0": "pq(k=16,dim=4)", "3": "km(k=16)"}

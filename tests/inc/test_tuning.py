@@ -225,6 +225,20 @@ def test_the_tolerance_is_incs_rule(kind):
         assert (float(score) >= float(baseline) * (1 - Tolerance(tolerance))) == plain
 
 
+def test_the_tolerance_is_a_number_elsewhere():
+    from vq_plugin.inc.tolerance import Tolerance
+
+    assert float(torch.tensor(0.5) - Tolerance(0.25)) == 0.25
+    assert bool(torch.tensor(0.5) > Tolerance(0.25))
+    assert f"{Tolerance(0.01):.2%}" == "1.00%"
+
+
+def test_a_changed_candidate_is_fitted_anew(model):
+    config = tuning_config(model, {"0": [vq.KM(k=4), None]}, calibration=[torch.randn(64, 64)])
+    config.config_set[0].local_config["0"].scheme = "km(k=2)"
+    assert str(autotune(model, config, lambda m: 1.0)[0].scheme) == "km(k=2)"
+
+
 def test_candidates_expand_to_themselves(model):
     config = tuning_config(model, SETTINGS)
     assert ConfigSet.from_fwk_configs(config.config_set).config_list == config.config_set

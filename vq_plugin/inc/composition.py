@@ -8,7 +8,13 @@ from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from torch import nn
 
 from vq_plugin.inc.layers import Configs, ModelInfo, checked
-from vq_plugin.inc.partners import check_partner, layers_of, names_layer, warn_of_unmatched
+from vq_plugin.inc.partners import (
+    check_partner,
+    is_exception,
+    layers_of,
+    names_layer,
+    warn_of_unmatched,
+)
 
 
 class Composition(ComposableConfig):  # type: ignore[misc]
@@ -25,7 +31,8 @@ class Composition(ComposableConfig):  # type: ignore[misc]
         super().__init__(configs)
 
     def __add__(self, other: BaseConfig) -> Composition:
-        return Composition([*self.config_list, other])
+        others = other.config_list if isinstance(other, Composition) else [other]
+        return Composition([*self.config_list, *others])
 
     def get_model_info(self, model: nn.Module) -> list[ModelInfo]:
         """The layers of each config, in their order."""
@@ -39,9 +46,13 @@ class Composition(ComposableConfig):  # type: ignore[misc]
         warn_of_unmatched(config, info)
         mapping = config.to_config_mapping(model_info=info)
         named = {key: rule for key, rule in mapping.items() if names_layer(config, rule, *key)}
-        everywhere = set() if config.global_config is None else set(info) - named.keys()
-        broad = dict.fromkeys(everywhere, config.global_config)
-        return ModelInfo(model, {**broad, **named}, everywhere)
+        broad: dict[tuple[str, str], BaseConfig] = {}
+        if config.global_config is not None:
+            for key in info:
+                if key not in named:
+                    excepted = is_exception(config, mapping[key])
+                    broad[key] = mapping[key] if excepted else config.global_config
+        return ModelInfo(model, {**broad, **named}, set(broad))
 
     def to_config_mapping(
         self, config_list: None = None, model_info: list[ModelInfo] | None = None

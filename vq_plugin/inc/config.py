@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
 from neural_compressor.torch.quantization.config import TorchBaseConfig
+from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight
@@ -92,7 +94,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         self._take({"scheme": scheme}, seed, white_list)
 
     def _take(self, settings: dict[str, Any], seed: int, white_list: WhiteList) -> None:
-        super().__init__(white_list=white_list)
+        super().__init__(list(white_list) if isinstance(white_list, list) else white_list)
         self.__dict__.update(settings, seed=seed)
         self._post_init()
 
@@ -136,15 +138,17 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def _post_init(self) -> None:
         """What INC calls whenever a setting changes: checks it and hands it on to the layers."""
+        # First: INC has unset it, and a refused setting must not be the last that is looked at.
+        self._is_initialized = self.white_list is not None
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(
                 f"{type(self).__name__}: seed must be a whole number, got {self.seed!r}"
             )
         for name, value in self._settings().items():
-            if isinstance(value, tuple):
+            if isinstance(value, list | tuple):
+                if not value:
+                    raise ValueError(f"{type(self).__name__}: {name} is an empty list")
                 self.__dict__[name] = list(value)
-            if isinstance(value, list | tuple) and not value:
-                raise ValueError(f"{type(self).__name__}: {name} is an empty list")
         for single in self._singles():
             self._scheme(single)
         self._global_config = None
@@ -155,9 +159,9 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         self._own = self._with(white_list=None)
         if self.white_list == DEFAULT_WHITE_LIST:
             self._global_config = self._own
+            self._local_config = deviating
         else:
             self._local_config = {**dict.fromkeys(self._listed(), self._own), **deviating}
-        self._is_initialized = True
 
     def _listed(self) -> list[Key]:
         listed = self.white_list
@@ -207,11 +211,15 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
                 f"to leave the layers in float; got {config!r}"
             )
         check_partner(config)
-        if config is self or (isinstance(config, VQConfig) and config.local_config):
+        if config is self or any(key not in LM_HEAD_NAMES for key in config.local_config):
             raise ValueError(
                 "set_local says which layers a config is for: give it one without a white_list "
                 "and without local configs"
             )
+        if config.local_config:
+            # INC has used it, and left rules of its own in it.
+            config = copy.copy(config)
+            config.local_config = {}
         for key in keys if isinstance(keys, list) else [keys]:
             self._local_config[_check_key("set_local", key)] = config
         return self
@@ -272,12 +280,13 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         """
         if self == other:
             raise ValueError(
-                f"{type(self).__name__} is added to itself. INC does that to a dict that names "
-                "two algorithms: it reads the first one twice and drops the others. Write "
-                "PQConfig(…) + RTNConfig(…) instead, or name the algorithm under 'local': "
-                "{'vq_pq': {'local': {'fc2': {'rtn': {'bits': 4}}}}}"
+                "a dict names two algorithms, or a config is added to itself: INC reads the first "
+                "one twice and drops the others. Name the other algorithm under 'local', as in "
+                "{'vq_pq': {'local': {'fc2': {'rtn': {'bits': 4}}}}}, or write PQConfig(…) + "
+                "RTNConfig(…)"
             )
-        return Composition([self, other])
+        composed: Composition = Composition([self]) + other
+        return composed
 
     def expand(self) -> list[VQConfig]:
         """The configs that ``autotune`` tries: one for each combination of what is in lists."""

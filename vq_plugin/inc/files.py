@@ -50,23 +50,37 @@ def save(
 
     Raises:
         ValueError: If the model has no codebook layer, as where ``autotune`` found none that
-            holds the budget.
+            holds the budget, or if a layer of INC could not be read back.
     """
     if not any(isinstance(module, CodebookLayer) for module in model.modules()):
         raise ValueError(
             "the model has no codebook layer, so there is nothing to save: autotune leaves it as "
             "it is if no candidate is within the tolerance"
         )
+    configs: dict[LayerKey, BaseConfig] = model.qconfig  # type: ignore[assignment]
+    _check_hosted(model, configs)
+    layers = {str(key): {config.name: config.to_dict()} for key, config in configs.items()}
+    text = json.dumps({_NOTICE: layers}, indent=1)
     folder = Path(output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model, folder / MODEL_FILE)
-    layers = {
-        str(key): {config.name: config.to_dict()}
-        for key, config in model.qconfig.items()  # type: ignore[operator, union-attr]
-    }
-    text = json.dumps({_NOTICE: layers}, indent=1)
     (folder / QCONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     logger.info("Save the compressed model to %s.", folder)
+
+
+def _check_hosted(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
+    """Finds layers of INC that could not be read back, while they are still there."""
+    known = [name for (name, _), config in configs.items() if not is_codebooks(config)]
+    for name in known:
+        if "'" in name or '"' in name:
+            raise ValueError(f"layer {name!r}: INC cannot read a name with a quote back: rename it")
+    for name, module in model.named_modules():
+        ours = any(name == other or name.startswith(f"{other}.") for other in known)
+        if type(module).__module__.startswith("neural_compressor") and not ours:
+            raise ValueError(
+                f"layer {name!r} is a {type(module).__name__} whose settings were lost when it was "
+                "loaded or quantized by itself; quantize the whole float model again"
+            )
 
 
 def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
@@ -78,7 +92,9 @@ def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> Non
     """
     earlier = getattr(model, "qconfig", None)
     # Layers that an earlier call gave to another algorithm have their configs there.
-    merged = {**(earlier if isinstance(earlier, Mapping) else {}), **configs}
+    kept = earlier if isinstance(earlier, Mapping) else {}
+    kept = {key: config for key, config in kept.items() if isinstance(config, BaseConfig)}
+    merged = {**kept, **configs}
     hosted = {key: config for key, config in merged.items() if not is_codebooks(config)}
     if hosted and not any(isinstance(module, CodebookLayer) for module in model.modules()):
         # The model is INC's alone, to save and to load.

@@ -23,7 +23,7 @@ _WEIGHT_ONLY = (RTNConfig, GPTQConfig, AWQConfig, TEQConfig, HQQConfig, AutoRoun
 
 
 def is_codebooks(config: BaseConfig) -> bool:
-    """Whether a config is one of this package, not of INC."""
+    """Whether a config is one of this package, not of INC; known by its shape, to import none."""
     return hasattr(type(config), "layer_scheme")
 
 
@@ -38,8 +38,17 @@ def check_partner(config: BaseConfig) -> None:
 
 
 def layers_of(config: BaseConfig, model: nn.Module) -> list[tuple[str, str]]:
-    """``(name, type)`` of the layers that a config of INC can take."""
-    layers: list[tuple[str, str]] = config.get_model_info(model=model)
+    """``(name, type)`` of the layers that a config of INC can take.
+
+    Raises:
+        ValueError: If it asks for no layers, but for the model.
+    """
+    layers: list[tuple[str, str]] | None = config.get_model_info(model=model)
+    if layers is None:
+        raise ValueError(
+            f"{type(config).__name__} takes the whole model in this release of INC, and cannot "
+            "share it with codebooks"
+        )
     return layers
 
 
@@ -49,8 +58,15 @@ def names_layer(config: BaseConfig, rule: BaseConfig, name: str, kind: str) -> b
     INC's own ``re.match`` takes ``fc1`` for ``fc10`` as well.
     """
     return any(
-        _matches(key, name, kind) for key, local in config.local_config.items() if local is rule
+        _matches(key, name, kind)
+        for key, local in config.local_config.items()
+        if local is rule and key not in LM_HEAD_NAMES
     )
+
+
+def is_exception(config: BaseConfig, rule: BaseConfig) -> bool:
+    """Whether a rule is what INC itself adds to "all layers": not the heads of language models."""
+    return any(config.local_config.get(key) is rule for key in LM_HEAD_NAMES)
 
 
 def warn_of_unmatched(config: BaseConfig, layers: list[tuple[str, str]]) -> None:
@@ -60,11 +76,9 @@ def warn_of_unmatched(config: BaseConfig, layers: list[tuple[str, str]]) -> None
         # Those of language models are added by INC itself.
         if key not in LM_HEAD_NAMES and not any(_matches(key, *layer) for layer in layers):
             near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.4) or names[:3]
-            warnings.warn(
-                f"{type(config).__name__}: {key!r} matches no layer that it takes; the nearest "
-                f"names are {', '.join(near)}",
-                stacklevel=4,
-            )
+            hint = f"the nearest names are {', '.join(near)}" if near else "the model has none"
+            text = f"{type(config).__name__}: {key!r} matches no layer that it takes; {hint}"
+            warnings.warn(text, stacklevel=4)
 
 
 def _matches(key: object, name: str, kind: str) -> bool:

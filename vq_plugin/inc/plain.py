@@ -63,7 +63,7 @@ def local_to_dict(config: BaseConfig, within: type[BaseConfig]) -> dict[str, Any
         # That adds what is no setting, and turns a white list into rules.
         names = [name for name in config.params_list if name != "white_list"]
         settings = {name: getattr(config, name, None) for name in names}
-    return settings if type(config) is within else {config.name: settings}
+    return settings if config.name == within.name else {config.name: settings}
 
 
 def local_from_dict(settings: Any, within: type[VQConfig]) -> BaseConfig | None:

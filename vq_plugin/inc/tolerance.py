@@ -31,9 +31,13 @@ class Tolerance(float):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        metric, own = args
-        value = metric.item()
-        return value * own if function.__name__ in ("mul", "__mul__") else value >= own
+        match function.__name__, args:
+            case "mul", (metric, Tolerance() as own):
+                return metric.item() * own
+            case "ge", (metric, Tolerance() as own):
+                return metric.item() >= own
+        plain = [float(value) if isinstance(value, cls) else value for value in args]
+        return function(*plain, **(kwargs or {}))
 
     def __rsub__(self, other: Any) -> Self:
         return type(self)(other - float(self))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from neural_compressor.torch.quantization import TuningConfig
 from torch import Tensor, nn
@@ -26,8 +26,6 @@ from vq_plugin.tuning.candidates import Fits, fit_candidates
 from vq_plugin.tuning.journal import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
-T = TypeVar("T")
-
 Recipe: TypeAlias = str | os.PathLike[str]
 
 _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
@@ -38,12 +36,12 @@ class FittedConfig(VQConfig):
 
     Attributes:
         small: The compressed weight.
-        source: Digest of the float weight that it stands for.
+        source: Digest of the float weight that it stands for, and the seed.
         calibrated: Whether the fit has seen calibration data.
     """
 
     small: CodebookWeight
-    source: str
+    source: tuple[str, int]
     calibrated: bool
 
     @classmethod
@@ -52,13 +50,15 @@ class FittedConfig(VQConfig):
     ) -> FittedConfig:
         """The config for a layer and its fit."""
         config = cls(small.scheme, seed, white_list=None)
-        config.small, config.source, config.calibrated = small, _digest(layer), calibrated
+        config.small, config.source = small, (_digest(layer), seed)
+        config.calibrated = calibrated
         return config
 
     def fit(self, name: str, layer: nn.Module, importance: Tensor | None) -> CodebookWeight:
-        """The known fit, unless the weight is another by now, or there is calibration at last."""
+        """The known fit, unless weight or settings changed, or there is calibration at last."""
         news = importance is not None and not self.calibrated
-        if not news and _digest(layer) == self.source:
+        same = self.small.scheme == self.layer_scheme and self.source == (_digest(layer), self.seed)
+        if same and not news:
             return self.small
         return super().fit(name, layer, importance)
 
@@ -122,23 +122,23 @@ def tuning_config(
         return tuning_config(
             model,
             prepared.recipe.candidates(),
-            _or(tolerable_loss, lambda: _relative(tuning.accuracy_criterion, path)),
+            tolerable_loss
+            if tolerable_loss is not None
+            else _relative(tuning.accuracy_criterion, path),
             calibration=calibration,
-            max_trials=_or(max_trials, lambda: tuning.exit_policy.max_trials),
-            seed=_or(seed, lambda: tuning.random_seed),
+            max_trials=tuning.exit_policy.max_trials if max_trials is None else max_trials,
+            seed=tuning.random_seed if seed is None else seed,
         )
-    limit = LossBudget(relative=_or(tolerable_loss, lambda: _TOLERABLE_LOSS)).limit
-    count = _or(max_trials, lambda: _MAX_TRIALS) - 1
+    limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
+    count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
         raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
-    seed = _or(seed, lambda: 0)
-    match recipe_or_schemes:
-        case Mapping():
-            configs = _frontier(model, recipe_or_schemes, calibration, count, seed)
-        case Scheme():
-            configs = _settings(model, [recipe_or_schemes], calibration, count, seed)
-        case Sequence():
-            configs = _settings(model, recipe_or_schemes, calibration, count, seed)
+    seed = 0 if seed is None else seed
+    match [recipe_or_schemes] if isinstance(recipe_or_schemes, Scheme) else recipe_or_schemes:
+        case Mapping() as candidates:
+            configs = _frontier(model, candidates, calibration, count, seed)
+        case Sequence() as settings:
+            configs = _settings(model, settings, calibration, count, seed)
         case _:
             raise TypeError(
                 "expected a recipe's path, a sequence of schemes, or patterns to lists of schemes; "
@@ -148,10 +148,6 @@ def tuning_config(
     return TuningConfig(
         config_set=configs, tolerable_loss=Tolerance(limit), max_trials=len(configs)
     )
-
-
-def _or(given: T | None, default: Callable[[], T]) -> T:
-    return default() if given is None else given
 
 
 def _relative(criterion: AccuracyCriterion, path: Path) -> float:
