@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor, nn
+
+from vq_plugin.nn import CodebookLayer
 
 # The same examples on every run: a pipeline that fails must fail again.
 settings.register_profile(
@@ -26,3 +29,26 @@ def _fixed_random_state() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    """Codes, codebooks, scales and outputs of two models are equal bit for bit."""
+
+    def check(one: nn.Module, other: nn.Module, *inputs: Tensor) -> None:
+        ours, theirs = codebook_layers(one), codebook_layers(other)
+        assert ours.keys() == theirs.keys() != set()
+        for name, layer in ours.items():
+            assert type(layer) is type(theirs[name])
+            state, reference = layer.state_dict(), theirs[name].state_dict()
+            assert state.keys() == reference.keys()
+            for key, value in state.items():
+                assert torch.equal(value, reference[key]), (name, key)
+        with torch.no_grad():
+            assert torch.equal(one(*inputs), other(*inputs))
+
+    return check
+
+
+def codebook_layers(model: nn.Module) -> dict[str, CodebookLayer]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}

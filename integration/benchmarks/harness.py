@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata, util
@@ -163,6 +166,18 @@ def parse_arguments(description: str, add: Callable[[argparse.ArgumentParser], o
     if add is not None:
         add(parser)
     return parser.parse_args()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """For hosts that log every step, above INFO too, and print beside it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def missing_peer(module: str) -> bool:

@@ -10,16 +10,12 @@ returns the smallest that holds. The seeds are those of our fits. The test split
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import io
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +34,9 @@ from neural_compressor.torch.quantization import (
 )
 from torch import nn
 
-from integration.benchmarks.harness import Check, Report, Table, parse_arguments
+from integration.benchmarks.harness import Check, Report, Table, parse_arguments, quiet
+from integration.inc.report import folder_bytes
+from integration.pipelines import file_bytes
 from vq_plugin.inc import tuning_config
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.tuning import LADDER
@@ -68,11 +66,11 @@ def own_candidates() -> Iterator[BaseConfig]:
         yield AutoRoundConfig(bits=bits)
 
 
-def folder_bytes(model: nn.Module) -> int:
+def saved_bytes(model: nn.Module) -> int:
     """Bytes of all files that INC's ``save`` writes."""
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder)
-        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        return folder_bytes(folder)
 
 
 def sized(model: nn.Module, batches: list[torch.Tensor], report: Report) -> list[BaseConfig]:
@@ -89,7 +87,7 @@ def sized(model: nn.Module, batches: list[torch.Tensor], report: Report) -> list
                     example_inputs=batches[0],
                 )
                 small(batches[0])
-                found.append((folder_bytes(small), order, config))
+                found.append((saved_bytes(small), order, config))
         except Exception as error:  # noqa: BLE001 - whatever INC raises, it does not run
             text = " ".join(str(error).split())[:90]
             failed.setdefault(config.name, {})[f"{type(error).__name__}: {text}"] = None
@@ -122,16 +120,13 @@ def run(
         # TEQ traces the model.
         small = autotune(model, make(), evaluate, example_inputs=workload.calibration()[0])
         seconds = time.perf_counter() - start
-        nbytes = folder_bytes(small)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(model.state_dict(), Path(folder) / "float.pt")
-        float_bytes = (Path(folder) / "float.pt").stat().st_size
+        nbytes = saved_bytes(small)
     baseline, score = workload.evaluate(model), workload.evaluate(small)
     tested, kept = workload.test(model), workload.test(small)
     return {
         "method": method,
         "folder bytes": nbytes,
-        "folder rate": float_bytes / nbytes,
+        "folder rate": file_bytes(model) / nbytes,
         "evaluations": evaluate.calls - 1,  # INC evaluates the float model as well
         "loss (tuning) %": 100 * (1 - score / baseline),
         "loss (test) %": 100 * (1 - kept / tested),
@@ -152,18 +147,6 @@ def _chosen(model: nn.Module) -> str:
         for c in configs.values()
     }
     return "; ".join(sorted(shown)) or "float"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """INC logs every step, and prints when it loads."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def main() -> None:

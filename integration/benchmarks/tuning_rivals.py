@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from integration.benchmarks import settings
+from integration.benchmarks.harness import quiet
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.model import assemble
 from vq_plugin.nn import CodebookLayer
@@ -210,7 +209,7 @@ def inc_autotune(fits: Fits, memo: Memo, *, real: bool) -> Chosen:
 def _autotune(
     fits: Fits, ladder: Sequence[vq.Scheme | None], evaluate: Callable[[nn.Module], float]
 ) -> nn.Module:
-    with _quiet():
+    with quiet():
         from neural_compressor.torch.quantization import TuningConfig, autotune
 
         from vq_plugin.inc import VQConfig
@@ -229,17 +228,6 @@ def _autotune(
         )
         tuned: nn.Module = autotune(fits.bench.model, tuning, evaluate)
     return tuned
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """INC logs every step at a level above INFO of its own."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def greedy_fallback(fits: Fits, memo: Memo, starts: Sequence[vq.Scheme]) -> Chosen:

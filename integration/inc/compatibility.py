@@ -22,13 +22,12 @@ import time
 import venv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
-from xml.etree import ElementTree
 
 from integration.benchmarks.harness import Check, Report, Table
+from integration.inc.junit import Outcome, read_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "neural-compressor-pt"
@@ -40,24 +39,8 @@ TESTS = ("tests/inc", "vq_plugin/inc")
 TOOLS = ("pytest", "hypothesis")
 # Only for the file: what a difference between releases may come from.
 PACKAGES = ("numpy", "pydantic", "torchao", "pytest")
-KINDS = {"failure": "failed", "error": "failed", "skipped": "skipped"}
 # Failing tests named in the table; the file has all of them.
 NAMED = 3
-
-
-@dataclass(frozen=True)
-class Test:
-    """How a test ended.
-
-    Attributes:
-        name: File and name.
-        kind: ``passed``, ``failed`` or ``skipped``; errors before and after a test are failures.
-        reason: What it says if it did not pass.
-    """
-
-    name: str
-    kind: str
-    reason: str = ""
 
 
 class FailedError(Exception):
@@ -111,7 +94,7 @@ def build(folder: Path, version: str) -> Path:
     return python
 
 
-def run_tests(python: Path, xml: Path) -> list[Test]:
+def run_tests(python: Path, xml: Path) -> dict[str, Outcome]:
     """Runs the tests in an environment.
 
     Args:
@@ -128,20 +111,8 @@ def run_tests(python: Path, xml: Path) -> list[Test]:
     except FailedError as error:
         # Exit code 1 has a file with tests that failed.
         if not xml.exists():
-            return [Test("pytest", "failed", str(error))]
-    return [_read(case) for case in ElementTree.parse(xml).iter("testcase")]
-
-
-def _read(case: ElementTree.Element) -> Test:
-    name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
-    for child in case:
-        if child.tag in KINDS:
-            reason = child.get("message", "").partition("\n")[0]
-            if reason == "collection failure":
-                # The exception comes last, after the traceback.
-                reason = (child.text or "").strip().rpartition("\nE  ")[2]
-            return Test(name, KINDS[child.tag], shorten(reason, 120))
-    return Test(name, "passed")
+            return {"pytest": Outcome("errors", str(error))}
+    return read_outcomes(xml)
 
 
 def versions(python: Path) -> dict[str, str]:
@@ -156,7 +127,7 @@ def versions(python: Path) -> dict[str, str]:
     return found
 
 
-def try_version(folder: Path, version: str) -> tuple[dict[str, Any], list[Test]]:
+def try_version(folder: Path, version: str) -> tuple[dict[str, Any], dict[str, Outcome]]:
     """Builds the environment of one release and runs the tests in it.
 
     Args:
@@ -172,16 +143,17 @@ def try_version(folder: Path, version: str) -> tuple[dict[str, Any], list[Test]]
         python = build(folder, version)
         row |= versions(python)
     except FailedError as error:
-        tests = [Test("installation", "failed", str(error))]
+        tests = {"installation": Outcome("errors", str(error))}
     else:
         row["build s"] = time.perf_counter() - start
         start = time.perf_counter()
         tests = run_tests(python, folder / "junit.xml")
         row["tests s"] = time.perf_counter() - start
-    counts = Counter(test.kind for test in tests)
-    row |= {kind: counts[kind] for kind in ("passed", "failed", "skipped")}
-    failed = [test.name.rpartition("::")[2] for test in tests if test.kind == "failed"]
-    row["first failures"] = ", ".join(failed[:NAMED])
+    counts = Counter(outcome.kind for outcome in tests.values())
+    row |= {kind: counts[kind] for kind in ("passed", "skipped")}
+    failed = [name for name, outcome in tests.items() if outcome.kind in ("failed", "errors")]
+    row["failed"] = len(failed)
+    row["first failures"] = ", ".join(name.rpartition("::")[2] for name in failed[:NAMED])
     return row, tests
 
 
@@ -199,14 +171,13 @@ def compare(folder: Path, releases: Sequence[str], report: Report) -> None:
         **{"build s": ".0f", "tests s": ".0f", "first failures": ""},
     }
     table = Table("Releases of Intel Neural Compressor", formats)
-    others = Table("Not passed", dict.fromkeys(("INC", "test", "outcome", "reason"), ""))
+    others = Table("Not passed", dict.fromkeys(("INC", "test", "kind", "reason"), ""))
     for number, version in enumerate(releases, 1):
         row, tests = try_version(folder / version, version)
         table.rows.append(row)
-        for test in tests:
-            if test.kind != "passed":
-                shown = {"test": test.name, "outcome": test.kind, "reason": test.reason}
-                others.rows.append({"INC": version, **shown})
+        for test, outcome in tests.items():
+            if outcome.kind != "passed":
+                others.rows.append({"INC": version, "test": test, **vars(outcome)})
         report.checks += [
             Check(f"INC {version}: tests that fail", row["failed"], 0),
             Check(f"INC {version}: tests that pass", row["passed"], 1, at_least=True),

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -30,9 +29,9 @@ from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from textwrap import shorten
-from xml.etree import ElementTree
 
 from integration.benchmarks.harness import Check, Report, Table
+from integration.inc.junit import OUTCOMES, Outcome, read_outcomes
 
 FOLDERS = ("common", "torch")
 # What a machine with nothing but a CPU cannot run; the host's CI for CPUs leaves out the same.
@@ -42,11 +41,8 @@ ELSEWHERE = (
     "*xpu*",
     "*distributed*",  # wants several devices
 )
-# The worst last: it counts where a test has two, its own and that of its teardown.
-OUTCOMES = ("passed", "skipped", "failed", "errors")
 # Of a test that ran the other way only.
 ABSENT = "did not run"
-TAGS = {"skipped": "skipped", "failure": "failed", "error": "errors"}
 WAYS = ("without", "with")
 # Besides torch and python: they decide which tests run.
 PACKAGES = (
@@ -54,19 +50,6 @@ PACKAGES = (
     "datasets", "peft", "pytest"
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a test ended.
-
-    Attributes:
-        kind: One of ``OUTCOMES``.
-        reason: First line of what the test says if it did not pass.
-    """
-
-    kind: str
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +117,7 @@ def run_file(tests: Path, file: str, module: str | None, timeout: float) -> Run:
         if code is None:
             outcomes = {file: Outcome("errors", f"timed out after {timeout:g} s")}
         elif xml.exists():
-            outcomes = _read(xml)
+            outcomes = read_outcomes(xml)
         else:
             last = log.read_text(errors="replace").strip().rpartition("\n")[2]
             outcomes = {file: Outcome("errors", shorten(f"exit code {code}: {last}", 120))}
@@ -187,30 +170,6 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "TRANSFORMERS_OFFLINE": "1",
     }
-
-
-def _read(xml: Path) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
-    for case in ElementTree.parse(xml).iter("testcase"):
-        test = "::".join(filter(None, (case.get("classname"), case.get("name"))))
-        ends = [
-            Outcome(TAGS[child.tag], _first_line(child)) for child in case if child.tag in TAGS
-        ] or [Outcome("passed")]
-        if test in outcomes:
-            ends.append(outcomes[test])
-        outcomes[test] = max(ends, key=lambda end: OUTCOMES.index(end.kind))
-    return outcomes
-
-
-def _first_line(problem: ElementTree.Element) -> str:
-    message = problem.get("message", "")
-    if message == "collection failure":
-        # The exception comes last, after the traceback.
-        lines = [line for line in (problem.text or "").splitlines() if line.startswith("E  ")]
-        message = lines[-1][1:] if lines else message
-    first = message.removeprefix("failed on setup with ").strip('" \n').partition("\n")[0]
-    # Addresses that the tests could not reach are nobody's business.
-    return shorten(re.sub(r"https?://[\w./-]+", "[address]", first), 120)
 
 
 def by_file(runs: Mapping[str, Sequence[Run]]) -> Table:

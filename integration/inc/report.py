@@ -1,11 +1,10 @@
 """What both pipelines print: accuracy on the untouched split and bytes on disk."""
 
-import tempfile
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from integration.pipelines import file_bytes
 from vq_plugin.workloads import digits
 
 
@@ -16,8 +15,5 @@ def folder_bytes(folder: str) -> int:
 
 def report(before: nn.Module, after: nn.Module, nbytes: int) -> None:
     """Prints one line a model."""
-    with tempfile.NamedTemporaryFile() as file:
-        torch.save(before.state_dict(), file)
-        file.flush()
-        print(f"float: accuracy {digits.test(before):.4f}, {Path(file.name).stat().st_size} bytes")
+    print(f"float: accuracy {digits.test(before):.4f}, {file_bytes(before)} bytes")
     print(f"tuned: accuracy {digits.test(after):.4f}, {nbytes} bytes")

@@ -2,30 +2,15 @@
 
 import ast
 import difflib
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from integration.pipelines import run
+
 pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
 
 HERE = Path(__file__).parent
-
-
-def run(script: str) -> dict[str, tuple[float, int]]:
-    """Accuracy and bytes by model, from what the script prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", f"integration.inc.{script}"],
-        cwd=HERE.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = re.findall(r"(\w+): accuracy ([\d.]+), (\d+) bytes", done.stdout)
-    return {name: (float(accuracy), int(size)) for name, accuracy, size in lines}
 
 
 def statements(script: str) -> list[str]:
@@ -43,7 +28,7 @@ def test_two_lines_differ():
 
 @pytest.mark.parametrize(("script", "rate"), [("rtn_autotune", 6), ("codebook_autotune", 20)])
 def test_pipeline(script, rate):
-    models = run(script)
+    models = run(f"integration.inc.{script}")
     accuracy, size = models["tuned"]
     assert accuracy >= models["float"][0] - 0.015
     assert size * rate <= models["float"][1]

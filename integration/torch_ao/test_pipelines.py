@@ -2,29 +2,13 @@
 
 import ast
 import difflib
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from integration.pipelines import run
+
 HERE = Path(__file__).parent
-
-
-def run(script: str) -> dict[str, tuple[float, int]]:
-    """Accuracy and bytes by model, from what the script prints."""
-    program = f"integration.torch_ao.{script.removesuffix('.py')}"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", program],
-        cwd=HERE.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = re.findall(r"(\w+): accuracy ([\d.]+), (\d+) bytes", done.stdout)
-    return {name: (float(accuracy), int(size)) for name, accuracy, size in lines}
 
 
 def statements(script: str) -> list[str]:
@@ -50,7 +34,7 @@ def test_three_lines_differ():
     [("float_to_int8.py", 3, 0.015), ("float_to_codebook.py", 12, 0.015)],
 )
 def test_pipeline(script, rate, loss):
-    models = run(script)
+    models = run(f"integration.torch_ao.{script.removesuffix('.py')}")
     accuracy, size = models["converted"]
     assert accuracy >= models["float"][0] - loss
     assert size * rate <= models["float"][1]

@@ -64,29 +64,10 @@ def mlp() -> nn.Sequential:
 
 
 @pytest.fixture
-def assert_same() -> Callable[..., None]:
-    """Codes, codebooks, scales and outputs are equal bit for bit."""
-
-    def check(one: nn.Module, other: nn.Module, *inputs: Tensor) -> None:
-        ours, theirs = layers(one), layers(other)
-        assert ours.keys() == theirs.keys() != set()
-        for name, layer in ours.items():
-            assert type(layer) is type(theirs[name])
-            state, reference = layer.state_dict(), theirs[name].state_dict()
-            assert state.keys() == reference.keys()
-            for key, value in state.items():
-                assert torch.equal(value, reference[key]), (name, key)
-        with torch.no_grad():
-            assert torch.equal(one(*inputs), other(*inputs))
-
-    return check
-
-
-def layers(model: nn.Module) -> dict[str, CodebookLayer]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
-
-
-@pytest.fixture
 def schemes() -> Callable[[nn.Module], dict[str, str]]:
     """The scheme of every codebook layer, as text."""
-    return lambda model: {name: str(layer.scheme) for name, layer in layers(model).items()}
+    return lambda model: {
+        name: str(module.scheme)
+        for name, module in model.named_modules()
+        if isinstance(module, CodebookLayer)
+    }

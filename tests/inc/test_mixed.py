@@ -155,7 +155,8 @@ def test_a_dict_of_two_algorithms_is_an_error(mlp):
 
 
 @pytest.mark.parametrize(
-    "other", [MXQuantConfig(), FP8Config(), SmoothQuantConfig(), DynamicQuantConfig()]
+    "other",
+    [AutoRoundConfig(), MXQuantConfig(), FP8Config(), SmoothQuantConfig(), DynamicQuantConfig()],
 )
 def test_what_cannot_share_a_model_says_so(mlp, other):
     with pytest.raises(ValueError, match="cannot share a model with codebooks"):
@@ -237,16 +238,6 @@ def test_a_config_that_inc_has_used(mlp):
 def test_a_local_config_of_inc_with_rules_of_its_own(mlp):
     with pytest.raises(ValueError, match="give it one without a white_list"):
         KMConfig().set_local("2", rtn(white_list=["2"]))
-
-
-def test_an_algorithm_that_takes_the_whole_model(mlp):
-    if AutoRoundConfig().get_model_info(model=mlp) is not None:
-        # Releases before 3.10 ask for layers.
-        return
-    with pytest.raises(ValueError, match="AutoRoundConfig takes the whole model"):
-        quantize(mlp, KMConfig() + AutoRoundConfig(white_list=["2"]))
-    with pytest.raises(ValueError, match="AutoRoundConfig takes the whole model"):
-        quantize(mlp, KMConfig().set_local("2", AutoRoundConfig()))
 
 
 def test_sums_of_sums(mlp, schemes):

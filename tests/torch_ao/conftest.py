@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import vq_plugin.model
-from vq_plugin.nn import CodebookLayer
 from vq_plugin.torch_ao import (
     check_converted,
     get_backend_config,
@@ -33,29 +32,6 @@ def convert():
         return check_converted(convert_fx(prepared, backend_config=backend), schemes)
 
     return run
-
-
-@pytest.fixture
-def assert_same():
-    """Codes, codebooks, scales and outputs are equal bit for bit."""
-
-    def check(converted: nn.Module, expected: nn.Module, *inputs: Tensor) -> None:
-        ours, theirs = layers(converted), layers(expected)
-        assert ours.keys() == theirs.keys()
-        for name, layer in ours.items():
-            assert type(layer) is type(theirs[name])
-            state, reference = layer.state_dict(), theirs[name].state_dict()
-            assert state.keys() == reference.keys()
-            for key, value in state.items():
-                assert torch.equal(value, reference[key]), (name, key)
-        with torch.no_grad():
-            assert torch.equal(converted(*inputs), expected(*inputs))
-
-    return check
-
-
-def layers(model: nn.Module) -> dict[str, CodebookLayer]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
 
 
 @pytest.fixture

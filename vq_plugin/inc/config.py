@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
@@ -60,7 +60,6 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     """
 
     name = "vq"
-    supported_configs: ClassVar[list[Any]] = []
 
     # What the white list stands for, which changes with the settings.
     _own: VQConfig | None = None
@@ -269,7 +268,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         raise AttributeError(
             f"{type(self).__name__} has no setting {name!r}. If an algorithm of INC asked for it: "
             "codebooks share a model with its weight-only algorithms only (RTN, GPTQ, AWQ, TEQ, "
-            "HQQ, AutoRound)"
+            "HQQ)"
         )
 
     def __add__(self, other: BaseConfig) -> Composition:

@@ -204,8 +204,9 @@ def _put_layer_of_inc(
         text = json.dumps({str(key): settings})
         (Path(folder) / QCONFIG_NAME).write_text(text, encoding="utf-8")
         load_with_inc(folder, original_model=model)
-    for path, buffer in list(model.named_buffers()):
-        if path in own:
-            # INC's layers turn their bias from float16 to float32 when they first run on a CPU.
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, buffer.to(own[path].dtype))
+    layer = model.get_submodule(name)
+    for path, buffer in list(layer.named_buffers()):
+        saved = own.get(f"{name}.{path}", buffer)
+        # INC's layers turn their bias from float16 to float32 when they first run on a CPU.
+        parent, _, leaf = path.rpartition(".")
+        setattr(layer.get_submodule(parent), leaf, buffer.to(saved.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST
 
@@ -11,7 +11,17 @@ from vq_plugin.inc.config import VQConfig, WhiteList
 from vq_plugin.schemes import KM, PQ, RQ, Scheme
 
 
-class KMConfig(VQConfig):
+class _MethodConfig(VQConfig):
+    """The settings are those of one scheme class, not a scheme."""
+
+    method: ClassVar[type[Scheme]]
+
+    @classmethod
+    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
+        return cls.method(**settings)
+
+
+class KMConfig(_MethodConfig):
     """K-means on single weights, see :class:`vq_plugin.KM`; every setting may be a list.
 
     Example:
@@ -20,6 +30,7 @@ class KMConfig(VQConfig):
     """
 
     name = "vq_km"
+    method = KM
 
     def __init__(
         self,
@@ -35,12 +46,8 @@ class KMConfig(VQConfig):
         own = {"k": k, "group": group, "keep_zeros": keep_zeros}
         self._take({**own, "codebook_dtype": codebook_dtype, "scale": scale}, seed, white_list)
 
-    @classmethod
-    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
-        return KM(**settings)
 
-
-class PQConfig(VQConfig):
+class PQConfig(_MethodConfig):
     """Product quantization, see :class:`vq_plugin.PQ`; every setting may be a list.
 
     Example:
@@ -49,6 +56,7 @@ class PQConfig(VQConfig):
     """
 
     name = "vq_pq"
+    method = PQ
 
     def __init__(
         self,
@@ -65,12 +73,8 @@ class PQConfig(VQConfig):
         own = {"k": k, "dim": dim, "axis": axis, "codebooks": codebooks}
         self._take({**own, "codebook_dtype": codebook_dtype, "scale": scale}, seed, white_list)
 
-    @classmethod
-    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
-        return PQ(**settings)
 
-
-class RQConfig(VQConfig):
+class RQConfig(_MethodConfig):
     """Residual quantization, see :class:`vq_plugin.RQ`; every setting may be a list.
 
     Example:
@@ -79,6 +83,7 @@ class RQConfig(VQConfig):
     """
 
     name = "vq_rq"
+    method = RQ
 
     def __init__(
         self,
@@ -95,7 +100,3 @@ class RQConfig(VQConfig):
         """Settings as in :class:`vq_plugin.RQ`, the rest as in :class:`VQConfig`."""
         own = {"k": k, "stages": stages, "dim": dim, "axis": axis, "codebooks": codebooks}
         self._take({**own, "codebook_dtype": codebook_dtype, "scale": scale}, seed, white_list)
-
-    @classmethod
-    def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:
-        return RQ(**settings)

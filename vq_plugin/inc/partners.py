@@ -8,7 +8,6 @@ import warnings
 
 from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.torch.quantization import (
-    AutoRoundConfig,
     AWQConfig,
     GPTQConfig,
     HQQConfig,
@@ -18,8 +17,8 @@ from neural_compressor.torch.quantization import (
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import nn
 
-# All others rewrite the whole model.
-_WEIGHT_ONLY = (RTNConfig, GPTQConfig, AWQConfig, TEQConfig, HQQConfig, AutoRoundConfig)
+# All others take the whole model, AutoRound too.
+_WEIGHT_ONLY = (RTNConfig, GPTQConfig, AWQConfig, TEQConfig, HQQConfig)
 
 
 def is_codebooks(config: BaseConfig) -> bool:
@@ -32,23 +31,14 @@ def check_partner(config: BaseConfig) -> None:
     if not is_codebooks(config) and not isinstance(config, _WEIGHT_ONLY):
         known = ", ".join(kind.__name__ for kind in _WEIGHT_ONLY)
         raise ValueError(
-            f"{type(config).__name__} cannot share a model with codebooks, as it rewrites all of "
-            f"it; those that can are {known}"
+            f"{type(config).__name__} cannot share a model with codebooks, as it takes all of it; "
+            f"those that can are {known}"
         )
 
 
 def layers_of(config: BaseConfig, model: nn.Module) -> list[tuple[str, str]]:
-    """``(name, type)`` of the layers that a config of INC can take.
-
-    Raises:
-        ValueError: If it asks for no layers, but for the model.
-    """
-    layers: list[tuple[str, str]] | None = config.get_model_info(model=model)
-    if layers is None:
-        raise ValueError(
-            f"{type(config).__name__} takes the whole model in this release of INC, and cannot "
-            "share it with codebooks"
-        )
+    """``(name, type)`` of the layers that a config of INC can take."""
+    layers: list[tuple[str, str]] = config.get_model_info(model=model)
     return layers
 
 

@@ -10,9 +10,6 @@ from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.utility import register_algo
 from torch import nn
 
-# Below all of INC's own, which are tried first where a search runs by priority.
-_PRIORITY = 0
-
 
 def register(configs: Iterable[type[Any]], algorithm: Callable[..., nn.Module]) -> None:
     """Makes INC know config classes and the one algorithm that they all ask for.
@@ -25,5 +22,5 @@ def register(configs: Iterable[type[Any]], algorithm: Callable[..., nn.Module]) 
         algorithm: What INC calls with the model and the config of every layer.
     """
     for config in configs:
-        register_config(FRAMEWORK_NAME, config.name, priority=_PRIORITY)(config)
+        register_config(FRAMEWORK_NAME, config.name)(config)
         register_algo(config.name)(algorithm)

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from neural_compressor.torch.quantization import TuningConfig
 from torch import Tensor, nn
@@ -25,8 +24,6 @@ from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, fit_candidates
 from vq_plugin.tuning.journal import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
-
-Recipe: TypeAlias = str | os.PathLike[str]
 
 _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
 
@@ -65,7 +62,11 @@ class FittedConfig(VQConfig):
 
 def tuning_config(
     model: nn.Module,
-    recipe_or_schemes: Recipe | Mapping[Pattern, Ladder] | Scheme | Sequence[Schemes | str],
+    recipe_or_schemes: str
+    | os.PathLike[str]
+    | Mapping[Pattern, Ladder]
+    | Scheme
+    | Sequence[Schemes | str],
     tolerable_loss: float | None = None,
     *,
     calibration: Calibration | None = None,
