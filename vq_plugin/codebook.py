@@ -54,7 +54,7 @@ def decode(
     """
     stages, groups, books, k, dim = codebooks.shape
     _, rows, subspaces = codes.shape
-    offset = _table_offsets(rows, groups, books, k, group, codes.device)
+    offset = table_offsets(rows, groups, books, k, group, codes.device)
     matrix: Tensor | None = None
     for stage in range(stages):
         # F.embedding, not indexing: it exports to ONNX as a Gather of uint8 codes.
@@ -71,7 +71,7 @@ def decode(
     return (matrix if axis == "in" else matrix.T).reshape(shape)
 
 
-def _table_offsets(
+def table_offsets(
     rows: int, groups: int, books: int, k: int, group: int | None, device: torch.device
 ) -> Tensor | None:
     """Where each code's codebook starts in the flattened table; ``None`` where all start at 0."""

@@ -1,0 +1,139 @@
+// What the kernels of every instruction set share; included after a Vec.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "kernels.h"
+#include "packing.h"
+
+namespace vq {
+namespace {
+
+constexpr int kVectors = static_cast<int>(kLanes) / Vec::kWidth;  // registers of one row block
+
+// Memory that a thread keeps from one call to the next, a block for each purpose.
+template <typename Purpose, typename T>
+T* scratch(int64_t count) {
+  struct Block {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Block() { std::free(data); }
+  };
+  static thread_local Block block;
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
+  if (block.bytes < bytes) {
+    std::free(block.data);
+    block.bytes = 0;
+    block.data = std::aligned_alloc(64, bytes);
+    if (block.data == nullptr) throw std::bad_alloc();
+    block.bytes = bytes;
+  }
+  return static_cast<T*>(block.data);
+}
+
+// Calls f.template operator()<0>(), ..., <7>(): nibbles are shifts by constants.
+template <typename F, int... kNibble>
+inline __attribute__((always_inline)) void each_nibble(F f, std::integer_sequence<int, kNibble...>) {
+  (f(std::integral_constant<int, kNibble>{}), ...);
+}
+template <typename F>
+inline __attribute__((always_inline)) void each_nibble(F f) {
+  each_nibble(f, std::make_integer_sequence<int, 8>{});
+}
+
+inline Vec::F rounded(Vec::F v, Rounding rounding) {
+  if (rounding == Rounding::half) return Vec::round_half(v);
+  if (rounding == Rounding::bfloat) return Vec::round_bfloat(v);
+  return v;
+}
+
+void round_all(const float* from, int64_t n, Rounding rounding, float* to) {
+  for (int64_t i = 0; i < n; i += Vec::kWidth) {
+    const int64_t count = std::min<int64_t>(Vec::kWidth, n - i);
+    Vec::store_part(to + i, count, rounded(Vec::load_part(from + i, count), rounding));
+  }
+}
+
+// Tables for codes of a byte have room for every byte: a damaged code must not read beyond them.
+constexpr int64_t kByteCenters = 256;
+
+inline int64_t padded(int64_t k) { return div_up(k, kLanes) * kLanes; }
+
+// One codebook as (dim, row), rounded; centers from k to padded(k) repeat the first one.
+inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t book, float* to,
+                      int64_t row = kLanes) {
+  const float* from = books.data + stage * books.stage_step + group * books.group_step +
+                      book * books.book_step;
+  const int64_t wide = padded(books.k);
+  for (int64_t j = 0; j < books.dim; ++j, to += row) {
+    const float* column = from + j * books.value_step;
+    if (books.center_step == 1) {
+      for (int64_t c = 0; c < books.k; c += Vec::kWidth)
+        Vec::store_part(to + c, books.k - c < Vec::kWidth ? books.k - c : Vec::kWidth,
+                        Vec::load_part(column + c, books.k - c < Vec::kWidth ? books.k - c
+                                                                             : Vec::kWidth));
+    } else {
+      for (int64_t c = 0; c < books.k; ++c) to[c] = column[c * books.center_step];
+    }
+    for (int64_t c = books.k; c < wide; ++c) to[c] = to[0];
+    for (int64_t c = 0; c < wide; c += Vec::kWidth)
+      Vec::store(to + c, rounded(Vec::load(to + c), books.rounding));
+  }
+}
+
+// A part of the work of one thread: some row blocks for some samples.
+struct Part {
+  int64_t first, last;                // blocks
+  int64_t first_sample, last_sample;  // samples
+};
+
+// Cuts the work by samples, which repeats no work, where every thread gets some; otherwise by blocks.
+// `nanoseconds` is about what it takes in all: little work stays on one thread.
+template <typename Body>
+void divide(const Pool& pool, int64_t blocks, int64_t batch, double nanoseconds, Body body) {
+  constexpr double kWorthAThread = 25e3;
+  const auto worth = static_cast<int64_t>(nanoseconds / kWorthAThread);
+  const int64_t threads = std::clamp<int64_t>(worth, 1, std::max(pool.threads, 1));
+  const bool by_sample = batch >= Vec::kSamples * threads;
+  const int64_t units = by_sample ? div_up(batch, Vec::kSamples) : blocks;
+  const int64_t tasks = std::min(threads, units);
+  struct Context {
+    Body* body;
+    int64_t tasks, units, blocks, batch;
+    bool by_sample;
+  } context{&body, tasks, units, blocks, batch, by_sample};
+  const auto run = [](int64_t task, void* opaque) {
+    const auto& c = *static_cast<Context*>(opaque);
+    const int64_t first = task * c.units / c.tasks, last = (task + 1) * c.units / c.tasks;
+    if (c.by_sample)
+      (*c.body)(Part{0, c.blocks, first * Vec::kSamples,
+                     std::min(last * Vec::kSamples, c.batch)});
+    else
+      (*c.body)(Part{first, last, 0, c.batch});
+  };
+  if (tasks <= 1)
+    run(0, &context);
+  else
+    pool.run(tasks, run, &context);
+}
+
+// y = sums · scale + bias for the outputs of one row block.
+inline void finish(const Linear& p, int64_t block, int64_t sample, const float* sums) {
+  const int64_t row = block * kLanes;
+  float* y = p.y + sample * p.out + row;
+  for (int64_t lane = 0; lane < kLanes && row + lane < p.out; lane += Vec::kWidth) {
+    const int64_t n = std::min<int64_t>(Vec::kWidth, p.out - row - lane);
+    Vec::F v = Vec::load(sums + lane);
+    if (p.scale != nullptr) v = Vec::mul(v, Vec::load_part(p.scale + row + lane, n));
+    if (p.bias != nullptr) v = Vec::add(v, Vec::load_part(p.bias + row + lane, n));
+    Vec::store_part(y + lane, n, v);
+  }
+}
+
+}  // namespace
+}  // namespace vq

@@ -1,0 +1,28 @@
+// The function table of one instruction set; included last, inside its target.
+#pragma once
+
+#include "lookup_bytes.h"
+#include "lookup_nibbles.h"
+#include "outward_bytes.h"
+#include "outward_nibbles.h"
+#include "scalar_bytes.h"
+#include "scalar_nibbles.h"
+
+namespace vq {
+namespace {
+
+constexpr Kernels exact_kernels(const char* name) {
+  Kernels kernels{};
+  kernels.name = name;
+  kernels.lookup_nibbles = lookup_nibbles;
+  kernels.scalar_nibbles = scalar_nibbles;
+  kernels.outward_nibbles = outward_nibbles;
+  kernels.lookup_bytes = lookup_bytes;
+  kernels.scalar_bytes = scalar_bytes;
+  kernels.outward_bytes = outward_bytes;
+  kernels.round = round_all;
+  return kernels;
+}
+
+}  // namespace
+}  // namespace vq

@@ -1,0 +1,78 @@
+// What the kernels compute, in plain C++: no Python and no torch, so that they can be tested alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vq {
+
+// Runs body(0), ..., body(tasks - 1), in any order and on any thread.
+struct Pool {
+  int threads;
+  void (*run)(int64_t tasks, void (*body)(int64_t task, void* context), void* context);
+};
+
+enum class Rounding : int32_t { none = 0, half = 1, bfloat = 2 };
+
+// A codebook per (stage, group, subspace): center c, coordinate j at
+// data + stage·stage_step + group·group_step + subspace·book_step + c·center_step + j·value_step.
+struct Books {
+  const float* data;
+  int64_t stage_step, group_step, book_step, center_step, value_step;  // in floats; 0: shared
+  int64_t stages, k, dim;
+  Rounding rounding;  // what centers are rounded to before they are used
+};
+
+// y = x · W^T + bias for a weight W, (out, in), that is codes into codebooks.
+//
+// Rows are the outputs where sub-vectors run along the inputs, and the inputs where they run along
+// the outputs. See packing.h for the layout of codes.
+struct Linear {
+  int64_t batch, in, out;
+  const float* x;
+  int64_t x_row, x_step;  // of one sample to the next, and of one input to the next, in floats
+  float* y;               // (batch, out), contiguous
+  const float* bias;      // (out) or null
+  const float* scale;     // one per row, rounded, or null
+  int64_t rows, subspaces;
+  int64_t group;  // rows per group of codebooks; a multiple of 16, or rows
+  Books books;
+  const void* codes;
+};
+
+using LinearKernel = void (*)(const Linear&, const Pool&);
+
+// Points and centers of some books: point i of book b at x + b·x_book + i·x_point.
+struct Assignment {
+  int64_t books, n, k, dim;
+  const float* x;
+  int64_t x_book, x_point;
+  const float* weight;  // importance, laid out like x; or null
+  const float* centers;  // (books, k, dim), contiguous
+  uint8_t* codes;        // (books, n)
+  float* distance;       // (books, n) or null
+};
+
+// The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
+// they would not be faster.
+struct Kernels {
+  const char* name;
+  LinearKernel lookup_nibbles;       // k <= 16, sub-vectors of 2 or more along the inputs
+  LinearKernel lookup_nibbles_fast;
+  LinearKernel scalar_nibbles;       // k <= 16, single weights
+  LinearKernel scalar_nibbles_fast;
+  LinearKernel outward_nibbles;      // k <= 16, sub-vectors along the outputs
+  LinearKernel lookup_bytes;         // k <= 256, sub-vectors of 2 or more along the inputs
+  LinearKernel scalar_bytes;         // k <= 256, single weights
+  LinearKernel outward_bytes;        // k <= 256, sub-vectors along the outputs
+  void (*round)(const float* from, int64_t n, Rounding, float* to);
+  void (*assign)(const Assignment&, const Pool&);
+};
+
+// The fastest kernels that this machine runs.
+const Kernels* best_kernels();
+
+// By name; null where this machine or this build lacks them.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace vq

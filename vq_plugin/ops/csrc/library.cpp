@@ -1,0 +1,261 @@
+#include "library.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "packing.h"
+#include "torch_abi.h"
+
+namespace vq {
+
+std::atomic<const Kernels*> kernels_in_use{nullptr};
+
+namespace {
+
+using torch_abi::functions;
+using torch_abi::Tensor;
+using torch_abi::TensorHandle;
+using torch_abi::Value;
+
+[[noreturn]] void fail(const std::string& message) { throw std::runtime_error(message); }
+
+// Serial inside one of torch's own parallel regions, as torch's operators are.
+void run_on_torch_threads(int64_t tasks, void (*body)(int64_t, void*), void* context) {
+  struct Call {
+    void (*body)(int64_t, void*);
+    void* context;
+  } call{body, context};
+  const auto run = [](int64_t begin, int64_t end, void* opaque) {
+    const Call& c = *static_cast<Call*>(opaque);
+    for (int64_t task = begin; task < end; ++task) c.body(task, c.context);
+  };
+  torch_abi::check(functions().parallel_for(0, tasks, 1, run, &call), "run in parallel");
+}
+
+Pool torch_pool() {
+  uint32_t threads = 1;
+  functions().get_num_threads(&threads);
+  return {static_cast<int>(threads), run_on_torch_threads};
+}
+
+Tensor take(Value value) { return Tensor(reinterpret_cast<TensorHandle>(value)); }
+
+Tensor take_optional(Value value) {
+  auto* inner = reinterpret_cast<Value*>(value);
+  if (inner == nullptr) return {};
+  Tensor tensor = take(*inner);
+  if (functions().delete_value != nullptr)
+    functions().delete_value(inner);
+  else
+    delete inner;
+  return tensor;
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
+  constexpr int32_t cpu = 0;
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = step;
+    step *= std::max<int64_t>(sizes[i], 1);
+  }
+  TensorHandle handle = nullptr;
+  torch_abi::check(functions().empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                             strides.data(), dtype, cpu, 0, &handle),
+                   "allocate a tensor");
+  return Tensor(handle);
+}
+
+void give(Value* stack, Tensor result) { stack[0] = reinterpret_cast<Value>(result.release()); }
+
+// input, codes, codebooks, scale, bias, out_features, along_out, group, codebook_dtype, fast
+constexpr int kArguments = 10;
+
+// What the kernels do not do goes to the operator in torch.
+void decode_instead(Value* stack, Tensor* tensors) {
+  Value arguments[kArguments];
+  for (int i = 5; i < kArguments; ++i) arguments[i] = stack[i];
+  for (int i = 0; i < 3; ++i) arguments[i] = reinterpret_cast<Value>(tensors[i].release());
+  for (int i = 0; i < 2; ++i) {
+    arguments[3 + i] = 0;
+    if (!tensors[3 + i]) continue;
+    // Owned by the dispatcher from here on.
+    auto* inner = new Value(reinterpret_cast<Value>(tensors[3 + i].release()));
+    arguments[3 + i] = reinterpret_cast<Value>(inner);
+  }
+  if (functions().call_dispatcher("vq::decoded_linear", "", arguments) != 0)
+    fail(functions().what != nullptr ? functions().what() : "vq::decoded_linear failed");
+  stack[0] = arguments[0];
+}
+
+bool floats(const Tensor& tensor) { return tensor.dtype == functions().float32; }
+
+LinearKernel choose(const Kernels& kernels, const Linear& p, bool packed, bool along_out,
+                    bool fast) {
+  const bool single = p.books.dim == 1 && p.books.book_step == 0 && p.books.stages == 1;
+  const auto faster = [fast](LinearKernel exact, LinearKernel other) {
+    return fast && other != nullptr ? other : exact;
+  };
+  const bool one_group = p.group >= p.rows;
+  if (along_out) return !one_group ? nullptr : packed ? kernels.outward_nibbles
+                                                      : kernels.outward_bytes;
+  if (single) {
+    if (!packed) return kernels.scalar_bytes;
+    if (!one_group && p.group % kLanes != 0) return nullptr;
+    return faster(kernels.scalar_nibbles, kernels.scalar_nibbles_fast);
+  }
+  if (!one_group) return nullptr;
+  return packed ? faster(kernels.lookup_nibbles, kernels.lookup_nibbles_fast)
+                : kernels.lookup_bytes;
+}
+
+std::string shape(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dims; ++i)
+    text += (i ? ", " : "") + std::to_string(tensor.sizes[i]);
+  return text + ")";
+}
+
+void codebook_linear(Value* stack, uint64_t, uint64_t) {
+  Tensor tensors[5] = {take(stack[0]), take(stack[1]), take(stack[2]), take_optional(stack[3]),
+                       take_optional(stack[4])};
+  const auto& [input, codes, codebooks, scale, bias] = tensors;
+  const auto out = static_cast<int64_t>(stack[5]);
+  const bool along_out = (stack[6] & 1) != 0, fast = (stack[9] & 1) != 0;
+  const auto group = static_cast<int64_t>(stack[7]);
+  const auto dtype = static_cast<int32_t>(stack[8]);
+
+  if (input.dims < 1) fail("codebook_linear: the input needs at least one dimension");
+  if (codebooks.dims != 5) fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
+  if (out < 0) fail("codebook_linear: out_features is negative");
+  const int64_t in = input.sizes[input.dims - 1];
+  const int64_t stages = codebooks.sizes[0], groups = codebooks.sizes[1],
+                books = codebooks.sizes[2], k = codebooks.sizes[3], dim = codebooks.sizes[4];
+  if (codebooks.numel() == 0) fail("codebook_linear: the codebooks are empty");
+  const int64_t rows = along_out ? in : out, length = along_out ? out : in;
+  const int64_t subspaces = div_up(length, dim);
+  const bool packed = codes.dims == 4;
+  const NibbleLayout layout(rows, subspaces, along_out);
+  const int64_t expected[4] = {stages, along_out ? layout.column_blocks : layout.row_blocks,
+                               along_out ? layout.row_blocks : layout.column_blocks, kLanes};
+  const bool codes_fit =
+      packed ? std::equal(expected, expected + 4, codes.sizes)
+             : codes.dims == 3 && codes.sizes[0] == stages && codes.sizes[1] == rows &&
+                   codes.sizes[2] == subspaces;
+  const bool groups_fit = group > 0 ? groups == div_up(rows, group) : groups == 1;
+  if (!codes_fit || !groups_fit || (books != 1 && books != subspaces))
+    fail("codebook_linear: codes " + shape(codes) + " and codebooks " + shape(codebooks) +
+         " do not make a weight of " + std::to_string(out) + " x " + std::to_string(in));
+  if (scale && (scale.dims != 1 || scale.sizes[0] != rows))
+    fail("codebook_linear: scale " + shape(scale) + " is not (" + std::to_string(rows) + ")");
+  if (bias && (bias.dims != 1 || bias.sizes[0] != out))
+    fail("codebook_linear: bias " + shape(bias) + " is not (" + std::to_string(out) + ")");
+
+  const bool right_types = floats(input) && floats(codebooks) && (!scale || floats(scale)) &&
+                           (!bias || floats(bias)) &&
+                           codes.dtype == (packed ? functions().int32 : functions().uint8);
+  const bool dense = codes.contiguous() && (!scale || scale.contiguous()) &&
+                     (!bias || bias.contiguous());
+  const bool enough = k <= (packed ? 16 : 256) && input.numel() > 0 && out > 0;
+  const bool rounds = dtype == functions().float32 || dtype == functions().float16 ||
+                      dtype == functions().bfloat16;
+  if (!right_types || !dense || !enough || !rounds) return decode_instead(stack, tensors);
+
+  Linear p{};
+  p.in = in;
+  p.out = out;
+  p.batch = input.numel() / in;
+  p.bias = bias ? bias.as<float>() : nullptr;
+  p.rows = rows;
+  p.subspaces = subspaces;
+  p.group = group > 0 ? group : rows;
+  p.codes = codes.data;
+  const auto step = [&](int i) { return codebooks.sizes[i] == 1 ? 0 : codebooks.strides[i]; };
+  p.books = {codebooks.as<float>(), step(0), step(1), step(2), step(3), step(4), stages, k, dim,
+             dtype == functions().float16    ? Rounding::half
+             : dtype == functions().bfloat16 ? Rounding::bfloat
+                                             : Rounding::none};
+  const Kernels& kernels = *kernels_in_use.load();
+  const LinearKernel kernel = choose(kernels, p, packed, along_out, fast);
+  std::vector<float> rounded_scale;
+  if (scale) {
+    rounded_scale.resize(static_cast<size_t>(rows));
+    kernels.round(scale.as<float>(), rows, p.books.rounding, rounded_scale.data());
+    p.scale = rounded_scale.data();
+  }
+  if (input.dims <= 2) {
+    p.x = input.as<float>();
+    p.x_row = input.dims == 2 ? input.strides[0] : 0;
+    p.x_step = in == 1 ? 1 : input.strides[input.dims - 1];
+  } else if (input.contiguous()) {
+    p.x = input.as<float>();
+    p.x_row = in;
+    p.x_step = 1;
+  }
+  if (kernel == nullptr || p.x == nullptr) return decode_instead(stack, tensors);
+
+  std::vector<int64_t> sizes(input.sizes, input.sizes + input.dims);
+  sizes.back() = out;
+  Tensor result = empty(sizes, functions().float32);
+  p.y = result.as<float>();
+  kernel(p, torch_pool());
+  give(stack, std::move(result));
+}
+
+// codes, along_out
+void pack_codes(Value* stack, uint64_t, uint64_t) {
+  const Tensor codes = take(stack[0]);
+  const bool along_out = (stack[1] & 1) != 0;
+  if (codes.dims != 3 || codes.dtype != functions().uint8 || !codes.contiguous())
+    fail("pack_codes: expected contiguous uint8 codes, (stages, rows, subspaces)");
+  const int64_t stages = codes.sizes[0], rows = codes.sizes[1], subspaces = codes.sizes[2];
+  const NibbleLayout layout(rows, subspaces, along_out);
+  Tensor packed = empty({stages, along_out ? layout.column_blocks : layout.row_blocks,
+                         along_out ? layout.row_blocks : layout.column_blocks, kLanes},
+                        functions().int32);
+  for (int64_t t = 0; t < stages; ++t)
+    pack_nibbles(codes.as<uint8_t>() + t * rows * subspaces, rows, subspaces, along_out,
+                 packed.as<int32_t>() + t * layout.size());
+  give(stack, std::move(packed));
+}
+
+// packed, rows, subspaces, along_out
+void unpack_codes(Value* stack, uint64_t, uint64_t) {
+  const Tensor packed = take(stack[0]);
+  const auto rows = static_cast<int64_t>(stack[1]), subspaces = static_cast<int64_t>(stack[2]);
+  const bool along_out = (stack[3] & 1) != 0;
+  if (rows < 0 || subspaces < 0) fail("unpack_codes: a size is negative");
+  const NibbleLayout layout(rows, subspaces, along_out);
+  if (packed.dims != 4 || packed.dtype != functions().int32 || !packed.contiguous() ||
+      packed.numel() != packed.sizes[0] * layout.size())
+    fail("unpack_codes: " + shape(packed) + " are not the packed codes of " +
+         std::to_string(rows) + " x " + std::to_string(subspaces));
+  const int64_t stages = packed.sizes[0];
+  Tensor codes = empty({stages, rows, subspaces}, functions().uint8);
+  for (int64_t t = 0; t < stages; ++t)
+    unpack_nibbles(packed.as<int32_t>() + t * layout.size(), rows, subspaces, along_out,
+                   codes.as<uint8_t>() + t * rows * subspaces);
+  give(stack, std::move(codes));
+}
+
+}  // namespace
+
+bool register_operators() {
+  const torch_abi::Functions* f = torch_abi::load();
+  if (f == nullptr) return false;
+  torch_abi::LibraryHandle library = nullptr;
+  // Never freed: that would take the operators away.
+  torch_abi::check(f->library_init_impl("vq", "CPU", __FILE__, __LINE__, &library),
+                   "open the library vq");
+  const auto add = [&](const char* name, torch_abi::Kernel kernel) {
+    torch_abi::check(f->library_impl(library, name, kernel), "register an operator");
+  };
+  add("codebook_linear", codebook_linear);
+  add("codebook_linear.inference", codebook_linear);
+  add("pack_codes", pack_codes);
+  add("unpack_codes", unpack_codes);
+  return true;
+}
+
+}  // namespace vq

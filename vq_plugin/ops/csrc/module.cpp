@@ -1,0 +1,59 @@
+// The Python module: importing it registers the operators; torch must be loaded by then.
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <exception>
+
+#include "library.h"
+
+namespace {
+
+PyObject* isa(PyObject*, PyObject*) {
+  return PyUnicode_FromString(vq::kernels_in_use.load()->name);
+}
+
+PyObject* use_isa(PyObject*, PyObject* argument) {
+  PyObject* bytes = PyUnicode_AsUTF8String(argument);
+  if (bytes == nullptr) return nullptr;
+  const char* name = PyBytes_AsString(bytes);
+  const vq::Kernels* kernels = name == nullptr ? nullptr : vq::find_kernels(name);
+  if (kernels != nullptr) vq::kernels_in_use = kernels;
+  Py_DECREF(bytes);
+  return PyBool_FromLong(kernels != nullptr);
+}
+
+PyObject* has_fast(PyObject*, PyObject*) {
+  const vq::Kernels* kernels = vq::kernels_in_use.load();
+  return Py_BuildValue("(NN)", PyBool_FromLong(kernels->lookup_nibbles_fast != nullptr),
+                       PyBool_FromLong(kernels->scalar_nibbles_fast != nullptr));
+}
+
+PyMethodDef methods[] = {
+    {"isa", isa, METH_NOARGS, "Name of the instruction set in use."},
+    {"use_isa", use_isa, METH_O, "Uses an instruction set; False where this machine lacks it."},
+    {"has_fast", has_fast, METH_NOARGS,
+     "Whether sub-vectors, and single weights, have kernels of 8 bits."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_native", "Native kernels; see vq_plugin.ops.", -1, methods,
+    nullptr,               nullptr,   nullptr,                              nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() {
+  try {
+    vq::kernels_in_use = vq::best_kernels();
+    if (!vq::register_operators()) {
+      PyErr_SetString(PyExc_ImportError, "libtorch is not loaded, or older than 2.10");
+      return nullptr;
+    }
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
+  return PyModule_Create(&module);
+}

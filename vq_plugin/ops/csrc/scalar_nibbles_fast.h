@@ -1,0 +1,144 @@
+// Single weights with 8-bit arithmetic, as dynamic int8 quantization does: inputs of a sample are
+// rounded to 8 bits and a sign with one scale for some inputs (a tile), centers to 8 bits.
+#pragma once
+
+#include <cmath>
+
+#include "scalar_nibbles.h"
+
+namespace vq {
+namespace {
+
+constexpr int64_t kByteTile = 1024;
+
+// Centers as bytes: center ≈ low + step · byte.
+struct ByteBook {
+  alignas(16) uint8_t bytes[kLanes];
+  float low, step;
+};
+
+inline ByteBook to_byte_book(const float* book) {
+  ByteBook r;
+  const auto [low, high] = std::minmax_element(book, book + kLanes);
+  r.low = *low;
+  r.step = (*high - *low) / 255.0f;
+  const float inverse = r.step > 0 ? 1.0f / r.step : 0.0f;
+  for (int64_t c = 0; c < kLanes; ++c)
+    r.bytes[c] = static_cast<uint8_t>(std::min(std::nearbyint((book[c] - r.low) * inverse), 255.0f));
+  return r;
+}
+
+// Inputs as signed bytes: x ≈ step · byte.
+struct ByteInputs {
+  float step;
+  int32_t sum;  // of the bytes
+};
+
+// Of each 8 inputs the even ones in the first dword, the odd ones in the second.
+template <int kBatch>
+inline ByteInputs to_byte_inputs(const float* x, int64_t columns, int32_t* to) {
+  const int64_t n = columns * kNibbles;
+  float top = 0;
+  for (int64_t i = 0; i < n; ++i) top = std::max(top, std::fabs(x[i * kBatch]));
+  ByteInputs r{top / 127.0f, 0};
+  const float inverse = top > 0 ? 127.0f / top : 0.0f;
+  for (int64_t column = 0; column < columns; ++column) {
+    uint32_t dwords[2] = {0, 0};
+    for (int i = 0; i < kNibbles; ++i) {
+      const auto byte = static_cast<int32_t>(
+          std::nearbyint(x[(column * kNibbles + i) * kBatch] * inverse));
+      r.sum += byte;
+      dwords[i % 2] |= (static_cast<uint32_t>(byte) & 255) << (i / 2 * 8);
+    }
+    to[column * 2 * kBatch] = static_cast<int32_t>(dwords[0]);
+    to[column * 2 * kBatch + kBatch] = static_cast<int32_t>(dwords[1]);
+  }
+  return r;
+}
+
+template <int kBlocks, int kBatch>
+inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t columns,
+                              const int32_t* x, const ByteInputs* inputs, const ByteBook* books,
+                              const int64_t* book_of_block, float* sums, int64_t sum_step) {
+  constexpr int kRows = kBlocks * kVectors;
+  Vec::Bytes tables[kBlocks];
+  for (int r = 0; r < kBlocks; ++r) tables[r] = Vec::table16(books[book_of_block[r]].bytes);
+  Vec::I total[kRows][kBatch];
+  for (int r = 0; r < kRows; ++r)
+    for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::zero_int();
+  const auto half = [&](auto odd, const Vec::I(&code)[kRows]) {
+    Vec::Bytes weight[kRows];
+    for (int r = 0; r < kRows; ++r)
+      weight[r] =
+          Vec::lookup16(tables[r / kVectors], Vec::template nibbles<odd.value>(code[r]));
+    for (int b = 0; b < kBatch; ++b)
+      for (int r = 0; r < kRows; ++r)
+        total[r][b] = Vec::dot_bytes(total[r][b], weight[r], x[odd.value * kBatch + b]);
+  };
+  for (int64_t column = 0; column < columns; ++column, x += 2 * kBatch) {
+    Vec::I code[kRows];
+    for (int r = 0; r < kRows; ++r)
+      code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
+                                r % kVectors * Vec::kWidth);
+    half(std::integral_constant<int, 0>{}, code);
+    half(std::integral_constant<int, 1>{}, code);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const ByteBook& book = books[book_of_block[r / kVectors]];
+    for (int b = 0; b < kBatch; ++b) {
+      float* sum = sums + b * sum_step + r * Vec::kWidth;
+      const Vec::F low = Vec::set1(book.low * float(inputs[b].sum) * inputs[b].step);
+      const Vec::F step = Vec::set1(book.step * inputs[b].step);
+      Vec::store(sum, Vec::add(Vec::fmadd(Vec::to_float(total[r][b]), step, low), Vec::load(sum)));
+    }
+  }
+}
+
+void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
+  const NibbleLayout layout(p.rows, p.subspaces, false);
+  const double products = double(p.batch) * double(layout.row_blocks) * double(p.subspaces);
+  divide(pool, layout.row_blocks, p.batch, products / 4, [&](const Part& part) {
+    struct Floats;
+    struct Bytes;
+    struct Sums;
+    struct Books;
+    struct Owners;
+    const int64_t rows = (part.last - part.first) * kLanes, blocks_here = part.last - part.first;
+    const auto* codes = static_cast<const int32_t*>(p.codes);
+    const float** floats_of = books_of_blocks(p, part.first, part.last);
+    auto* books = scratch<Books, ByteBook>(blocks_here);
+    auto* book_of_block = scratch<Owners, int64_t>(blocks_here);
+    for (int64_t i = 0; i < blocks_here; ++i) {
+      const bool same = i > 0 && floats_of[i] == floats_of[i - 1];
+      book_of_block[i] = same ? book_of_block[i - 1] : i;
+      if (!same) books[i] = to_byte_book(floats_of[i]);
+    }
+    float* floats = scratch<Floats, float>(kByteTile * Vec::kSamples);
+    int32_t* bytes = scratch<Bytes, int32_t>(kByteTile / 4 * Vec::kSamples);
+    each_samples<Vec::kSamples>(part.first_sample, part.last_sample, [&](auto at_once,
+                                                                        int64_t sample) {
+      constexpr int kBatch = at_once.value;
+      float* sums = scratch<Sums, float>(kBatch * rows);
+      std::fill(sums, sums + kBatch * rows, 0.0f);
+      ByteInputs inputs[kBatch];
+      for (int64_t first = 0; first < p.in; first += kByteTile) {
+        const int64_t columns = div_up(std::min(kByteTile, p.in - first), kNibbles);
+        gather_inputs<kBatch>(p, sample, first, columns, floats);
+        for (int b = 0; b < kBatch; ++b)
+          inputs[b] = to_byte_inputs<kBatch>(floats + b, columns, bytes + b);
+        each_blocks(part.first, part.last, [&](auto blocks, int64_t block) {
+          add_byte_products<blocks.value, kBatch>(
+              codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
+              columns, bytes, inputs, books, book_of_block + block - part.first,
+              sums + (block - part.first) * kLanes, rows);
+        });
+      }
+      for (int b = 0; b < kBatch; ++b)
+        for (int64_t block = part.first; block < part.last; ++block)
+          finish(p, block, sample + b, sums + b * rows + (block - part.first) * kLanes);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace vq

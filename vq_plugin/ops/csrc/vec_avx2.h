@@ -1,0 +1,72 @@
+// 8 floats a register. Needs AVX2, FMA and F16C: Haswell, Zen and later.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace vq {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  static constexpr int kRowBlocks = 1;
+  static constexpr int kSamples = 4;
+  static constexpr bool kBytes = false;
+  static constexpr bool kDot = false;
+
+  using F = __m256;
+  using I = __m256i;
+  struct Index {
+    I low;   // three bits for vpermps
+    F high;  // the fourth, as a sign for vblendvps
+  };
+  struct Table {
+    F low, high;
+  };
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set1(float v) { return _mm256_set1_ps(v); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static F load_part(const float* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
+  static void store_part(float* p, int64_t n, F v) { _mm256_maskstore_ps(p, mask(n), v); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fmadd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(F v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  static F round_half(F v) { return _mm256_cvtph_ps(_mm256_cvtps_ph(v, 0)); }
+  static F round_bfloat(F v) {
+    const I bits = _mm256_castps_si256(v);
+    const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const I up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(int(0xffff0000))));
+  }
+
+  static I load_codes(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  template <int kNibble>
+  static Index index(I codes) {
+    return {_mm256_srli_epi32(codes, 4 * kNibble),
+            _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28 - 4 * kNibble))};
+  }
+  static Table table(const float* p) { return {load(p), load(p + 8)}; }
+  static F lookup(Table t, Index i) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, i.low),
+                            _mm256_permutevar8x32_ps(t.high, i.low), i.high);
+  }
+
+ private:
+  static I mask(int64_t n) {
+    const I lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n < 8 ? n : 8)), lanes);
+  }
+};
+
+}  // namespace
+}  // namespace vq

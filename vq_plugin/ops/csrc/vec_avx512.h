@@ -1,0 +1,91 @@
+// 16 floats a register. Needs AVX-512 F, BW, DQ, VL, VBMI and VNNI: Ice Lake, Zen 4 and later.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace vq {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  static constexpr int kRowBlocks = 4;  // blocks of 16 rows that a kernel goes through side by side
+  static constexpr int kSamples = 4;
+  static constexpr bool kBytes = true;
+
+  using F = __m512;
+  using I = __m512i;
+  using Index = __m512i;
+  using Table = __m512;  // 16 floats to choose from
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float v) { return _mm512_set1_ps(v); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F load_part(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static void store_part(float* p, int64_t n, F v) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fmadd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
+  static float sum(F v) { return _mm512_reduce_add_ps(v); }
+  static float max(F v) { return _mm512_reduce_max_ps(v); }
+  static F round_half(F v) { return _mm512_cvtph_ps(_mm512_cvtps_ph(v, 0)); }
+  static F round_bfloat(F v) {
+    const I bits = _mm512_castps_si512(v);
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const I up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000))));
+  }
+
+  static I load_codes(const int32_t* p) { return _mm512_loadu_si512(p); }
+  template <int kNibble>
+  static Index index(I codes) {
+    return _mm512_srli_epi32(codes, 4 * kNibble);  // vpermps reads the lowest four bits alone
+  }
+  static Table table(const float* p) { return load(p); }
+  static F lookup(Table t, Index i) { return _mm512_permutexvar_ps(i, t); }
+
+  // 64 bytes, four to a row: the even (or odd) ones of a row's 8 nibbles.
+  using Bytes = __m512i;
+  static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static I zero_int() { return _mm512_setzero_si512(); }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  template <int kOdd>
+  static Bytes nibbles(I codes) {
+    return _mm512_and_si512(_mm512_srli_epi32(codes, 4 * kOdd), _mm512_set1_epi8(15));
+  }
+  // The index of each byte into the table of its own subspace, four tables of 16 one after another.
+  template <int kOdd>
+  static Bytes table_index(I codes) {
+    constexpr int kAndOr = 0xea;
+    return _mm512_ternarylogic_epi32(_mm512_srli_epi32(codes, 4 * kOdd), _mm512_set1_epi8(15),
+                                     _mm512_set1_epi32(0x30201000), kAndOr);
+  }
+  static Bytes lookup64(Bytes table, Bytes index) { return _mm512_permutexvar_epi8(index, table); }
+  static Bytes table16(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Bytes lookup16(Bytes table, Bytes index) { return _mm512_shuffle_epi8(table, index); }
+  // Adds the four bytes of every row.
+  static I add_bytes(I sum, Bytes values) {
+    return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi8(1));
+  }
+  // Adds the products of every row's four bytes with the same four signed ones.
+  static constexpr bool kDot = true;
+  static I dot_bytes(I sum, Bytes values, int32_t four) {
+    return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi32(four));
+  }
+  // 16 floats between 0 and 255, rounded.
+  static void store_as_bytes(uint8_t* p, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(v)));
+  }
+
+ private:
+  static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+};
+
+}  // namespace
+}  // namespace vq

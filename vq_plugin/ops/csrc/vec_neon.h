@@ -1,0 +1,96 @@
+// 4 floats a register. Every 64-bit Arm processor has what this needs.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace vq {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 4;
+  static constexpr int kRowBlocks = 1;
+  static constexpr int kSamples = 2;
+  static constexpr bool kBytes = true;
+  static constexpr bool kDot = false;
+
+  using F = float32x4_t;
+  using I = uint32x4_t;
+  using Index = uint8x16_t;  // of bytes in a table of 16 floats
+  using Table = uint8x16x4_t;
+
+  static F zero() { return vdupq_n_f32(0); }
+  static F set1(float v) { return vdupq_n_f32(v); }
+  static F load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, F v) { vst1q_f32(p, v); }
+  static F load_part(const float* p, int64_t n) {
+    float part[4] = {};
+    for (int64_t i = 0; i < n && i < 4; ++i) part[i] = p[i];
+    return load(part);
+  }
+  static void store_part(float* p, int64_t n, F v) {
+    float part[4];
+    store(part, v);
+    for (int64_t i = 0; i < n && i < 4; ++i) p[i] = part[i];
+  }
+  static F add(F a, F b) { return vaddq_f32(a, b); }
+  static F mul(F a, F b) { return vmulq_f32(a, b); }
+  static F fmadd(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
+  static float sum(F v) { return vaddvq_f32(v); }
+  static float max(F v) { return vmaxvq_f32(v); }
+  static F round_half(F v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
+  static F round_bfloat(F v) {
+    const I bits = vreinterpretq_u32_f32(v);
+    const I odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const I up = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    return vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xffff0000)));
+  }
+
+  static I load_codes(const int32_t* p) { return vreinterpretq_u32_s32(vld1q_s32(p)); }
+  template <int kNibble>
+  static Index index(I codes) {
+    const I nibble = vandq_u32(vshlq_u32(codes, vdupq_n_s32(-4 * kNibble)), vdupq_n_u32(15));
+    return vreinterpretq_u8_u32(
+        vmlaq_u32(vdupq_n_u32(0x03020100), nibble, vdupq_n_u32(0x04040404)));
+  }
+  static Table table(const float* p) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(p);
+    return {vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)};
+  }
+  static F lookup(Table t, Index i) { return vreinterpretq_f32_u8(vqtbl4q_u8(t, i)); }
+
+  // 16 bytes, four to a row: the even (or odd) ones of a row's 8 nibbles.
+  using Bytes = uint8x16x4_t;
+  static Bytes load_bytes(const uint8_t* p) {
+    return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
+  }
+  static I zero_int() { return vdupq_n_u32(0); }
+  static F to_float(I v) { return vcvtq_f32_u32(v); }
+  template <int kOdd>
+  static uint8x16_t table_index(I codes) {
+    const I moved = vshlq_u32(codes, vdupq_n_s32(-4 * kOdd));
+    return vorrq_u8(vandq_u8(vreinterpretq_u8_u32(moved), vdupq_n_u8(15)),
+                    vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)));
+  }
+  static uint8x16_t lookup64(Bytes table, uint8x16_t index) { return vqtbl4q_u8(table, index); }
+  static I add_bytes(I sum, uint8x16_t values) {
+    return vpadalq_u16(sum, vpaddlq_u8(values));
+  }
+  static void store_as_bytes(uint8_t* p, F v) {
+    const uint16x4_t words = vqmovn_u32(vcvtnq_u32_f32(v));
+    const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
+    for (int i = 0; i < 4; ++i) p[i] = vget_lane_u8_i(bytes, i);
+  }
+
+ private:
+  static uint8_t vget_lane_u8_i(uint8x8_t v, int i) {
+    uint8_t all[8];
+    vst1_u8(all, v);
+    return all[i];
+  }
+};
+
+}  // namespace
+}  // namespace vq

@@ -1,0 +1,109 @@
+// Plain C++, for machines without any of the other instruction sets.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace vq {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 4;
+  static constexpr int kRowBlocks = 1;
+  static constexpr int kSamples = 1;
+  static constexpr bool kBytes = false;
+  static constexpr bool kDot = false;
+
+  struct F {
+    float v[kWidth];
+  };
+  struct I {
+    uint32_t v[kWidth];
+  };
+  using Index = I;
+  using Table = const float*;
+
+  template <typename Value>
+  static F make(Value value) {
+    F r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = value(i);
+    return r;
+  }
+  static F zero() { return set1(0); }
+  static F set1(float v) {
+    return make([=](int) { return v; });
+  }
+  static F load(const float* p) {
+    return make([=](int i) { return p[i]; });
+  }
+  static void store(float* p, F v) { std::memcpy(p, v.v, sizeof v.v); }
+  static F load_part(const float* p, int64_t n) {
+    return make([=](int i) { return i < n ? p[i] : 0.0f; });
+  }
+  static void store_part(float* p, int64_t n, F v) {
+    for (int i = 0; i < kWidth && i < n; ++i) p[i] = v.v[i];
+  }
+  static F add(F a, F b) {
+    return make([=](int i) { return a.v[i] + b.v[i]; });
+  }
+  static F mul(F a, F b) {
+    return make([=](int i) { return a.v[i] * b.v[i]; });
+  }
+  static F fmadd(F a, F b, F c) {
+    return make([=](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  static float sum(F v) { return (v.v[0] + v.v[2]) + (v.v[1] + v.v[3]); }
+  static F round_half(F v) {
+    return make([=](int i) { return half(v.v[i]); });
+  }
+  static F round_bfloat(F v) {
+    return make([=](int i) {
+      uint32_t bits;
+      std::memcpy(&bits, &v.v[i], 4);
+      bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+      float r;
+      std::memcpy(&r, &bits, 4);
+      return r;
+    });
+  }
+
+  static I load_codes(const int32_t* p) {
+    I r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  template <int kNibble>
+  static Index index(I codes) {
+    for (uint32_t& v : codes.v) v = v >> (4 * kNibble) & 15;
+    return codes;
+  }
+  static Table table(const float* p) { return p; }
+  static F lookup(Table t, Index x) {
+    return make([=](int i) { return t[x.v[i]]; });
+  }
+
+ private:
+  // To IEEE half precision and back, to the nearest, ties to even.
+  static float half(float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    const uint32_t sign = bits & 0x80000000u;
+    uint32_t size = bits & 0x7fffffffu;
+    if (size < 0x38800000u) {  // below 2^-14: a multiple of 2^-24, as the last place of 0.5 is
+      const float r = (std::fabs(v) + 0.5f) - 0.5f;
+      return sign ? -r : r;
+    }
+    if (size < 0x7f800000u) {
+      size = (size + 0xfff + (size >> 13 & 1)) & ~0x1fffu;
+      if (size >= 0x47800000u) size = 0x7f800000u;  // 65520 and more: infinite
+    }
+    size |= sign;
+    float r;
+    std::memcpy(&r, &size, 4);
+    return r;
+  }
+};
+
+}  // namespace
+}  // namespace vq

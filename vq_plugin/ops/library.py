@@ -1,0 +1,329 @@
+"""The operators ``vq::*``: schemas, what they compute in pure torch, fakes and gradients.
+
+CPU kernels in C++ are registered for the same operators when :mod:`vq_plugin.ops.native` loads
+them; tensors on other devices, dtypes other than float32 and more than 256 centers take the
+implementation in this file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+
+from vq_plugin.codebook import decode
+from vq_plugin.ops.gradients import codebook_gradients
+from vq_plugin.ops.native import native
+from vq_plugin.ops.packing import pack, packed_shape, unpack
+
+Precision = Literal["exact", "fast"]
+
+_LINEAR = (
+    "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
+    "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
+)
+_library = Library("vq", "DEF")
+for _name, _schema in (
+    ("codebook_linear", _LINEAR),
+    # The same without a gradient: what autograd adds costs more than a small layer.
+    ("codebook_linear.inference", _LINEAR),
+    # The same in torch: what the native kernels leave to it.
+    ("decoded_linear", _LINEAR),
+    (
+        "dequantize_codebook",
+        "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
+        "ScalarType codebook_dtype) -> Tensor",
+    ),
+    ("pack_codes", "(Tensor codes, bool along_out) -> Tensor"),
+    ("unpack_codes", "(Tensor packed, int rows, int subspaces, bool along_out) -> Tensor"),
+):
+    _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+
+
+def codebook_linear(
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    along_out: bool = False,
+    group: int | None = None,
+    codebook_dtype: torch.dtype = torch.float32,
+    precision: Precision = "exact",
+) -> Tensor:
+    """``F.linear`` with a weight that is codes into codebooks, without decoding it.
+
+    Differentiable in ``input``, ``codebooks``, ``scale`` and ``bias``.
+
+    Args:
+        input: Floats, ``(..., in_features)``.
+        codes: Integers, ``(stages, rows, subspaces)``, or what :func:`pack_codes` made of them.
+        codebooks: Floats, ``(stages, groups, books, k, dim)``; fastest if ``k`` is contiguous.
+        scale: Floats, ``(rows,)``, or ``None``.
+        bias: Floats, ``(out_features,)``, or ``None``.
+        out_features: Outputs.
+        along_out: Whether sub-vectors run along the outputs; rows are then the inputs.
+        group: Rows per codebook group; ``None`` when there is one group.
+        codebook_dtype: What codebooks and scale are rounded to before they are used; gradients
+            pass through.
+        precision: ``"exact"`` sums float32 products. ``"fast"`` allows 8-bit tables and inputs
+            where a kernel has them: see :doc:`kernels </kernels>` for the bound.
+
+    Returns:
+        Floats, ``(..., out_features)``, in the dtype of ``input``.
+
+    Raises:
+        RuntimeError: If the shapes do not fit.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.quantize_weight(torch.randn(32, 64), vq.PQ(k=16, dim=4))
+        >>> x = torch.randn(2, 64)
+        >>> y = codebook_linear(x, small.codes, small.codebooks.float(), out_features=32)
+        >>> bool(torch.allclose(y, x @ small.decode().T, atol=1e-5))
+        True
+    """
+    native()
+    result: Tensor = torch.ops.vq.codebook_linear(
+        input,
+        codes,
+        codebooks,
+        scale,
+        bias,
+        out_features,
+        along_out,
+        group or 0,
+        codebook_dtype,
+        precision == "fast",
+    )
+    return result
+
+
+def dequantize_codebook(
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None = None,
+    *,
+    shape: tuple[int, ...],
+    along_out: bool = False,
+    group: int | None = None,
+    codebook_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The weight that codes and codebooks stand for; differentiable in codebooks and scale.
+
+    Args:
+        codes: As :func:`codebook_linear`.
+        codebooks: As :func:`codebook_linear`.
+        scale: As :func:`codebook_linear`.
+        shape: Shape of the weight.
+        along_out: Whether sub-vectors run along the outputs.
+        group: Rows per codebook group; ``None`` when there is one group.
+        codebook_dtype: As :func:`codebook_linear`.
+
+    Returns:
+        The weight, ``shape``, in the dtype of ``codebooks``.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.quantize_weight(torch.randn(32, 64), vq.KM(k=4))
+        >>> weight = dequantize_codebook(small.codes, small.codebooks.float(), shape=(32, 64))
+        >>> bool(torch.equal(weight, small.decode()))
+        True
+    """
+    native()
+    result: Tensor = torch.ops.vq.dequantize_codebook(
+        codes, codebooks, scale, list(shape), along_out, group or 0, codebook_dtype
+    )
+    return result
+
+
+def pack_codes(codes: Tensor, *, along_out: bool = False) -> Tensor:
+    """Codes below 16 in the layout that the kernels read, two to a byte.
+
+    Args:
+        codes: Uint8, ``(stages, rows, subspaces)``, below 16.
+        along_out: As for :func:`codebook_linear`, which must get the same.
+
+    Returns:
+        Int32, 4-D; padded to 16 rows and 8 subspaces.
+    """
+    native()
+    packed: Tensor = torch.ops.vq.pack_codes(codes, along_out)
+    return packed
+
+
+def unpack_codes(packed: Tensor, *, rows: int, subspaces: int, along_out: bool = False) -> Tensor:
+    """Undoes :func:`pack_codes`.
+
+    Example:
+        >>> codes = torch.randint(16, (1, 5, 3), dtype=torch.uint8)
+        >>> bool(torch.equal(unpack_codes(pack_codes(codes), rows=5, subspaces=3), codes))
+        True
+    """
+    native()
+    codes: Tensor = torch.ops.vq.unpack_codes(packed, rows, subspaces, along_out)
+    return codes
+
+
+def _canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool) -> Tensor:
+    if codes.dim() != 4:
+        return codes
+    unpacked: Tensor = torch.ops.vq.unpack_codes(codes, rows, -(-length // dim), along_out)
+    return unpacked
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values if dtype == torch.float32 else values.to(dtype).to(values.dtype)
+
+
+def _dequantize(
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    shape: list[int],
+    along_out: bool,
+    group: int,
+    codebook_dtype: torch.dtype,
+) -> Tensor:
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    rows, length = (columns, shape[0]) if along_out else (shape[0], columns)
+    canonical = _canonical(codes, rows, length, codebooks.shape[4], along_out)
+    if canonical.shape[1] != rows or canonical.shape[0] != codebooks.shape[0]:
+        raise RuntimeError(
+            f"codes {tuple(codes.shape)} and codebooks {tuple(codebooks.shape)} do not make a "
+            f"weight of shape {tuple(shape)}"
+        )
+    return decode(
+        canonical,
+        _rounded(codebooks, codebook_dtype),
+        None if scale is None else _rounded(scale, codebook_dtype),
+        shape=tuple(shape),
+        axis="out" if along_out else "in",
+        group=group or None,
+    ).contiguous()
+
+
+def _linear(
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    along_out: bool,
+    group: int,
+    codebook_dtype: torch.dtype,
+    fast: bool,
+) -> Tensor:
+    del fast  # torch has no faster way
+    shape = [out_features, input.shape[-1]]
+    weight = _dequantize(codes, codebooks, scale, shape, along_out, group, codebook_dtype)
+    return torch.nn.functional.linear(input, weight, bias)
+
+
+_FALLBACK = "CompositeExplicitAutograd"
+for _name, _body in (
+    ("codebook_linear", _linear),
+    ("codebook_linear.inference", _linear),
+    ("decoded_linear", _linear),
+    ("dequantize_codebook", _dequantize),
+    ("pack_codes", pack),
+    ("unpack_codes", unpack),
+):
+    _library.impl(_name, _body, _FALLBACK)
+
+
+@register_fake("vq::codebook_linear", lib=_library)
+def _linear_fake(input: Tensor, codes: Tensor, codebooks: Tensor, *rest: object) -> Tensor:
+    return input.new_empty((*input.shape[:-1], rest[2]))
+
+
+register_fake("vq::codebook_linear.inference", _linear_fake, lib=_library)
+register_fake("vq::decoded_linear", _linear_fake, lib=_library)
+
+
+@register_fake("vq::dequantize_codebook", lib=_library)
+def _dequantize_fake(
+    codes: Tensor, codebooks: Tensor, scale: Tensor | None, shape: list[int], *rest: object
+) -> Tensor:
+    return codebooks.new_empty(shape)
+
+
+@register_fake("vq::pack_codes", lib=_library)
+def _pack_fake(codes: Tensor, along_out: bool) -> Tensor:
+    return codes.new_empty(packed_shape(*codes.shape, along_out), dtype=torch.int32)
+
+
+@register_fake("vq::unpack_codes", lib=_library)
+def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> Tensor:
+    return packed.new_empty((packed.shape[0], rows, subspaces), dtype=torch.uint8)
+
+
+def _save_linear(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:  # type: ignore[type-arg]
+    input, codes, codebooks, scale, bias, out_features, along_out, group, dtype, _ = inputs
+    ctx.save_for_backward(input, codes, codebooks, scale)
+    ctx.settings = ([out_features, input.shape[-1]], along_out, group, dtype)  # type: ignore[attr-defined]
+    ctx.has_bias = bias is not None  # type: ignore[attr-defined]
+
+
+def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    input, codes, codebooks, scale = ctx.saved_tensors
+    grad_input = grad_codebooks = grad_scale = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        weight = torch.ops.vq.dequantize_codebook(codes, codebooks, scale, *ctx.settings)
+        grad_input = grad @ weight
+    flat = grad.reshape(-1, grad.shape[-1])
+    if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+        grad_weight = flat.T @ input.reshape(-1, input.shape[-1])
+        grad_codebooks, grad_scale = _weight_backward(
+            codes, codebooks, scale, ctx.settings, grad_weight
+        )
+    if ctx.has_bias and ctx.needs_input_grad[4]:
+        grad_bias = flat.sum(0)
+    return grad_input, None, grad_codebooks, grad_scale, grad_bias, None, None, None, None, None
+
+
+def _save_dequantize(
+    ctx: torch.autograd.function.FunctionCtx,
+    inputs: tuple,  # type: ignore[type-arg]
+    output: Tensor,
+) -> None:
+    codes, codebooks, scale, *settings = inputs
+    ctx.save_for_backward(codes, codebooks, scale)
+    ctx.settings = settings  # type: ignore[attr-defined]
+
+
+def _dequantize_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    codes, codebooks, scale = ctx.saved_tensors
+    grads = _weight_backward(codes, codebooks, scale, ctx.settings, grad)
+    return None, *grads, None, None, None, None
+
+
+def _weight_backward(
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    settings: tuple[list[int], bool, int, torch.dtype],
+    grad: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    shape, along_out, group, dtype = settings
+    matrix = grad.reshape(shape[0], -1)
+    matrix = matrix.T if along_out else matrix
+    codes = _canonical(codes, *matrix.shape, codebooks.shape[4], along_out)
+    scale = None if scale is None else _rounded(scale, dtype)
+    return codebook_gradients(matrix, codes, _rounded(codebooks, dtype), scale, group)
+
+
+register_autograd(
+    "vq::codebook_linear", _linear_backward, setup_context=_save_linear, lib=_library
+)
+register_autograd("vq::decoded_linear", _linear_backward, setup_context=_save_linear, lib=_library)
+register_autograd(
+    "vq::dequantize_codebook", _dequantize_backward, setup_context=_save_dequantize, lib=_library
+)

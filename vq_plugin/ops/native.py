@@ -1,0 +1,85 @@
+"""Whether there are native kernels, and which instruction set they use."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from functools import cache
+from types import ModuleType
+
+import torch  # noqa: F401 - the extension looks for the libtorch that this loads
+
+ISAS = ("avx512", "avx2", "neon", "scalar")
+_VARIABLE = "VQ_PLUGIN_ISA"
+
+
+@cache
+def native() -> ModuleType | None:
+    """The extension module, ``None`` where it was not built.
+
+    Raises:
+        ValueError: If the variable ``VQ_PLUGIN_ISA`` names no instruction set of this machine.
+    """
+    wanted = os.environ.get(_VARIABLE)
+    if wanted == "none":
+        return None
+    try:
+        module = importlib.import_module("vq_plugin.ops._native")
+    except ImportError:
+        return None
+    if wanted is not None and not module.use_isa(wanted):
+        there = ", ".join(name for name in ISAS if module.use_isa(name))
+        raise ValueError(
+            f"{_VARIABLE}={wanted!r}: this machine has {there}; 'none' turns native kernels off"
+        )
+    return module
+
+
+def isa() -> str | None:
+    """The instruction set in use: one of :data:`ISAS`, or ``None`` without native kernels."""
+    module = native()
+    return None if module is None else str(module.isa())
+
+
+def isas() -> list[str]:
+    """The instruction sets of this machine that the native kernels know, the fastest first."""
+    module = native()
+    if module is None:
+        return []
+    now = module.isa()
+    try:
+        return [name for name in ISAS if module.use_isa(name)]
+    finally:
+        module.use_isa(now)
+
+
+def use_isa(name: str) -> None:
+    """Uses another instruction set from here on, in all threads.
+
+    Raises:
+        ValueError: If this machine lacks it.
+
+    Example:
+        >>> before = isa()
+        >>> if before is not None:
+        ...     use_isa("scalar")
+        ...     assert isa() == "scalar"
+        ...     use_isa(before)
+    """
+    module = native()
+    if module is None or not module.use_isa(name):
+        raise ValueError(f"no kernels for {name!r}; this machine has {', '.join(isas()) or 'none'}")
+
+
+@cache
+def warn_without_native() -> None:
+    """Warns, once, that layers run in pure torch."""
+    if os.environ.get(_VARIABLE) == "none":
+        return
+    warnings.warn(
+        "vq_plugin has no native kernels here: layers keep their decoded weight in memory and run "
+        "as float layers do. Reinstall with a C++ compiler present (for example g++) to get them, "
+        f"or set {_VARIABLE}=none to say that this is meant",
+        stacklevel=2,
+    )
