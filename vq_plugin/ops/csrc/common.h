@@ -70,19 +70,15 @@ inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t 
   const float* from = books.data + stage * books.stage_step + group * books.group_step +
                       book * books.book_step;
   const int64_t wide = padded(books.k);
+  const bool whole = books.center_step == 1 && books.k == wide;
   for (int64_t j = 0; j < books.dim; ++j, to += row) {
     const float* column = from + j * books.value_step;
-    if (books.center_step == 1) {
-      for (int64_t c = 0; c < books.k; c += Vec::kWidth)
-        Vec::store_part(to + c, books.k - c < Vec::kWidth ? books.k - c : Vec::kWidth,
-                        Vec::load_part(column + c, books.k - c < Vec::kWidth ? books.k - c
-                                                                             : Vec::kWidth));
-    } else {
-      for (int64_t c = 0; c < books.k; ++c) to[c] = column[c * books.center_step];
+    if (!whole) {
+      for (int64_t c = 0; c < wide; ++c) to[c] = column[c < books.k ? c * books.center_step : 0];
+      column = to;
     }
-    for (int64_t c = books.k; c < wide; ++c) to[c] = to[0];
     for (int64_t c = 0; c < wide; c += Vec::kWidth)
-      Vec::store(to + c, rounded(Vec::load(to + c), books.rounding));
+      Vec::store(to + c, rounded(Vec::load(column + c), books.rounding));
   }
 }
 

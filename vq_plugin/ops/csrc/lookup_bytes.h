@@ -8,7 +8,7 @@ namespace vq {
 namespace {
 
 // table[c] = the products of center c with one piece of one sample.
-inline void center_products(const float* book, int64_t k, const float* x, int64_t x_step,
+inline void all_center_products(const float* book, int64_t k, const float* x, int64_t x_step,
                             int64_t values, float* table) {
   for (int64_t c = 0; c < k; c += kLanes) {
     Vec::F sums[kVectors];
@@ -42,8 +42,8 @@ inline void lookup_bytes_one_sample(const Linear& p, const Part& part, int64_t s
       for (int64_t i = 0; i < n; ++i) {
         if ((s == 0 && i == 0) || p.books.book_step != 0)
           load_book(p.books, stage, 0, s + i, book, kByteCenters);
-        center_products(book, k, p.x + sample * p.x_row + (s + i) * dim * p.x_step, p.x_step,
-                        std::min(dim, p.in - (s + i) * dim), tables + i * kByteCenters);
+        all_center_products(book, k, p.x + sample * p.x_row + (s + i) * dim * p.x_step, p.x_step,
+                            std::min(dim, p.in - (s + i) * dim), tables + i * kByteCenters);
       }
       for (int64_t row = first; row < last; ++row) {
         const uint8_t* code = codes + row * p.subspaces + s;

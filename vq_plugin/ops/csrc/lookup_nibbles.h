@@ -10,28 +10,49 @@ namespace {
 
 constexpr int64_t kBatchChunk = 32;
 
+// table[16] = the products of a piece of a sample with the centers in book, (values, 16).
+template <int kValues>
+inline void center_products(const float* book, const float* x, int64_t x_step, int64_t values,
+                            float* table) {
+  Vec::F sums[kVectors];
+  for (auto& sum : sums) sum = Vec::zero();
+  for (int64_t j = 0; j < (kValues > 0 ? kValues : values); ++j) {
+    const Vec::F value = Vec::set1(x[j * x_step]);
+    for (int v = 0; v < kVectors; ++v)
+      sums[v] = Vec::fmadd(value, Vec::load(book + j * kLanes + v * Vec::kWidth), sums[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) Vec::store(table + v * Vec::kWidth, sums[v]);
+}
+
 // tables[sample][subspace][16] for the subspaces [first, last) of one stage, of one sample every
 // `table_step` floats; tables of subspaces beyond the last are 0, as their codes are.
 inline void build_tables(const Linear& p, int64_t stage, int64_t first, int64_t last,
                          int64_t first_sample, int64_t samples, float* tables,
                          int64_t table_step) {
-  struct Book;
-  float* book = scratch<Book, float>(p.books.dim * kLanes);
-  const int64_t dim = p.books.dim;
-  for (int64_t s = first; s < last; ++s) {
-    if (s == first || p.books.book_step != 0) load_book(p.books, stage, 0, s, book);
-    const int64_t values = std::min(dim, p.in - s * dim);
+  struct Books;
+  constexpr int64_t kNear = 256;  // values of 16 centers: 16 kB
+  const int64_t dim = p.books.dim, book_size = dim * kLanes;
+  const bool shared = p.books.book_step == 0;
+  const int64_t at_once = std::max<int64_t>(1, kNear / dim);
+  float* books = scratch<Books, float>((shared ? 1 : at_once) * book_size);
+  if (shared) load_book(p.books, stage, 0, 0, books);
+  for (int64_t start = first; start < last; start += at_once) {
+    const int64_t end = std::min(start + at_once, last);
+    if (!shared)
+      for (int64_t s = start; s < end; ++s)
+        load_book(p.books, stage, 0, s, books + (s - start) * book_size);
     for (int64_t b = 0; b < samples; ++b) {
-      const float* x = p.x + (first_sample + b) * p.x_row + s * dim * p.x_step;
-      float* table = tables + b * table_step + (s - first) * kLanes;
-      Vec::F sums[kVectors];
-      for (auto& sum : sums) sum = Vec::zero();
-      for (int64_t j = 0; j < values; ++j) {
-        const Vec::F value = Vec::set1(x[j * p.x_step]);
-        for (int v = 0; v < kVectors; ++v)
-          sums[v] = Vec::fmadd(value, Vec::load(book + j * kLanes + v * Vec::kWidth), sums[v]);
+      const float* x = p.x + (first_sample + b) * p.x_row + start * dim * p.x_step;
+      const float* book = books;
+      float* table = tables + b * table_step + (start - first) * kLanes;
+      for (int64_t s = start; s < end; ++s, x += dim * p.x_step, table += kLanes) {
+        const int64_t values = std::min(dim, p.in - s * dim);
+        if (values == 4)
+          center_products<4>(book, x, p.x_step, values, table);
+        else
+          center_products<0>(book, x, p.x_step, values, table);
+        if (!shared) book += book_size;
       }
-      for (int v = 0; v < kVectors; ++v) Vec::store(table + v * Vec::kWidth, sums[v]);
     }
   }
   for (int64_t b = 0; b < samples; ++b)
@@ -53,16 +74,19 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    each_nibble([&](auto nibble) {
+    // Not unrolled: compilers would look up all 8 nibbles first and run out of registers.
+#pragma GCC unroll 1
+    for (int nibble = 0; nibble < kNibbles; ++nibble) {
       Vec::Index index[kRows];
-      for (int r = 0; r < kRows; ++r) index[r] = Vec::template index<nibble.value>(code[r]);
+      for (int r = 0; r < kRows; ++r) index[r] = Vec::template index<0>(code[r]);
       for (int b = 0; b < kBatch; ++b) {
         const auto table =
-            Vec::table(tables + b * table_step + (column * kNibbles + nibble.value) * kLanes);
+            Vec::table(tables + b * table_step + (column * kNibbles + nibble) * kLanes);
         for (int r = 0; r < kRows; ++r)
           total[r][b] = Vec::add(total[r][b], Vec::lookup(table, index[r]));
       }
-    });
+      for (int r = 0; r < kRows; ++r) code[r] = Vec::next_nibble(code[r]);
+    }
   }
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBatch; ++b)
@@ -78,12 +102,13 @@ inline void each_samples(int64_t first, int64_t last, F f) {
     if (first < last) each_samples<kAtOnce / 2>(first, last, f);
 }
 
-// The same for row blocks: as many as Vec has registers for, then one by one.
-template <typename F>
+// The same for row blocks: as many as Vec has registers for beside kBatch samples, then one by one.
+template <int kBatch, typename F>
 inline void each_blocks(int64_t first, int64_t last, F f) {
-  for (; first + Vec::kRowBlocks <= last; first += Vec::kRowBlocks)
-    f(std::integral_constant<int, Vec::kRowBlocks>{}, first);
-  if constexpr (Vec::kRowBlocks > 1)
+  constexpr int kAtOnce = kBatch == 1 ? 2 * Vec::kRowBlocks : Vec::kRowBlocks;
+  for (; first + kAtOnce <= last; first += kAtOnce)
+    f(std::integral_constant<int, kAtOnce>{}, first);
+  if constexpr (kAtOnce > 1)
     for (; first < last; ++first) f(std::integral_constant<int, 1>{}, first);
 }
 
@@ -101,18 +126,20 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
       const int64_t tile = samples < Vec::kSamples ? 256 : 64;
       float* sums = scratch<Sums, float>(samples * rows);
       std::fill(sums, sums + samples * rows, 0.0f);
-      float* tables = scratch<Tables, float>(samples * tile * kLanes);
+      // A line more than a power of two: samples side by side must not fall on the same cache sets.
+      float* tables = scratch<Tables, float>(samples * (tile + 1) * kLanes);
       for (int64_t stage = 0; stage < p.books.stages; ++stage) {
         const int32_t* codes = static_cast<const int32_t*>(p.codes) + stage * layout.size();
         for (int64_t s = 0; s < p.subspaces; s += tile) {
           const int64_t last = std::min(s + tile, p.subspaces);
-          const int64_t columns = div_up(last - s, kNibbles), wide = columns * kNibbles;
-          build_tables(p, stage, s, last, start, samples, tables, wide * kLanes);
+          const int64_t columns = div_up(last - s, kNibbles);
+          const int64_t step = (columns * kNibbles + 1) * kLanes;
+          build_tables(p, stage, s, last, start, samples, tables, step);
           each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
-            each_blocks(part.first, part.last, [&](auto blocks, int64_t block) {
+            each_blocks<at_once.value>(part.first, part.last, [&](auto blocks, int64_t block) {
               add_lookups<blocks.value, at_once.value>(
                   codes + block * layout.row_step() + s / kNibbles * kLanes, layout.row_step(),
-                  columns, tables + b * wide * kLanes, wide * kLanes,
+                  columns, tables + b * step, step,
                   sums + b * rows + (block - part.first) * kLanes, rows);
             });
           });

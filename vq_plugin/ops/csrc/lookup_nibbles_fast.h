@@ -21,12 +21,17 @@ inline float to_bytes(const float* tables, int64_t columns, uint8_t* bytes) {
   const float top = Vec::max(largest);
   const Vec::F inverse = Vec::set1(top > 0 ? kLargestByte / top : 0);
   const Vec::F middle = Vec::set1(kMiddleByte);
-  for (int64_t column = 0; column < columns; ++column) {
-    for (int nibble = 0; nibble < kNibbles; ++nibble) {
-      const float* from = tables + (column * kNibbles + nibble) * kLanes;
-      uint8_t* to = bytes + column * kByteTables + nibble % 2 * 64 + nibble / 2 * kLanes;
-      for (int lane = 0; lane < kLanes; lane += Vec::kWidth)
-        Vec::store_as_bytes(to + lane, Vec::fmadd(Vec::load(from + lane), inverse, middle));
+  for (int64_t column = 0; column < columns; ++column, bytes += kByteTables) {
+    const float* from = tables + column * kNibbles * kLanes;
+    for (int odd = 0; odd < 2; ++odd) {
+      // Registers of the four tables of this half, one table after another.
+      const auto value = [&](int i) {
+        const float* table = from + (2 * (i / kVectors) + odd) * kLanes;
+        return Vec::fmadd(Vec::load(table + i % kVectors * Vec::kWidth), inverse, middle);
+      };
+      for (int i = 0; i < 4 * kVectors; i += 4)
+        Vec::store_as_bytes(bytes + odd * 64 + i * Vec::kWidth, value(i), value(i + 1),
+                            value(i + 2), value(i + 3));
     }
   }
   return top / kLargestByte;
@@ -96,7 +101,7 @@ void lookup_nibbles_fast(const Linear& p, const Pool& pool) {
           for (int64_t b = 0; b < samples; ++b)
             scales[b] = to_bytes(floats + b * wide, columns, bytes + b * step);
           each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
-            each_blocks(part.first, part.last, [&](auto blocks, int64_t block) {
+            each_blocks<at_once.value>(part.first, part.last, [&](auto blocks, int64_t block) {
               add_byte_lookups<blocks.value, at_once.value>(
                   codes + block * layout.row_step() + s / kNibbles * kLanes, layout.row_step(),
                   columns, bytes + b * step, step, scales + b,

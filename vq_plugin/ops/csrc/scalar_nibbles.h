@@ -34,17 +34,18 @@ inline void add_products(const int32_t* codes, int64_t row_step, int64_t columns
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    each_nibble([&](auto nibble) {
+#pragma GCC unroll 1
+    for (int nibble = 0; nibble < kNibbles; ++nibble) {
       Vec::F weight[kRows];
       for (int r = 0; r < kRows; ++r)
-        weight[r] =
-            Vec::lookup(tables[r / kVectors], Vec::template index<nibble.value>(code[r]));
+        weight[r] = Vec::lookup(tables[r / kVectors], Vec::template index<0>(code[r]));
       for (int b = 0; b < kBatch; ++b) {
-        const Vec::F value = Vec::set1(x[nibble.value * kBatch + b]);
+        const Vec::F value = Vec::set1(x[nibble * kBatch + b]);
         for (int r = 0; r < kRows; ++r)
           total[r][b] = Vec::fmadd(weight[r], value, total[r][b]);
       }
-    });
+      for (int r = 0; r < kRows; ++r) code[r] = Vec::next_nibble(code[r]);
+    }
   }
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBatch; ++b)
@@ -85,7 +86,7 @@ void scalar_nibbles(const Linear& p, const Pool& pool) {
         const int64_t columns =
             div_up(std::min(kScalarTile, p.in - first), kNibbles);
         gather_inputs<kBatch>(p, sample, first, columns, x);
-        each_blocks(part.first, part.last, [&](auto blocks, int64_t block) {
+        each_blocks<kBatch>(part.first, part.last, [&](auto blocks, int64_t block) {
           add_products<blocks.value, kBatch>(
               codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
               columns, x, books + block - part.first, sums + (block - part.first) * kLanes, rows);

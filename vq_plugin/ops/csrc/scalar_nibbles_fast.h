@@ -10,6 +10,8 @@ namespace vq {
 namespace {
 
 constexpr int64_t kByteTile = 1024;
+// A line more than a power of two, as samples stand side by side.
+constexpr int64_t kTileDwords = kByteTile / 4 + 16;
 
 // Centers as bytes: center ≈ low + step · byte.
 struct ByteBook {
@@ -34,26 +36,17 @@ struct ByteInputs {
   int32_t sum;  // of the bytes
 };
 
-// Of each 8 inputs the even ones in the first dword, the odd ones in the second.
-template <int kBatch>
-inline ByteInputs to_byte_inputs(const float* x, int64_t columns, int32_t* to) {
-  const int64_t n = columns * kNibbles;
-  float top = 0;
-  for (int64_t i = 0; i < n; ++i) top = std::max(top, std::fabs(x[i * kBatch]));
-  ByteInputs r{top / 127.0f, 0};
-  const float inverse = top > 0 ? 127.0f / top : 0.0f;
-  for (int64_t column = 0; column < columns; ++column) {
-    uint32_t dwords[2] = {0, 0};
-    for (int i = 0; i < kNibbles; ++i) {
-      const auto byte = static_cast<int32_t>(
-          std::nearbyint(x[(column * kNibbles + i) * kBatch] * inverse));
-      r.sum += byte;
-      dwords[i % 2] |= (static_cast<uint32_t>(byte) & 255) << (i / 2 * 8);
-    }
-    to[column * 2 * kBatch] = static_cast<int32_t>(dwords[0]);
-    to[column * 2 * kBatch + kBatch] = static_cast<int32_t>(dwords[1]);
-  }
-  return r;
+// Of each 8 inputs the even ones in the first dword, the odd ones in the second. `x` holds a
+// multiple of 16.
+inline ByteInputs to_byte_inputs(const float* x, int64_t n, int32_t* to) {
+  Vec::F largest = Vec::zero();
+  for (int64_t i = 0; i < n; i += Vec::kWidth) largest = Vec::max_abs(largest, Vec::load(x + i));
+  const float top = Vec::max(largest);
+  const Vec::F inverse = Vec::set1(top > 0 ? 127.0f / top : 0.0f);
+  Vec::I sum = Vec::zero_int();
+  for (int64_t i = 0; i < n; i += Vec::kWidth)
+    Vec::store_even_odd(to + i / 4, Vec::mul(Vec::load(x + i), inverse), &sum);
+  return {top / 127.0f, Vec::sum_int(sum)};
 }
 
 template <int kBlocks, int kBatch>
@@ -73,9 +66,9 @@ inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t co
           Vec::lookup16(tables[r / kVectors], Vec::template nibbles<odd.value>(code[r]));
     for (int b = 0; b < kBatch; ++b)
       for (int r = 0; r < kRows; ++r)
-        total[r][b] = Vec::dot_bytes(total[r][b], weight[r], x[odd.value * kBatch + b]);
+        total[r][b] = Vec::dot_bytes(total[r][b], weight[r], x[b * kTileDwords + odd.value]);
   };
-  for (int64_t column = 0; column < columns; ++column, x += 2 * kBatch) {
+  for (int64_t column = 0; column < columns; ++column, x += 2) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
@@ -113,8 +106,8 @@ void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
       book_of_block[i] = same ? book_of_block[i - 1] : i;
       if (!same) books[i] = to_byte_book(floats_of[i]);
     }
-    float* floats = scratch<Floats, float>(kByteTile * Vec::kSamples);
-    int32_t* bytes = scratch<Bytes, int32_t>(kByteTile / 4 * Vec::kSamples);
+    float* floats = scratch<Floats, float>(kByteTile);
+    int32_t* bytes = scratch<Bytes, int32_t>(kTileDwords * Vec::kSamples);
     each_samples<Vec::kSamples>(part.first_sample, part.last_sample, [&](auto at_once,
                                                                         int64_t sample) {
       constexpr int kBatch = at_once.value;
@@ -122,11 +115,15 @@ void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
       std::fill(sums, sums + kBatch * rows, 0.0f);
       ByteInputs inputs[kBatch];
       for (int64_t first = 0; first < p.in; first += kByteTile) {
-        const int64_t columns = div_up(std::min(kByteTile, p.in - first), kNibbles);
-        gather_inputs<kBatch>(p, sample, first, columns, floats);
-        for (int b = 0; b < kBatch; ++b)
-          inputs[b] = to_byte_inputs<kBatch>(floats + b, columns, bytes + b);
-        each_blocks(part.first, part.last, [&](auto blocks, int64_t block) {
+        const int64_t n = std::min(kByteTile, p.in - first), columns = div_up(n, kNibbles);
+        const int64_t filled = div_up(n, kLanes) * kLanes;
+        for (int b = 0; b < kBatch; ++b) {
+          const float* x = p.x + (sample + b) * p.x_row + first * p.x_step;
+          for (int64_t i = 0; i < n; ++i) floats[i] = x[i * p.x_step];
+          std::fill(floats + n, floats + filled, 0.0f);
+          inputs[b] = to_byte_inputs(floats, filled, bytes + b * kTileDwords);
+        }
+        each_blocks<kBatch>(part.first, part.last, [&](auto blocks, int64_t block) {
           add_byte_products<blocks.value, kBatch>(
               codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
               columns, bytes, inputs, books, book_of_block + block - part.first,

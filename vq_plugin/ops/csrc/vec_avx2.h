@@ -55,6 +55,7 @@ struct Vec {
     return {_mm256_srli_epi32(codes, 4 * kNibble),
             _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28 - 4 * kNibble))};
   }
+  static I next_nibble(I codes) { return _mm256_srli_epi32(codes, 4); }
   static Table table(const float* p) { return {load(p), load(p + 8)}; }
   static F lookup(Table t, Index i) {
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, i.low),

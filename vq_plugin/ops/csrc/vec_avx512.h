@@ -44,6 +44,7 @@ struct Vec {
   static Index index(I codes) {
     return _mm512_srli_epi32(codes, 4 * kNibble);  // vpermps reads the lowest four bits alone
   }
+  static I next_nibble(I codes) { return _mm512_srli_epi32(codes, 4); }
   static Table table(const float* p) { return load(p); }
   static F lookup(Table t, Index i) { return _mm512_permutexvar_ps(i, t); }
 
@@ -77,11 +78,24 @@ struct Vec {
   static I dot_bytes(I sum, Bytes values, int32_t four) {
     return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi32(four));
   }
-  // 16 floats between 0 and 255, rounded.
-  static void store_as_bytes(uint8_t* p, F v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(v)));
+  // 64 floats, between 0 and 255, rounded to bytes.
+  static void store_as_bytes(uint8_t* p, F v0, F v1, F v2, F v3) {
+    const I words01 = _mm512_packs_epi32(_mm512_cvtps_epi32(v0), _mm512_cvtps_epi32(v1));
+    const I words23 = _mm512_packs_epi32(_mm512_cvtps_epi32(v2), _mm512_cvtps_epi32(v3));
+    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(
+        p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words01, words23)));
   }
+  // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
+  // ones. Adds them to `sum`, too.
+  static void store_even_odd(int32_t* p, F v, I* sum) {
+    const I whole = _mm512_cvtps_epi32(v);
+    *sum = _mm512_add_epi32(*sum, whole);
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), order));
+  }
+  static int32_t sum_int(I v) { return _mm512_reduce_add_epi32(v); }
 
  private:
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }

@@ -55,6 +55,7 @@ struct Vec {
     return vreinterpretq_u8_u32(
         vmlaq_u32(vdupq_n_u32(0x03020100), nibble, vdupq_n_u32(0x04040404)));
   }
+  static I next_nibble(I codes) { return vshrq_n_u32(codes, 4); }
   static Table table(const float* p) {
     const auto* bytes = reinterpret_cast<const uint8_t*>(p);
     return {vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)};
@@ -78,17 +79,13 @@ struct Vec {
   static I add_bytes(I sum, uint8x16_t values) {
     return vpadalq_u16(sum, vpaddlq_u8(values));
   }
-  static void store_as_bytes(uint8_t* p, F v) {
-    const uint16x4_t words = vqmovn_u32(vcvtnq_u32_f32(v));
-    const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
-    for (int i = 0; i < 4; ++i) p[i] = vget_lane_u8_i(bytes, i);
-  }
-
- private:
-  static uint8_t vget_lane_u8_i(uint8x8_t v, int i) {
-    uint8_t all[8];
-    vst1_u8(all, v);
-    return all[i];
+  // 16 floats, between 0 and 255, rounded to bytes.
+  static void store_as_bytes(uint8_t* p, F v0, F v1, F v2, F v3) {
+    const uint16x8_t low = vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v0)),
+                                        vqmovn_u32(vcvtnq_u32_f32(v1)));
+    const uint16x8_t high = vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v2)),
+                                         vqmovn_u32(vcvtnq_u32_f32(v3)));
+    vst1q_u8(p, vcombine_u8(vqmovn_u16(low), vqmovn_u16(high)));
   }
 };
 

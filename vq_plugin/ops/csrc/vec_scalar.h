@@ -78,6 +78,10 @@ struct Vec {
     for (uint32_t& v : codes.v) v = v >> (4 * kNibble) & 15;
     return codes;
   }
+  static I next_nibble(I codes) {
+    for (uint32_t& v : codes.v) v >>= 4;
+    return codes;
+  }
   static Table table(const float* p) { return p; }
   static F lookup(Table t, Index x) {
     return make([=](int i) { return t[x.v[i]]; });
