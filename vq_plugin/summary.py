@@ -112,17 +112,21 @@ def summary(model: nn.Module) -> Summary:
     """
     rows: list[LayerRow] = []
     counted: dict[int, str] = {}
-    own: set[int] = set()
     for name, module in model.named_modules():
         if not isinstance(module, CodebookLayer):
             continue
         tied = counted.setdefault(id(module.codebooks), name)
         rows.append(_row(name, module, "" if tied == name else f"tied to {tied}"))
-        own.update(id(t) for t in (module.codes, module.codebooks, module.scale) if t is not None)
+    own = {
+        f"{name}.{leaf}" if name else leaf
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, CodebookLayer)
+        for leaf in ("codes", "codebooks", "scale")
+    }
     others: dict[int, Tensor] = {
         id(value): value
-        for value in model.state_dict(keep_vars=True).values()
-        if isinstance(value, Tensor) and id(value) not in own
+        for key, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor) and key not in own
     }
     sizes = [
         (v.nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes) for v in others.values()

@@ -98,19 +98,26 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
+    every_name = {
+        n: m
+        for n, m in model.named_modules(remove_duplicate=False)
+        if isinstance(m, CodebookLayer)
+    }
     tensors: dict[str, Tensor] = {}
     header = Header(layers={name: _entry(layer) for name, layer in layers.items()})
-    first: dict[int, str] = {}
+    first: dict[tuple[int, bool], str] = {}
     for key, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{key!r} holds a {type(value).__name__}, which a file without pickle cannot keep"
             )
-        owner = first.setdefault(id(value), key)
+        name, _, leaf = key.rpartition(".")
+        # Codes are unpacked for every name: layers are tied if they share their codebooks.
+        own = every_name[name].codebooks if leaf == "codes" and name in every_name else value
+        owner = first.setdefault((id(own), leaf == "codes"), key)
         if owner != key:
             header.aliases[key] = owner
             continue
-        name, _, leaf = key.rpartition(".")
         # A copy: safetensors refuses tensors that share memory.
         tensors[key] = _stored(layers.get(name), leaf, value).cpu().contiguous().clone()
     header.checksums.update((key, _checksum(value)) for key, value in tensors.items())

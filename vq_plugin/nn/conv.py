@@ -52,7 +52,7 @@ class _CodebookConv(CodebookLayer):
             padding = 0
         convolve = type(self).convolve
         return convolve(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            input, self._kept_weight(), self.bias, self.stride, padding, self.dilation, self.groups
         )
 
     def _settings_repr(self) -> str:

@@ -22,6 +22,7 @@ class CodebookEmbedding(CodebookLayer):
     """
 
     float_type = nn.Embedding
+    keeps_packed = False
 
     def _take_settings(self, source: nn.Module) -> None:
         assert isinstance(source, nn.Embedding)
@@ -46,7 +47,7 @@ class CodebookEmbedding(CodebookLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Embedding``: integers ``(...)`` to ``(..., embedding_dim)``."""
         return functional.embedding(
-            input, self.weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
+            input, self._kept_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
         )
 
     def _settings_repr(self) -> str:

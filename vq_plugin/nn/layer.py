@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.codebook import CodebookWeight, decode
+from vq_plugin.codebook import CodebookWeight, code_dtype, decode, matrix_view
 from vq_plugin.fit.weight import quantize_weight
+from vq_plugin.nn.decoded import Decoded
+from vq_plugin.ops import (
+    KERNEL_CENTERS,
+    Precision,
+    native,
+    pack_codes,
+    packs,
+    unpack_codes,
+    warn_without_native,
+)
 from vq_plugin.schemes import KM, Scheme
 
 
@@ -22,17 +32,22 @@ class CodebookLayer(nn.Module):
     values that its file holds, also while it trains.
 
     Attributes:
-        codes: Integer buffer, ``(stages, rows, subspaces)``.
+        codes: Integers, ``(stages, rows, subspaces)``; unpacked at each access where the layer
+            holds them packed. They are in the ``state_dict`` like a buffer.
         codebooks: Parameter, ``(stages, groups, books, k, dim)``.
         scale: Parameter ``(rows,)``, or ``None``.
         bias: Parameter, or ``None``.
         scheme: The scheme that was asked for.
         weight_shape: Shape of :attr:`weight`.
+        precision: ``"exact"``, or ``"fast"`` for 8-bit arithmetic where a kernel has it; a setting
+            of this run, not of the file.
     """
 
     float_type: ClassVar[type[nn.Module]]
+    # Whether codes are kept in the layout of the kernels, which cannot be indexed by row.
+    keeps_packed: ClassVar[bool] = True
 
-    codes: Tensor
+    precision: Precision = "exact"
     codebooks: nn.Parameter
     scale: nn.Parameter | None
     bias: nn.Parameter | None
@@ -56,17 +71,27 @@ class CodebookLayer(nn.Module):
             raise ValueError(f"the codebook weight has shape {small.shape}, the layer's is {shape}")
         self.scheme = small.scheme
         self.weight_shape = small.shape
-        self.register_buffer("codes", small.codes)
+        self.register_buffer("_codes", None, persistent=False)
+        self._decoded = Decoded()
         trains = source.weight.requires_grad
-        self.codebooks = nn.Parameter(
-            small.codebooks.to(small.dtype, copy=True), requires_grad=trains
+        # The kernels read the same coordinate of all centers at once: it is stored so.
+        columns = small.codebooks.to(small.dtype).transpose(3, 4).clone(
+            memory_format=torch.contiguous_format
         )
+        self.codebooks = nn.Parameter(columns.transpose(3, 4), requires_grad=trains)
         scale = None
         if small.scale is not None:
             scale = nn.Parameter(small.scale.to(small.dtype, copy=True), requires_grad=trains)
         self.register_parameter("scale", scale)
         bias = getattr(source, "bias", None)
         self.register_parameter("bias", None if bias is None else _copy(bias))
+        self._settings = (
+            self.weight_shape[0],
+            self.along_out,
+            self.group or 0,
+            self.scheme.torch_codebook_dtype,
+        )
+        self._hold(small.codes)
         self._take_settings(source)
         self.train(source.training)
 
@@ -110,6 +135,78 @@ class CodebookLayer(nn.Module):
         raise NotImplementedError
 
     @property
+    def along_out(self) -> bool:
+        """Whether sub-vectors run along the outputs: rows are then the inputs."""
+        return self.scheme.view_axis == "out"
+
+    @property
+    def group(self) -> int | None:
+        """Rows per codebook group, ``None`` where all rows share their codebooks."""
+        return self.scheme.group if isinstance(self.scheme, KM) else None
+
+    @property
+    def _code_shape(self) -> tuple[int, int, int]:
+        stages, _, _, _, dim = self.codebooks.shape
+        view = matrix_view(torch.empty(self.weight_shape, device="meta"), self.scheme.view_axis)
+        return stages, view.shape[0], -(-view.shape[1] // dim)
+
+    @property
+    def codes(self) -> Tensor:  # noqa: D102 - described as an attribute
+        assert self._codes is not None
+        if self._codes.dim() == 3:
+            return self._codes
+        _, rows, subspaces = self._code_shape
+        return unpack_codes(
+            self._codes, rows=rows, subspaces=subspaces, along_out=self.along_out
+        )
+
+    def _hold(self, codes: Tensor) -> None:
+        """Takes over codes, ``(stages, rows, subspaces)``, packed if a kernel reads them so."""
+        k = self.codebooks.shape[3]
+        codes = codes.to(code_dtype(k))
+        packed = self.keeps_packed and packs(k, self.group)
+        self._codes = pack_codes(codes.contiguous(), along_out=self.along_out) if packed else codes
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "codes"] = self.codes
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        key = prefix + "codes"
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        codes = state_dict.get(key)
+        if codes is None:
+            if strict:
+                missing_keys.append(key)
+            return
+        if tuple(codes.shape) != self._code_shape:
+            error_msgs.append(
+                f"size mismatch for {key}: copying a param with shape {codes.shape} from "
+                f"checkpoint, the shape in current model is {torch.Size(self._code_shape)}."
+            )
+            return
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebooks.shape[3]:
+            error_msgs.append(f"{key} holds codes outside the codebook")
+            return
+        assert self._codes is not None
+        self._hold(codes.detach().to(self._codes.device))
+
+    @property
     def weight(self) -> Tensor:
         """The decoded weight, in the dtype of the codebooks; differentiable in them."""
         return decode(
@@ -118,7 +215,7 @@ class CodebookLayer(nn.Module):
             None if self.scale is None else _stored(self.scale, self.scheme),
             shape=self.weight_shape,
             axis=self.scheme.view_axis,
-            group=self.scheme.group if isinstance(self.scheme, KM) else None,
+            group=self.group,
         )
 
     @property
@@ -127,20 +224,65 @@ class CodebookLayer(nn.Module):
         dtype = self.scheme.torch_codebook_dtype
         return CodebookWeight(
             codes=self.codes,
-            codebooks=self.codebooks.detach().to(dtype),
+            codebooks=self.codebooks.detach().to(dtype).contiguous(),
             scale=None if self.scale is None else self.scale.detach().to(dtype),
             scheme=self.scheme,
             shape=self.weight_shape,
             dtype=self.codebooks.dtype,
         )
 
+    def _kernel_runs(self, input: Tensor) -> bool:
+        """Whether an operator with a native kernel takes ``input``."""
+        if native() is None:
+            warn_without_native()
+            return False
+        codebooks = self._parameters["codebooks"]
+        assert codebooks is not None
+        # What torch.fx traces with is no tensor.
+        return (
+            isinstance(input, Tensor)
+            and input.dtype is torch.float32
+            and codebooks.dtype is torch.float32
+            and input.is_cpu
+            and codebooks.is_cpu
+            and codebooks.shape[3] <= KERNEL_CENTERS
+        )
+
+    def _multiply(self, input: Tensor) -> Tensor:
+        """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
+        parameters = self._parameters
+        linear = torch.ops.vq.codebook_linear
+        run = linear.default if torch.is_grad_enabled() else linear.inference
+        result: Tensor = run(
+            input,
+            self._buffers["_codes"],
+            parameters["codebooks"],
+            parameters["scale"],
+            parameters["bias"],
+            *self._settings,
+            self.precision == "fast",
+        )
+        return result
+
+    def _kept_weight(self) -> Tensor:
+        """:attr:`weight`, decoded once where no gradient has to reach the codebooks."""
+        parts = (self._codes, self.codebooks, self.scale)
+        trains = any(part is not None and part.requires_grad for part in parts)
+        if (torch.is_grad_enabled() and trains) or torch.compiler.is_compiling():
+            return self.weight
+        return self._decoded.get(parts, lambda: self.weight)
+
     def share(self, other: CodebookLayer) -> None:
         """Ties this layer's codes, codebooks and scale to those of ``other``."""
-        self.codes, self.codebooks, self.scale = other.codes, other.codebooks, other.scale
+        self.codebooks, self.scale = other.codebooks, other.scale
+        if self.keeps_packed == other.keeps_packed:
+            self._codes = other._codes
+        else:
+            self._hold(other.codes)
 
     def to_float(self) -> nn.Module:
         """The float layer that computes the same: its weight is the decoded one."""
-        plain = self._float_like(self.codes.device).to(self.codebooks.dtype)
+        plain = self._float_like(self.codebooks.device).to(self.codebooks.dtype)
         plain.weight = nn.Parameter(self.weight.detach().contiguous())
         plain.register_parameter("bias", None if self.bias is None else _copy(self.bias))
         plain.train(self.training)

@@ -29,7 +29,9 @@ class CodebookLinear(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
-        return functional.linear(input, self.weight, self.bias)
+        if torch.compiler.is_compiling() or self._kernel_runs(input):
+            return self._multiply(input)
+        return functional.linear(input, self._kept_weight(), self.bias)
 
     def _settings_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

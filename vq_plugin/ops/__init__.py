@@ -1,15 +1,18 @@
 """How codebook layers are computed: operators of torch, with native kernels on the CPU."""
 
 from vq_plugin.ops.library import (
+    KERNEL_CENTERS,
     Precision,
     codebook_linear,
     dequantize_codebook,
     pack_codes,
+    packs,
     unpack_codes,
 )
-from vq_plugin.ops.native import isa, isas, native, use_isa
+from vq_plugin.ops.native import isa, isas, native, use_isa, warn_without_native
 
 __all__ = [
+    "KERNEL_CENTERS",
     "Precision",
     "codebook_linear",
     "dequantize_codebook",
@@ -17,6 +20,8 @@ __all__ = [
     "isas",
     "native",
     "pack_codes",
+    "packs",
     "unpack_codes",
     "use_isa",
+    "warn_without_native",
 ]

@@ -16,9 +16,11 @@ from torch.library import Library, register_autograd, register_fake
 from vq_plugin.codebook import decode
 from vq_plugin.ops.gradients import codebook_gradients
 from vq_plugin.ops.native import native
-from vq_plugin.ops.packing import pack, packed_shape, unpack
+from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unpack
 
 Precision = Literal["exact", "fast"]
+# The native kernels read codes of a byte at most.
+KERNEL_CENTERS = 256
 
 _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
@@ -139,6 +141,16 @@ def dequantize_codebook(
         codes, codebooks, scale, list(shape), along_out, group or 0, codebook_dtype
     )
     return result
+
+
+def packs(k: int, group: int | None = None) -> bool:
+    """Whether the kernels read codes into ``k`` centers packed, two to a byte.
+
+    Example:
+        >>> packs(16), packs(17), packs(16, group=5)
+        (True, False, False)
+    """
+    return k <= NIBBLE_CENTERS and (group is None or group % LANES == 0)
 
 
 def pack_codes(codes: Tensor, *, along_out: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 LANES = 16
 NIBBLES = 8
+NIBBLE_CENTERS = 16
 
 
 def packed_shape(

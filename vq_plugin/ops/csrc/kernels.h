@@ -42,16 +42,7 @@ struct Linear {
 
 using LinearKernel = void (*)(const Linear&, const Pool&);
 
-// Points and centers of some books: point i of book b at x + b·x_book + i·x_point.
-struct Assignment {
-  int64_t books, n, k, dim;
-  const float* x;
-  int64_t x_book, x_point;
-  const float* weight;  // importance, laid out like x; or null
-  const float* centers;  // (books, k, dim), contiguous
-  uint8_t* codes;        // (books, n)
-  float* distance;       // (books, n) or null
-};
+struct FitKernels;  // see fit.h
 
 // The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
 // they would not be faster.
@@ -66,7 +57,7 @@ struct Kernels {
   LinearKernel scalar_bytes;         // k <= 256, single weights
   LinearKernel outward_bytes;        // k <= 256, sub-vectors along the outputs
   void (*round)(const float* from, int64_t n, Rounding, float* to);
-  void (*assign)(const Assignment&, const Pool&);
+  const FitKernels* fit;
 };
 
 // The fastest kernels that this machine runs.

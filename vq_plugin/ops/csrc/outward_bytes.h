@@ -1,5 +1,5 @@
-// Sub-vectors along the outputs, up to 256 centers: some inputs by some outputs of the weight are
-// decoded into the cache, then multiplied with all samples.
+// Sub-vectors along the outputs, up to 256 centers: inputs with the same code are summed first, so
+// that each sum, and not each input, is multiplied with its center.
 #pragma once
 
 #include "lookup_nibbles.h"
@@ -7,83 +7,132 @@
 namespace vq {
 namespace {
 
-constexpr int64_t kTileInputs = 64;
+constexpr int64_t kOutwardTile = 16;  // subspaces whose codes lie in one line
 
-// y[sample][output] += x[sample] · panel, (inputs, width), for kVectors registers of outputs.
-template <int kBatch>
-inline void add_panel(const float* panel, int64_t width, const float* x, int64_t x_row,
-                      int64_t x_step, const float* scale, int64_t inputs, float* sums,
-                      int64_t sum_step) {
-  Vec::F total[kVectors][kBatch];
-  for (int v = 0; v < kVectors; ++v)
-    for (int b = 0; b < kBatch; ++b)
-      total[v][b] = Vec::load(sums + b * sum_step + v * Vec::kWidth);
-  for (int64_t i = 0; i < inputs; ++i) {
-    Vec::F weight[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      weight[v] = Vec::load(panel + i * width + v * Vec::kWidth);
-    for (int b = 0; b < kBatch; ++b) {
-      const float factor = scale == nullptr ? 1.0f : scale[i];
-      const Vec::F value = Vec::set1(x[b * x_row + i * x_step] * factor);
-      for (int v = 0; v < kVectors; ++v) total[v][b] = Vec::fmadd(weight[v], value, total[v][b]);
+inline float input_at(const Linear& p, int64_t sample, int64_t i) {
+  const float x = p.x[sample * p.x_row + i * p.x_step];
+  return p.scale == nullptr ? x : x * p.scale[i];
+}
+
+inline float bias_at(const Linear& p, int64_t i) { return p.bias == nullptr ? 0.0f : p.bias[i]; }
+
+inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t last,
+                                     int64_t sample) {
+  struct Inputs;
+  struct Sums;
+  struct Book;
+  struct Outputs;
+  const int64_t dim = p.books.dim, n = last - first;
+  float* x = scratch<Inputs, float>(p.in);
+  float* sums = scratch<Sums, float>(kOutwardTile * kByteCenters);
+  float* book = scratch<Book, float>(dim * kByteCenters);
+  float* y = scratch<Outputs, float>(kOutwardTile * dim);
+  for (int64_t i = 0; i < p.in; ++i) x[i] = input_at(p, sample, i);
+  std::fill(y, y + n * dim, 0.0f);
+  for (int64_t stage = 0; stage < p.books.stages; ++stage) {
+    const auto* codes = static_cast<const uint8_t*>(p.codes) + stage * p.rows * p.subspaces + first;
+    std::fill(sums, sums + n * kByteCenters, 0.0f);
+    for (int64_t i = 0; i < p.in; ++i, codes += p.subspaces)
+      for (int64_t s = 0; s < n; ++s) sums[s * kByteCenters + codes[s]] += x[i];
+    for (int64_t s = 0; s < n; ++s) {
+      load_book(p.books, stage, 0, first + s, book, kByteCenters);
+      for (int64_t j = 0; j < dim; ++j) {
+        Vec::F total = Vec::zero();
+        for (int64_t c = 0; c < padded(p.books.k); c += Vec::kWidth)
+          total = Vec::fmadd(Vec::load(sums + s * kByteCenters + c),
+                             Vec::load(book + j * kByteCenters + c), total);
+        y[s * dim + j] += Vec::sum(total);
+      }
     }
   }
+  const int64_t at = first * dim, outputs = std::min(n * dim, p.out - at);
+  for (int64_t j = 0; j < outputs; ++j) p.y[sample * p.out + at + j] = y[j] + bias_at(p, at + j);
+}
+
+// y[value][sample] += the sums of every center, [center][sample], times its values.
+inline void add_centers(const float* sums, const float* book, int64_t book_row, int64_t k,
+                        int64_t dim, float* y) {
+  for (int64_t j = 0; j < dim; ++j, y += kLanes) {
+    Vec::F total[kVectors];
+    for (int v = 0; v < kVectors; ++v) total[v] = Vec::load(y + v * Vec::kWidth);
+    for (int64_t c = 0; c < k; ++c)
+      for (int v = 0; v < kVectors; ++v)
+        total[v] = Vec::fmadd(Vec::load(sums + c * kLanes + v * Vec::kWidth),
+                              Vec::set1(book[j * book_row + c]), total[v]);
+    for (int v = 0; v < kVectors; ++v) Vec::store(y + v * Vec::kWidth, total[v]);
+  }
+}
+
+inline void add_sample_lanes(float* sums, const float* x) {
   for (int v = 0; v < kVectors; ++v)
-    for (int b = 0; b < kBatch; ++b)
-      Vec::store(sums + b * sum_step + v * Vec::kWidth, total[v][b]);
+    Vec::store(sums + v * Vec::kWidth,
+               Vec::add(Vec::load(sums + v * Vec::kWidth), Vec::load(x + v * Vec::kWidth)));
+}
+
+// x[input][sample], kLanes samples side by side.
+inline void gather_sample_lanes(const Linear& p, int64_t sample, int64_t samples, float* x) {
+  for (int64_t i = 0; i < p.in; ++i)
+    for (int64_t b = 0; b < kLanes; ++b)
+      x[i * kLanes + b] = b < samples ? input_at(p, sample + b, i) : 0.0f;
+}
+
+inline void store_sample_lanes(const Linear& p, int64_t sample, int64_t samples, int64_t at,
+                               int64_t outputs, const float* y) {
+  for (int64_t b = 0; b < samples; ++b)
+    for (int64_t j = 0; j < outputs; ++j)
+      p.y[(sample + b) * p.out + at + j] = y[j * kLanes + b] + bias_at(p, at + j);
+}
+
+inline void outward_bytes_samples(const Linear& p, int64_t first, int64_t last, int64_t sample,
+                                  int64_t samples, const float* x) {
+  struct Sums;
+  struct Book;
+  struct Outputs;
+  constexpr int64_t at_once = 2;  // subspaces whose sums stay in the nearest cache
+  const int64_t dim = p.books.dim;
+  float* sums = scratch<Sums, float>(at_once * kByteCenters * kLanes);
+  float* book = scratch<Book, float>(dim * kByteCenters);
+  float* y = scratch<Outputs, float>(at_once * dim * kLanes);
+  for (int64_t s = first; s < last; s += at_once) {
+    const int64_t n = std::min(at_once, last - s);
+    std::fill(y, y + n * dim * kLanes, 0.0f);
+    for (int64_t stage = 0; stage < p.books.stages; ++stage) {
+      const auto* codes = static_cast<const uint8_t*>(p.codes) + stage * p.rows * p.subspaces + s;
+      std::fill(sums, sums + n * kByteCenters * kLanes, 0.0f);
+      for (int64_t i = 0; i < p.in; ++i, codes += p.subspaces)
+        for (int64_t t = 0; t < n; ++t)
+          add_sample_lanes(sums + (t * kByteCenters + codes[t]) * kLanes, x + i * kLanes);
+      for (int64_t t = 0; t < n; ++t) {
+        load_book(p.books, stage, 0, s + t, book, kByteCenters);
+        add_centers(sums + t * kByteCenters * kLanes, book, kByteCenters, p.books.k, dim,
+                    y + t * dim * kLanes);
+      }
+    }
+    store_sample_lanes(p, sample, samples, s * dim, std::min(n * dim, p.out - s * dim), y);
+  }
 }
 
 void outward_bytes(const Linear& p, const Pool& pool) {
-  const int64_t dim = p.books.dim, k = p.books.k;
-  // About 64 outputs at once.
-  const int64_t tile = std::max<int64_t>(1, 64 / dim), blocks = div_up(p.subspaces, tile);
-  const double work = double(p.books.stages) * double(p.in) * double(p.subspaces) *
-                      (2 + double(p.batch) * double(dim) / double(2 * Vec::kWidth));
+  const int64_t blocks = div_up(p.subspaces, kOutwardTile);
+  const double work = double(p.books.stages) * double(p.subspaces) * double(p.batch) *
+                      (double(p.in) + double(p.books.k * p.books.dim) / 8);
+  constexpr int64_t kFew = 4;  // from here on 16 samples at once pay
   divide(pool, blocks, p.batch, work, [&](const Part& part) {
-    struct Book;
-    struct Columns;
-    struct Panel;
-    struct Sums;
-    const int64_t width = div_up(tile * dim, kLanes) * kLanes;
-    const int64_t samples = part.last_sample - part.first_sample;
-    float* columns = scratch<Columns, float>(dim * kByteCenters);
-    float* books = scratch<Book, float>(tile * kByteCenters * dim);
-    float* panel = scratch<Panel, float>(kTileInputs * width);
-    float* sums = scratch<Sums, float>(samples * width);
-    std::fill(panel, panel + kTileInputs * width, 0.0f);
-    for (int64_t block = part.first; block < part.last; ++block) {
-      const int64_t s = block * tile, n = std::min(tile, p.subspaces - s);
-      std::fill(sums, sums + samples * width, 0.0f);
-      for (int64_t stage = 0; stage < p.books.stages; ++stage) {
-        for (int64_t i = 0; i < n; ++i) {
-          load_book(p.books, stage, 0, s + i, columns, kByteCenters);
-          for (int64_t c = 0; c < k; ++c)
-            for (int64_t j = 0; j < dim; ++j)
-              books[(i * kByteCenters + c) * dim + j] = columns[j * kByteCenters + c];
-        }
-        const auto* codes = static_cast<const uint8_t*>(p.codes) + stage * p.rows * p.subspaces;
-        for (int64_t first = 0; first < p.in; first += kTileInputs) {
-          const int64_t inputs = std::min(kTileInputs, p.in - first);
-          for (int64_t r = 0; r < inputs; ++r) {
-            const uint8_t* code = codes + (first + r) * p.subspaces + s;
-            float* to = panel + r * width;
-            for (int64_t i = 0; i < n; ++i, to += dim)
-              std::copy_n(books + (i * kByteCenters + code[i]) * dim, dim, to);
-          }
-          const float* scale = p.scale == nullptr ? nullptr : p.scale + first;
-          each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
-            const float* x = p.x + (part.first_sample + b) * p.x_row + first * p.x_step;
-            for (int64_t v = 0; v < width; v += kLanes)
-              add_panel<at_once.value>(panel + v, width, x, p.x_row, p.x_step, scale, inputs,
-                                       sums + b * width + v, width);
-          });
-        }
+    struct Inputs;
+    const int64_t first = part.first * kOutwardTile;
+    const int64_t last = std::min(part.last * kOutwardTile, p.subspaces);
+    for (int64_t b = part.first_sample; b < part.last_sample;) {
+      const int64_t samples = std::min(kLanes, part.last_sample - b);
+      if (samples < kFew) {
+        for (int64_t s = first; s < last; s += kOutwardTile)
+          outward_bytes_one_sample(p, s, std::min(s + kOutwardTile, last), b);
+        ++b;
+      } else {
+        float* x = scratch<Inputs, float>(p.in * kLanes);
+        gather_sample_lanes(p, b, samples, x);
+        outward_bytes_samples(p, first, last, b, samples, x);
+        b += samples;
       }
-      const int64_t outputs = std::min(n * dim, p.out - s * dim);
-      for (int64_t b = 0; b < samples; ++b)
-        for (int64_t j = 0; j < outputs; ++j)
-          p.y[(part.first_sample + b) * p.out + s * dim + j] =
-              sums[b * width + j] + (p.bias == nullptr ? 0.0f : p.bias[s * dim + j]);
     }
   });
 }

@@ -43,6 +43,7 @@ const Functions* load() {
     find(get, name);
     if (get != nullptr) code = get();
   };
+  dtype(found.float64, "aoti_torch_dtype_float64");
   dtype(found.float32, "aoti_torch_dtype_float32");
   dtype(found.float16, "aoti_torch_dtype_float16");
   dtype(found.bfloat16, "aoti_torch_dtype_bfloat16");

@@ -33,7 +33,7 @@ struct Functions {
   int32_t (*get_num_threads)(uint32_t*);
   int32_t (*delete_value)(Value*);            // since 2.13, otherwise null
   const char* (*what)();                      // since 2.13, otherwise null
-  int32_t float32, float16, bfloat16, uint8, int32;
+  int32_t float64, float32, float16, bfloat16, uint8, int32;
 };
 
 // Null where libtorch is not loaded, or older than 2.10.

@@ -27,6 +27,11 @@ struct Vec {
   static void store_part(float* p, int64_t n, F v) { _mm512_mask_storeu_ps(p, mask(n), v); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  // a where x < y, otherwise b.
+  static F select_less(F x, F y, F a, F b) {
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), a);
+  }
   static F fmadd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }

@@ -36,6 +36,9 @@ struct Vec {
   }
   static F add(F a, F b) { return vaddq_f32(a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
+  static F div(F a, F b) { return vdivq_f32(a, b); }
+  // a where x < y, otherwise b.
+  static F select_less(F x, F y, F a, F b) { return vbslq_f32(vcltq_f32(x, y), a, b); }
   static F fmadd(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
   static float sum(F v) { return vaddvq_f32(v); }

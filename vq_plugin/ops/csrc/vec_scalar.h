@@ -50,6 +50,13 @@ struct Vec {
   static F mul(F a, F b) {
     return make([=](int i) { return a.v[i] * b.v[i]; });
   }
+  static F div(F a, F b) {
+    return make([=](int i) { return a.v[i] / b.v[i]; });
+  }
+  // a where x < y, otherwise b.
+  static F select_less(F x, F y, F a, F b) {
+    return make([=](int i) { return x.v[i] < y.v[i] ? a.v[i] : b.v[i]; });
+  }
   static F fmadd(F a, F b, F c) {
     return make([=](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }

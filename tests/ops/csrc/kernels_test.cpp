@@ -1,0 +1,140 @@
+// The kernels of every instruction set of this machine against their definitions.
+//
+// kernels_test [PROBLEMS [FIRST]]: a failure names its problem; `kernels_test 1 N` repeats it.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "packing.h"
+#include "problem.h"
+#include "random.h"
+#include "reference.h"
+#include "rounding.h"
+
+namespace {
+
+constexpr int kThreads = 3;
+constexpr int kShownFailures = 20;
+
+int failures = 0;
+int divided = 0;  // calls that used several threads
+
+bool show_failure() { return failures++ < kShownFailures; }
+
+void run_on_threads(int64_t tasks, void (*body)(int64_t, void*), void* context) {
+  ++divided;
+  std::vector<std::thread> threads;
+  for (int64_t task = 0; task < tasks; ++task) threads.emplace_back(body, task, context);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// On a thread of its own: what kernels keep from call to call has its exact size then, and
+// AddressSanitizer sees its end.
+Buffer<float> run(vq::LinearKernel kernel, vq::Linear p, int threads) {
+  Buffer<float> y(p.batch * p.out, 1, std::nanf(""));
+  p.y = y.data();
+  std::thread([&] { kernel(p, vq::Pool{threads, run_on_threads}); }).join();
+  return y;
+}
+
+void check(const char* isa, const char* precision, vq::LinearKernel kernel, const Problem& problem,
+           const Reference& expected, const std::vector<double>& tolerance, int number) {
+  if (kernel == nullptr) return;
+  const Buffer<float> y = run(kernel, problem.linear, 1);
+  const Buffer<float> again = run(kernel, problem.linear, kThreads);
+  for (int64_t i = 0; i < y.size(); ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (std::isnan(expected.y[at])) continue;
+    const bool same = std::memcmp(&y[i], &again[i], sizeof(float)) == 0;
+    if (same && std::abs(y[i] - expected.y[at]) <= tolerance[at]) continue;
+    if (show_failure()) {
+      std::printf("%s %s, problem %d: %s\n", isa, precision, number, problem.text().c_str());
+      std::printf("  sample %lld, output %lld: %.9g, with %d threads %.9g, expected %.9g ± %.3g\n",
+                  (long long)(i / problem.linear.out), (long long)(i % problem.linear.out), y[i],
+                  kThreads, again[i], expected.y[at], tolerance[at]);
+    }
+    return;
+  }
+}
+
+void check_linear(const std::vector<const vq::Kernels*>& isas, int number) {
+  Random random(static_cast<uint64_t>(number));
+  const Problem problem(random);
+  const Reference expected(problem);
+  const Kind& kind = problem.kind;
+  for (const vq::Kernels* kernels : isas) {
+    check(kernels->name, "exact", kernels->*kind.exact, problem, expected, expected.exact, number);
+    if (kind.fast != nullptr)
+      check(kernels->name, "fast", kernels->*kind.fast, problem, expected, expected.fast, number);
+  }
+}
+
+void check_rounding(const vq::Kernels& kernels, int number) {
+  Random random(static_cast<uint64_t>(number));
+  const auto rounding = static_cast<vq::Rounding>(random.between(0, 2));
+  Buffer<float> from(random.between(0, 100), random.between(0, 3), 0.0f);
+  for (int64_t i = 0; i < from.size(); ++i) {
+    // Any float; often one that lies half-way, or of a size that weights have.
+    uint32_t bits = random.bits();
+    if (random.one_in(2)) bits &= 0xfffff000u << random.between(0, 4);
+    if (random.one_in(2)) bits = (bits & 0x87ffffffu) | 0x38000000u;
+    std::memcpy(&from[i], &bits, sizeof bits);
+  }
+  Buffer<float> to(from.size(), random.between(0, 3), 0.0f);
+  kernels.round(from.data(), from.size(), rounding, to.data());
+  for (int64_t i = 0; i < from.size(); ++i) {
+    const double expected = rounded(from[i], rounding);
+    const bool same = std::isnan(expected)
+                          ? std::isnan(to[i])
+                          : to[i] == expected && std::signbit(to[i]) == std::signbit(expected);
+    if (!same && show_failure())
+      std::printf("%s round %d, problem %d: %a became %a, expected %a\n", kernels.name,
+                  static_cast<int>(rounding), number, from[i], to[i], expected);
+  }
+}
+
+void check_packing(int number) {
+  Random random(static_cast<uint64_t>(number));
+  const Problem problem(random);
+  if (!problem.kind.packed) return;
+  const vq::Linear& p = problem.linear;
+  const vq::NibbleLayout layout(p.rows, p.subspaces, problem.kind.along_out);
+  for (int64_t t = 0; t < p.books.stages; ++t) {
+    const int64_t size = p.rows * p.subspaces;
+    const uint8_t* codes = problem.codes.data() + t * size;
+    Buffer<int32_t> packed(layout.size(), 1, -1);
+    vq::pack_nibbles(codes, p.rows, p.subspaces, problem.kind.along_out, packed.data());
+    Buffer<uint8_t> back(size, 1, 0xff);
+    vq::unpack_nibbles(packed.data(), p.rows, p.subspaces, problem.kind.along_out, back.data());
+    const bool packs = std::memcmp(packed.data(), problem.packed.data() + t * layout.size(),
+                                   static_cast<size_t>(layout.size()) * sizeof(int32_t)) == 0;
+    const bool unpacks = std::memcmp(back.data(), codes, static_cast<size_t>(size)) == 0;
+    if (!(packs && unpacks) && show_failure())
+      std::printf("%s, problem %d: %s\n", packs ? "unpack_nibbles" : "pack_nibbles", number,
+                  problem.text().c_str());
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int problems = count > 1 ? std::atoi(arguments[1]) : 3000;
+  const int first = count > 2 ? std::atoi(arguments[2]) : 0;
+  std::vector<const vq::Kernels*> isas;
+  for (const char* name : {"avx512", "avx2", "neon", "scalar"})
+    if (const vq::Kernels* kernels = vq::find_kernels(name)) isas.push_back(kernels);
+  for (int number = first; number < first + problems; ++number) {
+    check_linear(isas, number);
+    for (const vq::Kernels* kernels : isas) check_rounding(*kernels, number);
+    check_packing(number);
+  }
+  std::printf("%d problems, %d calls on several threads, %d failures;", problems, divided,
+              failures);
+  for (const vq::Kernels* kernels : isas) std::printf(" %s", kernels->name);
+  std::printf("\n");
+  return failures == 0 ? 0 : 1;
+}
