@@ -31,7 +31,12 @@ def test_it_computes_what_a_linear_with_the_decoded_weight_does(
     weight = vq.quantize_weight(source.weight, scheme).decode()
     for shape in ((18,), (3, 18), (2, 3, 18), (0, 18)):
         x = torch.randn(shape).to(dtype)
-        assert torch.equal(layer(x), functional.linear(x, weight, source.bias))
+        expected = functional.linear(x, weight, source.bias)
+        if dtype == torch.float32:
+            # The native kernels add in another order.
+            torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=2e-6)
+        else:
+            assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,40 +16,31 @@ class Decoded:
     """
 
     def __init__(self) -> None:
-        self._made_of: list[_Part] = []
+        self._codes: Tensor | None = None
+        self._tables: list[Tensor] = []
         self._weight: Tensor | None = None
 
-    def get(self, parts: tuple[Tensor | None, ...], decode: Callable[[], Tensor]) -> Tensor:
-        """The weight that ``decode`` gives for ``parts``, the tensors that it reads."""
-        there = [part for part in parts if part is not None]
-        fresh = len(there) == len(self._made_of) and all(
-            old.is_still(part) for old, part in zip(self._made_of, there, strict=True)
-        )
+    def get(
+        self,
+        codes: Tensor,
+        codebooks: Tensor,
+        scale: Tensor | None,
+        decode: Callable[[], Tensor],
+    ) -> Tensor:
+        """The weight that ``decode`` gives for its parts."""
+        tables = [codebooks] if scale is None else [codebooks, scale]
+        # Codebooks are small, and values written through ``.data`` leave no other trace.
+        fresh = self._codes is codes and all(map(_same, self._tables, tables))
         if self._weight is None or not fresh:
             with torch.no_grad():
                 self._weight = decode()
-            self._made_of = [_Part(part.detach(), _version(part)) for part in there]
+                self._tables = [table.clone() for table in tables]
+            self._codes = codes
         return self._weight
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_made_of": [], "_weight": None}
+        return Decoded().__dict__
 
 
-class _Part(NamedTuple):
-    # Keeps the memory: another tensor cannot get the same address.
-    tensor: Tensor
-    version: int | None
-
-    def is_still(self, part: Tensor) -> bool:
-        """Whether ``part`` has not been written to, replaced, moved or cast."""
-        return (
-            part.data_ptr() == self.tensor.data_ptr()
-            and part.dtype == self.tensor.dtype
-            and part.device == self.tensor.device
-            and _version(part) == self.version
-        )
-
-
-def _version(part: Tensor) -> int | None:
-    # Tensors made in inference mode do not count their versions.
-    return None if part.is_inference() else part._version
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)

@@ -46,9 +46,20 @@ class CodebookEmbedding(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Embedding``: integers ``(...)`` to ``(..., embedding_dim)``."""
-        return functional.embedding(
-            input, self._kept_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
+        if self._trains() or self.along_out or self.group is not None:
+            return functional.embedding(
+                input,
+                self.weight,
+                self.padding_idx,
+                scale_grad_by_freq=self.scale_grad_by_freq,
+            )
+        rows = input.reshape(-1)
+        vectors = self._decode(
+            self.codes.index_select(1, rows),
+            None if self.scale is None else self.scale.index_select(0, rows),
+            (len(rows), self.embedding_dim),
         )
+        return vectors.reshape(*input.shape, self.embedding_dim)
 
     def _settings_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

@@ -74,11 +74,9 @@ class CodebookLayer(nn.Module):
         self.register_buffer("_codes", None, persistent=False)
         self._decoded = Decoded()
         trains = source.weight.requires_grad
-        # The kernels read the same coordinate of all centers at once: it is stored so.
-        columns = small.codebooks.to(small.dtype).transpose(3, 4).clone(
-            memory_format=torch.contiguous_format
+        self.codebooks = nn.Parameter(
+            small.codebooks.to(small.dtype, copy=True), requires_grad=trains
         )
-        self.codebooks = nn.Parameter(columns.transpose(3, 4), requires_grad=trains)
         scale = None
         if small.scale is not None:
             scale = nn.Parameter(small.scale.to(small.dtype, copy=True), requires_grad=trains)
@@ -209,11 +207,14 @@ class CodebookLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The decoded weight, in the dtype of the codebooks; differentiable in them."""
+        return self._decode(self.codes, self.scale, self.weight_shape)
+
+    def _decode(self, codes: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         return decode(
-            self.codes,
+            codes,
             _stored(self.codebooks, self.scheme),
-            None if self.scale is None else _stored(self.scale, self.scheme),
-            shape=self.weight_shape,
+            None if scale is None else _stored(scale, self.scheme),
+            shape=shape,
             axis=self.scheme.view_axis,
             group=self.group,
         )
@@ -224,7 +225,7 @@ class CodebookLayer(nn.Module):
         dtype = self.scheme.torch_codebook_dtype
         return CodebookWeight(
             codes=self.codes,
-            codebooks=self.codebooks.detach().to(dtype).contiguous(),
+            codebooks=self.codebooks.detach().to(dtype),
             scale=None if self.scale is None else self.scale.detach().to(dtype),
             scheme=self.scheme,
             shape=self.weight_shape,
@@ -266,11 +267,16 @@ class CodebookLayer(nn.Module):
 
     def _kept_weight(self) -> Tensor:
         """:attr:`weight`, decoded once where no gradient has to reach the codebooks."""
-        parts = (self._codes, self.codebooks, self.scale)
-        trains = any(part is not None and part.requires_grad for part in parts)
-        if (torch.is_grad_enabled() and trains) or torch.compiler.is_compiling():
+        if self._trains() or torch.compiler.is_compiling():
             return self.weight
-        return self._decoded.get(parts, lambda: self.weight)
+        assert self._codes is not None
+        return self._decoded.get(self._codes, self.codebooks, self.scale, lambda: self.weight)
+
+    def _trains(self) -> bool:
+        """Whether a gradient has to reach the codebooks or the scale."""
+        tables = (self.codebooks, self.scale)
+        trains = any(table is not None and table.requires_grad for table in tables)
+        return trains and torch.is_grad_enabled()
 
     def share(self, other: CodebookLayer) -> None:
         """Ties this layer's codes, codebooks and scale to those of ``other``."""

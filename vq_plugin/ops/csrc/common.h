@@ -74,7 +74,8 @@ inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t 
   for (int64_t j = 0; j < books.dim; ++j, to += row) {
     const float* column = from + j * books.value_step;
     if (!whole) {
-      for (int64_t c = 0; c < wide; ++c) to[c] = column[c < books.k ? c * books.center_step : 0];
+      for (int64_t c = 0; c < books.k; ++c) to[c] = column[c * books.center_step];
+      for (int64_t c = books.k; c < wide; ++c) to[c] = column[0];
       column = to;
     }
     for (int64_t c = 0; c < wide; c += Vec::kWidth)
