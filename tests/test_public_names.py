@@ -30,6 +30,7 @@ NAMES = {
     "quantize_weight",
     "save",
     "scheme_from_dict",
+    "set_precision",
     "summary",
     "tune",
 }

@@ -7,7 +7,7 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 from vq_plugin.checkpoint import CheckpointError, load, save
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.weight import quantize_weight
-from vq_plugin.model import compress
+from vq_plugin.model import compress, set_precision
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
 from vq_plugin.summary import Summary, summary
 from vq_plugin.tuning import LossBudget, TuneResult, tune
@@ -29,6 +29,7 @@ __all__ = [
     "quantize_weight",
     "save",
     "scheme_from_dict",
+    "set_precision",
     "summary",
     "tune",
 ]

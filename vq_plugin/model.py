@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -16,6 +17,7 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.weight import check_weight, quantize_weight
 from vq_plugin.importance import input_importance
 from vq_plugin.nn import CodebookLayer, codebook_type
+from vq_plugin.ops import Precision
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, select
 
@@ -264,3 +266,27 @@ def _own_values(model: nn.Module) -> dict[int, object]:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Sets how the codebook layers of a model compute, in place; files do not keep it.
+
+    Args:
+        model: A model with codebook layers.
+        precision: ``"exact"`` or ``"fast"``: see :func:`vq_plugin.ops.codebook_linear`.
+
+    Raises:
+        ValueError: If the model has no codebook layer, or ``precision`` is another word.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Linear(64, 64), vq.PQ(k=16, dim=4))
+        >>> vq.set_precision(small, "fast")
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
+    layers = [module for module in model.modules() if isinstance(module, CodebookLayer)]
+    if not layers:
+        raise ValueError("the model has no codebook layer; compress it first")
+    for layer in layers:
+        layer.precision = precision

@@ -99,9 +99,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
     every_name = {
-        n: m
-        for n, m in model.named_modules(remove_duplicate=False)
-        if isinstance(m, CodebookLayer)
+        n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, CodebookLayer)
     }
     tensors: dict[str, Tensor] = {}
     header = Header(layers={name: _entry(layer) for name, layer in layers.items()})

@@ -154,9 +154,7 @@ class CodebookLayer(nn.Module):
         if self._codes.dim() == 3:
             return self._codes
         _, rows, subspaces = self._code_shape
-        return unpack_codes(
-            self._codes, rows=rows, subspaces=subspaces, along_out=self.along_out
-        )
+        return unpack_codes(self._codes, rows=rows, subspaces=subspaces, along_out=self.along_out)
 
     def _hold(self, codes: Tensor) -> None:
         """Takes over codes, ``(stages, rows, subspaces)``, packed if a kernel reads them so."""
@@ -198,7 +196,10 @@ class CodebookLayer(nn.Module):
                 f"checkpoint, the shape in current model is {torch.Size(self._code_shape)}."
             )
             return
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebooks.shape[3]:
+        if (
+            codes.numel()
+            and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebooks.shape[3]
+        ):
             error_msgs.append(f"{key} holds codes outside the codebook")
             return
         assert self._codes is not None

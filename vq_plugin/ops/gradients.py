@@ -24,7 +24,7 @@ def codebook_gradients(
     Returns:
         Gradients of codebooks and of scale, of their shapes.
     """
-    stages, groups, books, k, dim = codebooks.shape
+    _, groups, books, k, dim = codebooks.shape
     _, rows, subspaces = codes.shape
     grad_scale = None
     if scale is not None:

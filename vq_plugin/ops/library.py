@@ -26,7 +26,7 @@ _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
     "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
 )
-_library = Library("vq", "DEF")
+_library = Library("vq", "DEF")  # type: ignore[no-untyped-call]
 for _name, _schema in (
     ("codebook_linear", _LINEAR),
     # The same without a gradient: what autograd adds costs more than a small layer.
@@ -41,7 +41,9 @@ for _name, _schema in (
     ("pack_codes", "(Tensor codes, bool along_out) -> Tensor"),
     ("unpack_codes", "(Tensor packed, int rows, int subspaces, bool along_out) -> Tensor"),
 ):
-    _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.define(  # type: ignore[no-untyped-call]
+        _name + _schema, tags=torch.Tag.pt2_compliant_tag
+    )
 
 
 def codebook_linear(
@@ -73,7 +75,7 @@ def codebook_linear(
         codebook_dtype: What codebooks and scale are rounded to before they are used; gradients
             pass through.
         precision: ``"exact"`` sums float32 products. ``"fast"`` allows 8-bit tables and inputs
-            where a kernel has them: see :doc:`kernels </kernels>` for the bound.
+            where a kernel has them; docs/kernels.md gives the bound.
 
     Returns:
         Floats, ``(..., out_features)``, in the dtype of ``input``.
@@ -248,33 +250,45 @@ for _name, _body in (
     ("pack_codes", pack),
     ("unpack_codes", unpack),
 ):
-    _library.impl(_name, _body, _FALLBACK)
+    _library.impl(_name, _body, _FALLBACK)  # type: ignore[no-untyped-call]
 
 
-@register_fake("vq::codebook_linear", lib=_library)
-def _linear_fake(input: Tensor, codes: Tensor, codebooks: Tensor, *rest: object) -> Tensor:
-    return input.new_empty((*input.shape[:-1], rest[2]))
+def _linear_fake(
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    *rest: object,
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], out_features))
 
 
-register_fake("vq::codebook_linear.inference", _linear_fake, lib=_library)
-register_fake("vq::decoded_linear", _linear_fake, lib=_library)
-
-
-@register_fake("vq::dequantize_codebook", lib=_library)
 def _dequantize_fake(
     codes: Tensor, codebooks: Tensor, scale: Tensor | None, shape: list[int], *rest: object
 ) -> Tensor:
     return codebooks.new_empty(shape)
 
 
-@register_fake("vq::pack_codes", lib=_library)
 def _pack_fake(codes: Tensor, along_out: bool) -> Tensor:
-    return codes.new_empty(packed_shape(*codes.shape, along_out), dtype=torch.int32)
+    stages, rows, subspaces = codes.shape
+    return codes.new_empty(packed_shape(stages, rows, subspaces, along_out), dtype=torch.int32)
 
 
-@register_fake("vq::unpack_codes", lib=_library)
 def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> Tensor:
     return packed.new_empty((packed.shape[0], rows, subspaces), dtype=torch.uint8)
+
+
+for _name, _fake in (
+    ("codebook_linear", _linear_fake),
+    ("codebook_linear.inference", _linear_fake),
+    ("decoded_linear", _linear_fake),
+    ("dequantize_codebook", _dequantize_fake),
+    ("pack_codes", _pack_fake),
+    ("unpack_codes", _unpack_fake),
+):
+    register_fake(f"vq::{_name}", _fake, lib=_library)
 
 
 def _save_linear(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:  # type: ignore[type-arg]
@@ -327,14 +341,13 @@ def _weight_backward(
     shape, along_out, group, dtype = settings
     matrix = grad.reshape(shape[0], -1)
     matrix = matrix.T if along_out else matrix
-    codes = _canonical(codes, *matrix.shape, codebooks.shape[4], along_out)
+    rows, length = matrix.shape
+    codes = _canonical(codes, rows, length, codebooks.shape[4], along_out)
     scale = None if scale is None else _rounded(scale, dtype)
     return codebook_gradients(matrix, codes, _rounded(codebooks, dtype), scale, group)
 
 
-register_autograd(
-    "vq::codebook_linear", _linear_backward, setup_context=_save_linear, lib=_library
-)
+register_autograd("vq::codebook_linear", _linear_backward, setup_context=_save_linear, lib=_library)
 register_autograd("vq::decoded_linear", _linear_backward, setup_context=_save_linear, lib=_library)
 register_autograd(
     "vq::dequantize_codebook", _dequantize_backward, setup_context=_save_dequantize, lib=_library

@@ -25,7 +25,8 @@ def pack(codes: Tensor, along_out: bool) -> Tensor:
     """``vq::pack_codes``: see :func:`vq_plugin.ops.pack_codes`."""
     stages, rows, subspaces = codes.shape
     padded = functional.pad(codes, (0, -subspaces % NIBBLES, 0, -rows % LANES))
-    blocks = padded.reshape(stages, padded.shape[1] // LANES, LANES, -1, NIBBLES)
+    row_blocks, column_blocks = padded.shape[1] // LANES, padded.shape[2] // NIBBLES
+    blocks = padded.reshape(stages, row_blocks, LANES, column_blocks, NIBBLES)
     shifts = 4 * torch.arange(NIBBLES, dtype=torch.int32, device=codes.device)
     # Nibbles do not overlap: their sum is their union, also where it wraps to a negative number.
     dwords = (blocks.to(torch.int32) << shifts).sum(4, dtype=torch.int32)
@@ -35,9 +36,10 @@ def pack(codes: Tensor, along_out: bool) -> Tensor:
 
 def unpack(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> Tensor:
     """``vq::unpack_codes``: see :func:`vq_plugin.ops.unpack_codes`."""
-    if packed.dim() != 4 or tuple(packed.shape[1:]) != packed_shape(1, rows, subspaces, along_out)[
-        1:
-    ]:
+    if (
+        packed.dim() != 4
+        or tuple(packed.shape[1:]) != packed_shape(1, rows, subspaces, along_out)[1:]
+    ):
         raise RuntimeError(
             f"{tuple(packed.shape)} are not the packed codes of {rows} x {subspaces}"
         )

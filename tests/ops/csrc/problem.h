@@ -1,6 +1,7 @@
 // Random arguments of the linear kernels.
 #pragma once
 
+#include <cmath>
 #include <cstdio>
 #include <limits>
 #include <string>
@@ -33,7 +34,7 @@ inline const Kind kKinds[] = {
 // Arguments and the memory behind them. What lies between the values in use is NaN.
 struct Problem {
   Kind kind;
-  vq::Linear linear{};  // without an output
+  vq::Linear linear{};    // without an output
   Buffer<uint8_t> codes;  // (stages, rows, subspaces)
   Buffer<int32_t> packed;
   Buffer<float> x, books, scale, bias;
@@ -111,6 +112,9 @@ struct Problem {
     for (int64_t b = 0; b < linear.batch; ++b)
       for (int64_t i = 0; i < linear.in; ++i)
         x[b * linear.x_row + i * linear.x_step] = zeros ? 0.0f : random.normal();
+    if (random.one_in(10))  // kernels must not make a number of it
+      x[random.between(0, linear.batch - 1) * linear.x_row +
+        random.between(0, linear.in - 1) * linear.x_step] = std::nanf("");
     linear.x = x.data();
   }
 

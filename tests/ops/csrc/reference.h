@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "problem.h"
@@ -23,14 +22,16 @@ struct Errors {
 };
 
 struct Reference {
-  std::vector<double> y;      // (batch, out); NaN where a damaged code leaves the result open
+  std::vector<double> y;      // (batch, out)
   std::vector<double> exact;  // how far from y an exact kernel may be
   std::vector<double> fast;   // how far a fast one may be
+  std::vector<bool> open;     // (out): whether a damaged code makes any result right
 
   explicit Reference(const Problem& problem) : problem_(problem), p_(problem.linear) {
     const auto weights = static_cast<size_t>(p_.in * p_.out);
     weight_.assign(weights, 0);
     size_.assign(weights, 0);
+    open.assign(static_cast<size_t>(p_.out), false);
     decode();
     const bool has_fast = problem.kind.fast != nullptr;
     for (int64_t b = 0; b < p_.batch; ++b) {
@@ -77,12 +78,16 @@ struct Reference {
         for (int64_t i = 0; i < length; ++i) {
           const int64_t s = i / b.dim;
           const uint8_t code = problem_.codes[(t * p_.rows + r) * p_.subspaces + s];
-          const double value = code < b.k ? center(t, r / p_.group, s, code, i % b.dim)
-                                          : std::numeric_limits<double>::quiet_NaN();
-          const double scaled = value * (p_.scale == nullptr ? 1 : p_.scale[r]);
-          const size_t place = problem_.kind.along_out ? at(i, r) : at(r, i);
-          weight_[place] += scaled;
-          size_[place] += std::abs(scaled);
+          const int64_t output = problem_.kind.along_out ? i : r;
+          if (code >= b.k) {
+            open[static_cast<size_t>(output)] = true;
+            continue;
+          }
+          const double value = center(t, r / p_.group, s, code, i % b.dim) *
+                               (p_.scale == nullptr ? 1 : p_.scale[r]);
+          const size_t place = at(output, problem_.kind.along_out ? r : i);
+          weight_[place] += value;
+          size_[place] += std::abs(value);
         }
       }
     }

@@ -42,7 +42,6 @@ struct Linear {
 
 using LinearKernel = void (*)(const Linear&, const Pool&);
 
-struct FitKernels;  // see fit.h
 
 // The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
 // they would not be faster.
@@ -57,7 +56,6 @@ struct Kernels {
   LinearKernel scalar_bytes;         // k <= 256, single weights
   LinearKernel outward_bytes;        // k <= 256, sub-vectors along the outputs
   void (*round)(const float* from, int64_t n, Rounding, float* to);
-  const FitKernels* fit;
 };
 
 // The fastest kernels that this machine runs.

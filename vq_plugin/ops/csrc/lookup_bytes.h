@@ -138,7 +138,8 @@ void lookup_bytes(const Linear& p, const Pool& pool) {
   divide(pool, blocks, p.batch, work, [&](const Part& part) {
     for (int64_t b = part.first_sample; b < part.last_sample;) {
       const int64_t samples = std::min(kLanes, part.last_sample - b);
-      if (samples < kFew) {
+      // By the whole batch: a sample's sum must not depend on how the work is cut.
+      if (p.batch < kFew) {
         lookup_bytes_one_sample(p, part, b++);
       } else {
         lookup_bytes_samples(p, part, b, samples);

@@ -123,7 +123,8 @@ void outward_bytes(const Linear& p, const Pool& pool) {
     const int64_t last = std::min(part.last * kOutwardTile, p.subspaces);
     for (int64_t b = part.first_sample; b < part.last_sample;) {
       const int64_t samples = std::min(kLanes, part.last_sample - b);
-      if (samples < kFew) {
+      // By the whole batch: a sample's sum must not depend on how the work is cut.
+      if (p.batch < kFew) {
         for (int64_t s = first; s < last; s += kOutwardTile)
           outward_bytes_one_sample(p, s, std::min(s + kOutwardTile, last), b);
         ++b;

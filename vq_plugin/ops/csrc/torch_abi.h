@@ -33,7 +33,7 @@ struct Functions {
   int32_t (*get_num_threads)(uint32_t*);
   int32_t (*delete_value)(Value*);            // since 2.13, otherwise null
   const char* (*what)();                      // since 2.13, otherwise null
-  int32_t float64, float32, float16, bfloat16, uint8, int32;
+  int32_t float64, float32, float16, bfloat16, uint8, int32, int64;
 };
 
 // Null where libtorch is not loaded, or older than 2.10.
@@ -84,6 +84,7 @@ class Tensor {
     return n;
   }
   bool contiguous() const {
+    if (numel() == 0) return true;
     int64_t step = 1;
     for (int64_t i = dims - 1; i >= 0; --i) {
       if (sizes[i] != 1 && strides[i] != step) return false;

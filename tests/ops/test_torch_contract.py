@@ -1,0 +1,97 @@
+"""What torch asks of an operator: schema, fake, gradients, compile, export."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vq_plugin as vq
+from vq_plugin import ops
+
+SCHEMES = [
+    vq.PQ(k=8, dim=3),
+    vq.PQ(k=8, dim=3, axis="out", scale="row"),
+    vq.KM(k=5, scale="row"),
+    vq.RQ(k=20, stages=2, dim=4, codebook_dtype="float32"),
+]
+
+
+def arguments(scheme: vq.Scheme) -> tuple[Any, ...]:
+    layer = vq.compress(nn.Linear(14, 10), scheme)
+    x = torch.randn(6, 14, requires_grad=True)
+    return (x, layer._codes, layer.codebooks, layer.scale, layer.bias, *layer._settings, False)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_opcheck(scheme: vq.Scheme) -> None:
+    torch.library.opcheck(torch.ops.vq.codebook_linear.default, arguments(scheme))
+    _, codes, codebooks, scale, _, *_ = arguments(scheme)
+    layer = vq.compress(nn.Linear(14, 10), scheme)
+    settings = ([10, 14], *layer._settings[1:])
+    torch.library.opcheck(
+        torch.ops.vq.dequantize_codebook.default, (codes, codebooks, scale, *settings)
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_gradients_are_those_of_the_decoded_layer(scheme: vq.Scheme) -> None:
+    layer = vq.compress(nn.Linear(14, 10), scheme)
+    x = torch.randn(6, 14, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    cotangent = torch.randn(6, 10)
+    found = torch.autograd.grad((layer(x) * cotangent).sum(), wanted)
+    plain = nn.functional.linear(x, layer.weight, layer.bias)
+    expected = torch.autograd.grad((plain * cotangent).sum(), wanted)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def operators(graph: torch.fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if "vq." in str(node.target)]
+
+
+def test_the_operator_survives_export_with_a_dynamic_batch() -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), vq.PQ(k=8))
+    x = torch.randn(4, 32)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(small.eval(), (x,), dynamic_shapes=(batch,), strict=False)
+    assert len(operators(program.graph)) == 2
+    for size in (1, 4, 9):
+        x = torch.randn(size, 32)
+        assert torch.equal(program.module()(x), small(x))
+
+
+def test_it_compiles_without_a_break(tmp_path: Path) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), vq.KM(k=8))
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), small(x))
+
+
+def test_a_fast_layer_says_so_and_is_no_part_of_the_file(tmp_path: Path) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(64, 64)), vq.PQ(k=16, dim=4))
+    vq.set_precision(small, "fast")
+    assert small[0].precision == "fast"
+    vq.save(small, tmp_path / "m.vq")
+    assert vq.load(tmp_path / "m.vq", nn.Sequential(nn.Linear(64, 64)))[0].precision == "exact"
+    with pytest.raises(ValueError, match="no codebook layer"):
+        vq.set_precision(nn.Linear(2, 2), "fast")
+    with pytest.raises(ValueError, match="exact"):
+        vq.set_precision(small, "quick")  # type: ignore[arg-type]
+
+
+def test_a_layer_takes_no_float_weight() -> None:
+    layer = vq.compress(nn.Linear(256, 256), vq.PQ(k=16, dim=4))
+    layer(torch.randn(2, 256))
+    held = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
+    assert held < 256 * 256 * 4 / 6
+    assert layer._decoded._weight is None
+
+
+def test_instruction_sets_can_be_named() -> None:
+    assert ops.isa() in ops.isas()
+    with pytest.raises(ValueError, match="no kernels for 'sse9'"):
+        ops.use_isa("sse9")
