@@ -146,6 +146,19 @@ def test_shapes_that_do_not_fit_are_errors(name: str, change) -> None:  # type: 
         ops.codebook_linear(**tensors, out_features=24)
 
 
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("scheme", [vq.PQ(k=16, dim=4), vq.KM(k=16)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_fast_layer_passes_nan_on(scheme: vq.Scheme, value: float) -> None:
+    layer = vq.compress(torch.nn.Linear(64, 48), scheme)
+    layer.precision = "fast"
+    x = torch.randn(5, 64)
+    x[3, 17] = value
+    y = layer(x)
+    assert not bool(y[3].isfinite().any())
+    assert bool(y[[0, 1, 2, 4]].isfinite().all())
+
+
 def test_codes_beyond_the_codebook_do_not_crash() -> None:
     codes = torch.full((1, 24, 10), 255, dtype=torch.uint8)
     for along_out in (False, True):

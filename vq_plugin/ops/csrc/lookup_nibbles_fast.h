@@ -4,6 +4,8 @@
 // scale = max |t| / 127, so that each look-up is off by at most scale / 2.
 #pragma once
 
+#include <cmath>
+
 #include "lookup_nibbles.h"
 
 namespace vq {
@@ -12,12 +14,26 @@ namespace {
 constexpr int64_t kByteTables = 128;  // bytes of the tables of 8 subspaces
 constexpr float kLargestByte = 127.0f, kMiddleByte = 128.0f;
 
+// NaN where one of n values is NaN or infinite, otherwise 0.
+inline float times_zero(const float* x, int64_t n) {
+  Vec::F sum = Vec::zero();
+  for (int64_t i = 0; i < n; i += Vec::kWidth)
+    sum = Vec::fmadd(Vec::load(x + i), Vec::zero(), sum);
+  return Vec::sum(sum);
+}
+
 // Bytes of one sample's tables: of each 8 subspaces the even ones, then the odd ones.
 // Returns the scale.
 inline float to_bytes(const float* tables, int64_t columns, uint8_t* bytes) {
   Vec::F largest = Vec::zero();
   for (int64_t i = 0; i < columns * kNibbles * kLanes; i += Vec::kWidth)
     largest = Vec::max_abs(largest, Vec::load(tables + i));
+  // Bytes have no NaN: the scale carries it to the outputs.
+  const float not_finite = times_zero(tables, columns * kNibbles * kLanes);
+  if (std::isnan(not_finite)) {
+    std::fill(bytes, bytes + columns * kByteTables, uint8_t{0});
+    return not_finite;
+  }
   const float top = Vec::max(largest);
   const Vec::F inverse = Vec::set1(top > 0 ? kLargestByte / top : 0);
   const Vec::F middle = Vec::set1(kMiddleByte);

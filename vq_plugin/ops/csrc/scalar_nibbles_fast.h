@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "lookup_nibbles_fast.h"
 #include "scalar_nibbles.h"
 
 namespace vq {
@@ -41,6 +42,12 @@ struct ByteInputs {
 inline ByteInputs to_byte_inputs(const float* x, int64_t n, int32_t* to) {
   Vec::F largest = Vec::zero();
   for (int64_t i = 0; i < n; i += Vec::kWidth) largest = Vec::max_abs(largest, Vec::load(x + i));
+  // Bytes have no NaN: the step carries it to the outputs.
+  const float not_finite = times_zero(x, n);
+  if (std::isnan(not_finite)) {
+    std::fill(to, to + n / 4, 0);
+    return {not_finite, 0};
+  }
   const float top = Vec::max(largest);
   const Vec::F inverse = Vec::set1(top > 0 ? 127.0f / top : 0.0f);
   Vec::I sum = Vec::zero_int();
