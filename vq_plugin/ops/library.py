@@ -66,7 +66,7 @@ def codebook_linear(
     Args:
         input: Floats, ``(..., in_features)``.
         codes: Integers, ``(stages, rows, subspaces)``, or what :func:`pack_codes` made of them.
-        codebooks: Floats, ``(stages, groups, books, k, dim)``; fastest if ``k`` is contiguous.
+        codebooks: Floats, ``(stages, groups, books, k, dim)``.
         scale: Floats, ``(rows,)``, or ``None``.
         bias: Floats, ``(out_features,)``, or ``None``.
         out_features: Outputs.

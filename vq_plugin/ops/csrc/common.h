@@ -64,22 +64,54 @@ constexpr int64_t kByteCenters = 256;
 
 inline int64_t padded(int64_t k) { return div_up(k, kLanes) * kLanes; }
 
+// Registers with kDim values of 16 centers, one center after another -> the first values of all
+// centers at `to`, the second ones at to + row, ...
+template <int kDim>
+inline __attribute__((always_inline)) void store_by_value(const Vec::F* values, int64_t row,
+                                                          Rounding rounding, float* to) {
+  if constexpr (kDim == 1) {
+    for (int v = 0; v < kVectors; ++v)
+      Vec::store(to + v * Vec::kWidth, rounded(values[v], rounding));
+  } else {
+    constexpr int kHalf = kDim / 2 * kVectors;
+    Vec::F even[kHalf], odd[kHalf];
+    for (int i = 0; i < kHalf; ++i) {
+      even[i] = Vec::even(values[2 * i], values[2 * i + 1]);
+      odd[i] = Vec::odd(values[2 * i], values[2 * i + 1]);
+    }
+    store_by_value<kDim / 2>(even, 2 * row, rounding, to);
+    store_by_value<kDim / 2>(odd, 2 * row, rounding, to + row);
+  }
+}
+
+template <int kDim>
+inline void load_whole_book(const float* from, int64_t k, int64_t row, Rounding rounding,
+                            float* to) {
+  for (int64_t c = 0; c < k; c += kLanes, from += kLanes * kDim) {
+    Vec::F values[kDim * kVectors];
+    for (int v = 0; v < kDim * kVectors; ++v) values[v] = Vec::load(from + v * Vec::kWidth);
+    store_by_value<kDim>(values, row, rounding, to + c);
+  }
+}
+
 // One codebook as (dim, row), rounded; centers from k to padded(k) repeat the first one.
 inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t book, float* to,
                       int64_t row = kLanes) {
   const float* from = books.data + stage * books.stage_step + group * books.group_step +
                       book * books.book_step;
   const int64_t wide = padded(books.k);
-  const bool whole = books.center_step == 1 && books.k == wide;
+  if (books.k == wide && books.center_step == books.dim && books.value_step <= 1) {
+    if (books.dim == 1) return load_whole_book<1>(from, wide, row, books.rounding, to);
+    if (books.dim == 2) return load_whole_book<2>(from, wide, row, books.rounding, to);
+    if (books.dim == 4) return load_whole_book<4>(from, wide, row, books.rounding, to);
+    if (books.dim == 8) return load_whole_book<8>(from, wide, row, books.rounding, to);
+  }
   for (int64_t j = 0; j < books.dim; ++j, to += row) {
     const float* column = from + j * books.value_step;
-    if (!whole) {
-      for (int64_t c = 0; c < books.k; ++c) to[c] = column[c * books.center_step];
-      for (int64_t c = books.k; c < wide; ++c) to[c] = column[0];
-      column = to;
-    }
+    for (int64_t c = 0; c < books.k; ++c) to[c] = column[c * books.center_step];
+    for (int64_t c = books.k; c < wide; ++c) to[c] = column[0];
     for (int64_t c = 0; c < wide; c += Vec::kWidth)
-      Vec::store(to + c, rounded(Vec::load(column + c), books.rounding));
+      Vec::store(to + c, rounded(Vec::load(to + c), books.rounding));
   }
 }
 

@@ -5,10 +5,12 @@
 
 #include <cstdint>
 
+#include "plain_bytes.h"
+
 namespace vq {
 namespace {
 
-struct Vec {
+struct Vec : PlainBytes {
   static constexpr int kWidth = 8;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 4;
@@ -39,6 +41,9 @@ struct Vec {
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ));
   }
   static F fmadd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  // Every other value of a and b.
+  static F even(F a, F b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+  static F odd(F a, F b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
   static float sum(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -68,6 +73,9 @@ struct Vec {
   }
 
  private:
+  static F in_order(F pairs) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
+  }
   static I mask(int64_t n) {
     const I lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n < 8 ? n : 8)), lanes);

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace vq {
 namespace {
@@ -33,6 +34,15 @@ struct Vec {
     return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), a);
   }
   static F fmadd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // Every other value of a and b.
+  static F even(F a, F b) {
+    return _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+  }
+  static F odd(F a, F b) {
+    return _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+  }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
   static float max(F v) { return _mm512_reduce_max_ps(v); }
@@ -102,7 +112,79 @@ struct Vec {
   }
   static int32_t sum_int(I v) { return _mm512_reduce_add_epi32(v); }
 
+  // 256 floats to choose from by bytes. Their own bytes stand in planes, where two look-ups of 128
+  // bytes each serve 64 codes; two planes are enough for what is in half precision.
+  struct Table256 {
+    alignas(64) uint8_t planes[4][256];
+    bool half;
+  };
+  static void load_table256(const float* from, bool half, Table256* to) {
+    to->half = half;
+    for (int c = 0; c < 256; ++c) {
+      uint32_t bits;
+      if (half)
+        bits = static_cast<uint32_t>(_cvtss_sh(from[c], 0));
+      else
+        std::memcpy(&bits, from + c, 4);
+      for (int plane = 0; plane < 4; ++plane)
+        to->planes[plane][c] = static_cast<uint8_t>(bits >> (8 * plane));
+    }
+  }
+  // to[i] = the float at codes[i] for n codes, with zeros up to a multiple of 16.
+  static void lookup256(const Table256& table, const uint8_t* codes, int64_t n, float* to) {
+    if (table.half)
+      lookup256<2>(table, codes, n, to);
+    else
+      lookup256<4>(table, codes, n, to);
+  }
+
  private:
+  template <int kPlanes>
+  static void lookup256(const Table256& table, const uint8_t* codes, int64_t n, float* to) {
+    // Unpacking bytes of 16-byte lanes puts them in order if lanes hold these eighths.
+    const I eighths = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    I quarter[kPlanes][4];
+    for (int plane = 0; plane < kPlanes; ++plane)
+      for (int i = 0; i < 4; ++i)
+        quarter[plane][i] = _mm512_load_si512(table.planes[plane] + 64 * i);
+    for (int64_t i = 0; i < n; i += 64) {
+      const __mmask64 there = n - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - i)) - 1;
+      const I code = _mm512_permutexvar_epi64(eighths, _mm512_maskz_loadu_epi8(there, codes + i));
+      const __mmask64 upper = _mm512_movepi8_mask(code);
+      I byte[kPlanes];
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        const auto& q = quarter[plane];
+        byte[plane] = _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(q[0], code, q[1]), upper,
+                                           _mm512_permutex2var_epi8(q[2], code, q[3]));
+      }
+      F value[4];
+      if constexpr (kPlanes == 2) {
+        for (int half = 0; half < 2; ++half) {
+          const I words = half ? _mm512_unpackhi_epi8(byte[0], byte[1])
+                               : _mm512_unpacklo_epi8(byte[0], byte[1]);
+          value[2 * half] = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
+          value[2 * half + 1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
+        }
+      } else {
+        // Dwords of 16-byte lanes: 4 floats of each lane; lanes of one eighth after another.
+        for (int half = 0; half < 2; ++half) {
+          const I low = half ? _mm512_unpackhi_epi8(byte[0], byte[1])
+                             : _mm512_unpacklo_epi8(byte[0], byte[1]);
+          const I high = half ? _mm512_unpackhi_epi8(byte[2], byte[3])
+                              : _mm512_unpacklo_epi8(byte[2], byte[3]);
+          const I first = _mm512_unpacklo_epi16(low, high), second = _mm512_unpackhi_epi16(low, high);
+          value[2 * half] = _mm512_castsi512_ps(_mm512_permutex2var_epi64(
+              first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second));
+          value[2 * half + 1] = _mm512_castsi512_ps(_mm512_permutex2var_epi64(
+              first, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), second));
+        }
+      }
+      for (int v = 0; v < 4; ++v) {
+        const auto here = static_cast<__mmask16>(there >> (16 * v));
+        _mm512_storeu_ps(to + i + 16 * v, _mm512_maskz_mov_ps(here, value[v]));
+      }
+    }
+  }
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 };
 

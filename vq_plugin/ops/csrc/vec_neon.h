@@ -5,10 +5,12 @@
 
 #include <cstdint>
 
+#include "plain_bytes.h"
+
 namespace vq {
 namespace {
 
-struct Vec {
+struct Vec : PlainBytes {
   static constexpr int kWidth = 4;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 2;
@@ -40,6 +42,9 @@ struct Vec {
   // a where x < y, otherwise b.
   static F select_less(F x, F y, F a, F b) { return vbslq_f32(vcltq_f32(x, y), a, b); }
   static F fmadd(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  // Every other value of a and b.
+  static F even(F a, F b) { return vuzp1q_f32(a, b); }
+  static F odd(F a, F b) { return vuzp2q_f32(a, b); }
   static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
   static float sum(F v) { return vaddvq_f32(v); }
   static float max(F v) { return vmaxvq_f32(v); }

@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "plain_bytes.h"
+
 namespace vq {
 namespace {
 
-struct Vec {
+struct Vec : PlainBytes {
   static constexpr int kWidth = 4;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 1;
@@ -59,6 +61,13 @@ struct Vec {
   }
   static F fmadd(F a, F b, F c) {
     return make([=](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  // Every other value of a and b.
+  static F even(F a, F b) {
+    return make([=](int i) { return (i < kWidth / 2 ? a : b).v[2 * i % kWidth]; });
+  }
+  static F odd(F a, F b) {
+    return make([=](int i) { return (i < kWidth / 2 ? a : b).v[2 * i % kWidth + 1]; });
   }
   static float sum(F v) { return (v.v[0] + v.v[2]) + (v.v[1] + v.v[3]); }
   static F round_half(F v) {
