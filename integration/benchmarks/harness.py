@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
+import vq_plugin as vq
+from vq_plugin.codebook import CodebookWeight, matrix_view
+from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.table import format_table
 
 R = TypeVar("R")
@@ -224,6 +228,30 @@ def squared_error(weight: torch.Tensor, other: torch.Tensor) -> float:
 def normal_weight(*shape: int) -> torch.Tensor:
     """Normal weights of a trained layer's usual size, the same in every run."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
+    """A codebook layer with random codes and centers: for what does not depend on their values."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    view = matrix_view(torch.empty(weight.shape, device="meta"), scheme.view_axis)
+    dim = getattr(scheme, "dim", 1)
+    subspaces = -(-view.shape[1] // dim)
+    generator = torch.Generator().manual_seed(0)
+    books = 1 if isinstance(scheme, vq.KM) else subspaces
+    small = CodebookWeight(
+        codes=torch.randint(
+            scheme.k, (1, view.shape[0], subspaces), generator=generator, dtype=torch.uint8
+        ),
+        codebooks=torch.randn(1, 1, books, scheme.k, dim, generator=generator).half(),
+        scale=None,
+        scheme=scheme,
+        shape=tuple(weight.shape),
+        dtype=weight.dtype,
+    )
+    found = codebook_type(layer)
+    assert found is not None
+    return found(layer, small)
 
 
 def powers_of_two(last: int) -> Sequence[int]:

@@ -8,6 +8,7 @@ namespace vq {
 namespace {
 
 constexpr int64_t kOutwardTile = 16;  // subspaces whose codes lie in one line
+constexpr int64_t kAhead = 16;        // rows: each is in a line of its own
 
 inline float input_at(const Linear& p, int64_t sample, int64_t i) {
   const float x = p.x[sample * p.x_row + i * p.x_step];
@@ -32,8 +33,10 @@ inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t las
   for (int64_t stage = 0; stage < p.books.stages; ++stage) {
     const auto* codes = static_cast<const uint8_t*>(p.codes) + stage * p.rows * p.subspaces + first;
     std::fill(sums, sums + n * kByteCenters, 0.0f);
-    for (int64_t i = 0; i < p.in; ++i, codes += p.subspaces)
+    for (int64_t i = 0; i < p.in; ++i, codes += p.subspaces) {
+      __builtin_prefetch(codes + kAhead * p.subspaces);
       for (int64_t s = 0; s < n; ++s) sums[s * kByteCenters + codes[s]] += x[i];
+    }
     for (int64_t s = 0; s < n; ++s) {
       load_book(p.books, stage, 0, first + s, book, kByteCenters);
       for (int64_t j = 0; j < dim; ++j) {
