@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -38,6 +39,12 @@ class _CodebookConv(CodebookLayer):
     def _take_settings(self, source: nn.Module) -> None:
         for name in _SETTINGS:
             setattr(self, name, getattr(source, name))
+        # A sum over channels at every place: nothing else than a linear layer.
+        self._pointwise = (
+            set(self.kernel_size) == {1}
+            and self.groups == 1
+            and (isinstance(self.padding, str) or set(self.padding) == {0})
+        )
         self._pad_widths: list[int] = list(source._reversed_padding_repeated_twice)  # type: ignore[arg-type]
 
     def _float_like(self, device: torch.device) -> nn.Module:
@@ -46,6 +53,11 @@ class _CodebookConv(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
+        if self._pointwise and (
+            torch.compiler.is_compiling()
+            or self._kernel_runs(input, self.in_channels * math.prod(self.stride))
+        ):
+            return self._multiply_places(input)
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._pad_widths, mode=self.padding_mode)
@@ -54,6 +66,21 @@ class _CodebookConv(CodebookLayer):
         return convolve(
             input, self._kept_weight(), self.bias, self.stride, padding, self.dilation, self.groups
         )
+
+    def _multiply_places(self, input: Tensor) -> Tensor:
+        """The convolution as a product with the channels of every place."""
+        space = len(self.stride)
+        places = input[(..., *(slice(None, None, step) for step in self.stride))]
+        shape = (*places.shape[: -1 - space], self.out_channels, *places.shape[-space:])
+        # Training, and channels that are last already.
+        if torch.is_grad_enabled() or not input.is_contiguous():
+            vectors = places.movedim(-1 - space, -1)
+            product = self._multiply(vectors.reshape(-1, self.in_channels))
+            product = product.reshape(*vectors.shape[:-1], self.out_channels)
+            output = product.movedim(-1, -1 - space)
+            return output.contiguous() if input.is_contiguous() else output
+        images = places.reshape(-1, self.in_channels, math.prod(places.shape[-space:]))
+        return self._run(torch.ops.vq.codebook_linear.pointwise, images).reshape(shape)
 
     def _settings_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}", f"kernel_size={self.kernel_size}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -90,6 +91,13 @@ class CodebookLayer(nn.Module):
             self.scheme.torch_codebook_dtype,
         )
         self._hold(small.codes)
+        stages, _, books, k, dim = self.codebooks.shape
+        out, *rest = self.weight_shape
+        packed = self._buffers["_codes"].dim() == 4  # type: ignore[union-attr]
+        self._kernel_shape = (
+            *(math.prod(rest), out, stages, k, dim, self.group or 0),
+            *(books == 1, packed, self.along_out, len(rest) > 1),
+        )
         self._take_settings(source)
         self.train(source.training)
 
@@ -233,9 +241,15 @@ class CodebookLayer(nn.Module):
             dtype=self.codebooks.dtype,
         )
 
-    def _kernel_runs(self, input: Tensor) -> bool:
-        """Whether an operator with a native kernel takes ``input``."""
-        if native() is None:
+    def _kernel_runs(self, input: Tensor, length: int) -> bool:
+        """Whether a native kernel takes ``input`` and is no slower than the float layer.
+
+        Args:
+            input: What :meth:`forward` got.
+            length: Values of ``input`` for each vector that :meth:`_multiply` would get.
+        """
+        module = native()
+        if module is None:
             warn_without_native()
             return False
         codebooks = self._parameters["codebooks"]
@@ -248,14 +262,23 @@ class CodebookLayer(nn.Module):
             and input.is_cpu
             and codebooks.is_cpu
             and codebooks.shape[3] <= KERNEL_CENTERS
+            # While codebooks train no weight can be kept: the kernel saves decoding it.
+            and (
+                module.faster_than_float(
+                    input.numel() // max(length, 1), *self._kernel_shape, self.precision == "fast"
+                )
+                or self._trains()
+            )
         )
 
     def _multiply(self, input: Tensor) -> Tensor:
         """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
-        parameters = self._parameters
         linear = torch.ops.vq.codebook_linear
-        run = linear.default if torch.is_grad_enabled() else linear.inference
-        result: Tensor = run(
+        return self._run(linear.default if torch.is_grad_enabled() else linear.inference, input)
+
+    def _run(self, operator: Callable[..., Tensor], input: Tensor) -> Tensor:
+        parameters = self._parameters
+        return operator(
             input,
             self._buffers["_codes"],
             parameters["codebooks"],
@@ -264,7 +287,6 @@ class CodebookLayer(nn.Module):
             *self._settings,
             self.precision == "fast",
         )
-        return result
 
     def _kept_weight(self) -> Tensor:
         """:attr:`weight`, decoded once where no gradient has to reach the codebooks."""

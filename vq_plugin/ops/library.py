@@ -7,7 +7,7 @@ implementation in this file.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +31,11 @@ for _name, _schema in (
     ("codebook_linear", _LINEAR),
     # The same without a gradient: what autograd adds costs more than a small layer.
     ("codebook_linear.inference", _LINEAR),
+    # A 1x1 convolution: (images, in, places) to (images, out, places); without a gradient, too.
+    ("codebook_linear.pointwise", _LINEAR),
     # The same in torch: what the native kernels leave to it.
     ("decoded_linear", _LINEAR),
+    ("decoded_linear.pointwise", _LINEAR),
     (
         "dequantize_codebook",
         "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
@@ -241,11 +244,25 @@ def _linear(
     return torch.nn.functional.linear(input, weight, bias)
 
 
+def _pointwise(
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    *settings: Any,
+) -> Tensor:
+    outputs = _linear(input.mT, codes, codebooks, scale, bias, *settings)
+    return outputs.mT.contiguous()
+
+
 _FALLBACK = "CompositeExplicitAutograd"
 for _name, _body in (
     ("codebook_linear", _linear),
     ("codebook_linear.inference", _linear),
     ("decoded_linear", _linear),
+    ("codebook_linear.pointwise", _pointwise),
+    ("decoded_linear.pointwise", _pointwise),
     ("dequantize_codebook", _dequantize),
     ("pack_codes", pack),
     ("unpack_codes", unpack),
@@ -263,6 +280,19 @@ def _linear_fake(
     *rest: object,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], out_features))
+
+
+def _pointwise_fake(
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    *rest: object,
+) -> Tensor:
+    images, _, places = input.shape
+    return input.new_empty((images, out_features, places))
 
 
 def _dequantize_fake(
@@ -284,6 +314,8 @@ for _name, _fake in (
     ("codebook_linear", _linear_fake),
     ("codebook_linear.inference", _linear_fake),
     ("decoded_linear", _linear_fake),
+    ("codebook_linear.pointwise", _pointwise_fake),
+    ("decoded_linear.pointwise", _pointwise_fake),
     ("dequantize_codebook", _dequantize_fake),
     ("pack_codes", _pack_fake),
     ("unpack_codes", _unpack_fake),

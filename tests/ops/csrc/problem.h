@@ -15,8 +15,8 @@
 // What kernels of one kind take.
 struct Kind {
   const char* name;
-  vq::LinearKernel vq::Kernels::*exact;
-  vq::LinearKernel vq::Kernels::*fast;  // or null
+  vq::Kernel vq::Kernels::*exact;
+  vq::Kernel vq::Kernels::*fast;  // or null
   bool packed, along_out, single;
 };
 
@@ -48,6 +48,7 @@ struct Problem {
     scale = floats(random.one_in(2) ? linear.rows : 0, random);
     bias = floats(random.one_in(2) ? linear.out : 0, random);
     linear.scale = scale.size() > 0 ? scale.data() : nullptr;
+    linear.picoseconds = random.one_in(2) ? 1e12 : 0;  // all threads, or one
     linear.bias = bias.size() > 0 ? bias.data() : nullptr;
   }
 

@@ -115,6 +115,27 @@ inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t 
   }
 }
 
+void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
+               int64_t to_row) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const float* block = from + r * from_row + c;
+      float* turned = to + c * to_row + r;
+      if (rows - r >= kLanes && columns - c >= kLanes) {
+        Vec::F values[kLanes * kVectors];
+        for (int i = 0; i < kLanes; ++i)
+          for (int v = 0; v < kVectors; ++v)
+            values[i * kVectors + v] = Vec::load(block + i * from_row + v * Vec::kWidth);
+        store_by_value<kLanes>(values, to_row, Rounding::none, turned);
+      } else {
+        for (int64_t j = 0; j < std::min(kLanes, columns - c); ++j)
+          for (int64_t i = 0; i < std::min(kLanes, rows - r); ++i)
+            turned[j * to_row + i] = block[i * from_row + j];
+      }
+    }
+  }
+}
+
 // A part of the work of one thread: some row blocks for some samples.
 struct Part {
   int64_t first, last;                // blocks
@@ -122,11 +143,11 @@ struct Part {
 };
 
 // Cuts the work by samples, which repeats no work, where every thread gets some; otherwise by blocks.
-// `nanoseconds` is about what it takes in all: little work stays on one thread.
+// Little work stays on one thread.
 template <typename Body>
-void divide(const Pool& pool, int64_t blocks, int64_t batch, double nanoseconds, Body body) {
-  constexpr double kWorthAThread = 25e3;
-  const auto worth = static_cast<int64_t>(nanoseconds / kWorthAThread);
+void divide(const Pool& pool, int64_t blocks, int64_t batch, double picoseconds, Body body) {
+  constexpr double kWorthAThread = 15e6;
+  const auto worth = static_cast<int64_t>(picoseconds / kWorthAThread);
   const int64_t threads = std::clamp<int64_t>(worth, 1, std::max(pool.threads, 1));
   const bool by_sample = batch >= Vec::kSamples * threads;
   const int64_t units = by_sample ? div_up(batch, Vec::kSamples) : blocks;

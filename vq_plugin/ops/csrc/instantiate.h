@@ -11,15 +11,22 @@
 namespace vq {
 namespace {
 
-constexpr Kernels exact_kernels(const char* name) {
+// The exact kernels with their costs, in the order of Kernels.
+struct Costs {
+  Cost lookup_nibbles, scalar_nibbles, outward_nibbles, lookup_bytes, lookup_bytes_sixteen,
+      scalar_bytes, outward_bytes, outward_bytes_sixteen;
+};
+
+constexpr Kernels exact_kernels(const char* name, const Costs& costs) {
   Kernels kernels{};
   kernels.name = name;
-  kernels.lookup_nibbles = lookup_nibbles;
-  kernels.scalar_nibbles = scalar_nibbles;
-  kernels.outward_nibbles = outward_nibbles;
-  kernels.lookup_bytes = lookup_bytes;
-  kernels.scalar_bytes = scalar_bytes;
-  kernels.outward_bytes = outward_bytes;
+  kernels.lookup_nibbles = {lookup_nibbles, costs.lookup_nibbles, {}};
+  kernels.scalar_nibbles = {scalar_nibbles, costs.scalar_nibbles, {}};
+  kernels.outward_nibbles = {outward_nibbles, costs.outward_nibbles, {}};
+  kernels.lookup_bytes = {lookup_bytes, costs.lookup_bytes, costs.lookup_bytes_sixteen};
+  kernels.scalar_bytes = {scalar_bytes, costs.scalar_bytes, {}};
+  kernels.outward_bytes = {outward_bytes, costs.outward_bytes, costs.outward_bytes_sixteen};
+  kernels.transpose = transpose;
   kernels.round = round_all;
   return kernels;
 }

@@ -38,23 +38,38 @@ struct Linear {
   int64_t group;  // rows per group of codebooks; a multiple of 16, or rows
   Books books;
   const void* codes;
+  double picoseconds;  // about what it takes in all, on one thread
 };
 
 using LinearKernel = void (*)(const Linear&, const Pool&);
 
+// About how long a kernel takes on one thread, in picoseconds; see cost.h.
+struct Cost {
+  double code, weight, value;                 // of each code, weight and value of a center, a sample
+  double code_once, value_once;  // of each code and value of a center, whatever the batch
+};
+
+struct Kernel {
+  LinearKernel run;  // null where this instruction set has none
+  Cost cost;
+  Cost sixteen;  // from four samples on, where 16 are then taken together; otherwise zeros
+};
 
 // The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
 // they would not be faster.
 struct Kernels {
   const char* name;
-  LinearKernel lookup_nibbles;       // k <= 16, sub-vectors of 2 or more along the inputs
-  LinearKernel lookup_nibbles_fast;
-  LinearKernel scalar_nibbles;       // k <= 16, single weights
-  LinearKernel scalar_nibbles_fast;
-  LinearKernel outward_nibbles;      // k <= 16, sub-vectors along the outputs
-  LinearKernel lookup_bytes;         // k <= 256, sub-vectors of 2 or more along the inputs
-  LinearKernel scalar_bytes;         // k <= 256, single weights
-  LinearKernel outward_bytes;        // k <= 256, sub-vectors along the outputs
+  Kernel lookup_nibbles;  // k <= 16, sub-vectors of 2 or more along the inputs
+  Kernel lookup_nibbles_fast;
+  Kernel scalar_nibbles;  // k <= 16, single weights
+  Kernel scalar_nibbles_fast;
+  Kernel outward_nibbles;  // k <= 16, sub-vectors along the outputs
+  Kernel lookup_bytes;     // k <= 256, sub-vectors of 2 or more along the inputs
+  Kernel scalar_bytes;     // k <= 256, single weights
+  Kernel outward_bytes;    // k <= 256, sub-vectors along the outputs
+  // (rows, columns), rows from_row apart -> (columns, rows), rows to_row apart.
+  void (*transpose)(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
+                    int64_t to_row);
   void (*round)(const float* from, int64_t n, Rounding, float* to);
 };
 

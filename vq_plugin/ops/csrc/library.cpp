@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cost.h"
 #include "packing.h"
 #include "torch_abi.h"
 
@@ -73,7 +74,7 @@ void give(Value* stack, Tensor result) { stack[0] = reinterpret_cast<Value>(resu
 constexpr int kArguments = 10;
 
 // What the kernels do not do goes to the operator in torch.
-void decode_instead(Value* stack, Tensor* tensors) {
+void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
   Value arguments[kArguments];
   for (int i = 5; i < kArguments; ++i) arguments[i] = stack[i];
   for (int i = 0; i < 3; ++i) arguments[i] = reinterpret_cast<Value>(tensors[i].release());
@@ -84,30 +85,30 @@ void decode_instead(Value* stack, Tensor* tensors) {
     auto* inner = new Value(reinterpret_cast<Value>(tensors[3 + i].release()));
     arguments[3 + i] = reinterpret_cast<Value>(inner);
   }
-  if (functions().call_dispatcher("vq::decoded_linear", "", arguments) != 0)
+  if (functions().call_dispatcher("vq::decoded_linear", pointwise ? "pointwise" : "", arguments) != 0)
     fail(functions().what != nullptr ? functions().what() : "vq::decoded_linear failed");
   stack[0] = arguments[0];
 }
 
 bool floats(const Tensor& tensor) { return tensor.dtype == functions().float32; }
 
-LinearKernel choose(const Kernels& kernels, const Linear& p, bool packed, bool along_out,
-                    bool fast) {
+const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool along_out,
+                     bool fast) {
   const bool single = p.books.dim == 1 && p.books.book_step == 0 && p.books.stages == 1;
-  const auto faster = [fast](LinearKernel exact, LinearKernel other) {
-    return fast && other != nullptr ? other : exact;
+  const auto faster = [fast](const Kernel& exact, const Kernel& other) {
+    return fast && other.run != nullptr ? &other : &exact;
   };
   const bool one_group = p.group >= p.rows;
-  if (along_out) return !one_group ? nullptr : packed ? kernels.outward_nibbles
-                                                      : kernels.outward_bytes;
+  if (along_out)
+    return !one_group ? nullptr : packed ? &kernels.outward_nibbles : &kernels.outward_bytes;
   if (single) {
-    if (!packed) return kernels.scalar_bytes;
+    if (!packed) return &kernels.scalar_bytes;
     if (!one_group && p.group % kLanes != 0) return nullptr;
     return faster(kernels.scalar_nibbles, kernels.scalar_nibbles_fast);
   }
   if (!one_group) return nullptr;
   return packed ? faster(kernels.lookup_nibbles, kernels.lookup_nibbles_fast)
-                : kernels.lookup_bytes;
+                : &kernels.lookup_bytes;
 }
 
 std::string shape(const Tensor& tensor) {
@@ -117,7 +118,41 @@ std::string shape(const Tensor& tensor) {
   return text + ")";
 }
 
-void codebook_linear(Value* stack, uint64_t, uint64_t) {
+// A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become rows
+// for the kernel, which stay in the cache.
+void run_pointwise(const Kernels& kernels, const Kernel& kernel, const Linear& layer,
+                   int64_t images, int64_t places, const Pool& pool) {
+  constexpr int64_t kStrip = 128;
+  const int64_t strips = div_up(places, kStrip), tasks = images * strips;
+  const auto run_strip = [&](int64_t task, const Pool& threads) {
+    static thread_local std::vector<float> inputs, outputs;
+    const int64_t image = task / strips, first = task % strips * kStrip;
+    Linear p = layer;
+    p.batch = std::min(kStrip, places - first);
+    p.picoseconds = picoseconds(kernel, p);
+    inputs.resize(static_cast<size_t>(p.batch * p.in));
+    outputs.resize(static_cast<size_t>(p.batch * p.out));
+    kernels.transpose(layer.x + image * p.in * places + first, places, p.in, p.batch,
+                      inputs.data(), p.in);
+    p.x = inputs.data();
+    p.x_row = p.in;
+    p.x_step = 1;
+    p.y = outputs.data();
+    kernel.run(p, threads);
+    kernels.transpose(p.y, p.out, p.batch, p.out, layer.y + image * p.out * places + first, places);
+  };
+  if (tasks < pool.threads) {
+    for (int64_t task = 0; task < tasks; ++task) run_strip(task, pool);
+    return;
+  }
+  const auto alone = [](int64_t task, void* run) {
+    (*static_cast<decltype(run_strip)*>(run))(task, Pool{1, nullptr});
+  };
+  pool.run(tasks, alone, const_cast<void*>(static_cast<const void*>(&run_strip)));
+}
+
+// Samples are rows of the input, or pointwise: (images, in, samples), and outputs likewise.
+void multiply(Value* stack, bool pointwise) {
   Tensor tensors[5] = {take(stack[0]), take(stack[1]), take(stack[2]), take_optional(stack[3]),
                        take_optional(stack[4])};
   const auto& [input, codes, codebooks, scale, bias] = tensors;
@@ -127,9 +162,11 @@ void codebook_linear(Value* stack, uint64_t, uint64_t) {
   const auto dtype = static_cast<int32_t>(stack[8]);
 
   if (input.dims < 1) fail("codebook_linear: the input needs at least one dimension");
+  if (pointwise && input.dims != 3)
+    fail("codebook_linear: pointwise needs (images, in, samples), got " + shape(input));
   if (codebooks.dims != 5) fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
   if (out < 0) fail("codebook_linear: out_features is negative");
-  const int64_t in = input.sizes[input.dims - 1];
+  const int64_t in = input.sizes[pointwise ? 1 : input.dims - 1];
   const int64_t stages = codebooks.sizes[0], groups = codebooks.sizes[1],
                 books = codebooks.sizes[2], k = codebooks.sizes[3], dim = codebooks.sizes[4];
   if (codebooks.numel() == 0) fail("codebook_linear: the codebooks are empty");
@@ -160,7 +197,7 @@ void codebook_linear(Value* stack, uint64_t, uint64_t) {
   const bool enough = k <= (packed ? 16 : 256) && input.numel() > 0 && out > 0;
   const bool rounds = dtype == functions().float32 || dtype == functions().float16 ||
                       dtype == functions().bfloat16;
-  if (!right_types || !dense || !enough || !rounds) return decode_instead(stack, tensors);
+  if (!right_types || !dense || !enough || !rounds) return decode_instead(stack, tensors, pointwise);
 
   Linear p{};
   p.in = in;
@@ -177,14 +214,16 @@ void codebook_linear(Value* stack, uint64_t, uint64_t) {
              : dtype == functions().bfloat16 ? Rounding::bfloat
                                              : Rounding::none};
   const Kernels& kernels = *kernels_in_use.load();
-  const LinearKernel kernel = choose(kernels, p, packed, along_out, fast);
+  const Kernel* kernel = choose(kernels, p, packed, along_out, fast);
   std::vector<float> rounded_scale;
   if (scale) {
     rounded_scale.resize(static_cast<size_t>(rows));
     kernels.round(scale.as<float>(), rows, p.books.rounding, rounded_scale.data());
     p.scale = rounded_scale.data();
   }
-  if (input.dims <= 2) {
+  if (pointwise) {
+    if (input.contiguous()) p.x = input.as<float>();
+  } else if (input.dims <= 2) {
     p.x = input.as<float>();
     p.x_row = input.dims == 2 ? input.strides[0] : 0;
     p.x_step = in == 1 ? 1 : input.strides[input.dims - 1];
@@ -193,15 +232,22 @@ void codebook_linear(Value* stack, uint64_t, uint64_t) {
     p.x_row = in;
     p.x_step = 1;
   }
-  if (kernel == nullptr || p.x == nullptr) return decode_instead(stack, tensors);
+  if (kernel == nullptr || p.x == nullptr) return decode_instead(stack, tensors, pointwise);
 
   std::vector<int64_t> sizes(input.sizes, input.sizes + input.dims);
-  sizes.back() = out;
+  sizes[pointwise ? 1 : sizes.size() - 1] = out;
   Tensor result = empty(sizes, functions().float32);
   p.y = result.as<float>();
-  kernel(p, torch_pool());
+  p.picoseconds = picoseconds(*kernel, p);
+  if (pointwise)
+    run_pointwise(kernels, *kernel, p, input.sizes[0], input.sizes[2], torch_pool());
+  else
+    kernel->run(p, torch_pool());
   give(stack, std::move(result));
 }
+
+void codebook_linear(Value* stack, uint64_t, uint64_t) { multiply(stack, false); }
+void codebook_pointwise(Value* stack, uint64_t, uint64_t) { multiply(stack, true); }
 
 // codes, along_out
 void pack_codes(Value* stack, uint64_t, uint64_t) {
@@ -241,6 +287,25 @@ void unpack_codes(Value* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
+bool faster_than_float(const Shape& shape, bool fast) {
+  Linear p{};
+  p.batch = shape.batch;
+  p.in = shape.in;
+  p.out = shape.out;
+  p.rows = shape.along_out ? p.in : p.out;
+  p.group = shape.group > 0 ? shape.group : p.rows;
+  p.books.stages = shape.stages;
+  p.books.k = shape.k;
+  p.books.dim = std::max<int64_t>(shape.dim, 1);
+  p.books.book_step = shape.shared ? 0 : 1;
+  p.subspaces = div_up(shape.along_out ? p.out : p.in, p.books.dim);
+  const Kernel* kernel = choose(*kernels_in_use.load(), p, shape.packed, shape.along_out, fast);
+  if (kernel == nullptr) return false;
+  const double turning =
+      shape.pointwise ? double(p.batch) * double(p.in + p.out) * kTranspose : 0.0;
+  return picoseconds(*kernel, p) + turning <= float_picoseconds(p);
+}
+
 bool register_operators() {
   const torch_abi::Functions* f = torch_abi::load();
   if (f == nullptr) return false;
@@ -253,6 +318,7 @@ bool register_operators() {
   };
   add("codebook_linear", codebook_linear);
   add("codebook_linear.inference", codebook_linear);
+  add("codebook_linear.pointwise", codebook_pointwise);
   add("pack_codes", pack_codes);
   add("unpack_codes", unpack_codes);
   return true;

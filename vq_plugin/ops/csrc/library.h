@@ -10,6 +10,16 @@ namespace vq {
 // What the operators compute with.
 extern std::atomic<const Kernels*> kernels_in_use;
 
+struct Shape {
+  int64_t batch, in, out, stages, k, dim, group;  // rows per group, or 0
+  bool shared;                                    // one codebook for all subspaces
+  bool packed, along_out;
+  bool pointwise;  // whether inputs and outputs have to be transposed
+};
+
+// Whether the kernel in use is about as fast as torch's float32 layer, or faster.
+bool faster_than_float(const Shape&, bool fast);
+
 // Registers the operators with torch; false where torch lacks the interface.
 bool register_operators();
 

@@ -2,6 +2,7 @@
 // so that one look-up serves all of them.
 #pragma once
 
+#include "cost.h"
 #include "lookup_nibbles.h"
 
 namespace vq {
@@ -131,15 +132,11 @@ inline void lookup_bytes_samples(const Linear& p, const Part& part, int64_t samp
 
 void lookup_bytes(const Linear& p, const Pool& pool) {
   const int64_t blocks = div_up(p.rows, kLanes);
-  const double dim = double(p.books.dim), k = double(padded(p.books.k));
-  const double work = double(p.books.stages) * double(p.subspaces) * double(p.batch) *
-                      (double(p.rows) + k * dim / 8) / 2;
-  constexpr int64_t kFew = 4;  // from here on a table for 16 samples pays
-  divide(pool, blocks, p.batch, work, [&](const Part& part) {
+  divide(pool, blocks, p.batch, p.picoseconds, [&](const Part& part) {
     for (int64_t b = part.first_sample; b < part.last_sample;) {
       const int64_t samples = std::min(kLanes, part.last_sample - b);
       // By the whole batch: a sample's sum must not depend on how the work is cut.
-      if (p.batch < kFew) {
+      if (p.batch < kFewSamples) {
         lookup_bytes_one_sample(p, part, b++);
       } else {
         lookup_bytes_samples(p, part, b, samples);

@@ -114,9 +114,7 @@ inline void each_blocks(int64_t first, int64_t last, F f) {
 
 void lookup_nibbles(const Linear& p, const Pool& pool) {
   const NibbleLayout layout(p.rows, p.subspaces, false);
-  const double lookups = double(p.books.stages) * double(p.batch) *
-                         double(layout.row_blocks) * double(p.subspaces);
-  divide(pool, layout.row_blocks, p.batch, lookups, [&](const Part& part) {
+  divide(pool, layout.row_blocks, p.batch, p.picoseconds, [&](const Part& part) {
     struct Tables;
     struct Sums;
     const int64_t rows = (part.last - part.first) * kLanes;

@@ -92,9 +92,7 @@ inline void add_byte_lookups(const int32_t* codes, int64_t row_step, int64_t col
 
 void lookup_nibbles_fast(const Linear& p, const Pool& pool) {
   const NibbleLayout layout(p.rows, p.subspaces, false);
-  const double lookups = double(p.books.stages) * double(p.batch) *
-                         double(layout.row_blocks) * double(p.subspaces);
-  divide(pool, layout.row_blocks, p.batch, lookups / 4, [&](const Part& part) {
+  divide(pool, layout.row_blocks, p.batch, p.picoseconds, [&](const Part& part) {
     struct Floats;
     struct Bytes;
     struct Sums;

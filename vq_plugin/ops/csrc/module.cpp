@@ -25,8 +25,19 @@ PyObject* use_isa(PyObject*, PyObject* argument) {
 
 PyObject* has_fast(PyObject*, PyObject*) {
   const vq::Kernels* kernels = vq::kernels_in_use.load();
-  return Py_BuildValue("(NN)", PyBool_FromLong(kernels->lookup_nibbles_fast != nullptr),
-                       PyBool_FromLong(kernels->scalar_nibbles_fast != nullptr));
+  return Py_BuildValue("(NN)", PyBool_FromLong(kernels->lookup_nibbles_fast.run != nullptr),
+                       PyBool_FromLong(kernels->scalar_nibbles_fast.run != nullptr));
+}
+
+PyObject* faster_than_float(PyObject*, PyObject* arguments) {
+  long long n[7];
+  int is[5];
+  if (!PyArg_ParseTuple(arguments, "LLLLLLLppppp", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
+                        is + 1, is + 2, is + 3, is + 4))
+    return nullptr;
+  const vq::Shape shape{n[0],       n[1],       n[2],       n[3],       n[4],      n[5],
+                        n[6],       is[0] != 0, is[1] != 0, is[2] != 0, is[3] != 0};
+  return PyBool_FromLong(vq::faster_than_float(shape, is[4] != 0));
 }
 
 PyMethodDef methods[] = {
@@ -34,6 +45,9 @@ PyMethodDef methods[] = {
     {"use_isa", use_isa, METH_O, "Uses an instruction set; False where this machine lacks it."},
     {"has_fast", has_fast, METH_NOARGS,
      "Whether sub-vectors, and single weights, have kernels of 8 bits."},
+    {"faster_than_float", faster_than_float, METH_VARARGS,
+     "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
+     "fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
     {nullptr, nullptr, 0, nullptr},
 };
 

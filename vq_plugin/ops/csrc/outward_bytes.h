@@ -2,6 +2,7 @@
 // that each sum, and not each input, is multiplied with its center.
 #pragma once
 
+#include "cost.h"
 #include "lookup_nibbles.h"
 
 namespace vq {
@@ -117,17 +118,14 @@ inline void outward_bytes_samples(const Linear& p, int64_t first, int64_t last, 
 
 void outward_bytes(const Linear& p, const Pool& pool) {
   const int64_t blocks = div_up(p.subspaces, kOutwardTile);
-  const double work = double(p.books.stages) * double(p.subspaces) * double(p.batch) *
-                      (double(p.in) + double(p.books.k * p.books.dim) / 8);
-  constexpr int64_t kFew = 4;  // from here on 16 samples at once pay
-  divide(pool, blocks, p.batch, work, [&](const Part& part) {
+  divide(pool, blocks, p.batch, p.picoseconds, [&](const Part& part) {
     struct Inputs;
     const int64_t first = part.first * kOutwardTile;
     const int64_t last = std::min(part.last * kOutwardTile, p.subspaces);
     for (int64_t b = part.first_sample; b < part.last_sample;) {
       const int64_t samples = std::min(kLanes, part.last_sample - b);
       // By the whole batch: a sample's sum must not depend on how the work is cut.
-      if (p.batch < kFew) {
+      if (p.batch < kFewSamples) {
         for (int64_t s = first; s < last; s += kOutwardTile)
           outward_bytes_one_sample(p, s, std::min(s + kOutwardTile, last), b);
         ++b;

@@ -48,9 +48,7 @@ inline void each_value(const int32_t* codes, int64_t blocks, const float* book, 
 
 void outward_nibbles(const Linear& p, const Pool& pool) {
   const NibbleLayout layout(p.rows, p.subspaces, true);
-  const double products = double(p.books.stages) * double(p.batch) *
-                          double(layout.row_blocks) * double(p.out);
-  divide(pool, layout.column_blocks, p.batch, products, [&](const Part& part) {
+  divide(pool, layout.column_blocks, p.batch, p.picoseconds, [&](const Part& part) {
     struct Inputs;
     struct Sums;
     struct Book;

@@ -46,10 +46,8 @@ inline void add_dots(const float* weights, const float* x, int64_t x_step, int64
 }
 
 void scalar_bytes(const Linear& p, const Pool& pool) {
-  const double work =
-      double(p.rows) * double(p.in) * (0.5 + double(p.batch) / double(2 * Vec::kWidth));
   // By rows alone: otherwise every thread would decode all of them.
-  divide(pool, div_up(p.rows, kLanes), 1, work, [&](const Part& part) {
+  divide(pool, div_up(p.rows, kLanes), 1, p.picoseconds, [&](const Part& part) {
     struct Inputs;
     struct Weights;
     struct Book;

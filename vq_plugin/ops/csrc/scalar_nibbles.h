@@ -69,8 +69,7 @@ inline const float** books_of_blocks(const Linear& p, int64_t first, int64_t las
 
 void scalar_nibbles(const Linear& p, const Pool& pool) {
   const NibbleLayout layout(p.rows, p.subspaces, false);
-  const double products = double(p.batch) * double(layout.row_blocks) * double(p.subspaces);
-  divide(pool, layout.row_blocks, p.batch, products, [&](const Part& part) {
+  divide(pool, layout.row_blocks, p.batch, p.picoseconds, [&](const Part& part) {
     struct Inputs;
     struct Sums;
     const int64_t rows = (part.last - part.first) * kLanes;

@@ -1,0 +1,275 @@
+"""Codebook layers against the float layers that they replace, and against integer ones.
+
+    python -m integration.benchmarks.linear [--quick]
+
+Times are of whole ``layer(x)`` calls without gradients, all contenders in turn; ratios are those
+of medians to float32 ``nn.Linear`` in the same run. "Warm" weights were used just before, "cold"
+ones were not: something larger than the caches was read in between.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+import vq_plugin as vq
+from integration.benchmarks.harness import (
+    Check,
+    Report,
+    Table,
+    missing_peer,
+    parse_arguments,
+    random_codes,
+)
+from vq_plugin import ops
+
+Layers = Mapping[str, Callable[[Tensor], Tensor]]
+
+FLOAT = "nn.Linear float32"
+BATCHES = (1, 8, 32, 128)
+_OURS: Mapping[str, tuple[vq.Scheme, ops.Precision]] = {
+    "PQ k=16 dim=4": (vq.PQ(k=16, dim=4), "exact"),
+    "PQ k=16 dim=4, fast": (vq.PQ(k=16, dim=4), "fast"),
+    "PQ k=16 dim=4 axis=out": (vq.PQ(k=16, dim=4, axis="out"), "exact"),
+    "PQ k=256 dim=8": (vq.PQ(k=256, dim=8), "exact"),
+    "PQ k=256 dim=8 axis=out": (vq.PQ(k=256, dim=8, axis="out"), "exact"),
+    "KM k=16": (vq.KM(k=16), "exact"),
+    "KM k=16, fast": (vq.KM(k=16), "fast"),
+    "KM k=256": (vq.KM(k=256), "exact"),
+}
+_BOUNDS = {
+    "PQ k=16 dim=4": (20, 9, 4.5, 3),
+    "PQ k=16 dim=4, fast": (45, 38, 16, 11),
+    "KM k=16": (9, 3.8, 1.9, 1.3),
+    "KM k=16, fast": (20, 17, 7.5, 5),
+    "PQ k=256 dim=8": (1, 1, 1),
+}
+_INT8 = "torch.ao int8 dynamic"
+# Equal work is measured as 0.95 to 1.05.
+_NOISE = 0.95
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__.splitlines()[0])
+    report = Report("linear", {"quick": arguments.quick})
+    square, wide, small = (96, 96), (96, 160), (64, 64)
+    batches, seconds = (1, 8), 0.01
+    if not arguments.quick:
+        square, wide, small = (4096, 4096), (4096, 25088), (512, 512)
+        batches, seconds = BATCHES, 1.5
+    best = ops.isa()
+    for shape in (small, square, wide):
+        few = 0.5 if shape == small else 1.0
+        layers = {**float_layers(*shape), **codebook_layers(*shape)}
+        if shape == square:
+            layers |= integer_layers(report, *shape)
+        for threads in (2, 1):
+            for cold in (False, True):
+                table = race_layers(layers, shape, batches, threads, cold, seconds * few)
+                report.add(table)
+                _not_slower(report, table, layers)
+                if shape == square and threads == 2 and not cold:
+                    _bounds(report, table, batches)
+                if shape == wide and threads == 2:
+                    where = "cold" if cold else "warm"
+                    report.checks.append(
+                        Check(f"{_size(shape)}, batch 1, {where}: PQ k=16 dim=4",
+                              _ratio(table, "PQ k=16 dim=4", 1), 25, at_least=True)
+                    )  # fmt: skip
+        if shape == square:
+            for isa in ops.isas()[1:]:
+                ops.use_isa(isa)
+                table = race_layers(
+                    {name: layer for name, layer in layers.items()
+                     if name == FLOAT or name in _OURS},
+                    shape, batches, 2, False, seconds,
+                )  # fmt: skip
+                report.add(table)
+                _not_slower(report, table, layers)
+                if isa == "avx2":
+                    report.checks.append(
+                        Check("AVX2, batch 1: PQ k=16 dim=4",
+                              _ratio(table, "PQ k=16 dim=4", 1), 8, at_least=True)
+                    )  # fmt: skip
+            assert best is not None
+            ops.use_isa(best)
+    overhead(report, rounds=200 if arguments.quick else 20000)
+    report.finish(arguments.output)
+
+
+def float_layers(out: int, in_: int) -> Layers:
+    layer = nn.Linear(in_, out).eval()
+    half = copy.deepcopy(layer).bfloat16()
+    return {
+        FLOAT: layer,
+        "nn.Linear bfloat16": lambda x: half(x.bfloat16()),
+    }
+
+
+def codebook_layers(out: int, in_: int) -> dict[str, nn.Module]:
+    """Random codes and codebooks: what they are takes no part in how long a layer runs."""
+    layers = {}
+    for name, (scheme, precision) in _OURS.items():
+        layer = random_codes(nn.Linear(in_, out), scheme).eval()
+        layer.precision = precision
+        layers[name] = layer
+    return layers
+
+
+def integer_layers(report: Report, out: int, in_: int) -> Layers:
+    """What quantizes linear layers on this processor: torch.ao, torchao and torch's own int4."""
+    plain = nn.Sequential(nn.Linear(in_, out)).eval()
+    layers: dict[str, Callable[[Tensor], Tensor]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layers[_INT8] = torch.ao.quantization.quantize_dynamic(copy.deepcopy(plain), {nn.Linear})
+        if not missing_peer("torchao"):
+            from torchao import quantization as torchao
+
+            for name, settings in (
+                ("torchao int8 weight-only", torchao.Int8WeightOnlyConfig),
+                ("torchao int4 weight-only", torchao.Int4WeightOnlyConfig),
+            ):
+                model = copy.deepcopy(plain)
+                try:
+                    torchao.quantize_(model, settings())
+                    model(torch.zeros(1, in_))
+                except (ImportError, RuntimeError, NotImplementedError, ValueError) as error:
+                    report.note(f"{name} does not run here: {error}".splitlines()[0])
+                else:
+                    layers[name] = model
+    codes = torch.randint(16, (out, in_), dtype=torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    scales = torch.rand(in_ // 32, out, 2)
+    layers["torch int4 weight-only (aten)"] = (
+        lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales)
+    )
+    return layers
+
+
+def race_layers(
+    layers: Layers,
+    shape: tuple[int, int],
+    batches: Sequence[int],
+    threads: int,
+    cold: bool,
+    seconds: float,
+) -> Table:
+    """Ratios of every layer to float32, one column for each batch."""
+    where = "cold" if cold else "warm"
+    title = f"{_size(shape)}, {threads} thread{'s' * (threads > 1)}, {where}, {ops.isa()}: {FLOAT}"
+    table = Table(
+        f"{title} / layer (milliseconds in its own row)",
+        {"layer": "", **{f"batch {batch}": ".2f" for batch in batches}},
+    )
+    rows: dict[str, dict[str, object]] = {name: {"layer": name} for name in layers}
+    with torch_threads(threads), torch.no_grad():
+        for batch in batches:
+            times = _race(layers, torch.randn(batch, shape[1]), cold, seconds)
+            for name, median in times.items():
+                own = name == FLOAT
+                rows[name][f"batch {batch}"] = median * 1e3 if own else times[FLOAT] / median
+    table.rows.extend(rows.values())
+    return table
+
+
+def _race(layers: Layers, x: Tensor, cold: bool, seconds: float) -> dict[str, float]:
+    """Medians: rounds of one call each, as many as take so long, but 5 at least."""
+    evict = torch.zeros(24 << 20)
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds or len(times[FLOAT]) < 5:
+        for name, layer in layers.items():
+            if cold:
+                evict.add_(1)
+            else:
+                layer(x)
+            start = time.perf_counter()
+            layer(x)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def overhead(report: Report, rounds: int) -> None:
+    """What a call costs beside the arithmetic."""
+    layer = nn.Linear(64, 64).eval()
+    small = random_codes(layer, vq.PQ(k=16, dim=4)).eval()
+    x = torch.randn(1, 64)
+    weight, bias = layer.weight, layer.bias
+    operands = (small._codes, small.codebooks, None, small.bias, *small._settings, False)
+    operator = torch.ops.vq.codebook_linear.inference
+    contenders: Layers = {
+        FLOAT: layer,
+        "F.linear": lambda x: nn.functional.linear(x, weight, bias),
+        "vq::codebook_linear": lambda x: operator(x, *operands),
+        "CodebookLinear": small,
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    with torch.no_grad():
+        for _ in range(rounds):
+            for name, layer_ in contenders.items():
+                start = time.perf_counter()
+                layer_(x)
+                times[name].append(time.perf_counter() - start)
+    table = Table("64x64, PQ k=16 dim=4, batch 1", {"call": "", "microseconds": ".2f"})
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    table.rows.extend(
+        {"call": name, "microseconds": median * 1e6} for name, median in medians.items()
+    )
+    report.add(table)
+    report.checks.append(
+        Check("64x64: vq::codebook_linear / F.linear",
+              medians["vq::codebook_linear"] / medians["F.linear"], 1.5)
+    )  # fmt: skip
+
+
+def _bounds(report: Report, table: Table, batches: Sequence[int]) -> None:
+    for name, limits in _BOUNDS.items():
+        for batch, limit in zip(batches, limits, strict=False):
+            report.checks.append(
+                Check(f"batch {batch}: {name}", _ratio(table, name, batch), limit, at_least=True)
+            )
+    for batch in batches:
+        ratio = _ratio(table, "PQ k=16 dim=4, fast", batch) / _ratio(table, _INT8, batch)
+        report.checks.append(
+            Check(f"batch {batch}: PQ fast over {_INT8}", ratio, 2, at_least=True)
+        )
+
+
+def _not_slower(report: Report, table: Table, layers: Layers) -> None:
+    columns = [column for column in table.formats if column.startswith("batch")]
+    worst = min(row[column] for row in table.rows if row["layer"] in _OURS for column in columns)
+    where = table.title.partition(":")[0]
+    report.checks.append(
+        Check(f"{where}: the slowest layer, less noise", worst, _NOISE, at_least=True)
+    )
+
+
+def _ratio(table: Table, name: str, batch: int) -> float:
+    row = next(row for row in table.rows if row["layer"] == name)
+    return float(row[f"batch {batch}"])
+
+
+def _size(shape: tuple[int, int]) -> str:
+    return "x".join(map(str, shape))
+
+
+if __name__ == "__main__":
+    main()

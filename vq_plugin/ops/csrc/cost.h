@@ -1,0 +1,40 @@
+// Whether a kernel is faster than the float layer that it replaces.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+
+namespace vq {
+
+constexpr int64_t kFewSamples = 4;
+constexpr int64_t kTogether = 16;
+
+// Of each input and output of a sample, beside what a kernel does with them.
+constexpr double kInput = 200, kOutput = 300, kTranspose = 200;
+
+// About how long a kernel takes on one thread.
+inline double picoseconds(const Kernel& kernel, const Linear& p) {
+  const bool together = p.batch >= kFewSamples && kernel.sixteen.code > 0;
+  const Cost& cost = together ? kernel.sixteen : kernel.cost;
+  const auto samples =
+      static_cast<double>(together ? (p.batch + kTogether - 1) / kTogether * kTogether : p.batch);
+  const double centers = double(p.books.stages) * double(p.subspaces);
+  const double codes = centers * double(p.rows), dim = double(p.books.dim);
+  const double values = centers * double(p.books.k) * dim;
+  return codes * (samples * (cost.code + dim * cost.weight) + cost.code_once) +
+         values * (samples * cost.value + cost.value_once) +
+         samples * (double(p.in) * kInput + double(p.out) * kOutput);
+}
+
+// The same of torch's float32 layer, which is no faster than this even if its weight is in a cache.
+// Few samples are multiplied one by one, more in blocks.
+inline double float_picoseconds(const Linear& p) {
+  constexpr double kOneByOne = 80, kBlocks = 220, kInBlock = 20, kFarAway = 9, kFar = 1 << 24;
+  const auto samples = static_cast<double>(p.batch);
+  const double weights = double(p.in) * double(p.out);
+  const double product = kInBlock + kFarAway * std::min(weights / kFar, 1.0);
+  return weights * std::min(kOneByOne * samples, kBlocks + product * samples);
+}
+
+}  // namespace vq
