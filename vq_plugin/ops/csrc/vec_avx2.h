@@ -49,7 +49,9 @@ struct Vec {
     const I bits = _mm256_castps_si256(v);
     const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const I up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(int(0xffff0000))));
+    const I cut = _mm256_and_si256(up, _mm256_set1_epi32(int(0xffff0000)));
+    // A NaN stays as it is: adding may carry it over to zero.
+    return _mm256_blendv_ps(_mm256_castsi256_ps(cut), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   }
 
   static I load_codes(const int32_t* p) {

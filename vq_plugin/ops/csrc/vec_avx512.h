@@ -41,7 +41,10 @@ struct Vec {
     const I bits = _mm512_castps_si512(v);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const I up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000))));
+    const I cut = _mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000)));
+    // A NaN stays as it is: adding may carry it over to zero.
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_mask_blend_ps(nan, _mm512_castsi512_ps(cut), v);
   }
 
   static I load_codes(const int32_t* p) { return _mm512_loadu_si512(p); }
