@@ -14,6 +14,7 @@ def test_kernels_compute_their_definitions(tmp_path: Path) -> None:
     for tool in ("make", "g++"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    command = ["make", "--silent", f"--jobs={os.cpu_count()}", f"BUILD={tmp_path}", "optimized"]
+    options = ["--silent", f"--jobs={os.cpu_count()}", f"BUILD={tmp_path}", "PROBLEMS=1500"]
+    command = ["make", *options, "optimized"]
     done = subprocess.run(command, cwd=CSRC, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
