@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "sanitize.h"
+
 namespace vq {
 namespace {
 
@@ -29,8 +31,14 @@ struct Vec {
   static F set1(float v) { return _mm256_set1_ps(v); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
-  static F load_part(const float* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
-  static void store_part(float* p, int64_t n, F v) { _mm256_maskstore_ps(p, mask(n), v); }
+  static F load_part(const float* p, int64_t n) {
+    touch(p, n < kWidth ? n : kWidth);
+    return _mm256_maskload_ps(p, mask(n));
+  }
+  static void store_part(float* p, int64_t n, F v) {
+    touch(p, n < kWidth ? n : kWidth);
+    _mm256_maskstore_ps(p, mask(n), v);
+  }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "sanitize.h"
+
 namespace vq {
 namespace {
 
@@ -23,8 +25,14 @@ struct Vec {
   static F set1(float v) { return _mm512_set1_ps(v); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
-  static F load_part(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
-  static void store_part(float* p, int64_t n, F v) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  static F load_part(const float* p, int64_t n) {
+    touch(p, n < kWidth ? n : kWidth);
+    return _mm512_maskz_loadu_ps(mask(n), p);
+  }
+  static void store_part(float* p, int64_t n, F v) {
+    touch(p, n < kWidth ? n : kWidth);
+    _mm512_mask_storeu_ps(p, mask(n), v);
+  }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
