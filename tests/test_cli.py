@@ -2,13 +2,17 @@
 
 import json
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import vq_plugin as vq
+from vq_plugin import ops
 from vq_plugin.cli import main
+from vq_plugin.ops.native import native
 from vq_plugin.workloads import digits
 
 RECIPE = """\
@@ -157,3 +161,77 @@ def test_a_damaged_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file.write_bytes(file.read_bytes()[:-3])
     assert main(["inspect", str(file)]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+@pytest.fixture
+def fresh_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The kernels are chosen anew in the test, and again after it."""
+    before = ops.isa()
+    native.cache_clear()
+    with monkeypatch.context() as patch:
+        yield patch
+    native.cache_clear()
+    if before is not None:
+        ops.use_isa(before)
+
+
+def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:15].strip(): line[15:] for line in lines}
+
+
+def test_doctor_shows_the_kernels_in_use(
+    capsys: pytest.CaptureFixture[str], fresh_native: pytest.MonkeyPatch
+) -> None:
+    fresh_native.delenv("VQ_PLUGIN_ISA", raising=False)
+    shown = doctor(capsys)
+    assert shown["vq_plugin"] == vq.__version__
+    assert shown["torch"].startswith(torch.__version__)
+    assert shown["VQ_PLUGIN_ISA"] == "not set"
+    if ops.native() is not None:
+        assert shown["kernels"] == f"{ops.isa()}, of {', '.join(ops.isas())}"
+
+
+def test_doctor_of_a_machine_without_kernels_says_how_to_get_them(
+    capsys: pytest.CaptureFixture[str], fresh_native: pytest.MonkeyPatch
+) -> None:
+    fresh_native.delenv("VQ_PLUGIN_ISA", raising=False)
+    fresh_native.setitem(sys.modules, "vq_plugin.ops._native", None)
+    shown = doctor(capsys)
+    assert "C++ compiler" in shown["kernels"]
+    assert shown["fast kernels"] == "none"
+
+
+def test_doctor_says_why_kernels_do_not_load(
+    capsys: pytest.CaptureFixture[str], fresh_native: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> None:
+        raise ImportError(f"{name}: libtorch is older than 2.10")
+
+    fresh_native.delenv("VQ_PLUGIN_ISA", raising=False)
+    fresh_native.setitem(sys.modules, "vq_plugin.ops._native", None)
+    fresh_native.setattr("vq_plugin.cli.import_module", refuse)
+    assert "libtorch is older than 2.10" in doctor(capsys)["kernels"]
+
+
+def test_doctor_knows_that_kernels_are_turned_off(
+    capsys: pytest.CaptureFixture[str], fresh_native: pytest.MonkeyPatch
+) -> None:
+    fresh_native.setenv("VQ_PLUGIN_ISA", "none")
+    shown = doctor(capsys)
+    assert shown["VQ_PLUGIN_ISA"] == "none"
+    assert "turns them off" in shown["kernels"]
+
+
+def test_doctor_exits_2_for_an_instruction_set_that_the_machine_lacks(
+    capsys: pytest.CaptureFixture[str], fresh_native: pytest.MonkeyPatch
+) -> None:
+    if ops.native() is None:
+        pytest.skip("without native kernels the variable has no effect")
+    native.cache_clear()
+    fresh_native.setenv("VQ_PLUGIN_ISA", "altivec")
+    assert main(["doctor"]) == 2
+    shown = capsys.readouterr().err
+    assert "VQ_PLUGIN_ISA='altivec'" in shown
+    assert "scalar" in shown

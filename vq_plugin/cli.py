@@ -1,15 +1,21 @@
-"""The command line: ``vq-plugin tune``, ``compress``, ``inspect`` and ``recipe``."""
+"""The command line: ``vq-plugin tune``, ``compress``, ``inspect``, ``recipe`` and ``doctor``."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
+import torch
 from torch import nn
 
+import vq_plugin
+from vq_plugin import ops
 from vq_plugin.checkpoint import read_header, save
 from vq_plugin.codebook import code_bits
 from vq_plugin.model import compress
@@ -112,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("file")
     inspect.set_defaults(run=_inspect)
 
+    doctor = commands.add_parser("doctor", help="show versions, this machine and its kernels")
+    doctor.set_defaults(run=_doctor)
+
     add_recipe_commands(commands)
     return parser
 
@@ -196,3 +205,43 @@ def _inspect(options: argparse.Namespace) -> int:
         f"format {header.format}, checksums right"
     )
     return WITHIN_BUDGET
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    del options  # it has none
+    module = ops.native()
+    kinds = ("sub-vectors along the inputs", "single weights")
+    fast = zip(kinds, module.has_fast() if module else (False, False), strict=True)
+    rows = [
+        ["vq_plugin", vq_plugin.__version__],
+        ["python", platform.python_version()],
+        ["torch", f"{torch.__version__}, {torch.get_num_threads()} threads"],
+        ["cpu", f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores"],
+        ["VQ_PLUGIN_ISA", os.environ.get("VQ_PLUGIN_ISA", "not set")],
+        ["kernels", f"{ops.isa()}, of {', '.join(ops.isas())}" if module else _why_no_kernels()],
+        ["fast kernels", ", ".join(kind for kind, has in fast if has) or "none"],
+    ]
+    print("\n".join(f"{name:15}{value}" for name, value in rows))
+    return WITHIN_BUDGET
+
+
+def _why_no_kernels() -> str:
+    if os.environ.get("VQ_PLUGIN_ISA") == "none":
+        return "none: VQ_PLUGIN_ISA turns them off, layers run in pure torch"
+    try:
+        import_module("vq_plugin.ops._native")
+    except ModuleNotFoundError:
+        return (
+            "none, they were not built: layers run in pure torch. Install a C++ compiler (for "
+            "example g++), then vq_plugin again with pip install --force-reinstall --no-deps"
+        )
+    except ImportError as error:
+        return f"none, they do not load: {error}"
+    return "none, although they load now"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")

@@ -1,14 +1,20 @@
 """What torch asks of an operator: schema, fake, gradients, compile, export."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import vq_plugin as vq
+from tests.ops.problems import Operands, operands
 from vq_plugin import ops
+from vq_plugin.codebook import decode
 
 SCHEMES = [
     vq.PQ(k=8, dim=3),
@@ -63,12 +69,88 @@ def test_the_operator_survives_export_with_a_dynamic_batch() -> None:
         assert torch.equal(program.module()(x), small(x))
 
 
-def test_it_compiles_without_a_break(tmp_path: Path) -> None:
+def test_it_compiles_without_a_break() -> None:
     small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), vq.KM(k=8))
     compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
     x = torch.randn(3, 32)
     with torch.no_grad():
         assert torch.equal(compiled(x), small(x))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+
+def called(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[str]]:
+    """The result, and the operators of vq_plugin that torch ran for it."""
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        y = model(x)
+    return y, [event.name for event in seen.events() if event.name.startswith("vq::")]
+
+
+@needs_compiler
+@pytest.mark.parametrize("scheme", [vq.PQ(k=16, dim=4), vq.KM(k=16)], ids=str)
+def test_inductor_calls_the_operator(scheme: vq.Scheme) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), scheme)
+    compiled = torch.compile(small.eval(), fullgraph=True, dynamic=True)
+    called(compiled, torch.randn(3, 32))  # while it compiles, the operator runs more often
+    for size in (4, 9):
+        x = torch.randn(size, 32)
+        y, names = called(compiled, x)
+        torch.testing.assert_close(y, small(x))
+        assert names == ["vq::codebook_linear"] * 2
+
+
+@needs_compiler
+def test_ahead_of_time_compiled_models_call_the_operator(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8))
+    small = vq.compress(model, {"0": vq.PQ(k=16, dim=4), "2": vq.KM(k=16)}).eval()
+    batch = {0: torch.export.Dim("batch")}
+    example = (torch.randn(4, 32),)
+    program = torch.export.export(small, example, dynamic_shapes=(batch,), strict=False)
+    quick = {
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.precompile_headers": False,
+    }
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "model.pt2"), inductor_configs=quick
+    )
+    loaded = torch._inductor.aoti_load_package(package)
+    for size in (1, 4, 9):
+        x = torch.randn(size, 32)
+        y, names = called(loaded, x)
+        torch.testing.assert_close(y, small(x))
+        assert names == ["vq::codebook_linear"] * 2
+
+
+@given(operands())
+def test_what_other_devices_run_is_the_definition(at: Operands) -> None:
+    settings = at.settings
+    shape = (settings["out_features"], at.input.shape[-1])
+    rest = (settings["along_out"], settings["group"] or 0, settings["codebook_dtype"])
+    codes = ops.pack_codes(at.codes, along_out=rest[0]) if at.packs else at.codes
+    values = [at.input, at.codebooks, at.scale, at.bias]
+    input, codebooks, scale, bias = (None if v is None else v.double() for v in values)
+    fallback = torch._C.DispatchKey.CompositeExplicitAutograd
+    found = torch.ops.vq.codebook_linear.default._op_dk(
+        fallback, input, codes, codebooks, scale, bias, shape[0], *rest, False
+    )
+    weight = decode(
+        at.codes,
+        codebooks.to(rest[2]).double(),
+        None if scale is None else scale.to(rest[2]).double(),
+        shape=shape,
+        axis="out" if rest[0] else "in",
+        group=settings["group"],
+    )
+    torch.testing.assert_close(found, nn.functional.linear(input, weight, bias))
+
+    def meta(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to("meta")
+
+    without_data = torch.ops.vq.codebook_linear(
+        *map(meta, (at.input, codes, at.codebooks, at.scale, at.bias)), shape[0], *rest, False
+    )
+    assert without_data.shape == found.shape
 
 
 def test_a_fast_layer_says_so_and_is_no_part_of_the_file(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 // The kernels of every instruction set of this machine against their definitions.
 //
 // kernels_test [PROBLEMS [FIRST]]: a failure names its problem; `kernels_test 1 N` repeats it.
+#include "kernels.h"
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <string>
 #include <thread>
 #include <vector>
 
-#include "kernels.h"
 #include "packing.h"
 #include "problem.h"
 #include "random.h"
@@ -18,12 +21,14 @@
 namespace {
 
 constexpr int kThreads = 3;
-constexpr int kShownFailures = 20;
+constexpr int kShownFailures = 2;  // of one kernel
 
-int failures = 0;
 int divided = 0;  // calls that used several threads
+std::map<std::string, int> failures;
 
-bool show_failure() { return failures++ < kShownFailures; }
+bool show_failure(const std::string& isa, const std::string& kernel) {
+  return failures[isa + " " + kernel]++ < kShownFailures;
+}
 
 void run_on_threads(int64_t tasks, void (*body)(int64_t, void*), void* context) {
   ++divided;
@@ -56,7 +61,7 @@ void check(const char* isa, const char* precision, vq::LinearKernel kernel, cons
       const bool same = std::memcmp(&y[i], &again[i], sizeof(float)) == 0;
       if (same && std::abs(y[i] - expected.y[at]) <= tolerance[at]) continue;
     }
-    if (show_failure()) {
+    if (show_failure(isa, std::string(problem.kind.name) + " " + precision)) {
       std::printf("%s %s, problem %d: %s\n", isa, precision, number, problem.text().c_str());
       std::printf("  sample %lld, output %lld: %.9g, with %d threads %.9g, expected %.9g ± %.3g\n",
                   (long long)sample, (long long)output, y[i], kThreads, again[i], expected.y[at],
@@ -98,7 +103,7 @@ void check_rounding(const vq::Kernels& kernels, int number) {
     const bool same = std::isnan(expected)
                           ? std::isnan(to[i])
                           : to[i] == expected && std::signbit(to[i]) == std::signbit(expected);
-    if (!same && show_failure())
+    if (!same && show_failure(kernels.name, "round"))
       std::printf("%s round %d, problem %d: %a became %a, expected %a\n", kernels.name,
                   static_cast<int>(rounding), number, from[i], to[i], expected);
   }
@@ -120,7 +125,7 @@ void check_packing(int number) {
     const bool packs = std::memcmp(packed.data(), problem.packed.data() + t * layout.size(),
                                    static_cast<size_t>(layout.size()) * sizeof(int32_t)) == 0;
     const bool unpacks = std::memcmp(back.data(), codes, static_cast<size_t>(size)) == 0;
-    if (!(packs && unpacks) && show_failure())
+    if (!(packs && unpacks) && show_failure("any", "packing"))
       std::printf("%s, problem %d: %s\n", packs ? "unpack_nibbles" : "pack_nibbles", number,
                   problem.text().c_str());
   }
@@ -139,9 +144,10 @@ int main(int count, char** arguments) {
     for (const vq::Kernels* kernels : isas) check_rounding(*kernels, number);
     check_packing(number);
   }
-  std::printf("%d problems, %d calls on several threads, %d failures;", problems, divided,
-              failures);
+  std::printf("%d problems, %d calls on several threads;", problems, divided);
   for (const vq::Kernels* kernels : isas) std::printf(" %s", kernels->name);
   std::printf("\n");
-  return failures == 0 ? 0 : 1;
+  for (const auto& [kernel, times] : failures)
+    std::printf("%s: %d failures\n", kernel.c_str(), times);
+  return failures.empty() ? 0 : 1;
 }

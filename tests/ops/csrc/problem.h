@@ -60,10 +60,9 @@ struct Problem {
                   "%s, center step %lld, rounding %d, x row %lld step %lld%s%s",
                   kind.name, (long long)linear.batch, (long long)linear.in, (long long)linear.out,
                   (long long)b.k, (long long)b.dim, (long long)b.stages, (long long)linear.group,
-                  b.book_step == 0 ? "shared" : "a codebook per subspace",
-                  (long long)b.center_step, static_cast<int>(b.rounding), (long long)linear.x_row,
-                  (long long)linear.x_step, linear.scale == nullptr ? "" : ", scale",
-                  linear.bias == nullptr ? "" : ", bias");
+                  b.book_step == 0 ? "shared" : "a codebook per subspace", (long long)b.center_step,
+                  static_cast<int>(b.rounding), (long long)linear.x_row, (long long)linear.x_step,
+                  linear.scale == nullptr ? "" : ", scale", linear.bias == nullptr ? "" : ", bias");
     return line;
   }
 
@@ -154,11 +153,11 @@ struct Problem {
     for (int64_t i = 0; i < codes.size(); ++i) {
       const int64_t t = i / (linear.rows * linear.subspaces);
       const int64_t row = i / linear.subspaces % linear.rows, s = i % linear.subspaces;
-      const int64_t block = kind.along_out ? s / 8 * row_blocks + row / 16
-                                           : row / 16 * column_blocks + s / 8;
+      const int64_t block =
+          kind.along_out ? s / 8 * row_blocks + row / 16 : row / 16 * column_blocks + s / 8;
       int32_t& dword = packed[t * stage + block * 16 + row % 16];
-      dword = static_cast<int32_t>(static_cast<uint32_t>(dword) | uint32_t(codes[i])
-                                                                      << (4 * (s % 8)));
+      dword =
+          static_cast<int32_t>(static_cast<uint32_t>(dword) | uint32_t(codes[i]) << (4 * (s % 8)));
     }
     linear.codes = packed.data();
   }

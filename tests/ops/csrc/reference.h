@@ -57,9 +57,7 @@ struct Reference {
  private:
   static constexpr double kRelative = 1e-5;
 
-  double input(int64_t sample, int64_t i) const {
-    return p_.x[sample * p_.x_row + i * p_.x_step];
-  }
+  double input(int64_t sample, int64_t i) const { return p_.x[sample * p_.x_row + i * p_.x_step]; }
   size_t at(int64_t o, int64_t i) const { return static_cast<size_t>(o * p_.in + i); }
 
   double center(int64_t stage, int64_t group, int64_t s, int64_t c, int64_t j) const {
@@ -83,8 +81,8 @@ struct Reference {
             open[static_cast<size_t>(output)] = true;
             continue;
           }
-          const double value = center(t, r / p_.group, s, code, i % b.dim) *
-                               (p_.scale == nullptr ? 1 : p_.scale[r]);
+          const double value =
+              center(t, r / p_.group, s, code, i % b.dim) * (p_.scale == nullptr ? 1 : p_.scale[r]);
           const size_t place = at(output, problem_.kind.along_out ? r : i);
           weight_[place] += value;
           size_[place] += std::abs(value);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "plain_bytes.h"
+#include "sanitize.h"
 
 namespace vq {
 namespace {
@@ -31,8 +32,14 @@ struct Vec : PlainBytes {
   static F set1(float v) { return _mm256_set1_ps(v); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
-  static F load_part(const float* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
-  static void store_part(float* p, int64_t n, F v) { _mm256_maskstore_ps(p, mask(n), v); }
+  static F load_part(const float* p, int64_t n) {
+    touch(p, n < kWidth ? n : kWidth);
+    return _mm256_maskload_ps(p, mask(n));
+  }
+  static void store_part(float* p, int64_t n, F v) {
+    touch(p, n < kWidth ? n : kWidth);
+    _mm256_maskstore_ps(p, mask(n), v);
+  }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
@@ -54,7 +61,9 @@ struct Vec : PlainBytes {
     const I bits = _mm256_castps_si256(v);
     const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const I up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(int(0xffff0000))));
+    const I cut = _mm256_and_si256(up, _mm256_set1_epi32(int(0xffff0000)));
+    // A NaN stays as it is: adding may carry it over to zero.
+    return _mm256_blendv_ps(_mm256_castsi256_ps(cut), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   }
 
   static I load_codes(const int32_t* p) {

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "sanitize.h"
+
 namespace vq {
 namespace {
 
@@ -24,8 +26,14 @@ struct Vec {
   static F set1(float v) { return _mm512_set1_ps(v); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
-  static F load_part(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
-  static void store_part(float* p, int64_t n, F v) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  static F load_part(const float* p, int64_t n) {
+    touch(p, n < kWidth ? n : kWidth);
+    return _mm512_maskz_loadu_ps(mask(n), p);
+  }
+  static void store_part(float* p, int64_t n, F v) {
+    touch(p, n < kWidth ? n : kWidth);
+    _mm512_mask_storeu_ps(p, mask(n), v);
+  }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
@@ -51,7 +59,10 @@ struct Vec {
     const I bits = _mm512_castps_si512(v);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const I up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000))));
+    const I cut = _mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000)));
+    // A NaN stays as it is: adding may carry it over to zero.
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_mask_blend_ps(nan, _mm512_castsi512_ps(cut), v);
   }
 
   static I load_codes(const int32_t* p) { return _mm512_loadu_si512(p); }

@@ -53,7 +53,9 @@ struct Vec : PlainBytes {
     const I bits = vreinterpretq_u32_f32(v);
     const I odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
     const I up = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-    return vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xffff0000)));
+    const I cut = vandq_u32(up, vdupq_n_u32(0xffff0000));
+    // A NaN stays as it is: adding may carry it over to zero.
+    return vbslq_f32(vceqq_f32(v, v), vreinterpretq_f32_u32(cut), v);
   }
 
   static I load_codes(const int32_t* p) { return vreinterpretq_u32_s32(vld1q_s32(p)); }

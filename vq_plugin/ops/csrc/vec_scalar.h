@@ -75,6 +75,8 @@ struct Vec : PlainBytes {
   }
   static F round_bfloat(F v) {
     return make([=](int i) {
+      // A NaN stays as it is: adding may carry it over to zero.
+      if (std::isnan(v.v[i])) return v.v[i];
       uint32_t bits;
       std::memcpy(&bits, &v.v[i], 4);
       bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
