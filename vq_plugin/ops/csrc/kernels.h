@@ -42,6 +42,7 @@ struct Linear {
 
 using LinearKernel = void (*)(const Linear&, const Pool&);
 
+struct FitKernels;  // see fit.h
 
 // The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
 // they would not be faster.
@@ -56,6 +57,7 @@ struct Kernels {
   LinearKernel scalar_bytes;         // k <= 256, single weights
   LinearKernel outward_bytes;        // k <= 256, sub-vectors along the outputs
   void (*round)(const float* from, int64_t n, Rounding, float* to);
+  const FitKernels* fit;
 };
 
 // The fastest kernels that this machine runs.

@@ -33,6 +33,7 @@ struct Vec {
     return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), a);
   }
   static F fmadd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F fused(F a, F b, F c) { return fmadd(a, b, c); }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
   static float max(F v) { return _mm512_reduce_max_ps(v); }

@@ -40,6 +40,7 @@ struct Vec {
   // a where x < y, otherwise b.
   static F select_less(F x, F y, F a, F b) { return vbslq_f32(vcltq_f32(x, y), a, b); }
   static F fmadd(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F fused(F a, F b, F c) { return fmadd(a, b, c); }
   static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
   static float sum(F v) { return vaddvq_f32(v); }
   static float max(F v) { return vmaxvq_f32(v); }
