@@ -238,7 +238,7 @@ def _cell_map(sample: Tensor) -> tuple[Tensor, Tensor]:
     width = np.spacing(np.abs((upper & 0x7FFFFFFF).view(np.float32))).astype(np.float64) * (1 << 16)
     cells = count[used] ** (1 / 3) * width ** (2 / 3)
     bits = np.zeros(native.CELL_BINS, dtype=np.int64)
-    bits[used] = np.ceil(np.log2(_CELLS * cells / cells.sum())).clip(0, 16)
+    bits[used] = np.rint(np.log2(_CELLS * cells / cells.sum())).clip(0, 16)
     offset = np.cumsum(1 << bits) - (1 << bits)
     return torch.from_numpy(offset.astype(np.int32)), torch.from_numpy((16 - bits).astype(np.uint8))
 

@@ -56,6 +56,9 @@ struct FitKernels {
                  float* after, float* sums);
   // The center that costs least: Σ_j M/(M + w) · w · (x − c)²; w is 1 where weight is null.
   Joined (*cheapest)(const float* x, const float* weight, const Join&);
+  // How many of the boundaries, a few, are below each value.
+  void (*count_below)(const float* values, int64_t n, const float* boundaries, int64_t count,
+                      uint8_t* codes);
 };
 
 // Codes and weighted squared distances; centers (k, dim).

@@ -133,7 +133,40 @@ Joined cheapest(const float* x, const float* weight, const Join& p) {
   return joined;
 }
 
-constexpr FitKernels kFit = {nearest, closer, cheapest};
+inline void count_tile(const float* values, const float* boundaries, int64_t count,
+                       uint8_t* codes) {
+  const Vec::F one = Vec::set1(1.0f), zero = Vec::zero();
+  float counts[kTile];
+  for (int64_t i = 0; i < kTile; i += kSide * Vec::kWidth) {
+    Vec::F value[kSide], sum[kSide];
+    for (int p = 0; p < kSide; ++p) {
+      value[p] = Vec::load(values + i + p * Vec::kWidth);
+      sum[p] = zero;
+    }
+    for (int64_t b = 0; b < count; ++b) {
+      const Vec::F boundary = Vec::set1(boundaries[b]);
+      for (int p = 0; p < kSide; ++p)
+        sum[p] = Vec::add(sum[p], Vec::select_less(boundary, value[p], one, zero));
+    }
+    for (int p = 0; p < kSide; ++p) Vec::store(counts + i + p * Vec::kWidth, sum[p]);
+  }
+  for (int64_t i = 0; i < kTile; ++i)
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(counts[i]));
+}
+
+void count_below(const float* values, int64_t n, const float* boundaries, int64_t count,
+                 uint8_t* codes) {
+  int64_t i = 0;
+  for (; i + kTile <= n; i += kTile) count_tile(values + i, boundaries, count, codes + i);
+  if (i == n) return;
+  float rest[kTile] = {};
+  uint8_t rest_codes[kTile];
+  std::copy(values + i, values + n, rest);
+  count_tile(rest, boundaries, count, rest_codes);
+  std::copy_n(rest_codes, n - i, codes + i);
+}
+
+constexpr FitKernels kFit = {nearest, closer, cheapest, count_below};
 
 }  // namespace
 }  // namespace vq

@@ -187,7 +187,7 @@ void scalar_codes(Value* stack, uint64_t, uint64_t) {
   expect(boundaries, "boundaries", functions().float32, {-1});
   if (boundaries.sizes[0] >= kMostCenters) fail("scalar_codes: more than 255 boundaries");
   Tensor codes = empty({values.sizes[0]}, functions().uint8);
-  count_below(values.as<float>(), values.sizes[0], boundaries.as<float>(), boundaries.sizes[0],
+  count_below(kernels(), values.as<float>(), values.sizes[0], boundaries.as<float>(), boundaries.sizes[0],
               codes.as<uint8_t>());
   give(stack, std::move(codes));
 }

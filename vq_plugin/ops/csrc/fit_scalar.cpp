@@ -16,29 +16,50 @@ uint32_t ascending_bits(float v) {
   return bits ^ ((0u - (bits >> 31)) | 0x80000000u);
 }
 
-// Even bins over the boundaries: most hold none, and a value in one of these needs no search.
+// Even bins over the boundaries, most of them with none or one: a value needs no search there.
 class Bins {
  public:
-  Bins(const float* boundaries, int64_t count) : low_(boundaries[0]) {
-    scale_ = (kBins - 1) / (boundaries[count - 1] - low_);
+  Bins(const float* boundaries, int64_t count)
+      : boundaries_(boundaries), low_(boundaries[0]),
+        scale_((kBins - 1) / (boundaries[count - 1] - low_)) {
     for (int64_t b = 0; b < count; ++b) ++first_[static_cast<size_t>(bin(boundaries[b])) + 1];
+    crowded_ = *std::max_element(first_.begin(), first_.end()) > 1;
     for (size_t i = 1; i < first_.size(); ++i) first_[i] += first_[i - 1];
+    inside_.fill(std::numeric_limits<float>::infinity());
+    for (int64_t b = count - 1; b >= 0; --b)
+      inside_[static_cast<size_t>(bin(boundaries[b]))] = boundaries[b];
   }
 
-  // Boundaries in lower bins, and with this bin's.
-  const int32_t* range(float v) const { return first_.data() + bin(v); }
+  void count_below(const float* values, int64_t n, uint8_t* codes) const {
+    for (int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<size_t>(bin(values[i]));
+      codes[i] = static_cast<uint8_t>(first_[at] + (values[i] > inside_[at]));
+    }
+    if (!crowded_) return;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<size_t>(bin(values[i]));
+      if (first_[at + 1] - first_[at] > 1)
+        codes[i] = static_cast<uint8_t>(std::lower_bound(boundaries_ + first_[at],
+                                                         boundaries_ + first_[at + 1], values[i]) -
+                                        boundaries_);
+    }
+  }
 
  private:
   static constexpr int32_t kBins = 1 << 12;
 
   // Never falls as v grows, however it rounds; NaN counts as low.
   int32_t bin(float v) const {
-    const float at = (v - low_) * scale_;
-    return at > 0 ? (at < kBins - 1 ? static_cast<int32_t>(at) : kBins - 1) : 0;
+    const float at = (v - low_) * scale_, most = kBins - 1;
+    const float floored = at > 0 ? at : 0.0f;
+    return static_cast<int32_t>(floored < most ? floored : most);
   }
 
+  const float* boundaries_;
   float low_, scale_;
+  bool crowded_;
   std::array<int32_t, kBins + 1> first_{};
+  std::array<float, kBins> inside_;
 };
 
 // best[q][j] = max_i best[q − 1][i] + gain(i, j) for all j of one q, with arg maxima that ascend.
@@ -79,28 +100,27 @@ int64_t cell_count(const CellMap& map) {
 
 void add_to_cells(const float* values, const float* mass, int64_t n, const CellMap& map,
                   double* sums) {
+  struct Bin {
+    int32_t offset, shift;
+  };
+  std::vector<Bin> bins(kCellBins);
+  for (int64_t b = 0; b < kCellBins; ++b)
+    bins[static_cast<size_t>(b)] = {map.offset[b], map.shift[b]};
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t bits = ascending_bits(values[i]);
-    const int64_t cell = map.offset[bits >> 16] + ((bits & 0xffff) >> map.shift[bits >> 16]);
+    const Bin bin = bins[bits >> 16];
+    const int64_t cell = bin.offset + int64_t{(bits & 0xffff) >> bin.shift};
     const double weight = mass == nullptr ? 1.0 : mass[i];
     sums[2 * cell] += weight;
     sums[2 * cell + 1] += weight * values[i];
   }
 }
 
-void count_below(const float* values, int64_t n, const float* boundaries, int64_t count,
-                 uint8_t* codes) {
-  if (count == 0) {
-    std::fill_n(codes, n, uint8_t{0});
-    return;
-  }
-  const Bins bins(boundaries, count);
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t* range = bins.range(values[i]);
-    const float* found =
-        std::lower_bound(boundaries + range[0], boundaries + range[1], values[i]);
-    codes[i] = static_cast<uint8_t>(found - boundaries);
-  }
+void count_below(const FitKernels& kernels, const float* values, int64_t n,
+                 const float* boundaries, int64_t count, uint8_t* codes) {
+  constexpr int64_t kFew = 16;
+  if (count <= kFew) return kernels.count_below(values, n, boundaries, count, codes);
+  Bins(boundaries, count).count_below(values, n, codes);
 }
 
 void optimal_starts(const double* mass, const double* moment, int64_t m, int64_t k,

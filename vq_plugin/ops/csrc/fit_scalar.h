@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "fit.h"
+
 namespace vq {
 
 // Which cell a float belongs to. The 65,536 values of its upper 16 bits, in ascending order of the
@@ -20,7 +22,7 @@ int64_t cell_count(const CellMap&);
 void add_to_cells(const float* values, const float* mass, int64_t n, const CellMap&, double* sums);
 
 // How many of the ascending boundaries, at most 255, are below each value.
-void count_below(const float* values, int64_t n, const float* boundaries, int64_t count,
+void count_below(const FitKernels&, const float* values, int64_t n, const float* boundaries, int64_t count,
                  uint8_t* codes);
 
 // The exact optimum of 1-D k-means; see vq_plugin/fit/optimal.py. Mass and moment: (m + 1);
