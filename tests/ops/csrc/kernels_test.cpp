@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "fits.h"
 #include "kernels.h"
 #include "packing.h"
 #include "problem.h"
@@ -138,6 +139,7 @@ int main(int count, char** arguments) {
     check_linear(isas, number);
     for (const vq::Kernels* kernels : isas) check_rounding(*kernels, number);
     check_packing(number);
+    failures += fits::check(isas, number);
   }
   std::printf("%d problems, %d calls on several threads, %d failures;", problems, divided,
               failures);
