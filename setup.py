@@ -12,8 +12,12 @@ setup(
             depends=sorted(glob("vq_plugin/ops/csrc/*.h")),
             # Without contraction fits give the same bytes on every instruction set.
             extra_compile_args=[
-                "-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"
-            ],  # fmt: skip
+                "-std=c++17",
+                "-O3",
+                "-ffp-contract=off",
+                "-fvisibility=hidden",
+                "-g0",
+            ],
             py_limited_api=True,
             optional=True,  # without a compiler the package works in pure torch
         )

@@ -70,9 +70,7 @@ def product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: in
         )
 
 
-def large_product(
-    report: Report, shape: tuple[int, int], k: int, dim: int, rounds: int
-) -> None:
+def large_product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: int) -> None:
     """The same on a layer where scikit-learn would take minutes: against faiss' trainer."""
     if missing_peer("faiss"):
         report.note("faiss is not installed: the large PQ has no contender")

@@ -111,9 +111,7 @@ def test_every_move_of_the_exchange_lowers_the_error() -> None:
         better, _ = improve(batch, codes, means)
         moved = native.exchange_codes(batch.x, batch.importance, codes, 20, sweeps=1)
         again = native.exchange_codes(batch.x, batch.importance, better, 20, sweeps=1)
-        total = [
-            float(_own_error(batch, c).sum()) for c in (codes, moved, better, again)
-        ]
+        total = [float(_own_error(batch, c).sum()) for c in (codes, moved, better, again)]
         assert total[0] > total[1] >= total[2] * (1 - 1e-6)
         assert total[3] <= total[2] * (1 + 1e-6)
 

@@ -19,7 +19,7 @@ MOST_CENTERS = 256
 # Cells of one value of the upper 16 bits of a float: see `scalar_cells`.
 CELL_BINS = 1 << 16
 
-_library = Library("vq", "FRAGMENT")
+_library = Library("vq", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
     "nearest_centers(Tensor x, Tensor? importance, Tensor centers) -> (Tensor, Tensor)",
     "sums_by_code(Tensor x, Tensor? importance, Tensor codes, int k) -> (Tensor, Tensor)",
@@ -33,7 +33,7 @@ for _schema in (
     "pack_bits(Tensor codes, int bits) -> Tensor",
     "unpack_bits(Tensor packed, int count, int bits) -> Tensor",
 ):
-    _library.define(_schema)
+    _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
 def native_fits() -> bool:
@@ -56,6 +56,13 @@ def nearest_centers(x: Tensor, importance: Tensor | None, centers: Tensor) -> tu
 
     Returns:
         Codes, uint8, and weighted squared distances, float32, both ``(books, n)``.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [0.9], [5.0]]])
+        >>> centers = torch.tensor([[[1.0], [4.0]]])
+        >>> if native_fits():
+        ...     codes, distance = nearest_centers(x, None, centers)
+        ...     assert codes.tolist() == [[0, 0, 1]]
     """
     codes, distance = _operators().nearest_centers(x, importance, centers.contiguous())
     return codes, distance
@@ -75,6 +82,13 @@ def sums_by_code(
     Returns:
         Sums, float64, ``(books, k, dim)``, and masses of the same shape, or counts,
         ``(books, k, 1)``, without importance.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [2.0], [4.0]]])
+        >>> codes = torch.tensor([[0, 0, 1]], dtype=torch.uint8)
+        >>> if native_fits():
+        ...     sums, mass = sums_by_code(x, None, codes, 2)
+        ...     assert sums.tolist() == [[[3.0], [4.0]]] and mass.tolist() == [[[2.0], [1.0]]]
     """
     sums, mass = _operators().sums_by_code(x, importance, codes.contiguous(), k)
     return sums, mass
@@ -95,14 +109,19 @@ def lloyd(
     Returns:
         Centers, of which none is empty where a point lies apart from its center, and the codes of
         their points, uint8, ``(books, n)``.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [1.0], [4.0], [5.0]]])
+        >>> start = torch.tensor([[[0.0], [1.0]]])
+        >>> if native_fits():
+        ...     centers, codes = lloyd(x, None, start, iterations=20, tolerance=1e-4)
+        ...     assert centers.tolist() == [[[0.5], [4.5]]]
     """
     found, codes = _operators().lloyd(x, importance, centers.contiguous(), iterations, tolerance)
     return found, codes
 
 
-def seed_centers(
-    x: Tensor, mass: Tensor, first: Tensor, draws: Tensor
-) -> tuple[Tensor, Tensor]:
+def seed_centers(x: Tensor, mass: Tensor, first: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Greedy k-means++: every center is the best of some points drawn by squared distance.
 
     Args:
@@ -114,6 +133,14 @@ def seed_centers(
     Returns:
         Centers, ``(books, k, dim)``, and how many of them are distinct, int64, ``(books,)``: the
         last one repeats where a book has fewer distinct points.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [1.0]]])
+        >>> first = torch.zeros(1, 1, dtype=torch.float64)
+        >>> draws = torch.full((1, 1, 2), 0.5, dtype=torch.float64)
+        >>> if native_fits():
+        ...     centers, found = seed_centers(x, torch.ones(1, 2), first, draws)
+        ...     assert centers.tolist() == [[[0.0], [1.0]]] and found.tolist() == [2]
     """
     centers, found = _operators().seed_centers(x, mass, first, draws)
     return centers, found
@@ -133,6 +160,12 @@ def exchange_codes(
 
     Returns:
         Codes of no larger error with respect to the means of their points.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [2.0], [3.1]]])
+        >>> codes = torch.tensor([[0, 0, 1]], dtype=torch.uint8)
+        >>> if native_fits():
+        ...     assert exchange_codes(x, None, codes, 2, sweeps=4).tolist() == [[0, 1, 1]]
     """
     better: Tensor = _operators().exchange_codes(x, importance, codes.contiguous(), k, sweeps)
     return better
@@ -154,6 +187,13 @@ def scalar_cells(
 
     Returns:
         Float64, ``(cells, 2)``.
+
+    Example:
+        >>> offset = torch.arange(CELL_BINS, dtype=torch.int32)
+        >>> shift = torch.full((CELL_BINS,), 16, dtype=torch.uint8)
+        >>> if native_fits():
+        ...     cells = scalar_cells(torch.tensor([1.0, 1.0, -2.0]), None, offset, shift)
+        ...     assert cells[cells[:, 0] > 0].tolist() == [[1.0, -2.0], [2.0, 2.0]]
     """
     cells: Tensor = _operators().scalar_cells(values, importance, offset, shift)
     return cells
@@ -168,6 +208,11 @@ def scalar_codes(values: Tensor, boundaries: Tensor) -> Tensor:
 
     Returns:
         Uint8, ``(n,)``.
+
+    Example:
+        >>> if native_fits():
+        ...     codes = scalar_codes(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.5, 1.5]))
+        ...     assert codes.tolist() == [0, 1, 2]
     """
     codes: Tensor = _operators().scalar_codes(values, boundaries)
     return codes
@@ -183,6 +228,12 @@ def optimal_intervals(mass: Tensor, moment: Tensor, k: int) -> Tensor:
 
     Returns:
         First point of every interval, int64, ``(k,)``.
+
+    Example:
+        >>> mass = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> moment = torch.tensor([0.0, 0.0, 1.0, 6.0], dtype=torch.float64)  # of 0, 1 and 5
+        >>> if native_fits():
+        ...     assert optimal_intervals(mass, moment, 2).tolist() == [0, 2]
     """
     starts: Tensor = _operators().optimal_intervals(mass, moment, k)
     return starts
@@ -197,6 +248,11 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
     Returns:
         Uint8, ``(ceil(n · bits / 8),)``.
+
+    Example:
+        >>> if native_fits():
+        ...     codes = torch.tensor([1, 2, 3, 7], dtype=torch.uint8)
+        ...     assert pack_bits(codes, 3).tolist() == [209, 14]
     """
     packed: Tensor = _operators().pack_bits(codes, bits)
     return packed
@@ -212,6 +268,11 @@ def unpack_bits(packed: Tensor, count: int, bits: int) -> Tensor:
 
     Returns:
         Uint8, ``(count,)``.
+
+    Example:
+        >>> if native_fits():
+        ...     packed = torch.tensor([209, 14], dtype=torch.uint8)
+        ...     assert unpack_bits(packed, 4, 3).tolist() == [1, 2, 3, 7]
     """
     codes: Tensor = _operators().unpack_bits(packed, count, bits)
     return codes

@@ -34,7 +34,8 @@ class Clusters {
   void refresh(int64_t c) {
     const bool empty = count_[static_cast<size_t>(c)] == 0;
     for (int64_t j = 0; j < p_.dim; ++j) {
-      const auto at = static_cast<size_t>(c * p_.dim + j), lane = static_cast<size_t>(j * wide_ + c);
+      const auto at = static_cast<size_t>(c * p_.dim + j);
+      const auto lane = static_cast<size_t>(j * wide_ + c);
       // What rounding leaves behind in an empty cluster is no sum of anything.
       if (empty) sums_[at] = mass_[at] = 0;
       center_[lane] = empty ? 0.0f : static_cast<float>(sums_[at] / mass_[at]);

@@ -187,8 +187,8 @@ void scalar_codes(Value* stack, uint64_t, uint64_t) {
   expect(boundaries, "boundaries", functions().float32, {-1});
   if (boundaries.sizes[0] >= kMostCenters) fail("scalar_codes: more than 255 boundaries");
   Tensor codes = empty({values.sizes[0]}, functions().uint8);
-  count_below(kernels(), values.as<float>(), values.sizes[0], boundaries.as<float>(), boundaries.sizes[0],
-              codes.as<uint8_t>());
+  count_below(kernels(), values.as<float>(), values.sizes[0], boundaries.as<float>(),
+              boundaries.sizes[0], codes.as<uint8_t>());
   give(stack, std::move(codes));
 }
 
@@ -199,7 +199,8 @@ void optimal_intervals(Value* stack, uint64_t, uint64_t) {
   expect(mass, "mass", functions().float64, {-1});
   const int64_t m = mass.sizes[0] - 1;
   expect(moment, "moment", functions().float64, {m + 1});
-  if (k < 1 || k > m || m > INT32_MAX) fail("optimal_intervals: k is not 1 to the number of points");
+  if (k < 1 || k > m || m > INT32_MAX)
+    fail("optimal_intervals: k is not 1 to the number of points");
   Tensor starts = empty({k}, functions().int64);
   optimal_starts(mass.as<double>(), moment.as<double>(), m, k, starts.as<int64_t>());
   give(stack, std::move(starts));

@@ -85,7 +85,8 @@ class Means {
       const auto worst = std::max_element(far.begin(), far.end());
       if (*worst <= 0) return;
       const int64_t i = worst - far.begin();
-      for (int64_t j = 0; j < p_.dim; ++j) centers[c * p_.dim + j] = p_.x[i * p_.point + j * p_.step];
+      for (int64_t j = 0; j < p_.dim; ++j)
+        centers[c * p_.dim + j] = p_.x[i * p_.point + j * p_.step];
       *worst = 0;
     }
   }
@@ -94,7 +95,8 @@ class Means {
     double sum = 0;
     for (int64_t j = 0; j < p_.dim; ++j) {
       const double d = double(p_.x[i * p_.point + j * p_.step]) - center[j];
-      sum += d * d * (p_.weight == nullptr ? 1.0f : p_.weight[i * p_.weight_point + j * p_.weight_step]);
+      const float* w = p_.weight;
+      sum += d * d * (w == nullptr ? 1.0f : w[i * p_.weight_point + j * p_.weight_step]);
     }
     return sum;
   }

@@ -22,8 +22,8 @@ int64_t cell_count(const CellMap&);
 void add_to_cells(const float* values, const float* mass, int64_t n, const CellMap&, double* sums);
 
 // How many of the ascending boundaries, at most 255, are below each value.
-void count_below(const FitKernels&, const float* values, int64_t n, const float* boundaries, int64_t count,
-                 uint8_t* codes);
+void count_below(const FitKernels&, const float* values, int64_t n, const float* boundaries,
+                 int64_t count, uint8_t* codes);
 
 // The exact optimum of 1-D k-means; see vq_plugin/fit/optimal.py. Mass and moment: (m + 1);
 // starts: (k), 1 <= k <= m.
