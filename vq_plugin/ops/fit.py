@@ -195,7 +195,7 @@ def scalar_cells(
         ...     cells = scalar_cells(torch.tensor([1.0, 1.0, -2.0]), None, offset, shift)
         ...     assert cells[cells[:, 0] > 0].tolist() == [[1.0, -2.0], [2.0, 2.0]]
     """
-    cells: Tensor = _operators().scalar_cells(values, importance, offset, shift)
+    cells: Tensor = _operators().scalar_cells(values.contiguous(), importance, offset, shift)
     return cells
 
 
@@ -214,7 +214,7 @@ def scalar_codes(values: Tensor, boundaries: Tensor) -> Tensor:
         ...     codes = scalar_codes(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.5, 1.5]))
         ...     assert codes.tolist() == [0, 1, 2]
     """
-    codes: Tensor = _operators().scalar_codes(values, boundaries)
+    codes: Tensor = _operators().scalar_codes(values.contiguous(), boundaries)
     return codes
 
 
