@@ -29,7 +29,7 @@ class ScoreTable {
  public:
   ScoreTable(int64_t k, int64_t dim, bool weighted);
   void fill(const float* centers, const std::vector<float>& middle);
-  Scores scores() const { return {static_cast<int64_t>(even_), minus_.data(), half_.data()}; }
+  Scores scores() const { return {even_, minus_.data(), half_.data()}; }
 
  private:
   int64_t k_, dim_, even_;
