@@ -10,9 +10,11 @@ setup(
             "vq_plugin.ops._native",
             sources=sorted(glob("vq_plugin/ops/csrc/*.cpp")),
             depends=sorted(glob("vq_plugin/ops/csrc/*.h")),
-            # GCC takes the undefined registers in its own intrinsics for uninitialized variables.
             extra_compile_args=[
                 *["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"],
+                # Without contraction fits give the same bytes on every instruction set.
+                "-ffp-contract=off",
+                # GCC takes the undefined registers in its own intrinsics for uninitialized variables.
                 *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
             ],
             py_limited_api=True,

@@ -10,8 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from integration.benchmarks.compress_memory import SCHEMES, peak_memory
-from integration.benchmarks.fit_scalar import against_optimum, against_sklearn
-from integration.benchmarks.fit_vector import product, residual
+from integration.benchmarks.fit_scalar import against_optimum, against_sklearn, large_layer
+from integration.benchmarks.fit_vector import (
+    VGG_DENSE,
+    large_product,
+    model_product,
+    product,
+    residual,
+)
 from integration.benchmarks.harness import Report, parse_arguments, powers_of_two
 from integration.benchmarks.import_time import import_time
 
@@ -19,11 +25,20 @@ PARTS: dict[str, Callable[[Report, int, bool], None]] = {
     "km": lambda report, rounds, quick: against_sklearn(
         report, (128, 64) if quick else (4096, 1024), (4, 16) if quick else (4, 16, 256), rounds
     ),
+    "km-large": lambda report, rounds, quick: large_layer(
+        report, (128, 64) if quick else (4096, 25088), 16, rounds
+    ),
     "optimum": lambda report, rounds, quick: against_optimum(
         report, 5_000 if quick else 200_000, powers_of_two(8 if quick else 256)
     ),
     "pq": lambda report, rounds, quick: product(
         report, (64, 32) if quick else (1024, 4096), 16, 4, rounds
+    ),
+    "pq-large": lambda report, rounds, quick: large_product(
+        report, (64, 32) if quick else (4096, 4096), 16, 4, rounds
+    ),
+    "dense": lambda report, rounds, quick: model_product(
+        report, ((64, 128), (64, 64), (32, 64)) if quick else VGG_DENSE, 16, 4, rounds
     ),
     "rq": lambda report, rounds, quick: residual(
         report, (64, 32) if quick else (4096, 1024), 16 if quick else 256, 2, rounds

@@ -71,6 +71,38 @@ def against_sklearn(report: Report, shape: tuple[int, int], ks: Sequence[int], r
     report.add(table)
 
 
+def large_layer(report: Report, shape: tuple[int, int], k: int, rounds: int) -> None:
+    """Whole calls on a layer where scikit-learn takes minutes: it is called once."""
+    weight = normal_weight(*shape)
+    _warm_up(with_coremltools=False)
+    timed = race(
+        {
+            "vq_plugin": partial(_ours, weight, k, "float16"),
+            "sklearn KMeans(n_init=1)": partial(sklearn_decode, weight, k),
+        },
+        rounds,
+        once={"sklearn KMeans(n_init=1)"},
+    )
+    ours, theirs = timed.values()
+    errors = {name: squared_error(weight, run.result) for name, run in timed.items()}
+    rows = "x".join(map(str, shape))
+    report.add(Table(
+        f"Large KM k={k} on {rows} normal weights",
+        {"contender": "", "seconds": ".3f", "calls": "d", "time / ours": ".1f", "SSE": ".6g"},
+        [
+            {"contender": name, "seconds": run.median, "calls": len(run.seconds),
+             "time / ours": run.median / ours.median, "SSE": errors[name]}
+            for name, run in timed.items()
+        ],
+    ))  # fmt: skip
+    report.checks += [
+        Check(f"Large KM k={k}: times as fast as sklearn", theirs.median / ours.median, 40,
+              at_least=True),
+        Check(f"Large KM k={k}: SSE over sklearn's",
+              errors["vq_plugin"] / errors["sklearn KMeans(n_init=1)"], 1),
+    ]  # fmt: skip
+
+
 def against_optimum(report: Report, count: int, ks: Sequence[int]) -> None:
     """SSE over that of ``kmeans1d``, which finds the exact optimum."""
     if missing_peer("kmeans1d"):

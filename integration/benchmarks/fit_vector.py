@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from torch import Tensor
+from torch import Tensor, nn
 
 import vq_plugin as vq
+from integration.benchmarks import peers
 from integration.benchmarks.harness import (
     Check,
     Report,
@@ -35,6 +36,10 @@ class Decoded:
     def __init__(self, weight: Tensor, training: float | None = None) -> None:
         self.weight = weight
         self.training = training
+
+
+# VGG-16's dense layers, as (out, in).
+VGG_DENSE = ((4096, 25088), (4096, 4096), (1000, 4096))
 
 
 def product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: int) -> None:
@@ -63,6 +68,80 @@ def product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: in
         report.checks.append(
             Check("PQ: time over faiss' training alone", ours.median / training, 2)
         )
+
+
+def large_product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: int) -> None:
+    """The same on a layer where scikit-learn would take minutes: against faiss' trainer."""
+    if missing_peer("faiss"):
+        report.note("faiss is not installed: the large PQ has no contender")
+        return
+    weight = normal_weight(*shape)
+    _ours(normal_weight(64, 64), vq.PQ(k=4, dim=4))
+    _faiss_pq(normal_weight(64, 64), 4, 4)
+    timed = race(
+        {
+            "vq_plugin": partial(_ours, weight, vq.PQ(k=k, dim=dim)),
+            "faiss ProductQuantizer": partial(_faiss_pq, weight, k, dim),
+        },
+        rounds,
+    )
+    _tabulate(report, f"Large PQ k={k} dim={dim}", weight, timed)
+    ours, theirs = timed["vq_plugin"], timed["faiss ProductQuantizer"]
+    assert theirs.result.training is not None
+    error = squared_error(weight, ours.result.weight)
+    report.checks += [
+        Check("Large PQ: times as fast as faiss' training alone",
+              theirs.result.training / ours.median, 5, at_least=True),
+        Check("Large PQ: SSE over faiss'", error / squared_error(weight, theirs.result.weight), 1),
+    ]  # fmt: skip
+
+
+def model_product(
+    report: Report, shapes: Sequence[tuple[int, int]], k: int, dim: int, rounds: int
+) -> None:
+    """PQ of the dense layers of a model, against coremltools on the last of them.
+
+    coremltools takes many minutes for VGG-16. It fits one codebook to all sub-vectors of a layer,
+    in time that grows with their number: what it takes for the last layer is scaled by the weights.
+    """
+    if missing_peer("coremltools"):
+        report.note("coremltools is not installed: the dense layers have no contender")
+        return
+    weights = [normal_weight(*shape) for shape in shapes]
+    _ours(normal_weight(64, 64), vq.PQ(k=4, dim=4))
+    _coremltools_pq(normal_weight(64, 64), 4, 4)
+    timed = race(
+        {
+            "vq_plugin": lambda: [_ours(weight, vq.PQ(k=k, dim=dim)) for weight in weights],
+            "coremltools palettizer": lambda: [_coremltools_pq(weights[-1], k, dim)],
+        },
+        rounds,
+        once={"coremltools palettizer"},
+    )
+    count = sum(weight.numel() for weight in weights)
+    ours, theirs = timed["vq_plugin"], timed["coremltools palettizer"]
+    scaled = theirs.median * count / weights[-1].numel()
+    last = squared_error(weights[-1], ours.result[-1].weight)
+    peer_last = squared_error(weights[-1], theirs.result[-1].weight)
+    report.add(Table(
+        f"Dense layers of {count} weights, PQ k={k} dim={dim}",
+        {
+            "contender": "", "seconds": ".3f", "measured on": "d", "seconds of all": ".1f",
+            "SSE of the last layer": ".6g",
+        },
+        [
+            {"contender": "vq_plugin", "seconds": ours.median, "measured on": count,
+             "seconds of all": ours.median, "SSE of the last layer": last},
+            {"contender": "coremltools palettizer", "seconds": theirs.median,
+             "measured on": weights[-1].numel(), "seconds of all": scaled,
+             "SSE of the last layer": peer_last},
+        ],
+    ))  # fmt: skip
+    report.checks += [
+        Check("Dense layers: times as fast as coremltools (scaled from the last layer)",
+              scaled / ours.median, 20, at_least=True),
+        Check("Dense layers: SSE of the last over coremltools'", last / peer_last, 1),
+    ]  # fmt: skip
 
 
 def residual(report: Report, shape: tuple[int, int], k: int, stages: int, rounds: int) -> None:
@@ -116,6 +195,13 @@ def _sklearn_pq(weight: Tensor, k: int, dim: int) -> Decoded:
         found = KMeans(k, n_init=1, random_state=0).fit(points)
         decoded[:, start : start + dim] = torch.from_numpy(found.cluster_centers_[found.labels_])
     return Decoded(decoded)
+
+
+def _coremltools_pq(weight: Tensor, k: int, dim: int) -> Decoded:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight.clone())
+    small = peers.coremltools(nn.Sequential(layer), ["0"], (k - 1).bit_length(), dim)
+    return Decoded(small.weights["0"])
 
 
 def _faiss_pq(weight: Tensor, k: int, dim: int) -> Decoded:

@@ -37,6 +37,9 @@ def test_fit(tmp_path: Path) -> None:
     assert values(result, "KM on 5000", "k") == [2, 4, 8]
     assert len(values(result, "PQ", "SSE")) == 3
     assert len(values(result, "RQ", "SSE")) == 2
+    assert len(values(result, "Large KM", "SSE")) == 2
+    assert len(values(result, "Large PQ", "SSE")) == 2
+    assert values(result, "Dense layers of 14336 weights", "measured on") == [14336, 2048]
     assert values(result, "vq.compress", "scheme") == ["km(k=16)"]
     assert values(result, "import", "import")[-1] == "added by vq_plugin"
     assert all(f"## {title}" in printed for title in result["tables"])

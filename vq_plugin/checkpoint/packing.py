@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vq_plugin.codebook import code_bits, code_dtype
+from vq_plugin.ops import fit as native
 
 # Whole bytes at every width; the bits of one run take 1 MB per bit of a code.
 _RUN = 1 << 20
@@ -37,6 +38,8 @@ def pack(codes: Tensor, k: int) -> Tensor:
         [209, 14]
     """
     bits = code_bits(k)
+    if 0 < bits <= 8 and native.native_fits():
+        return native.pack_bits(codes.detach().cpu().flatten().to(torch.uint8), bits)
     flat = codes.detach().cpu().flatten().numpy()
     if bits == 8:
         return torch.from_numpy(flat.astype(np.uint8))
@@ -64,7 +67,17 @@ def unpack(packed: Tensor, count: int, k: int) -> Tensor:
     bits = code_bits(k)
     if packed.numel() != packed_size(count, k):
         raise ValueError(f"{packed.numel()} bytes cannot hold {count} codes of {bits} bits")
-    codes = torch.zeros(count, dtype=code_dtype(k))
+    if 0 < bits <= 8 and native.native_fits():
+        codes = native.unpack_bits(packed.cpu().contiguous(), count, bits)
+    else:
+        codes = _unpack(packed, count, bits)
+    if count and int(codes.max()) >= k:
+        raise ValueError(f"code {int(codes.max())} is outside the codebook of {k} centers")
+    return codes
+
+
+def _unpack(packed: Tensor, count: int, bits: int) -> Tensor:
+    codes = torch.zeros(count, dtype=code_dtype(1 << bits))
     data = packed.numpy()
     weights = 1 << np.arange(bits)
     step = _RUN * bits // 8
@@ -75,6 +88,4 @@ def unpack(packed: Tensor, count: int, k: int) -> Tensor:
         ).reshape(-1, bits)
         values = raw.astype(np.int32) @ weights
         codes[run * _RUN : run * _RUN + count_here] = torch.from_numpy(values)
-    if count and int(codes.max()) >= k:
-        raise ValueError(f"code {int(codes.max())} is outside the codebook of {k} centers")
     return codes

@@ -10,12 +10,17 @@ from torch import Tensor
 
 from vq_plugin.codebook import code_dtype
 from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.ops import fit as native
 
 # Scores of one block (points x centers, float32) stay near a core's second-level cache.
 BLOCK = 1 << 19
 _FEWEST_POINTS = 1024
 # bincount is fastest on short sub-vectors, one column at a time; index_add_ on long ones.
 _SHORT = 64
+# Points of one call of a native kernel: enough that calling costs nothing.
+_NATIVE_POINTS = 1 << 16
+# Longer sub-vectors are faster as matrix products.
+_LONGEST_NATIVE = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,12 @@ class Batch:
         """The same points in memory one after the other."""
         importance = None if self.importance is None else self.importance.contiguous()
         return Batch(self.x.contiguous(), importance)
+
+
+def native_kernels(batch: Batch, k: int) -> bool:
+    """Whether native kernels fit points of this length to ``k`` centers."""
+    short = batch.x.shape[2] <= _LONGEST_NATIVE
+    return short and k <= native.MOST_CENTERS and native.native_fits()
 
 
 def assign(batch: Batch, centers: Tensor) -> Tensor:
@@ -89,6 +100,8 @@ def update(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Means, float32, ``(books, k, dim)`` (0 where a code has no points), and masses of the same
         shape, or ``(books, k, 1)`` where the importance is ``None``.
     """
+    if native_kernels(batch, k):
+        return _native_update(batch, codes, k)
     slots = (codes.long() + torch.arange(len(codes)).unsqueeze(1) * k).flatten()
     shape = (len(codes), k, -1)
     if batch.importance is None:
@@ -100,6 +113,22 @@ def update(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return sums.reshape(shape) / mass.clamp_min(torch.finfo(torch.float32).tiny), mass
 
 
+def _native_update(batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    books, _, dim = batch.x.shape
+    sums = torch.zeros(books, k, dim, dtype=torch.float64)
+    mass = torch.zeros(books, k, 1 if batch.importance is None else dim, dtype=torch.float64)
+    codes = codes.to(torch.uint8)
+
+    def part(piece: tuple[slice, slice]) -> tuple[slice, tuple[Tensor, Tensor]]:
+        some = batch[piece]
+        return piece[0], native.sums_by_code(some.x, some.importance, codes[piece], k)
+
+    for owners, (part_sums, part_mass) in deterministic_map(part, _pieces(batch, k)):
+        sums[owners] += part_sums
+        mass[owners] += part_mass
+    return (sums / mass.clamp_min(torch.finfo(torch.float32).tiny)).float(), mass.float()
+
+
 def _empty_codes(batch: Batch, centers: Tensor) -> Tensor:
     # Pieces write into one tensor: kept one by one, their small results would lie between the
     # large temporary ones and keep the allocator from using that memory again.
@@ -107,10 +136,13 @@ def _empty_codes(batch: Batch, centers: Tensor) -> Tensor:
 
 
 def _pieces(batch: Batch, k: int) -> Iterator[tuple[slice, slice]]:
-    """Books and points whose scores against ``k`` centers fit in the cache."""
+    """Books and points of one call; in torch their scores against ``k`` centers fit the cache."""
     books, n, _ = batch.x.shape
-    book_step = max(1, BLOCK // (k * min(n, _FEWEST_POINTS)))
-    point_step = max(1, BLOCK // (k * min(books, book_step)))
+    if native_kernels(batch, k):
+        book_step, point_step = max(1, _NATIVE_POINTS // n), _NATIVE_POINTS
+    else:
+        book_step = max(1, BLOCK // (k * min(n, _FEWEST_POINTS)))
+        point_step = max(1, BLOCK // (k * min(books, book_step)))
     for book in range(0, books, book_step):
         for point in range(0, n, point_step):
             yield slice(book, book + book_step), slice(point, point + point_step)
@@ -118,6 +150,10 @@ def _pieces(batch: Batch, k: int) -> Iterator[tuple[slice, slice]]:
 
 def _nearest(block: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest weighted squared distance and its index, each ``(books, n)``."""
+    if native_kernels(block, centers.shape[1]):
+        block = block.contiguous()
+        codes, distance = native.nearest_centers(block.x, block.importance, centers)
+        return distance, codes
     # Around the centers' mean |x|² stays small beside the differences that matter.
     middle = centers.mean(1, keepdim=True)
     x, centers = block.x - middle, centers - middle

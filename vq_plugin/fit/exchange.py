@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.assignment import BLOCK, Batch, assign, update
+from vq_plugin.fit.assignment import BLOCK, Batch, assign, native_kernels, update
 from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.ops import fit as native
 
 # A point is 1/n of its own mean, which holds it back in Lloyd's assignment; with more points
 # per center than this the effect is no longer worth the sweeps.
@@ -80,6 +81,12 @@ class _Clusters:
 
 
 def _exchange(batch: Batch, codes: Tensor, k: int) -> Tensor:
+    if native_kernels(batch, k):
+        some = batch.contiguous()
+        better = native.exchange_codes(
+            some.x, some.importance, codes.to(torch.uint8), k, sweeps=_SWEEPS
+        )
+        return better.to(codes.dtype)
     books, n, dim = batch.x.shape
     first = torch.arange(books).unsqueeze(1) * k
     own = codes.long() + first

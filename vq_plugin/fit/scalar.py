@@ -18,6 +18,7 @@ from torch import Tensor
 from vq_plugin.codebook import code_dtype
 from vq_plugin.fit.optimal import even_starts, optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.ops import fit as native
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -27,6 +28,10 @@ Int64 = npt.NDArray[np.int64]
 # the memory of the weights, which a large layer should not.
 _SORT_LIMIT = 1 << 22
 _CELLS = 1 << 16
+# Native code gathers cells without sorting; below this sorting is as fast, and exact.
+_NATIVE_SORT_LIMIT = 1 << 18
+_SAMPLE = 1 << 20
+_PIECES = 16
 _CAP_ROUNDS = 4
 _BLOCK = 1 << 20
 # The dynamic program costs k · m · log m: exact up to this many points, otherwise on cells.
@@ -38,6 +43,7 @@ _BINS = 1 << 14
 _FEW_BOUNDARIES = 8
 _EVEN = 8
 _MAX_ITERATIONS = 1000
+_DENORMAL = 1e-40
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def fit_scalar(
     The exact optimum (dynamic programming, see :mod:`vq_plugin.fit.optimal`) for up to 4096
     distinct weights; otherwise the optimum on companded cells, or for many centers the companded
     quantiles themselves, polished by Lloyd iterations on every weight until nothing moves
-    (on 65,536 cells above 4 M weights).
+    (on 65,536 cells or more above 4 M weights, with native kernels above 262,144).
 
     Args:
         values: Float32, ``(n,)``, finite, n >= 1.
@@ -86,7 +92,7 @@ def fit_scalar(
         Ascending float64 centers, ``(min(k, distinct values),)``.
     """
     pin = keep_zeros and bool((values == 0).any())
-    points = _gather(values, importance)
+    points = _gather(values, importance, k)
     if pin:
         return torch.from_numpy(_fit_beside_zero(points, k))
     return torch.from_numpy(_fit(points, k))
@@ -106,8 +112,11 @@ def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
     wide = centers.double()
     # float32 boundaries: comparing in float64 would copy the weights.
     boundaries = ((wide[1:] + wide[:-1]) / 2).float()
-
-    search = _lookup(boundaries, codes.dtype) or partial(torch.bucketize, boundaries=boundaries)
+    search: Callable[[Tensor], Tensor]
+    if len(centers) <= native.MOST_CENTERS and native.native_fits():
+        search = partial(native.scalar_codes, boundaries=boundaries)
+    else:
+        search = _lookup(boundaries, codes.dtype) or partial(torch.bucketize, boundaries=boundaries)
 
     def fill(start: int) -> None:
         block = slice(start, start + _BLOCK)
@@ -150,7 +159,12 @@ def _prefix(values: Float32 | Float64) -> Float64:
     return sums
 
 
-def _gather(values: Tensor, importance: Tensor | None) -> Points:
+def _gather(values: Tensor, importance: Tensor | None, k: int) -> Points:
+    if len(values) > min(_SORT_LIMIT, _NATIVE_SORT_LIMIT) and native.native_fits():
+        points = _native_cells(values, importance)
+        # Few cells may hide several values each, which k centers could reproduce.
+        if len(points.x) > k:
+            return points
     if importance is None:
         x: Float32 = _sorted(values)
         mass = None
@@ -188,6 +202,45 @@ def _cells(x: Float32, mass: Float64 | None) -> Points:
         total = np.add.reduceat(mass, starts)
         moment = [np.dot(x[a:b], mass[a:b]) for a, b in zip(starts, ends, strict=True)]
     return Points.build(np.array(moment) / total, total)
+
+
+def _native_cells(values: Tensor, importance: Tensor | None) -> Points:
+    """Means and masses of cells that the bits of a value choose: one pass, no sorting."""
+    sample = values[:: max(1, len(values) // _SAMPLE)].contiguous()
+    offset, shift = _cell_map(sample)
+    step = max(_SORT_LIMIT, -(-len(values) // _PIECES))
+
+    def sums(start: int) -> Tensor:
+        block = slice(start, start + step)
+        mass = None if importance is None else importance[block]
+        return native.scalar_cells(values[block], mass, offset, shift)
+
+    total: Float64 = sum(deterministic_map(sums, range(0, len(values), step))).numpy()  # type: ignore[union-attr]
+    mass, moment = total[total[:, 0] > 0].T
+    x = moment / mass
+    # Denormal numbers share the cell of exact zeros.
+    x[np.abs(x) < _DENORMAL] = 0
+    return Points.build(x, mass)
+
+
+def _cell_map(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """First cell and shift of every bin, for :func:`vq_plugin.ops.fit.scalar_cells`.
+
+    Every bin, the floats that share their upper 16 bits, gets one cell; those of the sample get
+    more, together about ``_CELLS``, as :func:`_companded_starts` would place them.
+    """
+    one_each = torch.arange(native.CELL_BINS, dtype=torch.int32)
+    whole = torch.full((native.CELL_BINS,), 16, dtype=torch.uint8)
+    count = native.scalar_cells(sample, None, one_each, whole)[:, 0].numpy()
+    used = np.flatnonzero(count)
+    # Back from the order of the bins to floats: see `ascending_bits` in csrc/fit_scalar.cpp.
+    upper = np.where(used < 1 << 15, ~used, used ^ (1 << 15)).astype(np.uint32) << 16
+    width = np.spacing(np.abs((upper & 0x7FFFFFFF).view(np.float32))).astype(np.float64) * (1 << 16)
+    cells = count[used] ** (1 / 3) * width ** (2 / 3)
+    bits = np.zeros(native.CELL_BINS, dtype=np.int64)
+    bits[used] = np.rint(np.log2(_CELLS * cells / cells.sum())).clip(0, 16)
+    offset = np.cumsum(1 << bits) - (1 << bits)
+    return torch.from_numpy(offset.astype(np.int32)), torch.from_numpy((16 - bits).astype(np.uint8))
 
 
 def _run_starts(steps: npt.NDArray[np.bool_]) -> Int64:
@@ -252,6 +305,8 @@ def _optimal_cells(points: Points, cells: Int64, k: int, exact: bool) -> Int64:
     spread = float(np.abs(points.x[[0, -1]] - center).max())
     mass = points.mass[ends].astype(np.float64)
     moment = (points.moment[ends] - center * mass) / spread
+    if native.native_fits():
+        return native.optimal_intervals(torch.from_numpy(mass), torch.from_numpy(moment), k).numpy()
     if not exact and k > _MANY and len(cells) > _EVEN * k:
         starts = even_starts(mass, moment, k)
         if starts is not None:

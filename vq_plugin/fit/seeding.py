@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.assignment import Batch
+from vq_plugin.fit.assignment import Batch, native_kernels
+from vq_plugin.ops import fit as native
 
 # Squared distances below this part of the squared norms are rounding noise of the products.
 _NOISE = 4e-6
@@ -36,19 +37,23 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
         if batch.importance is None
         else batch.importance.mean(2)
     )
+    trials = 1 if dim > _HIGH_DIM else 2 + int(math.log(k))
+    first = torch.rand(books, 1, generator=generator, dtype=torch.float64)
+    draws = torch.rand(k - 1, books, trials, generator=generator, dtype=torch.float64)
+    if native_kernels(batch, k):
+        seeds, found = native.seed_centers(batch.x, mass, first, draws)
+        return seeds[:, : int(found.max())]
     middle = batch.x.mean(1, keepdim=True)
     x = batch.x - middle
     norm = torch.linalg.vector_norm(x, dim=2).square()
-    trials = 1 if dim > _HIGH_DIM else 2 + int(math.log(k))
 
-    first = _draw(mass, 1, generator)
-    centers = _take(x, first)
+    centers = _take(x, _draw(mass, first))
     nearest = _distances(x, norm, centers).squeeze(1)
-    for _ in range(1, k):
+    for draw in draws:
         potential = nearest * mass
         if not bool((potential > 0).any()):
             break
-        candidates = _take(x, _draw(potential, trials, generator))
+        candidates = _take(x, _draw(potential, draw))
         distance = torch.minimum(_distances(x, norm, candidates), nearest.unsqueeze(1))
         best = torch.bmm(distance, mass.unsqueeze(2)).argmin(1, keepdim=True)
         nearest = distance.gather(1, best.expand(-1, 1, n)).squeeze(1)
@@ -56,11 +61,10 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     return centers + middle
 
 
-def _draw(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices drawn in proportion to ``weight`` per book, ``(books, count)``."""
+def _draw(weight: Tensor, draws: Tensor) -> Tensor:
+    """Indices that numbers in [0, 1), ``(books, count)``, draw in proportion to ``weight``."""
     total = weight.double().cumsum(1)
-    target = torch.rand(weight.shape[0], count, generator=generator, dtype=torch.float64)
-    return torch.searchsorted(total, target * total[:, -1:], right=True).clamp_(
+    return torch.searchsorted(total, draws * total[:, -1:], right=True).clamp_(
         max=weight.shape[1] - 1
     )
 

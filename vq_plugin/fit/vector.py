@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.assignment import BLOCK, Batch, assign_with_error, update
+from vq_plugin.fit.assignment import BLOCK, Batch, assign_with_error, native_kernels, update
 from vq_plugin.fit.exchange import improve
 from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.fit.seeding import plus_plus
+from vq_plugin.ops import fit as native
 
 # Training points per center above which a sample finds the centers as well (faiss uses 256).
 _SAMPLE_PER_CENTER = 256
@@ -76,19 +77,29 @@ def _mix(seed: int, start: int) -> int:
 
 
 def _lloyd(batch: Batch, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd iterations until the error falls by less than the tolerance; then a last assignment."""
+    """Lloyd iterations until each book's error falls by less than the tolerance.
+
+    The codes are those of the last assignment, to the centers that are returned.
+    """
     k = centers.shape[1]
-    error = math.inf
+    # A longer book has several threads at work on its points.
+    if batch.n <= _sample_size(k) and native_kernels(batch, k):
+        return native.lloyd(
+            batch.x, batch.importance, centers, iterations=iterations, tolerance=_TOLERANCE
+        )
+    error = torch.full((len(centers),), math.inf, dtype=torch.float64)
     for _ in range(iterations):
         codes, distance = assign_with_error(batch, centers)
-        total = float(distance.double().sum())
-        if total >= error * (1 - _TOLERANCE):
+        total = distance.double().sum(1)
+        falls = total < error * (1 - _TOLERANCE)
+        if not bool(falls.any()):
             return centers, codes
-        error = total
+        error = torch.where(falls, total, error)
         means, mass = update(batch, codes, k)
-        occupied = mass.amax(2, keepdim=True) > 0
-        centers = torch.where(occupied, means, centers)
-        _reseed(batch, centers, occupied.squeeze(2), distance)
+        occupied = mass.amax(2) > 0
+        done = ~falls.unsqueeze(1)
+        centers = torch.where((occupied & ~done).unsqueeze(2), means, centers)
+        _reseed(batch, centers, occupied | done, distance)
     return centers, assign_with_error(batch, centers)[0]
 
 

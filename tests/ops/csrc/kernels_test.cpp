@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "fits.h"
 #include "packing.h"
 #include "problem.h"
 #include "random.h"
@@ -143,6 +144,7 @@ int main(int count, char** arguments) {
     check_linear(isas, number);
     for (const vq::Kernels* kernels : isas) check_rounding(*kernels, number);
     check_packing(number);
+    if (const int wrong = fits::check(isas, number)) failures["fits"] += wrong;
   }
   std::printf("%d problems, %d calls on several threads;", problems, divided);
   for (const vq::Kernels* kernels : isas) std::printf(" %s", kernels->name);

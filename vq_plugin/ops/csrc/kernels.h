@@ -43,9 +43,11 @@ struct Linear {
 
 using LinearKernel = void (*)(const Linear&, const Pool&);
 
+struct FitKernels;  // see fit.h
+
 // About how long a kernel takes on one thread, in picoseconds; see cost.h.
 struct Cost {
-  double code, weight, value;                 // of each code, weight and value of a center, a sample
+  double code, weight, value;    // of each code, weight and value of a center, a sample
   double code_once, value_once;  // of each code and value of a center, whatever the batch
 };
 
@@ -71,6 +73,7 @@ struct Kernels {
   void (*transpose)(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
                     int64_t to_row);
   void (*round)(const float* from, int64_t n, Rounding, float* to);
+  const FitKernels* fit;
 };
 
 // The fastest kernels that this machine runs.

@@ -4,9 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "boxed.h"
 #include "cost.h"
+#include "fit_library.h"
 #include "packing.h"
-#include "torch_abi.h"
 
 namespace vq {
 
@@ -14,12 +15,7 @@ std::atomic<const Kernels*> kernels_in_use{nullptr};
 
 namespace {
 
-using torch_abi::functions;
-using torch_abi::Tensor;
-using torch_abi::TensorHandle;
-using torch_abi::Value;
-
-[[noreturn]] void fail(const std::string& message) { throw std::runtime_error(message); }
+using namespace boxed;
 
 // Serial inside one of torch's own parallel regions, as torch's operators are.
 void run_on_torch_threads(int64_t tasks, void (*body)(int64_t, void*), void* context) {
@@ -39,36 +35,6 @@ Pool torch_pool() {
   functions().get_num_threads(&threads);
   return {static_cast<int>(threads), run_on_torch_threads};
 }
-
-Tensor take(Value value) { return Tensor(reinterpret_cast<TensorHandle>(value)); }
-
-Tensor take_optional(Value value) {
-  auto* inner = reinterpret_cast<Value*>(value);
-  if (inner == nullptr) return {};
-  Tensor tensor = take(*inner);
-  if (functions().delete_value != nullptr)
-    functions().delete_value(inner);
-  else
-    delete inner;
-  return tensor;
-}
-
-Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
-  constexpr int32_t cpu = 0;
-  std::vector<int64_t> strides(sizes.size());
-  int64_t step = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = step;
-    step *= std::max<int64_t>(sizes[i], 1);
-  }
-  TensorHandle handle = nullptr;
-  torch_abi::check(functions().empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                             strides.data(), dtype, cpu, 0, &handle),
-                   "allocate a tensor");
-  return Tensor(handle);
-}
-
-void give(Value* stack, Tensor result) { stack[0] = reinterpret_cast<Value>(result.release()); }
 
 // input, codes, codebooks, scale, bias, out_features, along_out, group, codebook_dtype, fast
 constexpr int kArguments = 10;
@@ -109,13 +75,6 @@ const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool 
   if (!one_group) return nullptr;
   return packed ? faster(kernels.lookup_nibbles, kernels.lookup_nibbles_fast)
                 : &kernels.lookup_bytes;
-}
-
-std::string shape(const Tensor& tensor) {
-  std::string text = "(";
-  for (int64_t i = 0; i < tensor.dims; ++i)
-    text += (i ? ", " : "") + std::to_string(tensor.sizes[i]);
-  return text + ")";
 }
 
 // A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become rows
@@ -321,6 +280,7 @@ bool register_operators() {
   add("codebook_linear.pointwise", codebook_pointwise);
   add("pack_codes", pack_codes);
   add("unpack_codes", unpack_codes);
+  register_fit_operators(library);
   return true;
 }
 

@@ -49,6 +49,7 @@ const Functions* load() {
   dtype(found.bfloat16, "aoti_torch_dtype_bfloat16");
   dtype(found.uint8, "aoti_torch_dtype_uint8");
   dtype(found.int32, "aoti_torch_dtype_int32");
+  dtype(found.int64, "aoti_torch_dtype_int64");
   return complete ? &found : nullptr;
 }
 

@@ -51,6 +51,7 @@ struct Vec : PlainBytes {
   // Every other value of a and b.
   static F even(F a, F b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
   static F odd(F a, F b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
+  static F fused(F a, F b, F c) { return fmadd(a, b, c); }
   static float sum(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -45,6 +45,7 @@ struct Vec : PlainBytes {
   // Every other value of a and b.
   static F even(F a, F b) { return vuzp1q_f32(a, b); }
   static F odd(F a, F b) { return vuzp2q_f32(a, b); }
+  static F fused(F a, F b, F c) { return fmadd(a, b, c); }
   static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
   static float sum(F v) { return vaddvq_f32(v); }
   static float max(F v) { return vmaxvq_f32(v); }

@@ -1,0 +1,254 @@
+#include "fit_library.h"
+
+#include <initializer_list>
+
+#include "bits.h"
+#include "boxed.h"
+#include "fit.h"
+#include "fit_scalar.h"
+#include "library.h"
+
+namespace vq {
+namespace {
+
+using namespace boxed;
+
+const FitKernels& kernels() { return *kernels_in_use.load()->fit; }
+
+// A dense tensor of this dtype and size; a size of -1 may be anything.
+void expect(const Tensor& tensor, const char* what, int32_t dtype,
+            std::initializer_list<int64_t> sizes) {
+  bool fits = tensor.dims == static_cast<int64_t>(sizes.size()) && tensor.dtype == dtype &&
+              tensor.contiguous();
+  int64_t i = 0;
+  for (const int64_t size : sizes) {
+    fits = fits && (size < 0 || tensor.sizes[i] == size);
+    ++i;
+  }
+  if (!fits) fail(std::string(what) + " " + shape(tensor) + " has another shape, dtype or layout");
+}
+
+// Points of some books, (books, n, dim), with an importance of the same shape; of any strides.
+class Books {
+ public:
+  Books(Tensor x, Tensor importance) : x_(std::move(x)), importance_(std::move(importance)) {
+    if (x_.dims != 3 || x_.dtype != functions().float32)
+      fail("points " + shape(x_) + " are not float32, (books, n, dim)");
+    if (importance_ && (importance_.dims != 3 || importance_.dtype != functions().float32 ||
+                        !std::equal(x_.sizes, x_.sizes + 3, importance_.sizes)))
+      fail("importance " + shape(importance_) + " is not float32 like the points " + shape(x_));
+  }
+
+  int64_t books() const { return x_.sizes[0]; }
+  int64_t n() const { return x_.sizes[1]; }
+  int64_t dim() const { return x_.sizes[2]; }
+  bool weighted() const { return static_cast<bool>(importance_); }
+
+  Points operator[](int64_t book) const {
+    Points points{n(), dim(), x_.as<float>() + book * x_.strides[0], x_.strides[1],
+                  x_.strides[2], nullptr, 0, 0};
+    if (weighted()) {
+      points.weight = importance_.as<float>() + book * importance_.strides[0];
+      points.weight_point = importance_.strides[1];
+      points.weight_step = importance_.strides[2];
+    }
+    return points;
+  }
+
+ private:
+  Tensor x_, importance_;
+};
+
+// Centers of the same books, (books, k, dim); gives k.
+int64_t expect_centers(const Tensor& centers, const Books& books) {
+  expect(centers, "centers", functions().float32, {books.books(), -1, books.dim()});
+  const int64_t k = centers.sizes[1];
+  if (k < 1 || k > kMostCenters) fail(std::to_string(k) + " centers are not 1 to 256");
+  return k;
+}
+
+// Codes of the same books, (books, n), all below k.
+void expect_codes(const Tensor& codes, const Books& books, int64_t k) {
+  expect(codes, "codes", functions().uint8, {books.books(), books.n()});
+  if (k < 1 || k > kMostCenters) fail(std::to_string(k) + " centers are not 1 to 256");
+  const uint8_t* data = codes.as<uint8_t>();
+  uint8_t most = 0;
+  for (int64_t i = 0; i < codes.numel(); ++i) most = std::max(most, data[i]);
+  if (most >= k)
+    fail("code " + std::to_string(most) + " is outside " + std::to_string(k) + " centers");
+}
+
+// x, importance, centers
+void nearest_centers(Value* stack, uint64_t, uint64_t) {
+  const Books books(take(stack[0]), take_optional(stack[1]));
+  const Tensor centers = take(stack[2]);
+  const int64_t k = expect_centers(centers, books), n = books.n();
+  Tensor codes = empty({books.books(), n}, functions().uint8);
+  Tensor distance = empty({books.books(), n}, functions().float32);
+  for (int64_t b = 0; b < books.books(); ++b)
+    assign(kernels(), books[b], k, centers.as<float>() + b * k * books.dim(),
+           codes.as<uint8_t>() + b * n, distance.as<float>() + b * n);
+  give(stack, std::move(codes));
+  give(stack + 1, std::move(distance));
+}
+
+// x, importance, codes, k
+void sums_by_code(Value* stack, uint64_t, uint64_t) {
+  const Books books(take(stack[0]), take_optional(stack[1]));
+  const Tensor codes = take(stack[2]);
+  const auto k = static_cast<int64_t>(stack[3]);
+  expect_codes(codes, books, k);
+  const int64_t width = books.weighted() ? books.dim() : 1;
+  Tensor sums = empty({books.books(), k, books.dim()}, functions().float64);
+  Tensor mass = empty({books.books(), k, width}, functions().float64);
+  for (int64_t b = 0; b < books.books(); ++b)
+    sum_by_code(books[b], codes.as<uint8_t>() + b * books.n(), k,
+                sums.as<double>() + b * k * books.dim(), mass.as<double>() + b * k * width);
+  give(stack, std::move(sums));
+  give(stack + 1, std::move(mass));
+}
+
+// x, importance, centers, iterations, tolerance
+void lloyd_books(Value* stack, uint64_t, uint64_t) {
+  const Books books(take(stack[0]), take_optional(stack[1]));
+  const Tensor start = take(stack[2]);
+  const auto iterations = static_cast<int>(static_cast<int64_t>(stack[3]));
+  const double tolerance = take_double(stack[4]);
+  const int64_t k = expect_centers(start, books), n = books.n();
+  Tensor centers = empty({books.books(), k, books.dim()}, functions().float32);
+  Tensor codes = empty({books.books(), n}, functions().uint8);
+  std::copy_n(start.as<float>(), start.numel(), centers.as<float>());
+  for (int64_t b = 0; b < books.books(); ++b)
+    lloyd(kernels(), books[b], k, iterations, tolerance,
+          centers.as<float>() + b * k * books.dim(), codes.as<uint8_t>() + b * n);
+  give(stack, std::move(centers));
+  give(stack + 1, std::move(codes));
+}
+
+// x, mass, first, draws
+void seed_centers(Value* stack, uint64_t, uint64_t) {
+  const Books books(take(stack[0]), Tensor());
+  const Tensor mass = take(stack[1]), first = take(stack[2]), draws = take(stack[3]);
+  expect(mass, "mass", functions().float32, {books.books(), books.n()});
+  expect(first, "first draws", functions().float64, {books.books(), 1});
+  expect(draws, "draws", functions().float64, {-1, books.books(), -1});
+  const int64_t k = draws.sizes[0] + 1, trials = draws.sizes[2];
+  if (books.n() < 1 || trials < 1) fail("seed_centers: nothing to draw from");
+  Tensor centers = empty({books.books(), k, books.dim()}, functions().float32);
+  Tensor found = empty({books.books()}, functions().int64);
+  for (int64_t b = 0; b < books.books(); ++b) {
+    const Draws numbers{first.as<double>()[b], draws.as<double>() + b * trials,
+                        books.books() * trials, trials};
+    found.as<int64_t>()[b] = seed(kernels(), books[b], mass.as<float>() + b * books.n(), k,
+                                  numbers, centers.as<float>() + b * k * books.dim());
+  }
+  give(stack, std::move(centers));
+  give(stack + 1, std::move(found));
+}
+
+// x, importance, codes, k, sweeps
+void exchange_codes(Value* stack, uint64_t, uint64_t) {
+  const Books books(take(stack[0]), take_optional(stack[1]));
+  const Tensor before = take(stack[2]);
+  const auto k = static_cast<int64_t>(stack[3]);
+  const auto sweeps = static_cast<int>(static_cast<int64_t>(stack[4]));
+  expect_codes(before, books, k);
+  Tensor codes = empty({books.books(), books.n()}, functions().uint8);
+  std::copy_n(before.as<uint8_t>(), before.numel(), codes.as<uint8_t>());
+  for (int64_t b = 0; b < books.books(); ++b)
+    exchange(kernels(), books[b], k, sweeps, codes.as<uint8_t>() + b * books.n());
+  give(stack, std::move(codes));
+}
+
+// values, importance, offset, shift
+void scalar_cells(Value* stack, uint64_t, uint64_t) {
+  constexpr int64_t most_cells = 1 << 24;
+  const Tensor values = take(stack[0]), importance = take_optional(stack[1]),
+               offset = take(stack[2]), shift = take(stack[3]);
+  expect(values, "values", functions().float32, {-1});
+  const int64_t n = values.sizes[0];
+  if (importance) expect(importance, "importance", functions().float32, {n});
+  expect(offset, "offset", functions().int32, {kCellBins});
+  expect(shift, "shift", functions().uint8, {kCellBins});
+  const CellMap map{offset.as<int32_t>(), shift.as<uint8_t>()};
+  const int64_t cells = cell_count(map);
+  if (cells < 0 || cells > most_cells) fail("scalar_cells: no map of cells");
+  Tensor sums = empty({cells, 2}, functions().float64);
+  std::fill_n(sums.as<double>(), sums.numel(), 0.0);
+  add_to_cells(values.as<float>(), importance ? importance.as<float>() : nullptr, n, map,
+               sums.as<double>());
+  give(stack, std::move(sums));
+}
+
+// values, boundaries
+void scalar_codes(Value* stack, uint64_t, uint64_t) {
+  const Tensor values = take(stack[0]), boundaries = take(stack[1]);
+  expect(values, "values", functions().float32, {-1});
+  expect(boundaries, "boundaries", functions().float32, {-1});
+  if (boundaries.sizes[0] >= kMostCenters) fail("scalar_codes: more than 255 boundaries");
+  Tensor codes = empty({values.sizes[0]}, functions().uint8);
+  count_below(kernels(), values.as<float>(), values.sizes[0], boundaries.as<float>(),
+              boundaries.sizes[0], codes.as<uint8_t>());
+  give(stack, std::move(codes));
+}
+
+// mass, moment, k
+void optimal_intervals(Value* stack, uint64_t, uint64_t) {
+  const Tensor mass = take(stack[0]), moment = take(stack[1]);
+  const auto k = static_cast<int64_t>(stack[2]);
+  expect(mass, "mass", functions().float64, {-1});
+  const int64_t m = mass.sizes[0] - 1;
+  expect(moment, "moment", functions().float64, {m + 1});
+  if (k < 1 || k > m || m > INT32_MAX)
+    fail("optimal_intervals: k is not 1 to the number of points");
+  Tensor starts = empty({k}, functions().int64);
+  optimal_starts(mass.as<double>(), moment.as<double>(), m, k, starts.as<int64_t>());
+  give(stack, std::move(starts));
+}
+
+void expect_bits(int64_t bits) {
+  if (bits < 1 || bits > 8) fail(std::to_string(bits) + " bits are not 1 to 8");
+}
+
+// codes, bits
+void pack_bits_of(Value* stack, uint64_t, uint64_t) {
+  const Tensor codes = take(stack[0]);
+  const auto bits = static_cast<int64_t>(stack[1]);
+  expect(codes, "codes", functions().uint8, {-1});
+  expect_bits(bits);
+  Tensor packed = empty({bytes_of(codes.sizes[0], bits)}, functions().uint8);
+  pack_bits(codes.as<uint8_t>(), codes.sizes[0], bits, packed.as<uint8_t>());
+  give(stack, std::move(packed));
+}
+
+// packed, count, bits
+void unpack_bits_of(Value* stack, uint64_t, uint64_t) {
+  const Tensor packed = take(stack[0]);
+  const auto count = static_cast<int64_t>(stack[1]), bits = static_cast<int64_t>(stack[2]);
+  expect_bits(bits);
+  if (count < 0 || count > INT64_MAX / 16) fail("unpack_bits: no number of codes");
+  expect(packed, "packed codes", functions().uint8, {bytes_of(count, bits)});
+  Tensor codes = empty({count}, functions().uint8);
+  unpack_bits(packed.as<uint8_t>(), count, bits, codes.as<uint8_t>());
+  give(stack, std::move(codes));
+}
+
+}  // namespace
+
+void register_fit_operators(torch_abi::LibraryHandle library) {
+  const auto add = [&](const char* name, torch_abi::Kernel kernel) {
+    torch_abi::check(functions().library_impl(library, name, kernel), "register an operator");
+  };
+  add("nearest_centers", nearest_centers);
+  add("sums_by_code", sums_by_code);
+  add("lloyd", lloyd_books);
+  add("seed_centers", seed_centers);
+  add("exchange_codes", exchange_codes);
+  add("scalar_cells", scalar_cells);
+  add("scalar_codes", scalar_codes);
+  add("optimal_intervals", optimal_intervals);
+  add("pack_bits", pack_bits_of);
+  add("unpack_bits", unpack_bits_of);
+}
+
+}  // namespace vq
