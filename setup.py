@@ -14,7 +14,7 @@ setup(
                 *["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"],
                 # Without contraction fits give the same bytes on every instruction set.
                 "-ffp-contract=off",
-                # GCC takes the undefined registers in its own intrinsics for uninitialized variables.
+                # GCC takes undefined registers in its own intrinsics for uninitialized variables.
                 *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
             ],
             py_limited_api=True,

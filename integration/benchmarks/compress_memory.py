@@ -53,14 +53,14 @@ def _measure(scheme: str, out: int, in_: int) -> dict[str, Any]:
     parsed = vq.parse_scheme(scheme)
     # The first fit starts thread pools and loads what is loaded lazily.
     vq.compress(nn.Linear(64, 64), parsed)
-    before = _memory("VmRSS")
+    before = resident("VmRSS")
     layer = nn.Linear(in_, out, bias=False)
     with torch.no_grad():
         layer.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
     small = vq.compress(layer, parsed)
     seconds = time.perf_counter() - start
-    peak = _memory("VmHWM") - before
+    peak = resident("VmHWM") - before
     return {
         "scheme": scheme,
         "peak / weight": peak / layer.weight.nbytes,
@@ -70,7 +70,7 @@ def _measure(scheme: str, out: int, in_: int) -> dict[str, Any]:
     }
 
 
-def _memory(key: str) -> int:
+def resident(key: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 

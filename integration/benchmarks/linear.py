@@ -124,7 +124,7 @@ def codebook_layers(out: int, in_: int) -> dict[str, nn.Module]:
 
 
 def integer_layers(report: Report, out: int, in_: int) -> Layers:
-    """What quantizes linear layers on this processor: torch.ao, torchao and torch's own int4."""
+    """What quantizes linear layers on this processor: torch.ao and torchao."""
     plain = nn.Sequential(nn.Linear(in_, out)).eval()
     layers: dict[str, Callable[[Tensor], Tensor]] = {}
     with warnings.catch_warnings():
@@ -145,12 +145,6 @@ def integer_layers(report: Report, out: int, in_: int) -> Layers:
                     report.note(f"{name} does not run here: {error}".splitlines()[0])
                 else:
                     layers[name] = model
-    codes = torch.randint(16, (out, in_), dtype=torch.int32)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-    scales = torch.rand(in_ // 32, out, 2)
-    layers["torch int4 weight-only (aten)"] = (
-        lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales)
-    )
     return layers
 
 
@@ -248,9 +242,7 @@ def _bounds(report: Report, table: Table, batches: Sequence[int]) -> None:
             )
     for batch in batches:
         ratio = _ratio(table, "PQ k=16 dim=4, fast", batch) / _ratio(table, _INT8, batch)
-        report.checks.append(
-            Check(f"batch {batch}: PQ fast over {_INT8}", ratio, 2, at_least=True)
-        )
+        report.checks.append(Check(f"batch {batch}: PQ fast over {_INT8}", ratio, 2, at_least=True))
 
 
 def _not_slower(report: Report, table: Table, layers: Layers) -> None:

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 import vq_plugin as vq
+from vq_plugin import ops
 from vq_plugin.nn import CodebookConv1d, CodebookConv2d, CodebookConv3d
 
 KINDS = {
@@ -132,3 +134,47 @@ def test_repr_shows_the_settings_that_are_not_default() -> None:
         "bias=False",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [vq.PQ(k=16, dim=4), vq.PQ(k=16, dim=4, axis="out"), vq.KM(k=16), vq.KM(k=64)],
+    ids=str,
+)
+@pytest.mark.parametrize("stride", [1, 2, (2, 3)])
+@pytest.mark.parametrize("isa", ops.isas())
+def test_convolutions_of_one_place(
+    scheme: vq.Scheme, stride: int | tuple[int, int], isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = vq.compress(nn.Conv2d(20, 33, 1, stride=stride), scheme)
+    # Whether it would pay or not.
+    monkeypatch.setattr(type(layer), "_kernel_runs", lambda *_: True)
+    before = ops.isa()
+    assert before is not None
+    ops.use_isa(isa)
+    try:
+        for images, side in ((1, 5), (3, 13), (2, 1), (1, 40)):
+            x = torch.randn(images, 20, side, side)
+            expected = functional.conv2d(x, layer.weight, layer.bias, stride)
+            last = x.to(memory_format=torch.channels_last)
+            with torch.no_grad():
+                found, of_one, of_last = layer(x), layer(x[0]), layer(last)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(of_one, expected[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(of_last, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+            assert found.is_contiguous()
+            assert of_last.is_contiguous(memory_format=torch.channels_last)
+    finally:
+        ops.use_isa(before)
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv1d, nn.Conv3d])
+def test_convolutions_of_one_place_in_one_and_three_dimensions(
+    convolution: type[nn.Module],
+) -> None:
+    layer = vq.compress(convolution(16, 512, 1), vq.PQ(k=16, dim=4))  # type: ignore[call-arg]
+    x = torch.randn(2, 16, *(4,) * (1 if convolution is nn.Conv1d else 3))
+    float_layer = layer.to_float()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), float_layer(x), rtol=1e-5, atol=1e-5)

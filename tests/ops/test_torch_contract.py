@@ -33,7 +33,12 @@ def arguments(scheme: vq.Scheme) -> tuple[Any, ...]:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_opcheck(scheme: vq.Scheme) -> None:
     torch.library.opcheck(torch.ops.vq.codebook_linear.default, arguments(scheme))
-    _, codes, codebooks, scale, _, *_ = arguments(scheme)
+    _, *rest = arguments(scheme)
+    torch.library.opcheck(
+        torch.ops.vq.codebook_linear.pointwise,
+        (torch.randn(2, 14, 3), *(t.detach() if isinstance(t, Tensor) else t for t in rest)),
+    )
+    codes, codebooks, scale, *_ = rest
     layer = vq.compress(nn.Linear(14, 10), scheme)
     settings = ([10, 14], *layer._settings[1:])
     torch.library.opcheck(
@@ -101,7 +106,11 @@ def test_inductor_calls_the_operator(scheme: vq.Scheme) -> None:
 
 
 @needs_compiler
-def test_ahead_of_time_compiled_models_call_the_operator(tmp_path: Path) -> None:
+def test_ahead_of_time_compiled_models_call_the_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The usual one is shared by all processes.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     model = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8))
     small = vq.compress(model, {"0": vq.PQ(k=16, dim=4), "2": vq.KM(k=16)}).eval()
     batch = {0: torch.export.Dim("batch")}

@@ -70,7 +70,7 @@ class _CodebookConv(CodebookLayer):
     def _multiply_places(self, input: Tensor) -> Tensor:
         """The convolution as a product with the channels of every place."""
         space = len(self.stride)
-        places = input[(..., *(slice(None, None, step) for step in self.stride))]
+        places = input[(..., *[slice(None, None, step) for step in self.stride])]
         shape = (*places.shape[: -1 - space], self.out_channels, *places.shape[-space:])
         # Training, and channels that are last already.
         if torch.is_grad_enabled() or not input.is_contiguous():

@@ -1,0 +1,68 @@
+"""Layers run a kernel only where it is expected to be as fast as the float layer."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import vq_plugin as vq
+from integration.benchmarks.harness import random_codes
+from vq_plugin import ops
+
+pytestmark = pytest.mark.skipif(ops.native() is None, reason="there are no native kernels")
+
+
+@pytest.fixture(autouse=True)
+def _restore_isa():  # type: ignore[no-untyped-def]
+    before = ops.isa()
+    yield
+    assert before is not None
+    ops.use_isa(before)
+
+
+def test_a_layer_that_the_kernel_serves_holds_no_float_weight() -> None:
+    layer = random_codes(nn.Linear(512, 512), vq.PQ(k=16, dim=4))
+    with torch.no_grad():
+        for batch in (1, 8, 128):
+            layer(torch.randn(batch, 512))
+    assert layer._decoded._weight is None
+
+
+def test_a_layer_that_plain_code_would_slow_down_keeps_its_weight() -> None:
+    ops.use_isa("scalar")
+    layer = random_codes(nn.Linear(512, 512), vq.KM(k=16))
+    x = torch.randn(64, 512)
+    with torch.no_grad():
+        assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
+        assert layer._decoded._weight is not None
+        # ... and follows its codebooks.
+        layer.codebooks.mul_(2)
+        assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
+
+
+def test_many_centers_on_few_rows_do_not_pay() -> None:
+    # Each table of 256 products would serve 32 look-ups.
+    layer = random_codes(nn.Linear(512, 32), vq.PQ(k=256, dim=8))
+    wide = random_codes(nn.Linear(512, 8192), vq.PQ(k=256, dim=8))
+    x = torch.randn(1, 512)
+    with torch.no_grad():
+        layer(x)
+        wide(x)
+    assert layer._decoded._weight is not None
+    assert wide._decoded._weight is None
+
+
+def test_training_uses_the_kernel_and_keeps_nothing() -> None:
+    ops.use_isa("scalar")
+    layer = random_codes(nn.Linear(64, 64), vq.KM(k=16))
+    layer(torch.randn(64, 64)).sum().backward()
+    assert layer.codebooks.grad is not None
+    assert layer._decoded._weight is None
+
+
+def test_pointwise_convolutions_hold_no_float_weight_where_the_kernel_pays() -> None:
+    ops.use_isa(ops.isas()[0])
+    layer = random_codes(nn.Conv2d(512, 2048, 1), vq.PQ(k=16, dim=4))
+    with torch.no_grad():
+        layer(torch.randn(1, 512, 7, 7))
+    assert (layer._decoded._weight is None) == (ops.isa() in ("avx512", "avx2"))
