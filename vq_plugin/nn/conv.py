@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,8 @@ class _CodebookConv(CodebookLayer):
     def _multiply_places(self, input: Tensor) -> Tensor:
         """The convolution as a product with the channels of every place."""
         space = len(self.stride)
-        places = input[(..., *[slice(None, None, step) for step in self.stride])]
+        every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
+        places = input[every]
         shape = (*places.shape[: -1 - space], self.out_channels, *places.shape[-space:])
         # Training, and channels that are last already.
         if torch.is_grad_enabled() or not input.is_contiguous():
