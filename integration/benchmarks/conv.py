@@ -8,16 +8,22 @@ table also gives what unfolding the input and the linear kernel would take.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
-from integration.benchmarks.harness import Check, Report, Table, parse_arguments, random_codes
+from integration.benchmarks.harness import (
+    Check,
+    Report,
+    Table,
+    medians,
+    parse_arguments,
+    random_codes,
+)
 from vq_plugin import ops
 
 # Images, channels, side, output channels, kernel: layers of ResNet-50 and VGG-16.
@@ -39,7 +45,7 @@ _SCHEMES: Mapping[str, tuple[vq.Scheme, ops.Precision]] = {
     "PQ fast": (vq.PQ(k=16, dim=4), "fast"),
     "KM k=16": (vq.KM(k=16), "exact"),
     "KM fast": (vq.KM(k=16), "fast"),
-    "PQ k=256 dim=8": (vq.PQ(k=256, dim=8), "exact"),
+    "PQ k=256 dim=8 shared": (vq.PQ(k=256, dim=8, codebooks="tensor"), "exact"),
     "KM k=256": (vq.KM(k=256), "exact"),
 }
 _NOISE = 0.95
@@ -87,16 +93,8 @@ def _race(shape: tuple[int, int, int, int, int], seconds: float) -> dict[str, ob
             functional.unfold(x, kernel, padding=kernel // 2).transpose(1, 2).contiguous()
         )
     x = torch.randn(images, channels, side, side)
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    started = time.perf_counter()
     with torch.no_grad():
-        while time.perf_counter() - started < seconds or len(times["float32 ms"]) < 5:
-            for name, call in layers.items():
-                call(x)
-                start = time.perf_counter()
-                call(x)
-                times[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(found) for name, found in times.items()}
+        median = medians({name: partial(call, x) for name, call in layers.items()}, seconds)
     row: dict[str, object] = {
         "images": images, "input": f"{channels}x{side}x{side}", "outputs": outputs,
         "kernel": f"{kernel}x{kernel}", "float32 ms": median["float32 ms"] * 1e3,

@@ -3,18 +3,17 @@
     python -m integration.benchmarks.linear [--quick]
 
 Times are of whole ``layer(x)`` calls without gradients, all contenders in turn; ratios are those
-of medians to float32 ``nn.Linear`` in the same run. "Warm" weights were used just before, "cold"
-ones were not: something larger than the caches was read in between.
+of medians to float32 ``nn.Linear`` in the same run. "Warm": the same call was made just before.
+"Cold": something larger than the caches was written in between.
 """
 
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from integration.benchmarks.harness import (
     Check,
     Report,
     Table,
+    medians,
     missing_peer,
     parse_arguments,
     random_codes,
@@ -39,6 +39,7 @@ _OURS: Mapping[str, tuple[vq.Scheme, ops.Precision]] = {
     "PQ k=16 dim=4, fast": (vq.PQ(k=16, dim=4), "fast"),
     "PQ k=16 dim=4 axis=out": (vq.PQ(k=16, dim=4, axis="out"), "exact"),
     "PQ k=256 dim=8": (vq.PQ(k=256, dim=8), "exact"),
+    "PQ k=256 dim=8 codebooks=tensor": (vq.PQ(k=256, dim=8, codebooks="tensor"), "exact"),
     "PQ k=256 dim=8 axis=out": (vq.PQ(k=256, dim=8, axis="out"), "exact"),
     "KM k=16": (vq.KM(k=16), "exact"),
     "KM k=16, fast": (vq.KM(k=16), "fast"),
@@ -100,7 +101,7 @@ def main() -> None:
                     )  # fmt: skip
             assert best is not None
             ops.use_isa(best)
-    overhead(report, rounds=200 if arguments.quick else 20000)
+    overhead(report, seconds)
     report.finish(arguments.output)
 
 
@@ -163,32 +164,18 @@ def race_layers(
         f"{title} / layer (milliseconds in its own row)",
         {"layer": "", **{f"batch {batch}": ".2f" for batch in batches}},
     )
+    evict = torch.zeros(24 << 20)  # 100 MB: more than caches hold
     rows: dict[str, dict[str, object]] = {name: {"layer": name} for name in layers}
     with torch_threads(threads), torch.no_grad():
         for batch in batches:
-            times = _race(layers, torch.randn(batch, shape[1]), cold, seconds)
+            x = torch.randn(batch, shape[1])
+            calls = {name: partial(layer, x) for name, layer in layers.items()}
+            times = medians(calls, seconds, partial(evict.add_, 1) if cold else None)
             for name, median in times.items():
                 own = name == FLOAT
                 rows[name][f"batch {batch}"] = median * 1e3 if own else times[FLOAT] / median
     table.rows.extend(rows.values())
     return table
-
-
-def _race(layers: Layers, x: Tensor, cold: bool, seconds: float) -> dict[str, float]:
-    """Medians: rounds of one call each, as many as take so long, but 5 at least."""
-    evict = torch.zeros(24 << 20)
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds or len(times[FLOAT]) < 5:
-        for name, layer in layers.items():
-            if cold:
-                evict.add_(1)
-            else:
-                layer(x)
-            start = time.perf_counter()
-            layer(x)
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 @contextmanager
@@ -201,7 +188,7 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def overhead(report: Report, rounds: int) -> None:
+def overhead(report: Report, seconds: float) -> None:
     """What a call costs beside the arithmetic."""
     layer = nn.Linear(64, 64).eval()
     small = random_codes(layer, vq.PQ(k=16, dim=4)).eval()
@@ -209,28 +196,25 @@ def overhead(report: Report, rounds: int) -> None:
     weight, bias = layer.weight, layer.bias
     operands = (small._codes, small.codebooks, None, small.bias, *small._settings, False)
     operator = torch.ops.vq.codebook_linear.inference
-    contenders: Layers = {
-        FLOAT: layer,
-        "F.linear": lambda x: nn.functional.linear(x, weight, bias),
-        "vq::codebook_linear": lambda x: operator(x, *operands),
-        "CodebookLinear": small,
+    calls = {
+        FLOAT: partial(layer, x),
+        "F.linear": partial(nn.functional.linear, x, layer.weight, layer.bias),
+        "vq::codebook_linear": partial(
+            *(torch.ops.vq.codebook_linear.inference, x, small._codes, small.codebooks, None),
+            *(small.bias, *small._settings, False),
+        ),
+        "CodebookLinear": partial(small, x),
     }
-    times: dict[str, list[float]] = {name: [] for name in contenders}
     with torch.no_grad():
-        for _ in range(rounds):
-            for name, layer_ in contenders.items():
-                start = time.perf_counter()
-                layer_(x)
-                times[name].append(time.perf_counter() - start)
+        times = medians(calls, seconds)
     table = Table("64x64, PQ k=16 dim=4, batch 1", {"call": "", "microseconds": ".2f"})
-    medians = {name: statistics.median(found) for name, found in times.items()}
     table.rows.extend(
-        {"call": name, "microseconds": median * 1e6} for name, median in medians.items()
+        {"call": name, "microseconds": median * 1e6} for name, median in times.items()
     )
     report.add(table)
     report.checks.append(
         Check("64x64: vq::codebook_linear / F.linear",
-              medians["vq::codebook_linear"] / medians["F.linear"], 1.5)
+              times["vq::codebook_linear"] / times["F.linear"], 1.5)
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,14 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from integration.benchmarks.compress_memory import resident
-from integration.benchmarks.harness import Check, Report, Table, parse_arguments, random_codes
+from integration.benchmarks.harness import (
+    Check,
+    Report,
+    Table,
+    medians,
+    parse_arguments,
+    random_codes,
+)
 from vq_plugin.workloads import fashion_mnist_cnn
 
 _SCHEME = vq.PQ(k=16, dim=4)
@@ -131,8 +137,9 @@ def _measure(name: str, file: Path, kind: str, quick: bool) -> dict[str, float]:
     with torch.no_grad():
         model(image)
         hook.remove()
-        latency = _median(lambda: model(image), 3 if quick else 30)
-        dense_latency = _median(lambda: dense(inputs[0]), 3 if quick else 30)
+        seconds = 0.1 if quick else 3
+        latency = medians({"": partial(model, image)}, seconds)[""]
+        dense_latency = medians({"": partial(dense, inputs[0])}, seconds)[""]
     tensors = {id(t): t for t in [*dense.parameters(), *dense.buffers()]}
     return {
         "file MB": file.stat().st_size / 1e6,
@@ -142,15 +149,6 @@ def _measure(name: str, file: Path, kind: str, quick: bool) -> dict[str, float]:
         "dense MB": sum(t.nbytes for t in tensors.values()) / 1e6,
         "process MB": resident("VmRSS") / 1e6,
     }
-
-
-def _median(call: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,8 @@ class Decoded:
         self._tables: list[Tensor] = []
         self._weight: Tensor | None = None
 
-    def get(
-        self,
-        codes: Tensor,
-        codebooks: Tensor,
-        scale: Tensor | None,
-        decode: Callable[[], Tensor],
-    ) -> Tensor:
-        """The weight that ``decode`` gives for its parts."""
-        tables = [codebooks] if scale is None else [codebooks, scale]
+    def get(self, codes: Tensor, tables: list[Tensor], decode: Callable[[], Tensor]) -> Tensor:
+        """The weight that ``decode`` gives for its codes and its tables, codebooks and scale."""
         # Codebooks are small, and values written through ``.data`` leave no other trace.
         fresh = self._codes is codes and all(map(_same, self._tables, tables))
         if self._weight is None or not fresh:

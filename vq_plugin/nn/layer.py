@@ -292,14 +292,20 @@ class CodebookLayer(nn.Module):
         """:attr:`weight`, decoded once where no gradient has to reach the codebooks."""
         if self._trains() or torch.compiler.is_compiling():
             return self.weight
-        assert self._codes is not None
-        return self._decoded.get(self._codes, self.codebooks, self.scale, lambda: self.weight)
+        codes = self._buffers["_codes"]
+        tables = [table for table in self._tables() if table is not None]
+        assert codes is not None
+        return self._decoded.get(codes, tables, lambda: self.weight)
+
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        # Past nn.Module's look-up by name, which small layers notice.
+        return self._parameters["codebooks"], self._parameters["scale"]
 
     def _trains(self) -> bool:
         """Whether a gradient has to reach the codebooks or the scale."""
-        tables = (self.codebooks, self.scale)
-        trains = any(table is not None and table.requires_grad for table in tables)
-        return trains and torch.is_grad_enabled()
+        return torch.is_grad_enabled() and any(
+            table is not None and table.requires_grad for table in self._tables()
+        )
 
     def share(self, other: CodebookLayer) -> None:
         """Ties this layer's codes, codebooks and scale to those of ``other``."""

@@ -6,8 +6,15 @@
 namespace vq {
 namespace {
 
-constexpr int kScalarSamples = Vec::kSamples;
 constexpr int64_t kScalarTile = 1024;  // inputs whose values stay near
+
+// Row blocks whose codes of one tile stay near while all samples go through them.
+template <typename F>
+inline void each_strip(const Part& part, F f) {
+  constexpr int64_t kStrip = 16;
+  for (int64_t block = part.first; block < part.last; block += kStrip)
+    f(block, std::min(block + kStrip, part.last));
+}
 
 // x[input][sample] of some inputs, zeros beyond the last.
 template <int kBatch>
@@ -75,26 +82,31 @@ void scalar_nibbles(const Linear& p, const Pool& pool) {
     const int64_t rows = (part.last - part.first) * kLanes;
     const auto* codes = static_cast<const int32_t*>(p.codes);
     const float** books = books_of_blocks(p, part.first, part.last);
-    float* x = scratch<Inputs, float>(kScalarTile * kScalarSamples);
-    each_samples<kScalarSamples>(part.first_sample, part.last_sample, [&](auto at_once,
-                                                                         int64_t sample) {
-      constexpr int kBatch = at_once.value;
-      float* sums = scratch<Sums, float>(kBatch * rows);
-      std::fill(sums, sums + kBatch * rows, 0.0f);
+    for (int64_t start = part.first_sample; start < part.last_sample; start += kBatchChunk) {
+      const int64_t samples = std::min(kBatchChunk, part.last_sample - start);
+      float* sums = scratch<Sums, float>(samples * rows);
+      std::fill(sums, sums + samples * rows, 0.0f);
+      float* x = scratch<Inputs, float>(samples * kScalarTile);
       for (int64_t first = 0; first < p.in; first += kScalarTile) {
-        const int64_t columns =
-            div_up(std::min(kScalarTile, p.in - first), kNibbles);
-        gather_inputs<kBatch>(p, sample, first, columns, x);
-        each_blocks<kBatch>(part.first, part.last, [&](auto blocks, int64_t block) {
-          add_products<blocks.value, kBatch>(
-              codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
-              columns, x, books + block - part.first, sums + (block - part.first) * kLanes, rows);
+        const int64_t columns = div_up(std::min(kScalarTile, p.in - first), kNibbles);
+        each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
+          gather_inputs<at_once.value>(p, start + b, first, columns, x + b * kScalarTile);
+        });
+        each_strip(part, [&](int64_t strip, int64_t strip_end) {
+          each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
+            each_blocks<at_once.value>(strip, strip_end, [&](auto blocks, int64_t block) {
+              add_products<blocks.value, at_once.value>(
+                  codes + block * layout.row_step() + first / kNibbles * kLanes,
+                  layout.row_step(), columns, x + b * kScalarTile, books + block - part.first,
+                  sums + b * rows + (block - part.first) * kLanes, rows);
+            });
+          });
         });
       }
-      for (int b = 0; b < kBatch; ++b)
+      for (int64_t b = 0; b < samples; ++b)
         for (int64_t block = part.first; block < part.last; ++block)
-          finish(p, block, sample + b, sums + b * rows + (block - part.first) * kLanes);
-    });
+          finish(p, block, start + b, sums + b * rows + (block - part.first) * kLanes);
+    }
   });
 }
 

@@ -113,33 +113,37 @@ void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
       if (!same) books[i] = to_byte_book(floats_of[i]);
     }
     float* floats = scratch<Floats, float>(kByteTile);
-    int32_t* bytes = scratch<Bytes, int32_t>(kTileDwords * Vec::kSamples);
-    each_samples<Vec::kSamples>(part.first_sample, part.last_sample, [&](auto at_once,
-                                                                        int64_t sample) {
-      constexpr int kBatch = at_once.value;
-      float* sums = scratch<Sums, float>(kBatch * rows);
-      std::fill(sums, sums + kBatch * rows, 0.0f);
-      ByteInputs inputs[kBatch];
+    for (int64_t start = part.first_sample; start < part.last_sample; start += kBatchChunk) {
+      const int64_t samples = std::min(kBatchChunk, part.last_sample - start);
+      float* sums = scratch<Sums, float>(samples * rows);
+      std::fill(sums, sums + samples * rows, 0.0f);
+      int32_t* bytes = scratch<Bytes, int32_t>(kTileDwords * samples);
+      ByteInputs inputs[kBatchChunk];
       for (int64_t first = 0; first < p.in; first += kByteTile) {
         const int64_t n = std::min(kByteTile, p.in - first), columns = div_up(n, kNibbles);
         const int64_t filled = div_up(n, kLanes) * kLanes;
-        for (int b = 0; b < kBatch; ++b) {
-          const float* x = p.x + (sample + b) * p.x_row + first * p.x_step;
+        for (int64_t b = 0; b < samples; ++b) {
+          const float* x = p.x + (start + b) * p.x_row + first * p.x_step;
           for (int64_t i = 0; i < n; ++i) floats[i] = x[i * p.x_step];
           std::fill(floats + n, floats + filled, 0.0f);
           inputs[b] = to_byte_inputs(floats, filled, bytes + b * kTileDwords);
         }
-        each_blocks<kBatch>(part.first, part.last, [&](auto blocks, int64_t block) {
-          add_byte_products<blocks.value, kBatch>(
-              codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
-              columns, bytes, inputs, books, book_of_block + block - part.first,
-              sums + (block - part.first) * kLanes, rows);
+        each_strip(part, [&](int64_t strip, int64_t strip_end) {
+          each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
+            each_blocks<at_once.value>(strip, strip_end, [&](auto blocks, int64_t block) {
+              add_byte_products<blocks.value, at_once.value>(
+                  codes + block * layout.row_step() + first / kNibbles * kLanes,
+                  layout.row_step(), columns, bytes + b * kTileDwords, inputs + b, books,
+                  book_of_block + block - part.first,
+                  sums + b * rows + (block - part.first) * kLanes, rows);
+            });
+          });
         });
       }
-      for (int b = 0; b < kBatch; ++b)
+      for (int64_t b = 0; b < samples; ++b)
         for (int64_t block = part.first; block < part.last; ++block)
-          finish(p, block, sample + b, sums + b * rows + (block - part.first) * kLanes);
-    });
+          finish(p, block, start + b, sums + b * rows + (block - part.first) * kLanes);
+    }
   });
 }
 
