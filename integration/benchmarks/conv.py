@@ -8,6 +8,7 @@ table also gives what unfolding the input and the linear kernel would take.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -62,7 +63,7 @@ def main() -> None:
             f"nn.Conv2d float32 / layer, {torch.get_num_threads()} threads, {isa}",
             {
                 "images": "d", "input": "", "outputs": "d", "kernel": "", "float32 ms": ".2f",
-                **dict.fromkeys(_SCHEMES, ".2f"), "unfolded": ".2f",
+                "again": ".2f", **dict.fromkeys(_SCHEMES, ".2f"), "unfolded": ".2f",
             },
         )  # fmt: skip
         for shape in shapes:
@@ -80,7 +81,10 @@ def main() -> None:
 def _race(shape: tuple[int, int, int, int, int], seconds: float) -> dict[str, object]:
     images, channels, side, outputs, kernel = shape
     plain = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).eval()
-    layers: dict[str, Callable[[Tensor], Tensor]] = {"float32 ms": plain}
+    layers: dict[str, Callable[[Tensor], Tensor]] = {
+        "float32 ms": plain,
+        "again": copy.deepcopy(plain),  # shows the noise
+    }
     for name, (scheme, precision) in _SCHEMES.items():
         layer = random_codes(plain, scheme).eval()
         layer.precision = precision
