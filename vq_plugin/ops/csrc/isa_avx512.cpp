@@ -35,12 +35,12 @@ namespace {
 constexpr Costs kCosts = {
     {31, 0, 50, 12, 116},  // lookup_nibbles
     {21, 0, 0, 11, 0},  // scalar_nibbles
-    {0, 22, 117, 29, 290},  // outward_nibbles
+    {0, 23, 117, 29, 290},  // outward_nibbles
     {250, 0, 150, 3, 26},  // lookup_bytes
     {50, 0, 29, 0, 0},  // lookup_bytes, sixteen
     {21, 0, 0, 82, 43},  // scalar_bytes
-    {570, 0, 145, 0, 0},  // outward_bytes
-    {104, 0, 71, 0, 0},  // outward_bytes, sixteen
+    {570, 0, 200, 0, 40},  // outward_bytes
+    {110, 0, 90, 0, 0},  // outward_bytes, sixteen
 };
 
 constexpr Kernels make() {

@@ -62,23 +62,26 @@ inline void add_byte_lookups(const int32_t* codes, int64_t row_step, int64_t col
   Vec::I total[kRows][kBatch];
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::zero_int();
-  const auto half = [&](auto odd, const Vec::I(&code)[kRows], int64_t column) {
-    decltype(Vec::template table_index<0>(code[0])) index[kRows];
-    for (int r = 0; r < kRows; ++r) index[r] = Vec::template table_index<odd.value>(code[r]);
-    for (int b = 0; b < kBatch; ++b) {
-      const auto table =
-          Vec::load_bytes(tables + b * table_step + column * kByteTables + odd.value * 64);
-      for (int r = 0; r < kRows; ++r)
-        total[r][b] = Vec::add_bytes(total[r][b], Vec::lookup64(table, index[r]));
-    }
-  };
   for (int64_t column = 0; column < columns; ++column) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    half(std::integral_constant<int, 0>{}, code, column);
-    half(std::integral_constant<int, 1>{}, code, column);
+    // Not unrolled: compilers would spill sums.
+#pragma GCC unroll 1
+    for (int odd = 0; odd < 2; ++odd) {
+      decltype(Vec::template table_index<0>(code[0])) index[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        index[r] = Vec::template table_index<0>(code[r]);
+        code[r] = Vec::next_nibble(code[r]);
+      }
+      for (int b = 0; b < kBatch; ++b) {
+        const auto table =
+            Vec::load_bytes(tables + b * table_step + column * kByteTables + odd * 64);
+        for (int r = 0; r < kRows; ++r)
+          total[r][b] = Vec::add_bytes(total[r][b], Vec::lookup64(table, index[r]));
+      }
+    }
   }
   const Vec::F offset = Vec::set1(-kMiddleByte * float(columns * kNibbles));
   for (int r = 0; r < kRows; ++r) {

@@ -66,22 +66,23 @@ inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t co
   Vec::I total[kRows][kBatch];
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::zero_int();
-  const auto half = [&](auto odd, const Vec::I(&code)[kRows]) {
-    Vec::Bytes weight[kRows];
-    for (int r = 0; r < kRows; ++r)
-      weight[r] =
-          Vec::lookup16(tables[r / kVectors], Vec::template nibbles<odd.value>(code[r]));
-    for (int b = 0; b < kBatch; ++b)
-      for (int r = 0; r < kRows; ++r)
-        total[r][b] = Vec::dot_bytes(total[r][b], weight[r], x[b * kTileDwords + odd.value]);
-  };
   for (int64_t column = 0; column < columns; ++column, x += 2) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    half(std::integral_constant<int, 0>{}, code);
-    half(std::integral_constant<int, 1>{}, code);
+    // Not unrolled: compilers would spill sums.
+#pragma GCC unroll 1
+    for (int odd = 0; odd < 2; ++odd) {
+      Vec::Bytes weight[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        weight[r] = Vec::lookup16(tables[r / kVectors], Vec::template nibbles<0>(code[r]));
+        code[r] = Vec::next_nibble(code[r]);
+      }
+      for (int b = 0; b < kBatch; ++b)
+        for (int r = 0; r < kRows; ++r)
+          total[r][b] = Vec::dot_bytes(total[r][b], weight[r], x[b * kTileDwords + odd]);
+    }
   }
   for (int r = 0; r < kRows; ++r) {
     const ByteBook& book = books[book_of_block[r / kVectors]];
