@@ -263,6 +263,17 @@ def normal_weight(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.02
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
     """A codebook layer with random codes and centers: for what does not depend on their values."""
     weight = layer.weight

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -27,6 +26,7 @@ from integration.benchmarks.harness import (
     missing_peer,
     parse_arguments,
     random_codes,
+    torch_threads,
 )
 from vq_plugin import ops
 
@@ -179,16 +179,6 @@ def race_layers(
                 rows[name][f"batch {batch}"] = median * 1e3 if own else times[FLOAT] / median
     table.rows.extend(rows.values())
     return table
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def overhead(report: Report, seconds: float) -> None:

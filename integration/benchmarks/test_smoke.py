@@ -93,6 +93,36 @@ def test_recipes(tmp_path: Path) -> None:
     assert values(result, "Recipes", "exit code") == [0]
 
 
+def test_linear(tmp_path: Path) -> None:
+    printed, result = run_quick("linear", tmp_path / "linear.json")
+    layers = values(result, "96x160, 2 threads, cold", "layer")
+    assert layers[0] == "nn.Linear float32"
+    assert "PQ k=16 dim=4, fast" in layers
+    assert "torch.ao int8 dynamic" in values(result, "96x96, 2 threads, warm", "layer")
+    assert all(ratio > 0 for ratio in values(result, "96x160", "batch 8"))
+    assert len(values(result, "64x64, PQ", "microseconds")) == 4
+    assert "## Bounds" in printed
+
+
+def test_conv(tmp_path: Path) -> None:
+    _, result = run_quick("conv", tmp_path / "conv.json")
+    assert values(result, "nn.Conv2d", "kernel") == ["1x1", "3x3"]
+
+
+def test_models(tmp_path: Path) -> None:
+    _, result = run_quick("models", tmp_path / "models.json")
+    assert values(result, "VGG-16", "weights") == ["float32", "codes, exact", "codes, fast"]
+    plain, small, _ = values(result, "VGG-16", "dense MB")
+    assert plain > 5 * small
+
+
+def test_kernel_costs(tmp_path: Path) -> None:
+    _, result = run_quick("kernel_costs", tmp_path / "costs.json")
+    kernels = next(rows for name, rows in result["tables"].items() if "picoseconds" in name)
+    assert len(kernels) == 10
+    assert all(0 < row["least"] <= row["most"] for row in kernels)
+
+
 def test_inc(tmp_path: Path) -> None:
     pytest.importorskip("neural_compressor", reason="the benchmark compares with INC's algorithms")
     _, result = run_quick("inc", tmp_path / "inc.json")

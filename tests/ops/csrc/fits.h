@@ -22,9 +22,15 @@ inline int fail(int number, const char* what) {
 
 struct Book {
   explicit Book(Random& random)
-      : n(random.size(300)), dim(random.size(20)), k(random.size(40)), trials(random.between(1, 4)),
-        x(n * dim, 0, 0.0f), weight(random.one_in(2) ? n * dim : 0, 0, 0.0f), mass(n, 0, 1.0f),
-        draws((k - 1) * trials, 0, 0.0), first(0.5) {
+      : n(random.size(300)),
+        dim(random.size(20)),
+        k(random.size(40)),
+        trials(random.between(1, 4)),
+        x(n * dim, 0, 0.0f),
+        weight(random.one_in(2) ? n * dim : 0, 0, 0.0f),
+        mass(n, 0, 1.0f),
+        draws((k - 1) * trials, 0, 0.0),
+        first(0.5) {
     const bool few = random.one_in(4);  // distinct points, so that centers run empty
     for (int64_t i = 0; i < x.size(); ++i)
       x[i] = few ? static_cast<float>(random.between(0, 1)) : random.normal();
@@ -53,8 +59,11 @@ struct Book {
 
 struct Fitted {
   explicit Fitted(const Book& book)
-      : centers(book.k * book.dim, 0, 0.0f), codes(book.n, 0, uint8_t{0}),
-        nearest(book.n, 0, uint8_t{0}), distance(book.n, 0, 0.0f), moved(book.n, 0, uint8_t{0}) {}
+      : centers(book.k * book.dim, 0, 0.0f),
+        codes(book.n, 0, uint8_t{0}),
+        nearest(book.n, 0, uint8_t{0}),
+        distance(book.n, 0, 0.0f),
+        moved(book.n, 0, uint8_t{0}) {}
 
   bool same(const Fitted& other) const {
     const auto equal = [](const auto& a, const auto& b) {

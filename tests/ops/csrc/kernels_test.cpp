@@ -78,9 +78,11 @@ void check_linear(const std::vector<const vq::Kernels*>& isas, int number) {
   const Reference expected(problem);
   const Kind& kind = problem.kind;
   for (const vq::Kernels* kernels : isas) {
-    check(kernels->name, "exact", (kernels->*kind.exact).run, problem, expected, expected.exact, number);
+    check(kernels->name, "exact", (kernels->*kind.exact).run, problem, expected, expected.exact,
+          number);
     if (kind.fast != nullptr && (kernels->*kind.fast).run != nullptr)
-      check(kernels->name, "fast", (kernels->*kind.fast).run, problem, expected, expected.fast, number);
+      check(kernels->name, "fast", (kernels->*kind.fast).run, problem, expected, expected.fast,
+            number);
   }
 }
 

@@ -38,7 +38,8 @@ T* scratch(int64_t count) {
 
 // Calls f.template operator()<0>(), ..., <7>(): nibbles are shifts by constants.
 template <typename F, int... kNibble>
-inline __attribute__((always_inline)) void each_nibble(F f, std::integer_sequence<int, kNibble...>) {
+inline __attribute__((always_inline)) void each_nibble(F f,
+                                                       std::integer_sequence<int, kNibble...>) {
   (f(std::integral_constant<int, kNibble>{}), ...);
 }
 template <typename F>
@@ -97,8 +98,8 @@ inline void load_whole_book(const float* from, int64_t k, int64_t row, Rounding 
 // One codebook as (dim, row), rounded; centers from k to padded(k) repeat the first one.
 inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t book, float* to,
                       int64_t row = kLanes) {
-  const float* from = books.data + stage * books.stage_step + group * books.group_step +
-                      book * books.book_step;
+  const float* from =
+      books.data + stage * books.stage_step + group * books.group_step + book * books.book_step;
   const int64_t wide = padded(books.k);
   if (books.k == wide && books.center_step == books.dim && books.value_step <= 1) {
     if (books.dim == 1) return load_whole_book<1>(from, wide, row, books.rounding, to);
@@ -142,8 +143,8 @@ struct Part {
   int64_t first_sample, last_sample;  // samples
 };
 
-// Cuts the work by samples, which repeats no work, where every thread gets some; otherwise by blocks.
-// Little work stays on one thread.
+// Cuts the work by samples, which repeats no work, where every thread gets some; otherwise by
+// blocks. Little work stays on one thread.
 template <typename Body>
 void divide(const Pool& pool, int64_t blocks, int64_t batch, double picoseconds, Body body) {
   constexpr double kWorthAThread = 15e6;
@@ -161,8 +162,7 @@ void divide(const Pool& pool, int64_t blocks, int64_t batch, double picoseconds,
     const auto& c = *static_cast<Context*>(opaque);
     const int64_t first = task * c.units / c.tasks, last = (task + 1) * c.units / c.tasks;
     if (c.by_sample)
-      (*c.body)(Part{0, c.blocks, first * Vec::kSamples,
-                     std::min(last * Vec::kSamples, c.batch)});
+      (*c.body)(Part{0, c.blocks, first * Vec::kSamples, std::min(last * Vec::kSamples, c.batch)});
     else
       (*c.body)(Part{first, last, 0, c.batch});
   };

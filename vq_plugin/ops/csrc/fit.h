@@ -37,7 +37,7 @@ struct Scores {
 struct Join {
   int64_t k, dim;  // k: a multiple of kJoinLanes
   const float* center;
-  const float* mass;    // M_c / (M_c + 1) for each center, or, weighted, M laid out like the centers
+  const float* mass;  // M_c / (M_c + 1) for each center, or, weighted, M laid out like the centers
   const float* beside;  // added to the cost: infinite for centers that are out of question
 };
 constexpr int64_t kJoinLanes = 16;

@@ -12,9 +12,12 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 class Clusters {
  public:
   Clusters(const Points& p, int64_t k)
-      : p_(p), wide_((k + kJoinLanes - 1) / kJoinLanes * kJoinLanes),
-        sums_(static_cast<size_t>(k * p.dim)), mass_(sums_.size()),
-        count_(static_cast<size_t>(k)), center_(static_cast<size_t>(wide_ * p.dim)),
+      : p_(p),
+        wide_((k + kJoinLanes - 1) / kJoinLanes * kJoinLanes),
+        sums_(static_cast<size_t>(k * p.dim)),
+        mass_(sums_.size()),
+        count_(static_cast<size_t>(k)),
+        center_(static_cast<size_t>(wide_ * p.dim)),
         factor_(p.weight == nullptr ? static_cast<size_t>(wide_) : center_.size(), 1.0f),
         beside_(static_cast<size_t>(wide_), kInfinity) {
     std::fill_n(beside_.begin(), k, 0.0f);
@@ -102,8 +105,7 @@ void exchange(const FitKernels& kernels, const Points& p, int64_t k, int sweeps,
       const double saved = clusters.leaving(i, own);
       if (saved <= 0) continue;
       copy_row(p.x + i * p.point, p.step, p.dim, x);
-      if (p.weight != nullptr)
-        copy_row(p.weight + i * p.weight_point, p.weight_step, p.dim, w);
+      if (p.weight != nullptr) copy_row(p.weight + i * p.weight_point, p.weight_step, p.dim, w);
       const Joined to =
           clusters.cheapest(kernels, x.data(), p.weight == nullptr ? nullptr : w.data(), own);
       if (to.cost >= saved * kWorth) continue;

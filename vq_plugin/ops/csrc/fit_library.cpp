@@ -45,8 +45,9 @@ class Books {
   bool weighted() const { return static_cast<bool>(importance_); }
 
   Points operator[](int64_t book) const {
-    Points points{n(), dim(), x_.as<float>() + book * x_.strides[0], x_.strides[1],
-                  x_.strides[2], nullptr, 0, 0};
+    Points points{
+        n(), dim(), x_.as<float>() + book * x_.strides[0], x_.strides[1], x_.strides[2], nullptr,
+        0,   0};
     if (weighted()) {
       points.weight = importance_.as<float>() + book * importance_.strides[0];
       points.weight_point = importance_.strides[1];
@@ -119,8 +120,8 @@ void lloyd_books(Value* stack, uint64_t, uint64_t) {
   Tensor codes = empty({books.books(), n}, functions().uint8);
   std::copy_n(start.as<float>(), start.numel(), centers.as<float>());
   for (int64_t b = 0; b < books.books(); ++b)
-    lloyd(kernels(), books[b], k, iterations, tolerance,
-          centers.as<float>() + b * k * books.dim(), codes.as<uint8_t>() + b * n);
+    lloyd(kernels(), books[b], k, iterations, tolerance, centers.as<float>() + b * k * books.dim(),
+          codes.as<uint8_t>() + b * n);
   give(stack, std::move(centers));
   give(stack + 1, std::move(codes));
 }
@@ -139,8 +140,8 @@ void seed_centers(Value* stack, uint64_t, uint64_t) {
   for (int64_t b = 0; b < books.books(); ++b) {
     const Draws numbers{first.as<double>()[b], draws.as<double>() + b * trials,
                         books.books() * trials, trials};
-    found.as<int64_t>()[b] = seed(kernels(), books[b], mass.as<float>() + b * books.n(), k,
-                                  numbers, centers.as<float>() + b * k * books.dim());
+    found.as<int64_t>()[b] = seed(kernels(), books[b], mass.as<float>() + b * books.n(), k, numbers,
+                                  centers.as<float>() + b * k * books.dim());
   }
   give(stack, std::move(centers));
   give(stack + 1, std::move(found));

@@ -11,8 +11,11 @@ namespace {
 class Means {
  public:
   Means(int64_t k, const Points& p)
-      : p_(p), k_(k), sums_(static_cast<size_t>(k * p.dim)),
-        mass_(p.weight == nullptr ? 0 : sums_.size()), count_(static_cast<size_t>(k)),
+      : p_(p),
+        k_(k),
+        sums_(static_cast<size_t>(k * p.dim)),
+        mass_(p.weight == nullptr ? 0 : sums_.size()),
+        count_(static_cast<size_t>(k)),
         codes_(static_cast<size_t>(p.n)) {}
 
   // Means of the points of every code; centers without points move to the worst points.
@@ -161,13 +164,13 @@ void assign(const FitKernels& kernels, const Points& p, int64_t k, const float* 
     kernels.nearest(points.tiles(), table.scores(), block_codes.data(), score.data());
     std::copy_n(block_codes.begin(), block.n, codes + first);
     for (int64_t i = 0; i < block.n; ++i)
-      distance[first + i] = std::max(
-          0.0f, static_cast<float>(points.norm(i) + 2.0 * score[static_cast<size_t>(i)]));
+      distance[first + i] =
+          std::max(0.0f, static_cast<float>(points.norm(i) + 2.0 * score[static_cast<size_t>(i)]));
   }
 }
 
-void lloyd(const FitKernels& kernels, const Points& p, int64_t k, int iterations,
-           double tolerance, float* centers, uint8_t* codes) {
+void lloyd(const FitKernels& kernels, const Points& p, int64_t k, int iterations, double tolerance,
+           float* centers, uint8_t* codes) {
   const std::vector<float> middle = middle_of(k, p.dim, centers);
   const TiledPoints points(p, middle);
   ScoreTable table(k, p.dim, p.weight != nullptr);

@@ -20,7 +20,8 @@ uint32_t ascending_bits(float v) {
 class Bins {
  public:
   Bins(const float* boundaries, int64_t count)
-      : boundaries_(boundaries), low_(boundaries[0]),
+      : boundaries_(boundaries),
+        low_(boundaries[0]),
         scale_((kBins - 1) / (boundaries[count - 1] - low_)) {
     for (int64_t b = 0; b < count; ++b) ++first_[static_cast<size_t>(bin(boundaries[b])) + 1];
     crowded_ = *std::max_element(first_.begin(), first_.end()) > 1;
@@ -39,9 +40,9 @@ class Bins {
     for (int64_t i = 0; i < n; ++i) {
       const auto at = static_cast<size_t>(bin(values[i]));
       if (first_[at + 1] - first_[at] > 1)
-        codes[i] = static_cast<uint8_t>(std::lower_bound(boundaries_ + first_[at],
-                                                         boundaries_ + first_[at + 1], values[i]) -
-                                        boundaries_);
+        codes[i] = static_cast<uint8_t>(
+            std::lower_bound(boundaries_ + first_[at], boundaries_ + first_[at + 1], values[i]) -
+            boundaries_);
     }
   }
 
@@ -116,8 +117,8 @@ void add_to_cells(const float* values, const float* mass, int64_t n, const CellM
   }
 }
 
-void count_below(const FitKernels& kernels, const float* values, int64_t n,
-                 const float* boundaries, int64_t count, uint8_t* codes) {
+void count_below(const FitKernels& kernels, const float* values, int64_t n, const float* boundaries,
+                 int64_t count, uint8_t* codes) {
   constexpr int64_t kFew = 16;
   if (count <= kFew) return kernels.count_below(values, n, boundaries, count, codes);
   Bins(boundaries, count).count_below(values, n, codes);

@@ -31,14 +31,14 @@ namespace {
 
 // Measured on one thread of an AMD EPYC (Zen 4) with integration/benchmarks/kernel_costs.py.
 constexpr Costs kCosts = {
-    {60, 0, 45, 13, 272},  // lookup_nibbles
-    {28, 0, 0, 38, 0},  // scalar_nibbles
-    {0, 30, 52, 63, 1530},  // outward_nibbles
-    {235, 0, 173, 1, 14},  // lookup_bytes
-    {54, 0, 31, 0, 0},  // lookup_bytes, sixteen
-    {35, 0, 0, 273, 35},  // scalar_bytes
-    {567, 0, 208, 0, 0},  // outward_bytes
-    {141, 0, 60, 0, 0},  // outward_bytes, sixteen
+    {60, 0, 45, 13, 272},   // lookup_nibbles
+    {31, 0, 0, 38, 0},      // scalar_nibbles
+    {0, 33, 52, 63, 1530},  // outward_nibbles
+    {235, 0, 173, 1, 14},   // lookup_bytes
+    {54, 0, 31, 0, 0},      // lookup_bytes, sixteen
+    {35, 0, 0, 273, 35},    // scalar_bytes
+    {567, 0, 208, 0, 0},    // outward_bytes
+    {141, 0, 60, 0, 0},     // outward_bytes, sixteen
 };
 
 }  // namespace

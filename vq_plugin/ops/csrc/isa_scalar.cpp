@@ -8,14 +8,14 @@ namespace {
 
 // Measured on one thread of an AMD EPYC (Zen 4) with integration/benchmarks/kernel_costs.py.
 constexpr Costs kCosts = {
-    {305, 0, 83, 0, 1606},  // lookup_nibbles
-    {475, 0, 0, 0, 310},  // scalar_nibbles
+    {305, 0, 83, 0, 1606},    // lookup_nibbles
+    {475, 0, 0, 0, 310},      // scalar_nibbles
     {0, 6114, 5374, 0, 137},  // outward_nibbles
     {115, 0, 2100, 5, 5000},  // lookup_bytes
-    {115, 0, 270, 0, 5000},  // lookup_bytes, sixteen
-    {282, 0, 0, 296, 0},  // scalar_bytes
+    {115, 0, 270, 0, 5000},   // lookup_bytes, sixteen
+    {282, 0, 0, 296, 0},      // scalar_bytes
     {654, 0, 1720, 0, 5000},  // outward_bytes
-    {120, 0, 400, 0, 5000},  // outward_bytes, sixteen
+    {120, 0, 400, 0, 5000},   // outward_bytes, sixteen
 };
 
 }  // namespace

@@ -51,7 +51,8 @@ void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
     auto* inner = new Value(reinterpret_cast<Value>(tensors[3 + i].release()));
     arguments[3 + i] = reinterpret_cast<Value>(inner);
   }
-  if (functions().call_dispatcher("vq::decoded_linear", pointwise ? "pointwise" : "", arguments) != 0)
+  if (functions().call_dispatcher("vq::decoded_linear", pointwise ? "pointwise" : "", arguments) !=
+      0)
     fail(functions().what != nullptr ? functions().what() : "vq::decoded_linear failed");
   stack[0] = arguments[0];
 }
@@ -77,8 +78,8 @@ const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool 
                 : &kernels.lookup_bytes;
 }
 
-// A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become rows
-// for the kernel, which stay in the cache.
+// A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become
+// rows for the kernel, which stay in the cache.
 void run_pointwise(const Kernels& kernels, const Kernel& kernel, const Linear& layer,
                    int64_t images, int64_t places, const Pool& pool) {
   constexpr int64_t kStrip = 128;
@@ -91,8 +92,8 @@ void run_pointwise(const Kernels& kernels, const Kernel& kernel, const Linear& l
     p.picoseconds = picoseconds(kernel, p);
     inputs.resize(static_cast<size_t>(p.batch * p.in));
     outputs.resize(static_cast<size_t>(p.batch * p.out));
-    kernels.transpose(layer.x + image * p.in * places + first, places, p.in, p.batch,
-                      inputs.data(), p.in);
+    kernels.transpose(layer.x + image * p.in * places + first, places, p.in, p.batch, inputs.data(),
+                      p.in);
     p.x = inputs.data();
     p.x_row = p.in;
     p.x_step = 1;
@@ -123,7 +124,8 @@ void multiply(Value* stack, bool pointwise) {
   if (input.dims < 1) fail("codebook_linear: the input needs at least one dimension");
   if (pointwise && input.dims != 3)
     fail("codebook_linear: pointwise needs (images, in, samples), got " + shape(input));
-  if (codebooks.dims != 5) fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
+  if (codebooks.dims != 5)
+    fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
   if (out < 0) fail("codebook_linear: out_features is negative");
   const int64_t in = input.sizes[pointwise ? 1 : input.dims - 1];
   const int64_t stages = codebooks.sizes[0], groups = codebooks.sizes[1],
@@ -135,10 +137,9 @@ void multiply(Value* stack, bool pointwise) {
   const NibbleLayout layout(rows, subspaces, along_out);
   const int64_t expected[4] = {stages, along_out ? layout.column_blocks : layout.row_blocks,
                                along_out ? layout.row_blocks : layout.column_blocks, kLanes};
-  const bool codes_fit =
-      packed ? std::equal(expected, expected + 4, codes.sizes)
-             : codes.dims == 3 && codes.sizes[0] == stages && codes.sizes[1] == rows &&
-                   codes.sizes[2] == subspaces;
+  const bool codes_fit = packed ? std::equal(expected, expected + 4, codes.sizes)
+                                : codes.dims == 3 && codes.sizes[0] == stages &&
+                                      codes.sizes[1] == rows && codes.sizes[2] == subspaces;
   const bool groups_fit = group > 0 ? groups == div_up(rows, group) : groups == 1;
   if (!codes_fit || !groups_fit || (books != 1 && books != subspaces))
     fail("codebook_linear: codes " + shape(codes) + " and codebooks " + shape(codebooks) +
@@ -151,12 +152,13 @@ void multiply(Value* stack, bool pointwise) {
   const bool right_types = floats(input) && floats(codebooks) && (!scale || floats(scale)) &&
                            (!bias || floats(bias)) &&
                            codes.dtype == (packed ? functions().int32 : functions().uint8);
-  const bool dense = codes.contiguous() && (!scale || scale.contiguous()) &&
-                     (!bias || bias.contiguous());
+  const bool dense =
+      codes.contiguous() && (!scale || scale.contiguous()) && (!bias || bias.contiguous());
   const bool enough = k <= (packed ? 16 : 256) && input.numel() > 0 && out > 0;
-  const bool rounds = dtype == functions().float32 || dtype == functions().float16 ||
-                      dtype == functions().bfloat16;
-  if (!right_types || !dense || !enough || !rounds) return decode_instead(stack, tensors, pointwise);
+  const bool rounds =
+      dtype == functions().float32 || dtype == functions().float16 || dtype == functions().bfloat16;
+  if (!right_types || !dense || !enough || !rounds)
+    return decode_instead(stack, tensors, pointwise);
 
   Linear p{};
   p.in = in;
@@ -168,7 +170,15 @@ void multiply(Value* stack, bool pointwise) {
   p.group = group > 0 ? group : rows;
   p.codes = codes.data;
   const auto step = [&](int i) { return codebooks.sizes[i] == 1 ? 0 : codebooks.strides[i]; };
-  p.books = {codebooks.as<float>(), step(0), step(1), step(2), step(3), step(4), stages, k, dim,
+  p.books = {codebooks.as<float>(),
+             step(0),
+             step(1),
+             step(2),
+             step(3),
+             step(4),
+             stages,
+             k,
+             dim,
              dtype == functions().float16    ? Rounding::half
              : dtype == functions().bfloat16 ? Rounding::bfloat
                                              : Rounding::none};
@@ -234,8 +244,8 @@ void unpack_codes(Value* stack, uint64_t, uint64_t) {
   const NibbleLayout layout(rows, subspaces, along_out);
   if (packed.dims != 4 || packed.dtype != functions().int32 || !packed.contiguous() ||
       packed.numel() != packed.sizes[0] * layout.size())
-    fail("unpack_codes: " + shape(packed) + " are not the packed codes of " +
-         std::to_string(rows) + " x " + std::to_string(subspaces));
+    fail("unpack_codes: " + shape(packed) + " are not the packed codes of " + std::to_string(rows) +
+         " x " + std::to_string(subspaces));
   const int64_t stages = packed.sizes[0];
   Tensor codes = empty({stages, rows, subspaces}, functions().uint8);
   for (int64_t t = 0; t < stages; ++t)

@@ -1,5 +1,5 @@
-// Sub-vectors along the inputs, up to 256 centers: tables in memory, where samples stand side by side
-// so that one look-up serves all of them.
+// Sub-vectors along the inputs, up to 256 centers: tables in memory, where samples stand side by
+// side so that one look-up serves all of them.
 #pragma once
 
 #include "cost.h"
@@ -10,7 +10,7 @@ namespace {
 
 // table[c] = the products of center c with one piece of one sample.
 inline void all_center_products(const float* book, int64_t k, const float* x, int64_t x_step,
-                            int64_t values, float* table) {
+                                int64_t values, float* table) {
   for (int64_t c = 0; c < k; c += kLanes) {
     Vec::F sums[kVectors];
     for (auto& sum : sums) sum = Vec::zero();

@@ -1,6 +1,7 @@
-// Sub-vectors along the inputs, up to 16 centers: product quantization by tables (Jégou et al. 2011,
-// section III.A, on inner products). For each sample and subspace, 16 products of the piece of the
-// input with the centers; then one look-up in a register per code instead of dim multiplications.
+// Sub-vectors along the inputs, up to 16 centers: product quantization by tables (Jégou et al.
+// 2011, section III.A, on inner products). For each sample and subspace, 16 products of the piece
+// of the input with the centers; then one look-up in a register per code instead of dim
+// multiplications.
 #pragma once
 
 #include "common.h"
@@ -27,8 +28,7 @@ inline void center_products(const float* book, const float* x, int64_t x_step, i
 // tables[sample][subspace][16] for the subspaces [first, last) of one stage, of one sample every
 // `table_step` floats; tables of subspaces beyond the last are 0, as their codes are.
 inline void build_tables(const Linear& p, int64_t stage, int64_t first, int64_t last,
-                         int64_t first_sample, int64_t samples, float* tables,
-                         int64_t table_step) {
+                         int64_t first_sample, int64_t samples, float* tables, int64_t table_step) {
   struct Books;
   constexpr int64_t kNear = 256;  // values of 16 centers: 16 kB
   const int64_t dim = p.books.dim, book_size = dim * kLanes;
@@ -67,14 +67,13 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
   constexpr int kRows = kBlocks * kVectors;
   Vec::F total[kRows][kBatch];
   for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b)
-      total[r][b] = Vec::load(sums + b * sum_step + r * Vec::kWidth);
+    for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::load(sums + b * sum_step + r * Vec::kWidth);
   for (int64_t column = 0; column < columns; ++column) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    // Not unrolled: compilers would look up all 8 nibbles first and run out of registers.
+      // Not unrolled: compilers would look up all 8 nibbles first and run out of registers.
 #pragma GCC unroll 1
     for (int nibble = 0; nibble < kNibbles; ++nibble) {
       Vec::Index index[kRows];
@@ -89,8 +88,7 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
     }
   }
   for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b)
-      Vec::store(sums + b * sum_step + r * Vec::kWidth, total[r][b]);
+    for (int b = 0; b < kBatch; ++b) Vec::store(sums + b * sum_step + r * Vec::kWidth, total[r][b]);
 }
 
 // Calls f(kSamples at a time), then what is left in halves: f(integral_constant, first sample).
@@ -137,8 +135,8 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
             each_blocks<at_once.value>(part.first, part.last, [&](auto blocks, int64_t block) {
               add_lookups<blocks.value, at_once.value>(
                   codes + block * layout.row_step() + s / kNibbles * kLanes, layout.row_step(),
-                  columns, tables + b * step, step,
-                  sums + b * rows + (block - part.first) * kLanes, rows);
+                  columns, tables + b * step, step, sums + b * rows + (block - part.first) * kLanes,
+                  rows);
             });
           });
         }

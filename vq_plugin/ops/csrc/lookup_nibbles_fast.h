@@ -17,8 +17,7 @@ constexpr float kLargestByte = 127.0f, kMiddleByte = 128.0f;
 // NaN where one of n values is NaN or infinite, otherwise 0.
 inline float times_zero(const float* x, int64_t n) {
   Vec::F sum = Vec::zero();
-  for (int64_t i = 0; i < n; i += Vec::kWidth)
-    sum = Vec::fmadd(Vec::load(x + i), Vec::zero(), sum);
+  for (int64_t i = 0; i < n; i += Vec::kWidth) sum = Vec::fmadd(Vec::load(x + i), Vec::zero(), sum);
   return Vec::sum(sum);
 }
 
@@ -67,7 +66,7 @@ inline void add_byte_lookups(const int32_t* codes, int64_t row_step, int64_t col
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    // Not unrolled: compilers would spill sums.
+      // Not unrolled: compilers would spill sums.
 #pragma GCC unroll 1
     for (int odd = 0; odd < 2; ++odd) {
       decltype(Vec::template table_index<0>(code[0])) index[kRows];

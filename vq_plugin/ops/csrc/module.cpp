@@ -3,6 +3,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include <cstring>
 #include <exception>
 
 #include "library.h"
@@ -35,9 +36,18 @@ PyObject* faster_than_float(PyObject*, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "LLLLLLLppppp", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
                         is + 1, is + 2, is + 3, is + 4))
     return nullptr;
-  const vq::Shape shape{n[0],       n[1],       n[2],       n[3],       n[4],      n[5],
-                        n[6],       is[0] != 0, is[1] != 0, is[2] != 0, is[3] != 0};
+  const vq::Shape shape{n[0], n[1],       n[2],       n[3],       n[4],      n[5],
+                        n[6], is[0] != 0, is[1] != 0, is[2] != 0, is[3] != 0};
   return PyBool_FromLong(vq::faster_than_float(shape, is[4] != 0));
+}
+
+PyObject* same_bytes(PyObject*, PyObject* arguments) {
+  unsigned long long a, b;
+  Py_ssize_t bytes;
+  if (!PyArg_ParseTuple(arguments, "KKn", &a, &b, &bytes)) return nullptr;
+  return PyBool_FromLong(std::memcmp(reinterpret_cast<const void*>(a),
+                                     reinterpret_cast<const void*>(b),
+                                     static_cast<size_t>(bytes)) == 0);
 }
 
 PyMethodDef methods[] = {
@@ -48,12 +58,21 @@ PyMethodDef methods[] = {
     {"faster_than_float", faster_than_float, METH_VARARGS,
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
      "fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
+    {"same_bytes", same_bytes, METH_VARARGS,
+     "(address, address, bytes) -> whether they are equal."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_native", "Native kernels; see vq_plugin.ops.", -1, methods,
-    nullptr,               nullptr,   nullptr,                              nullptr,
+    PyModuleDef_HEAD_INIT,
+    "_native",
+    "Native kernels; see vq_plugin.ops.",
+    -1,
+    methods,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace

@@ -18,8 +18,7 @@ inline float input_at(const Linear& p, int64_t sample, int64_t i) {
 
 inline float bias_at(const Linear& p, int64_t i) { return p.bias == nullptr ? 0.0f : p.bias[i]; }
 
-inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t last,
-                                     int64_t sample) {
+inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t last, int64_t sample) {
   struct Inputs;
   struct Sums;
   struct Book;

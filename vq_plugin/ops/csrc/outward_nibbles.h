@@ -24,8 +24,7 @@ inline void add_outward(const int32_t* codes, int64_t blocks, const float* book,
     for (int b = 0; b < kBatch; ++b) value[b] = Vec::load(x + b * x_step + i);
     for (int j = 0; j < kValues; ++j) {
       const Vec::F weight = Vec::lookup(tables[j], index);
-      for (int b = 0; b < kBatch; ++b)
-        total[j][b] = Vec::fmadd(weight, value[b], total[j][b]);
+      for (int b = 0; b < kBatch; ++b) total[j][b] = Vec::fmadd(weight, value[b], total[j][b]);
     }
   }
   for (int j = 0; j < kValues; ++j)

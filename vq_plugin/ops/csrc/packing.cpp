@@ -34,8 +34,7 @@ void unpack_nibbles(const int32_t* packed, int64_t rows, int64_t subspaces, bool
                     uint8_t* codes) {
   each_dword(rows, subspaces, along_out, [=](int64_t row, int64_t first, int64_t n, int64_t at) {
     const auto dword = static_cast<uint32_t>(packed[at]);
-    for (int64_t i = 0; i < n; ++i)
-      codes[row * subspaces + first + i] = dword >> (4 * i) & 15;
+    for (int64_t i = 0; i < n; ++i) codes[row * subspaces + first + i] = dword >> (4 * i) & 15;
   });
 }
 

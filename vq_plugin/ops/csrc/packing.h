@@ -18,7 +18,8 @@ struct NibbleLayout {
   bool along_out;
 
   NibbleLayout(int64_t rows, int64_t subspaces, bool out)
-      : row_blocks(div_up(rows, kLanes)), column_blocks(div_up(subspaces, kNibbles)),
+      : row_blocks(div_up(rows, kLanes)),
+        column_blocks(div_up(subspaces, kNibbles)),
         along_out(out) {}
   int64_t size() const { return row_blocks * column_blocks * kLanes; }
   int64_t row_step() const { return along_out ? kLanes : column_blocks * kLanes; }

@@ -1,5 +1,5 @@
-// Single weights, up to 256 centers: a piece of some rows is decoded into the cache, then multiplied
-// with all samples.
+// Single weights, up to 256 centers: a piece of some rows is decoded into the cache, then
+// multiplied with all samples.
 #pragma once
 
 #include "lookup_nibbles.h"
@@ -27,8 +27,7 @@ inline void sum_each(const Vec::F* values, float* sums) {
 
 // sums[sample][row] += the products of kPieceRows rows with kBatch samples.
 template <int kBatch>
-inline void add_dots(const float* weights, const float* x, int64_t x_step, int64_t n,
-                     float* sums) {
+inline void add_dots(const float* weights, const float* x, int64_t x_step, int64_t n, float* sums) {
   Vec::F total[kBatch * kPieceRows];
   for (auto& sum : total) sum = Vec::zero();
   for (int64_t i = 0; i < n; i += Vec::kWidth) {

@@ -34,8 +34,7 @@ inline void add_products(const int32_t* codes, int64_t row_step, int64_t columns
   for (int r = 0; r < kBlocks; ++r) tables[r] = Vec::table(books[r]);
   Vec::F total[kRows][kBatch];
   for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b)
-      total[r][b] = Vec::load(sums + b * sum_step + r * Vec::kWidth);
+    for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::load(sums + b * sum_step + r * Vec::kWidth);
   for (int64_t column = 0; column < columns; ++column, x += kNibbles * kBatch) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
@@ -48,15 +47,13 @@ inline void add_products(const int32_t* codes, int64_t row_step, int64_t columns
         weight[r] = Vec::lookup(tables[r / kVectors], Vec::template index<0>(code[r]));
       for (int b = 0; b < kBatch; ++b) {
         const Vec::F value = Vec::set1(x[nibble * kBatch + b]);
-        for (int r = 0; r < kRows; ++r)
-          total[r][b] = Vec::fmadd(weight[r], value, total[r][b]);
+        for (int r = 0; r < kRows; ++r) total[r][b] = Vec::fmadd(weight[r], value, total[r][b]);
       }
       for (int r = 0; r < kRows; ++r) code[r] = Vec::next_nibble(code[r]);
     }
   }
   for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b)
-      Vec::store(sums + b * sum_step + r * Vec::kWidth, total[r][b]);
+    for (int b = 0; b < kBatch; ++b) Vec::store(sums + b * sum_step + r * Vec::kWidth, total[r][b]);
 }
 
 // The codebook of every row block, padded to 16 centers.
@@ -96,8 +93,8 @@ void scalar_nibbles(const Linear& p, const Pool& pool) {
           each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
             each_blocks<at_once.value>(strip, strip_end, [&](auto blocks, int64_t block) {
               add_products<blocks.value, at_once.value>(
-                  codes + block * layout.row_step() + first / kNibbles * kLanes,
-                  layout.row_step(), columns, x + b * kScalarTile, books + block - part.first,
+                  codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
+                  columns, x + b * kScalarTile, books + block - part.first,
                   sums + b * rows + (block - part.first) * kLanes, rows);
             });
           });

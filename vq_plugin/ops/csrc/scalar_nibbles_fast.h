@@ -27,7 +27,8 @@ inline ByteBook to_byte_book(const float* book) {
   r.step = (*high - *low) / 255.0f;
   const float inverse = r.step > 0 ? 1.0f / r.step : 0.0f;
   for (int64_t c = 0; c < kLanes; ++c)
-    r.bytes[c] = static_cast<uint8_t>(std::min(std::nearbyint((book[c] - r.low) * inverse), 255.0f));
+    r.bytes[c] =
+        static_cast<uint8_t>(std::min(std::nearbyint((book[c] - r.low) * inverse), 255.0f));
   return r;
 }
 
@@ -71,7 +72,7 @@ inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t co
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-    // Not unrolled: compilers would spill sums.
+      // Not unrolled: compilers would spill sums.
 #pragma GCC unroll 1
     for (int odd = 0; odd < 2; ++odd) {
       Vec::Bytes weight[kRows];
@@ -133,8 +134,8 @@ void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
           each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
             each_blocks<at_once.value>(strip, strip_end, [&](auto blocks, int64_t block) {
               add_byte_products<blocks.value, at_once.value>(
-                  codes + block * layout.row_step() + first / kNibbles * kLanes,
-                  layout.row_step(), columns, bytes + b * kTileDwords, inputs + b, books,
+                  codes + block * layout.row_step() + first / kNibbles * kLanes, layout.row_step(),
+                  columns, bytes + b * kTileDwords, inputs + b, books,
                   book_of_block + block - part.first,
                   sums + b * rows + (block - part.first) * kLanes, rows);
             });

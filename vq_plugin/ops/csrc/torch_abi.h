@@ -31,8 +31,8 @@ struct Functions {
   int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain,
                           void (*)(int64_t begin, int64_t end, void*), void*);
   int32_t (*get_num_threads)(uint32_t*);
-  int32_t (*delete_value)(Value*);            // since 2.13, otherwise null
-  const char* (*what)();                      // since 2.13, otherwise null
+  int32_t (*delete_value)(Value*);  // since 2.13, otherwise null
+  const char* (*what)();            // since 2.13, otherwise null
   int32_t float64, float32, float16, bfloat16, uint8, int32, int64;
 };
 

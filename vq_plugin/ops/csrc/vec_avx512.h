@@ -110,8 +110,7 @@ struct Vec {
     const I words01 = _mm512_packs_epi32(_mm512_cvtps_epi32(v0), _mm512_cvtps_epi32(v1));
     const I words23 = _mm512_packs_epi32(_mm512_cvtps_epi32(v2), _mm512_cvtps_epi32(v3));
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(
-        p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words01, words23)));
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words01, words23)));
   }
   // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
   // ones. Adds them to `sum`, too.
@@ -184,7 +183,8 @@ struct Vec {
                              : _mm512_unpacklo_epi8(byte[0], byte[1]);
           const I high = half ? _mm512_unpackhi_epi8(byte[2], byte[3])
                               : _mm512_unpacklo_epi8(byte[2], byte[3]);
-          const I first = _mm512_unpacklo_epi16(low, high), second = _mm512_unpackhi_epi16(low, high);
+          const I first = _mm512_unpacklo_epi16(low, high),
+                  second = _mm512_unpackhi_epi16(low, high);
           value[2 * half] = _mm512_castsi512_ps(_mm512_permutex2var_epi64(
               first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second));
           value[2 * half + 1] = _mm512_castsi512_ps(_mm512_permutex2var_epi64(

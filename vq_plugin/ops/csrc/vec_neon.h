@@ -87,15 +87,13 @@ struct Vec : PlainBytes {
                     vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)));
   }
   static uint8x16_t lookup64(Bytes table, uint8x16_t index) { return vqtbl4q_u8(table, index); }
-  static I add_bytes(I sum, uint8x16_t values) {
-    return vpadalq_u16(sum, vpaddlq_u8(values));
-  }
+  static I add_bytes(I sum, uint8x16_t values) { return vpadalq_u16(sum, vpaddlq_u8(values)); }
   // 16 floats, between 0 and 255, rounded to bytes.
   static void store_as_bytes(uint8_t* p, F v0, F v1, F v2, F v3) {
-    const uint16x8_t low = vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v0)),
-                                        vqmovn_u32(vcvtnq_u32_f32(v1)));
-    const uint16x8_t high = vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v2)),
-                                         vqmovn_u32(vcvtnq_u32_f32(v3)));
+    const uint16x8_t low =
+        vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v0)), vqmovn_u32(vcvtnq_u32_f32(v1)));
+    const uint16x8_t high =
+        vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v2)), vqmovn_u32(vcvtnq_u32_f32(v3)));
     vst1q_u8(p, vcombine_u8(vqmovn_u16(low), vqmovn_u16(high)));
   }
 };

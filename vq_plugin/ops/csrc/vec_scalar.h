@@ -117,7 +117,8 @@ struct Vec : PlainBytes {
     const double rest = sum - product, error = (product - (sum - rest)) + (c - rest);
     uint64_t bits;
     std::memcpy(&bits, &sum, 8);
-    if ((error < 0 || error > 0) && bits % 2 == 0) bits += (error > 0) == (sum > 0) ? uint64_t{1} : ~uint64_t{0};
+    if ((error < 0 || error > 0) && bits % 2 == 0)
+      bits += (error > 0) == (sum > 0) ? uint64_t{1} : ~uint64_t{0};
     double odd;
     std::memcpy(&odd, &bits, 8);
     return static_cast<float>(odd);

@@ -1,0 +1,112 @@
+"""The constants of vq_plugin/ops/csrc/isa_*.cpp: how long a kernel takes, as a sum of few terms.
+
+    python -m integration.benchmarks.kernel_costs [--isa avx512]
+
+Kernels run on one thread, on layers of several sizes with random codes, and non-negative least
+squares of the relative error finds the picoseconds of each code, weight and value of a center for
+each sample, and of each code and value whatever the batch. The last column says how far the sum is
+from the measured time: at worst below and above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+
+import vq_plugin as vq
+from integration.benchmarks.harness import (
+    Report,
+    Table,
+    medians,
+    parse_arguments,
+    random_codes,
+    torch_threads,
+)
+from vq_plugin import ops
+
+_SHAPES = ((512, 512), (2048, 1024), (1024, 4096))
+_BATCHES = (1, 2, 3, 8, 16, 32, 128)
+_FEW, _TOGETHER = 4, 16
+_TERMS = ("code", "weight", "value", "code once", "value once")
+_INPUT, _OUTPUT = 200.0, 300.0  # cost.h
+_KERNELS: dict[str, tuple[vq.Scheme, ...]] = {
+    "lookup_nibbles": tuple(vq.PQ(k=16, dim=dim) for dim in (2, 4, 8)),
+    "scalar_nibbles": (vq.KM(k=16),),
+    "outward_nibbles": tuple(vq.PQ(k=16, dim=dim, axis="out") for dim in (2, 4, 8)),
+    "lookup_bytes": (vq.PQ(k=64, dim=4), vq.PQ(k=256, dim=4), vq.PQ(k=256, dim=8)),
+    "scalar_bytes": (vq.KM(k=256),),
+    "outward_bytes": tuple(vq.PQ(k=k, dim=d, axis="out") for k, d in ((64, 4), (256, 4), (256, 8))),
+}
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__.splitlines()[0], lambda parser: parser.add_argument("--isa", default=ops.isa())
+    )
+    report = Report("kernel_costs", {"quick": arguments.quick, "isa": arguments.isa})
+    before = ops.isa()
+    ops.use_isa(arguments.isa)
+    table = Table(
+        f"{arguments.isa}: picoseconds on one thread",
+        {"kernel": "", **dict.fromkeys(_TERMS, ".0f"), "least": ".2f", "most": ".2f"},
+    )
+    with torch_threads(1), torch.no_grad():
+        for kernel, schemes in _KERNELS.items():
+            for fast in (False, True) if kernel.endswith("_nibbles") else (False,):
+                if fast and kernel == "outward_nibbles":
+                    continue
+                rows = list(_measure(schemes, fast, arguments.quick))
+                by_sixteen = kernel in ("lookup_bytes", "outward_bytes")
+                for sixteen in (False, True) if by_sixteen else (False,):
+                    some = [
+                        (_terms(numbers, sixteen), picoseconds)
+                        for batch, numbers, picoseconds in rows
+                        if not by_sixteen or (batch >= _FEW) == sixteen
+                    ]
+                    name = kernel + "_fast" * fast + ", sixteen" * sixteen
+                    table.rows.append({"kernel": name, **_solve(some)})
+    if before is not None:
+        ops.use_isa(before)
+    report.add(table)
+    report.finish(arguments.output)
+
+
+def _measure(
+    schemes: tuple[vq.Scheme, ...], fast: bool, quick: bool
+) -> Iterator[tuple[int, tuple[float, ...], float]]:
+    """Batch, (batch, codes, weights, values), picoseconds without those of inputs and outputs."""
+    for scheme in schemes:
+        for out, in_ in _SHAPES[:1] if quick else _SHAPES:
+            layer = random_codes(nn.Linear(in_, out, bias=False), scheme)
+            layer.precision = "fast" if fast else "exact"
+            dim = layer.codebooks.shape[4]
+            numbers = (out * in_ / dim, float(out * in_), float(layer.codebooks.numel()))
+            for batch in _BATCHES[::3] if quick else _BATCHES:
+                call = partial(layer._multiply, torch.randn(batch, in_))
+                seconds = medians({"": call}, 0.005 if quick else 0.05)[""]
+                rest = seconds * 1e12 - batch * (in_ * _INPUT + out * _OUTPUT)
+                yield batch, (batch, *numbers), max(rest, 1.0)
+
+
+def _terms(numbers: tuple[float, ...], sixteen: bool) -> list[float]:
+    batch, codes, weights, values = numbers
+    samples = -(-batch // _TOGETHER) * _TOGETHER if sixteen else batch
+    return [samples * codes, samples * weights, samples * values, codes, values]
+
+
+def _solve(rows: list[tuple[list[float], float]]) -> dict[str, float]:
+    measured = np.array([picoseconds for _, picoseconds in rows])
+    relative = np.array([terms for terms, _ in rows]) / measured[:, None]
+    found, _ = nnls(relative, np.ones(len(rows)))
+    estimates = relative @ found
+    constants = dict(zip(_TERMS, map(float, found), strict=True))
+    return {**constants, "least": float(estimates.min()), "most": float(estimates.max())}
+
+
+if __name__ == "__main__":
+    main()
