@@ -178,3 +178,16 @@ def test_convolutions_of_one_place_in_one_and_three_dimensions(
     float_layer = layer.to_float()
     with torch.no_grad():
         torch.testing.assert_close(layer(x), float_layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 15, 4, 4), (2, 20, 4, 4), (16, 4), (2, 2, 16, 4, 4)])
+def test_inputs_of_another_shape_are_errors(shape: tuple[int, ...]) -> None:
+    layer = vq.compress(nn.Conv2d(16, 600, 1), vq.PQ(k=16, dim=4))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"Expected|expected"):
+        layer(torch.zeros(shape))
+
+
+def test_no_images_and_no_places() -> None:
+    layer = vq.compress(nn.Conv2d(16, 600, 1), vq.PQ(k=16, dim=4))
+    with torch.no_grad():
+        assert layer(torch.zeros(0, 16, 4, 4)).shape == (0, 600, 4, 4)

@@ -148,3 +148,13 @@ def test_the_codebook_weight_of_a_layer_is_what_it_computes_with() -> None:
     small = layer.codebook_weight
     assert small.codebooks.dtype == torch.float16
     assert torch.equal(small.decode(), layer.weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 17), (3, 20), (17,), ()])
+def test_inputs_of_another_size_are_errors(scheme: vq.Scheme, shape: tuple[int, ...]) -> None:
+    # A kernel alone would take 17 inputs for 18: sub-vectors of 4 may end in a shorter one.
+    layer = vq.compress(nn.Linear(18, 12), scheme)
+    for layer_ in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
+        with pytest.raises((RuntimeError, torch._dynamo.exc.TorchRuntimeError)):
+            layer_(torch.zeros(shape))

@@ -106,6 +106,15 @@ def test_inductor_calls_the_operator(scheme: vq.Scheme) -> None:
 
 
 @needs_compiler
+def test_compiling_a_layer_that_decodes_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    torch._dynamo.reset()
+    layer = vq.compress(nn.Conv2d(4, 8, 3), vq.KM(k=4))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(compiled(x), layer(x))
+    assert [str(w.message) for w in recwarn if "vq_plugin" in str(w.message)] == []
+
+
 def test_ahead_of_time_compiled_models_call_the_operator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

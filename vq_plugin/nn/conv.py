@@ -57,7 +57,11 @@ class _CodebookConv(CodebookLayer):
             torch.compiler.is_compiling()
             or self._kernel_runs(input, self.in_channels * math.prod(self.stride))
         ):
-            return self._multiply_places(input)
+            space = len(self.stride)
+            batched = input.dim() - space in (1, 2)
+            # Torch's own convolution has the errors for other shapes.
+            if batched and input.shape[-1 - space] == self.in_channels:
+                return self._multiply_places(input)
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._pad_widths, mode=self.padding_mode)
@@ -80,7 +84,11 @@ class _CodebookConv(CodebookLayer):
             product = product.reshape(*vectors.shape[:-1], self.out_channels)
             output = product.movedim(-1, -1 - space)
             return output.contiguous() if input.is_contiguous() else output
-        images = places.reshape(-1, self.in_channels, math.prod(places.shape[-space:]))
+        images = places.reshape(
+            math.prod(places.shape[: -1 - space]),
+            self.in_channels,
+            math.prod(places.shape[-space:]),
+        )
         return self._run(torch.ops.vq.codebook_linear.pointwise, images).reshape(shape)
 
     def _settings_repr(self) -> str:

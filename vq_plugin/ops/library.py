@@ -49,6 +49,12 @@ for _name, _schema in (
     )
 
 
+def _load_kernels() -> None:
+    # Nothing that torch.compile could trace; layers loaded them when they packed their codes.
+    if not torch.compiler.is_compiling():
+        native()
+
+
 def codebook_linear(
     input: Tensor,
     codes: Tensor,
@@ -94,7 +100,7 @@ def codebook_linear(
         >>> bool(torch.allclose(y, x @ small.decode().T, atol=1e-5))
         True
     """
-    native()
+    _load_kernels()
     result: Tensor = torch.ops.vq.codebook_linear(
         input,
         codes,
@@ -141,7 +147,7 @@ def dequantize_codebook(
         >>> bool(torch.equal(weight, small.decode()))
         True
     """
-    native()
+    _load_kernels()
     result: Tensor = torch.ops.vq.dequantize_codebook(
         codes, codebooks, scale, list(shape), along_out, group or 0, codebook_dtype
     )
@@ -168,7 +174,7 @@ def pack_codes(codes: Tensor, *, along_out: bool = False) -> Tensor:
     Returns:
         Int32, 4-D; padded to 16 rows and 8 subspaces.
     """
-    native()
+    _load_kernels()
     packed: Tensor = torch.ops.vq.pack_codes(codes, along_out)
     return packed
 
@@ -181,7 +187,7 @@ def unpack_codes(packed: Tensor, *, rows: int, subspaces: int, along_out: bool =
         >>> bool(torch.equal(unpack_codes(pack_codes(codes), rows=5, subspaces=3), codes))
         True
     """
-    native()
+    _load_kernels()
     codes: Tensor = torch.ops.vq.unpack_codes(packed, rows, subspaces, along_out)
     return codes
 
