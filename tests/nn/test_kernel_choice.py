@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional
 
 import vq_plugin as vq
-from integration.benchmarks.harness import random_codes
 from vq_plugin import ops
 
 pytestmark = pytest.mark.skipif(ops.native() is None, reason="there are no native kernels")
@@ -21,7 +20,7 @@ def _restore_isa():  # type: ignore[no-untyped-def]
 
 
 def test_a_layer_that_the_kernel_serves_holds_no_float_weight() -> None:
-    layer = random_codes(nn.Linear(512, 512), vq.PQ(k=16, dim=4))
+    layer = vq.compress(nn.Linear(512, 512), vq.PQ(k=16, dim=4))
     with torch.no_grad():
         for batch in (1, 8, 128):
             layer(torch.randn(batch, 512))
@@ -30,7 +29,7 @@ def test_a_layer_that_the_kernel_serves_holds_no_float_weight() -> None:
 
 def test_a_layer_that_plain_code_would_slow_down_keeps_its_weight() -> None:
     ops.use_isa("scalar")
-    layer = random_codes(nn.Linear(512, 512), vq.KM(k=16))
+    layer = vq.compress(nn.Linear(512, 512), vq.KM(k=16))
     x = torch.randn(64, 512)
     with torch.no_grad():
         assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
@@ -41,10 +40,10 @@ def test_a_layer_that_plain_code_would_slow_down_keeps_its_weight() -> None:
 
 
 def test_many_centers_on_few_rows_do_not_pay() -> None:
-    # Each table of 256 products would serve 32 look-ups.
-    layer = random_codes(nn.Linear(512, 32), vq.PQ(k=256, dim=8))
-    wide = random_codes(nn.Linear(512, 8192), vq.PQ(k=256, dim=8))
-    x = torch.randn(1, 512)
+    # Each table of 256 products would serve 300 look-ups.
+    layer = vq.compress(nn.Linear(64, 300), vq.PQ(k=256, dim=8))
+    wide = vq.compress(nn.Linear(64, 8192), vq.PQ(k=256, dim=8))
+    x = torch.randn(128, 64)
     with torch.no_grad():
         layer(x)
         wide(x)
@@ -54,7 +53,7 @@ def test_many_centers_on_few_rows_do_not_pay() -> None:
 
 def test_training_uses_the_kernel_and_keeps_nothing() -> None:
     ops.use_isa("scalar")
-    layer = random_codes(nn.Linear(64, 64), vq.KM(k=16))
+    layer = vq.compress(nn.Linear(64, 64), vq.KM(k=16))
     layer(torch.randn(64, 64)).sum().backward()
     assert layer.codebooks.grad is not None
     assert layer._decoded._weight is None
@@ -62,7 +61,7 @@ def test_training_uses_the_kernel_and_keeps_nothing() -> None:
 
 def test_pointwise_convolutions_hold_no_float_weight_where_the_kernel_pays() -> None:
     ops.use_isa(ops.isas()[0])
-    layer = random_codes(nn.Conv2d(512, 2048, 1), vq.PQ(k=16, dim=4))
+    layer = vq.compress(nn.Conv2d(512, 2048, 1), vq.PQ(k=16, dim=4))
     with torch.no_grad():
         layer(torch.randn(1, 512, 7, 7))
     assert (layer._decoded._weight is None) == (ops.isa() in ("avx512", "avx2"))
