@@ -25,6 +25,7 @@ NAMES = {
     "Summary",
     "TuneResult",
     "compress",
+    "finetune",
     "load",
     "parse_scheme",
     "quantize_weight",

@@ -6,6 +6,7 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 
 from vq_plugin.checkpoint import CheckpointError, load, save
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.finetune import finetune
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.model import compress, set_precision
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
@@ -24,6 +25,7 @@ __all__ = [
     "Summary",
     "TuneResult",
     "compress",
+    "finetune",
     "load",
     "parse_scheme",
     "quantize_weight",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.eval_mode import eval_mode
+
 # Where a layer keeps its statistics between a host's prepare and its convert.
 INPUT_STATS = "input_stats"
 
@@ -116,15 +118,12 @@ def input_importance(
         layers[name].register_forward_pre_hook(moment.observe, with_kwargs=True)
         for name, moment in moments.items()
     ]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        run_calibration(model, calibration)
+        with eval_mode(model):
+            run_calibration(model, calibration)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return {name: named_importance(name, layers[name], moment) for name, moment in moments.items()}
 
 

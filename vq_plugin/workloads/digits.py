@@ -10,9 +10,10 @@ import torch
 from sklearn import datasets, model_selection
 from torch import Tensor, nn
 
+from vq_plugin.seeded import seeded
 from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.data import Dataset, Samples
-from vq_plugin.workloads.training import accuracy, correct, seeded, single_threaded, train
+from vq_plugin.workloads.training import accuracy, correct, single_threaded, train
 
 
 class DigitsCNN(nn.Module):

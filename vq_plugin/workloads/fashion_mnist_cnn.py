@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.seeded import seeded
 from vq_plugin.workloads import fashion_mnist
 from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.fashion_mnist import (
@@ -18,7 +19,7 @@ from vq_plugin.workloads.fashion_mnist import (
     test,
     test_samples,
 )
-from vq_plugin.workloads.training import seeded, train
+from vq_plugin.workloads.training import train
 
 __all__ = [
     "FashionCNN",

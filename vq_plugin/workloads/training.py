@@ -10,16 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.seeded import seeded
 from vq_plugin.workloads.data import Samples
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's CPU generator inside the block and gives the caller's state back after it."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the accelerators as well, and nothing would restore those.
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -91,21 +84,13 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 
         bool `(N,)`, on the CPU.
     """
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
-    training = [module for module in model.modules() if module.training]
-    try:
-        # Not model.eval(): the graph modules of torch.export refuse it.
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            hits = [
-                model(x.to(device=device)).argmax(1).cpu() == y
-                for x, y in zip(
-                    torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
-                )
-            ]
-    finally:
-        for module in training:
-            module.training = True
+    with eval_mode(model), torch.no_grad():
+        hits = [
+            model(x.to(device=device)).argmax(1).cpu() == y
+            for x, y in zip(
+                torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
+            )
+        ]
     return torch.cat(hits)
 
 

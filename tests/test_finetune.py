@@ -1,0 +1,183 @@
+"""``vq.finetune``: codebooks learn, codes and zeros stay, runs repeat and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import vq_plugin as vq
+from vq_plugin.nn import CodebookLayer
+from vq_plugin.workloads import digits
+
+SCHEMES: dict[str, vq.Scheme | None] = {
+    "features.0": vq.KM(k=4),
+    "*": vq.PQ(k=8, dim=8, codebooks="tensor"),
+}
+
+
+class Batches:
+    """The training split of the digits, shuffled by torch's generator."""
+
+    def __init__(self, labels: bool = True) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self) -> Iterator[object]:
+        images, labels = digits.load().train
+        for some in torch.split(torch.randperm(len(images)), 64)[: len(self)]:
+            yield (images[some], labels[some]) if self.labels else images[some]
+
+
+def compressed() -> nn.Module:
+    return vq.compress(digits.model(), SCHEMES)
+
+
+def parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies of what may change, and of what must not."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    trains = {n for n in state if n.endswith(("codebooks", "bias")) or n in norms}
+    return {n: state[n] for n in trains}, {n: state[n] for n in state.keys() - trains}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_distillation_brings_the_accuracy_back() -> None:
+    teacher = digits.model()
+    small = compressed()
+    learned, fixed = parts(small)
+    before = digits.test(small)
+    state = torch.get_rng_state()
+    assert vq.finetune(small, Batches(labels=False), teacher=teacher, epochs=4) is small
+    assert torch.equal(torch.get_rng_state(), state)
+    after = digits.test(small)
+    assert before < 0.97
+    assert after > before + 0.01
+    assert same(parts(small)[1], fixed)
+    assert not any(torch.equal(a, learned[name]) for name, a in parts(small)[0].items())
+    assert not any(p.grad is not None for p in teacher.parameters())
+
+
+def test_without_a_teacher_the_targets_of_the_loader_are_learned() -> None:
+    small = compressed()
+    before = digits.test(small)
+    vq.finetune(small, Batches(), loss=functional.cross_entropy, epochs=4)
+    assert digits.test(small) > before
+
+
+def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
+    teacher = digits.model()
+    whole = vq.finetune(compressed(), Batches(), teacher=teacher, epochs=3)
+    again = vq.finetune(compressed(), Batches(), teacher=teacher, epochs=3)
+    assert same(whole.state_dict(), again.state_dict())
+    other = vq.finetune(compressed(), Batches(), teacher=teacher, epochs=3, seed=1)
+    assert not same(whole.state_dict(), other.state_dict())
+
+    killed, file = compressed(), tmp_path / "run"
+    epochs = 0
+
+    def kill(_: nn.Module) -> bool:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 2:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        vq.finetune(killed, Batches(), teacher=teacher, epochs=3, stop=kill, checkpoint=file)
+    assert file.exists()
+    resumed = compressed()
+    vq.finetune(resumed, Batches(), teacher=teacher, epochs=3, checkpoint=file)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert not file.exists()
+
+
+def test_it_stops_when_told_to_and_asks_in_eval_mode() -> None:
+    asked: list[bool] = []
+
+    def stop(model: nn.Module) -> bool:
+        asked.append(model.training)
+        return len(asked) == 2
+
+    small = compressed().train()
+    vq.finetune(small, Batches(), teacher=digits.model(), epochs=5, stop=stop)
+    assert asked == [False, False]
+    assert small.training
+
+
+def test_zeros_stay_zeros() -> None:
+    torch.manual_seed(0)
+    float_layer = nn.Linear(32, 16)
+    with torch.no_grad():
+        float_layer.weight[float_layer.weight.abs() < 0.1] = 0
+    small = vq.compress(nn.Sequential(float_layer), vq.KM(k=5, keep_zeros=True))
+    vq.finetune(
+        small, [torch.randn(20, 32) for _ in range(10)], teacher=nn.Linear(32, 16), lr=0.1, epochs=3
+    )
+    weight = small.get_submodule("0").weight
+    assert isinstance(weight, Tensor)
+    assert bool((weight[float_layer.weight == 0] == 0).all())
+
+
+def test_norms_train_and_frozen_parameters_do_not() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+    small = vq.compress(model, {"0": vq.PQ(k=4, dim=4)})
+    assert isinstance(small[0], CodebookLayer)  # type: ignore[index]
+    small.get_submodule("0").bias.requires_grad_(False)  # type: ignore[union-attr,operator]
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    vq.finetune(small, [torch.randn(32, 16) for _ in range(5)], teacher=model)
+    changed = {n for n, t in small.state_dict().items() if not torch.equal(t, before[n])}
+    # The weight of the last layer was not compressed: it stays, its bias learns.
+    assert changed == {"0.codebooks", "1.weight", "1.bias", "3.bias"}
+
+
+def test_what_cannot_train_is_an_error(tmp_path: Path) -> None:
+    teacher, batch = nn.Linear(8, 4), torch.randn(2, 8)
+    small = vq.compress(teacher, vq.KM(k=4))
+    with pytest.raises(ValueError, match="teacher="):
+        vq.finetune(small, [batch])
+    with pytest.raises(ValueError, match="no codebooks train"):
+        vq.finetune(nn.Linear(8, 4), [batch], teacher=teacher)
+    with pytest.raises(ValueError, match="no batches"):
+        vq.finetune(small, [], teacher=teacher)
+    with pytest.raises(ValueError, match="a second time"):
+        vq.finetune(small, iter([batch]), teacher=teacher, epochs=2)
+    with pytest.raises(ValueError, match="got dict"):
+        vq.finetune(small, [{"x": batch}], teacher=teacher)
+    with pytest.raises(ValueError, match="has to give"):
+        vq.finetune(small, [batch], loss=functional.mse_loss)
+    with pytest.raises(ValueError, match="loss is nan at batch 1 of epoch 1"):
+        vq.finetune(small, [batch * float("nan")], teacher=teacher)
+    (tmp_path / "run").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="no checkpoint of finetune"):
+        vq.finetune(small, [batch], teacher=teacher, checkpoint=tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
+    teacher, batches = nn.Linear(8, 4), [torch.randn(2, 8)]
+
+    def interrupted(_: nn.Module) -> bool:
+        raise KeyboardInterrupt
+
+    def run(k: int, lr: float = 0.03) -> None:
+        small = vq.compress(teacher, vq.KM(k=k))
+        vq.finetune(
+            small, batches, teacher=teacher, lr=lr, stop=interrupted, checkpoint=tmp_path / "run"
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(4)
+    with pytest.raises(ValueError, match="this one has"):
+        run(4, lr=0.02)
+    with pytest.raises(ValueError, match="another model"):
+        run(5)
