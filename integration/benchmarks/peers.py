@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from vq_plugin.model import Calibration
-from vq_plugin.workloads.training import seeded
+from vq_plugin.seeded import seeded
 
 BITS_OF_HALF = 16
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.seeded import seeded
 from vq_plugin.workloads.data import Samples
-from vq_plugin.workloads.training import accuracy, correct, seeded, train
+from vq_plugin.workloads.training import accuracy, correct, train
 
 
 def separable() -> Samples:
