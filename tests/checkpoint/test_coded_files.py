@@ -4,7 +4,8 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vq_plugin.checkpoint import read_header
 pytest.importorskip("constriction")
 
 GOLDEN = Path(__file__).parent / "golden"
+WAYS = ["layer", "stage", "row", "subspace", "previous"]
 
 
 def golden_model() -> nn.Module:
@@ -46,9 +48,7 @@ def test_golden_files_load_as_ever(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_saving_a_golden_file_again_gives_the_one_of_format_2(
-    version: int, tmp_path: Path
-) -> None:
+def test_saving_a_golden_file_again_gives_the_one_of_format_2(version: int, tmp_path: Path) -> None:
     vq.save(vq.load(GOLDEN / f"format{version}.vq", golden_model()), tmp_path / "m.vq")
     assert (tmp_path / "m.vq").read_bytes() == (GOLDEN / "format2.vq").read_bytes()
 
@@ -56,7 +56,7 @@ def test_saving_a_golden_file_again_gives_the_one_of_format_2(
 def test_the_golden_file_holds_every_way_to_code() -> None:
     header, _ = read_header(GOLDEN / "format2.vq")
     assert {name: coding.along for name, coding in header.coded.items()} == {
-        name: name for name in ("layer", "row", "subspace", "stage")
+        name: name for name in WAYS
     }
 
 
@@ -70,7 +70,7 @@ def test_a_file_without_coded_codes_is_format_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("name", ["layer", "row", "subspace", "stage", "packed", "tied"])
+@pytest.mark.parametrize("name", [*WAYS, "packed", "tied"])
 def test_a_part_is_the_same_as_in_the_whole(name: str, version: int) -> None:
     path = GOLDEN / f"format{version}.vq"
     whole = vq.load(path, golden_model()).get_submodule(name).state_dict()
@@ -137,52 +137,84 @@ def sealed(header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
 
 
 VALUES = [-1, 0, 1, 2, 3, 17, 1 << 20, 1 << 31, 1 << 40, 1 << 63, "", "row", "x", None, [], {}, 1.5]
+Forgery = Callable[[random.Random, dict[str, Any], dict[str, Tensor]], None]
+
+
+def any_layer(random_: random.Random, header: dict[str, Any]) -> dict[str, Any]:
+    layer: dict[str, Any] = random_.choice(list(header["layers"].values()))
+    return layer
+
+
+def change_field(random_: random.Random, header: dict[str, Any], _: dict[str, Tensor]) -> None:
+    layer = any_layer(random_, header)
+    layer[random_.choice(list(layer))] = random_.choice(VALUES)
+
+
+def change_shape(random_: random.Random, header: dict[str, Any], _: dict[str, Tensor]) -> None:
+    shape = any_layer(random_, header)[random_.choice(["codes", "shape"])]
+    shape[random_.randrange(len(shape))] = random_.choice(VALUES)
+
+
+def change_coding(random_: random.Random, header: dict[str, Any], _: dict[str, Tensor]) -> None:
+    coding = header["coded"].setdefault(random_.choice([*header["layers"], "gone"]), {})
+    coding.setdefault("along", random_.choice(WAYS))
+    coding[random_.choice(["along", "bits"])] = random_.choice([*VALUES, 4, 8, *WAYS])
+
+
+def change_alias(
+    random_: random.Random, header: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    target = random_.choice([*tensors, "gone", "tied.codes"])
+    header["aliases"][random_.choice([*tensors, *header["aliases"], "x.codes"])] = target
+
+
+def change_header(random_: random.Random, header: dict[str, Any], _: dict[str, Tensor]) -> None:
+    header[random_.choice(list(header))] = random_.choice([{}, *VALUES])
+
+
+def change_byte(random_: random.Random, _: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    name = random_.choice(list(tensors))
+    value = tensors[name].clone()
+    raw = value.flatten().view(torch.uint8)
+    raw[random_.randrange(raw.numel())] = random_.randrange(256)
+    tensors[name] = raw.view(value.dtype).reshape(value.shape)
+
+
+def cut_tensor(random_: random.Random, _: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    name = random_.choice(list(tensors))
+    flat = tensors[name].flatten()
+    tensors[name] = flat[: random_.randrange(flat.numel() + 1)].clone()
+
+
+def swap_tensor(random_: random.Random, _: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    tensors[random_.choice(list(tensors))] = random_.choice(list(tensors.values())).clone()
+
+
+def change_dtype(random_: random.Random, _: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    name = random_.choice(list(tensors))
+    tensors[name] = tensors[name].to(random_.choice([torch.int64, torch.float16]))
+
+
+FORGERIES: list[Forgery] = [
+    change_field,
+    change_shape,
+    change_coding,
+    change_alias,
+    change_header,
+    change_byte,
+    cut_tensor,
+    swap_tensor,
+    change_dtype,
+]
 
 
 def forged(random_: random.Random, path: Path) -> bytes:
     """Changes one or two things that checksums would notice, and makes the checksums right."""
     header, tensors = contents(path)
     for _ in range(random_.randint(1, 2)):
-        name = random_.choice(list(tensors))
-        entry = header["layers"][random_.choice(list(header["layers"]))]
-        what = random_.randrange(9)
-        if what == 0:
-            entry[random_.choice(list(entry))] = random_.choice(VALUES)
-        elif what == 1:
-            shape = entry[random_.choice(["codes", "shape"])]
-            if isinstance(shape, list) and shape:
-                shape[random_.randrange(len(shape))] = random_.choice(VALUES)
-        elif what == 2:
-            coded = header["coded"] or {"packed": {}}
-            one = coded.setdefault(random_.choice([*header["layers"], "gone"]), {})
-            one.setdefault("along", random_.choice(["layer", "stage", "row", "subspace"]))
-            one[random_.choice(["along", "bits"])] = random_.choice([*VALUES, 4, 8, "subspace"])
-        elif what == 3:
-            header["aliases"][random_.choice([*tensors, "x.codes"])] = random_.choice(
-                [*tensors, "gone", "tied.codes"]
-            )
-        elif what == 4:
-            header[random_.choice(list(header))] = random_.choice([{}, *VALUES])
-        elif what == 5:
-            raw = tensors[name].flatten().view(torch.uint8).clone()
-            if raw.numel():
-                raw[random_.randrange(raw.numel())] = random_.randrange(256)
-                tensors[name] = raw.view(tensors[name].dtype).reshape(tensors[name].shape)
-        elif what == 6:
-            flat = tensors[name].flatten()
-            tensors[name] = flat[: random_.randrange(flat.numel() + 1)].clone()
-        elif what == 7:
-            tensors[name] = tensors[random_.choice(list(tensors))].clone()
-        else:
-            tensors[name] = tensors[name].to(random_.choice([torch.int64, torch.float16]))
-        if not isinstance(header.get("layers"), dict) or not isinstance(header.get("coded"), dict):
-            break
-        if not isinstance(header.get("aliases"), dict):
-            break
-        if not all(isinstance(layer, dict) for layer in header["layers"].values()):
-            break
-        if not header["layers"] or not all(isinstance(c, dict) for c in header["coded"].values()):
-            break
+        # The second may find what the first has broken.
+        with suppress(LookupError, TypeError, AttributeError, ValueError):
+            random_.choice(FORGERIES)(random_, header, tensors)
     return sealed(header, tensors)
 
 
@@ -226,8 +258,7 @@ def try_mutations(count: int, seed: int, folder: Path) -> int:
         (folder / "m.vq").write_bytes(content)
         try:
             state = vq.load(folder / "m.vq", fresh).state_dict()
-        except vq.CheckpointError as error:
-            assert "m.vq" in str(error)
+        except vq.CheckpointError:
             refused += 1
             continue
         assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
@@ -237,7 +268,7 @@ def try_mutations(count: int, seed: int, folder: Path) -> int:
 
 
 def test_mutated_files_are_refused_or_right(tmp_path: Path) -> None:
-    assert try_mutations(1500, 0, tmp_path) > 1000
+    assert try_mutations(1000, 0, tmp_path) > 800
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -29,22 +29,23 @@ def entropy_bytes(codes: Tensor) -> float:
 
 
 def decoded_by_integers(
-    data: NDArray[np.uint8], bits: int, tables: int, symbols: int, k: int
+    data: NDArray[np.uint8], bits: int, symbols: list[int], k: int
 ) -> list[list[int]]:
     """The documented format, read with Python's integers; ``symbols`` for every table."""
-    size = packed_size(tables * k, 1 << bits)
-    stored = unpack(torch.from_numpy(data[:size]), tables * k, 1 << bits).reshape(tables, k)
+    values = len(symbols) * k
+    size = packed_size(values, 1 << bits)
+    stored = unpack(torch.from_numpy(data[:size]), values, 1 << bits).reshape(-1, k)
     words = [int(word) for word in data[size:].view("<u4")]
     state = 0
     for _ in range(2):
         state = state << 32 | (words.pop() if words else 0)
     found = []
-    for counts in stored.tolist():
+    for counts, length in zip(stored.tolist(), symbols, strict=True):
         shares = [count * (2**24 - k) // sum(counts) for count in counts]
         shares[counts.index(max(counts))] += 2**24 - k - sum(shares)
         starts = [sum(shares[:i]) + i for i in range(k)]
         own = []
-        for _ in range(symbols):
+        for _ in range(length):
             low = state % 2**24
             code = max(i for i in range(k) if starts[i] <= low)
             state = (state >> 24) * (shares[code] + 1) + low - starts[code]
@@ -103,6 +104,7 @@ def four_ways() -> dict[str, Tensor]:
         "stage": torch.stack([plain[0], skewed[0]]),
         "row": torch.where(odd_rows, plain, skewed),
         "subspace": torch.where(odd_subspaces, plain, skewed),
+        "previous": torch.stack([plain[0], (plain[0] * 3 + skewed[1]) % 8]),
     }
 
 
@@ -114,14 +116,15 @@ def test_tables_lie_where_the_codes_differ_and_integers_read_them(along: str) ->
     coding, data = found
     assert coding.along == along
     assert torch.equal(decode(data, coding, tuple(codes.shape), 8), codes)
-    ordered = {
-        "layer": codes.reshape(1, -1),
-        "stage": codes.reshape(2, -1),
-        "row": codes.reshape(2 * 96, -1),
-        "subspace": codes.transpose(1, 2).reshape(2 * 80, -1),
-    }[along]
-    tables, symbols = ordered.shape
-    assert decoded_by_integers(data.numpy(), coding.bits, tables, symbols, 8) == ordered.tolist()
+    groups: dict[str, list[Tensor]] = {
+        "layer": [codes.flatten()],
+        "stage": list(codes.reshape(2, -1)),
+        "row": list(codes.reshape(2 * 96, -1)),
+        "subspace": list(codes.transpose(1, 2).reshape(2 * 80, -1)),
+        "previous": [codes[0].flatten(), *(codes[1][codes[0] == c] for c in range(8))],
+    }
+    expected = [group.tolist() for group in groups[along]]
+    assert decoded_by_integers(data.numpy(), coding.bits, list(map(len, expected)), 8) == expected
 
 
 @given(
@@ -152,6 +155,16 @@ def test_the_coder_takes_frequencies_as_they_are(table: list[int], seed: int) ->
     assert coder.get_compressed().tolist() == words
 
 
+@pytest.mark.parametrize("k", [16, 300])
+def test_codes_of_the_stage_before_are_a_context_even_where_some_never_come(k: int) -> None:
+    first = codes_of((1, 100, 100), k, 3.0)
+    codes = torch.cat([first, (first + 1) % k, (first * 5) % k])
+    found = encode(codes, k)
+    assert found is not None
+    assert found[0].along == "previous" or k > 256  # its tables would be too large
+    assert torch.equal(decode(found[1], found[0], (3, 100, 100), k), codes)
+
+
 def test_uniform_few_and_single_codes_stay_packed() -> None:
     assert encode(codes_of((1, 100, 100), 16, 0.0), 16) is None
     assert encode(codes_of((1, 5, 5), 16, 3.0), 16) is None
@@ -174,7 +187,7 @@ def test_without_constriction_codes_stay_packed_and_coded_ones_say_what_to_insta
 @settings(max_examples=500, deadline=None)
 @given(
     data=st.binary(max_size=120),
-    along=st.sampled_from(["layer", "stage", "row", "subspace"]),
+    along=st.sampled_from(["layer", "stage", "row", "subspace", "previous"]),
     bits=st.integers(-1, 20),
     k=st.integers(-1, 40),
     shape=st.tuples(st.integers(-1, 3), st.integers(0, 9), st.integers(0, 9)),

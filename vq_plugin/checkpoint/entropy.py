@@ -7,8 +7,9 @@ coder is given sums to a power of two minus the number of codes, which it keeps 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from vq_plugin.checkpoint.packing import pack, packed_size, unpack
 from vq_plugin.codebook import code_dtype
 
-Along = Literal["layer", "stage", "row", "subspace"]
+Along = Literal["layer", "stage", "row", "subspace", "previous"]
 
 # Frequencies of one table sum to 2^24: the coder's precision.
 PRECISION = 24
@@ -37,7 +38,8 @@ class Coding:
 
     Attributes:
         along: Which codes share a table: those of the whole layer, of a stage, of a row of a
-            stage, or of a subspace of a stage.
+            stage, of a subspace of a stage, or, in each stage but the first, those that follow the
+            same code of the stage before.
         bits: Bits of a count in the tables, 1 to 16.
     """
 
@@ -80,8 +82,9 @@ def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
     if best is None:
         return None
     _, coding, tables = best
-    ordered = _ordered(array, coding.along)
-    for table, values in zip(tables[::-1], ordered[::-1], strict=True):
+    for table, values in zip(tables[::-1], _groups(array, coding.along, k)[::-1], strict=True):
+        if not len(values):
+            continue
         model = _model(table)
         for start in reversed(range(0, len(values), _RUN)):
             coder.encode_reverse(values[start : start + _RUN].astype(np.int32), model)
@@ -110,14 +113,11 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
     if not (0 < coding.bits <= 16 and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
         raise ValueError(f"{coding} of {k} centers and shape {tuple(shape)} cannot be")
     stages, rows, subspaces = shape
-    count = {"layer": 1, "stage": stages, "row": stages * rows, "subspace": stages * subspaces}
-    values = count[coding.along] * k
+    values = _tables(shape, coding.along, k) * k
     size = packed_size(values, 1 << coding.bits)
     if data.dtype != torch.uint8 or data.dim() != 1 or data.numel() < size:
         raise ValueError(f"{tuple(data.shape)} {data.dtype} cannot hold tables of {size} bytes")
     tables = unpack(data[:size], values, 1 << coding.bits).reshape(-1, k).numpy().astype(np.int64)
-    if not tables.any(axis=1).all():
-        raise ValueError("a table counts no code")
     stream = data[size:].numpy()
     if stream.size % 4:
         raise ValueError("the stream is not made of whole words")
@@ -125,17 +125,35 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
     if coder is None:
         raise ValueError("its codes are entropy-coded: pip install constriction")
     codes = torch.empty(shape, dtype=code_dtype(k)).numpy()
-    ordered = np.empty_like(_ordered(codes, coding.along))
-    for table, row in zip(tables, ordered, strict=True):
-        model = _model(table)
-        for start in range(0, len(row), _RUN):
-            part = row[start : start + _RUN]
-            part[:] = coder.decode(model, len(part))
+    if coding.along == "previous":
+        _fill(codes[:1].reshape(1, -1), tables[:1], coder)
+        for stage in range(1, stages):
+            order, ends = _by_code(codes[stage - 1], k)
+            found = np.empty_like(codes[stage].reshape(-1))
+            _fill(np.split(found, ends), tables[1 + (stage - 1) * k :], coder)
+            codes[stage].reshape(-1)[order] = found
+    else:
+        ordered = np.empty_like(_ordered(codes, coding.along))
+        _fill(ordered, tables, coder)
+        if coding.along == "subspace":
+            ordered = ordered.reshape(stages, subspaces, rows).transpose(0, 2, 1)
+        codes = np.ascontiguousarray(ordered).reshape(shape)
     if not coder.is_empty():
         raise ValueError("the stream goes on after the last code")
-    if coding.along == "subspace":
-        ordered = ordered.reshape(stages, subspaces, rows).transpose(0, 2, 1)
-    return torch.from_numpy(np.ascontiguousarray(ordered).reshape(shape))
+    return torch.from_numpy(codes)
+
+
+def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], coder: Any) -> None:
+    """Decodes the codes of one table after those of another."""
+    for table, group in zip(tables, groups, strict=False):
+        if not len(group):
+            continue
+        if not table.any():
+            raise ValueError("a table has no count for its codes")
+        model = _model(table)
+        for start in range(0, len(group), _RUN):
+            part = group[start : start + _RUN]
+            part[:] = coder.decode(model, len(part))
 
 
 def frequencies(table: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -174,6 +192,34 @@ def _model(table: NDArray[np.int64]) -> Any:
     return stream.model.Categorical((frequencies(table) - 1).astype(np.float64), perfect=False)
 
 
+def _tables(shape: tuple[int, ...], along: Along, k: int) -> int:
+    stages, rows, subspaces = shape
+    return {
+        "layer": 1,
+        "stage": stages,
+        "row": stages * rows,
+        "subspace": stages * subspaces,
+        "previous": 1 + (stages - 1) * k,
+    }[along]
+
+
+def _groups(array: NDArray[Any], along: Along, k: int) -> Sequence[NDArray[Any]]:
+    """The codes of every table."""
+    if along != "previous":
+        return list(_ordered(array, along))
+    groups = [array[0].reshape(-1)]
+    for before, codes in pairwise(array):
+        order, ends = _by_code(before, k)
+        groups += np.split(codes.reshape(-1)[order], ends)
+    return groups
+
+
+def _by_code(codes: NDArray[Any], k: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The order of positions by their code, and where those of each code but the last end."""
+    flat = codes.reshape(-1)
+    return flat.argsort(kind="stable"), np.bincount(flat, minlength=k).cumsum()[:-1]
+
+
 def _ordered(array: NDArray[Any], along: Along) -> NDArray[Any]:
     """The codes of one table after those of another, ``(tables, codes)``."""
     stages, rows, subspaces = array.shape
@@ -196,6 +242,8 @@ def _all_counts(
         yield "stage", by_stage
     if rows > 1 and stages * rows <= affordable:
         yield "row", _counts(_ordered(array, "row"), k)
+    if stages > 1 and 1 + (stages - 1) * k <= affordable:
+        yield "previous", _counts_by_previous(array, k)
     if subspaces > 1 and stages * subspaces <= affordable:
         yield "subspace", _counts(_ordered(array, "subspace"), k)
 
@@ -208,9 +256,20 @@ def _counts(ordered: NDArray[Any], k: int) -> NDArray[np.int64]:
     return counts
 
 
+def _counts_by_previous(array: NDArray[Any], k: int) -> NDArray[np.int64]:
+    counts = [np.bincount(array[0].reshape(-1), minlength=k)[None]]
+    for before, codes in pairwise(array.reshape(len(array), -1)):
+        pairs = np.zeros(k * k, np.int64)
+        for start in range(0, len(codes), _RUN):
+            run = slice(start, start + _RUN)
+            pairs += np.bincount(before[run].astype(np.int64) * k + codes[run], minlength=k * k)
+        counts.append(pairs.reshape(k, k))
+    return np.concatenate(counts)
+
+
 def _quantized(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     """Counts by the largest of their table, at least 1 where there is a code."""
-    most = counts.max(1, keepdims=True)
+    most = np.maximum(counts.max(1, keepdims=True), 1)
     scaled = (counts * (2 * ((1 << bits) - 1)) + most) // (2 * most)
     tables: NDArray[np.int64] = np.maximum(scaled, counts > 0)
     return tables
@@ -218,5 +277,6 @@ def _quantized(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
 
 def _stream_size(counts: NDArray[np.int64], tables: NDArray[np.int64]) -> float:
     used = counts > 0
+    tables = np.where(tables.any(1, keepdims=True), tables, 1)
     bits = counts[used] * (PRECISION - np.log2(frequencies(tables)[used]))
     return float(bits.sum()) / 8 + 8

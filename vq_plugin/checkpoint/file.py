@@ -147,9 +147,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
             )
         replacements[name] = _rebuild(path, name, entry, header, tensors, source, kind)
     for name, layer in replacements.items():
-        owner = header.aliases.get(join(name, "codes"))
-        if owner is not None:
-            layer.share(replacements[owner.rpartition(".")[0]])
+        key = header.aliases.get(join(name, "codes"))
+        if key is not None:
+            owner = replacements.get(key.rpartition(".")[0])
+            if owner is None or not _fits(layer, owner):
+                raise CheckpointError(f"{path}: layer {name!r} cannot be tied to {key!r}")
+            layer.share(owner)
     memo: dict[int, object] = {id(modules[name]): layer for name, layer in replacements.items()}
     restored = copy.deepcopy(model, memo)
     _load_rest(path, restored, header, tensors)
@@ -243,6 +246,14 @@ def _rebuild(
     except (ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: layer {name!r}: {error}") from error
     return layer
+
+
+def _fits(layer: CodebookLayer, owner: CodebookLayer) -> bool:
+    one, two = layer.codebook_weight, owner.codebook_weight
+    return (one.shape, one.scheme) == (
+        two.shape,
+        two.scheme,
+    ) and one.codebooks.shape == two.codebooks.shape
 
 
 def _codes(

@@ -16,6 +16,7 @@ SCHEMES: dict[str, vq.Scheme] = {
     "row": vq.KM(k=4, keep_zeros=True, scale="row"),
     "subspace": vq.KM(k=4, keep_zeros=True),
     "stage": vq.RQ(k=4, stages=2, dim=2, codebooks="tensor"),
+    "previous": vq.RQ(k=4, stages=2, dim=2, codebooks="tensor"),
     "packed": vq.PQ(k=3, dim=4),
 }
 
@@ -29,6 +30,7 @@ class Model(nn.Module):
         self.row = nn.Linear(128, 64)
         self.subspace = nn.Linear(64, 128, bias=False)
         self.stage = nn.Linear(64, 64, bias=False)
+        self.previous = nn.Linear(64, 64, bias=False)
         self.packed = nn.Linear(16, 8)
         self.norm = nn.BatchNorm1d(8)
         self.tied = nn.Linear(128, 64, bias=False)
@@ -42,10 +44,14 @@ def compressed() -> nn.Module:
         model.layer.weight *= torch.rand(model.layer.weight.shape) < 0.1
         model.row.weight[::2] *= torch.rand(32, 128) < 0.02
         model.subspace.weight[:, ::2] *= torch.rand(128, 32) < 0.02
-        coarse = torch.where(torch.rand(64, 32, 1) < 0.95, 1.0, -1.0)
-        fine = torch.randint(4, (64, 32, 1)) * 0.01
-        model.stage.weight.copy_((coarse + fine).expand(64, 32, 2).reshape(64, 64))
-    return vq.compress(model, {**SCHEMES, "tied": SCHEMES["row"]})
+    small = vq.compress(model, {**SCHEMES, "tied": SCHEMES["row"]})
+    state = small.state_dict()
+    plain = torch.randint(4, (64, 32))
+    rare = (torch.rand(64, 32) < 0.1).long()
+    state["stage.codes"] = torch.stack([plain, rare])
+    state["previous.codes"] = torch.stack([plain, (plain + rare) % 4])
+    small.load_state_dict(state)
+    return small
 
 
 if __name__ == "__main__":
