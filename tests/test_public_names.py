@@ -101,7 +101,7 @@ def test_functions() -> None:
     }
     assert parameters(vq.summary) == {"model": ...}
     assert parameters(vq.save) == {"model": ..., "path": ...}
-    assert parameters(vq.load) == {"path": ..., "model": ...}
+    assert parameters(vq.load) == {"path": ..., "model": ..., "part": ""}
     assert parameters(vq.parse_scheme) == {"text": ...}
 
 
