@@ -116,6 +116,48 @@ def test_a_part_that_is_not_there_is_an_error() -> None:
         vq.load(GOLDEN / "format2.vq", nn.Linear(3, 3), part="gone")
 
 
+def test_the_rest_is_rounded_to_float16_on_request(tmp_path: Path) -> None:
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 9), nn.Linear(9, 9).double()
+        )
+
+    model = build()
+    with torch.no_grad():
+        model[1].bias[3] = 1e5
+        model[1].weight[3] = torch.inf
+    small = vq.compress(model, {"0": vq.KM(k=4, codebook_dtype="float32", scale="row"), "*": None})
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    nbytes = vq.save(small, tmp_path / "wide.vq")
+    assert vq.save(small, tmp_path / "m.vq", rest="float16") < nbytes
+    header, sizes = read_header(tmp_path / "m.vq")
+    assert header.format == 2
+    assert sizes["2.weight"] == 2 * 64 * 9
+    assert header.rounded["3.weight"] == "float64"
+    again = vq.load(tmp_path / "m.vq", build()).state_dict()
+    part = vq.load(tmp_path / "m.vq", build()[2], part="2").state_dict()
+    kept = {"0.codes", "0.codebooks", "0.scale", "1.bias", "1.num_batches_tracked"}
+    assert header.rounded.keys() == before.keys() - kept
+    for key, value in before.items():
+        assert again[key].dtype == value.dtype
+        assert torch.equal(again[key], value if key in kept else value.half().to(value.dtype)), key
+        assert torch.equal(small.state_dict()[key], value)
+    assert torch.equal(part["weight"], again["2.weight"])
+    assert vq.save(small, tmp_path / "again.vq") == nbytes
+    with pytest.raises(ValueError, match="rest='int8'"):
+        vq.save(small, tmp_path / "m.vq", rest="int8")  # type: ignore[arg-type]
+
+
+def test_a_header_that_calls_other_tensors_rounded_is_an_error(tmp_path: Path) -> None:
+    header, tensors = contents(GOLDEN / "format2.vq")
+    for key, dtype in (("norm.weight", "float32"), ("gone", "float32"), ("layer.bias", "int8")):
+        header["rounded"] = {key: dtype}
+        (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
+        with pytest.raises(vq.CheckpointError, match=r"m\.vq: "):
+            vq.load(tmp_path / "m.vq", golden_model())
+
+
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["vq_plugin"])

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,20 +40,28 @@ from vq_plugin.schemes import Axis, parse_scheme
 _KEY = "vq_plugin"
 # Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
 _MOST_CODES = 16
+# Tensors of the weight of a codebook layer.
+_LEAVES = ("codes", "codebooks", "scale")
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
+def save(
+    model: nn.Module, path: str | os.PathLike[str], *, rest: Literal["float16"] | None = None
+) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
     Args:
         model: A model with codebook layers.
         path: Where to; an existing file is replaced.
+        rest: ``"float16"`` rounds what is not of a codebook (biases, norms, layers left as they
+            are) from float32 or float64, but for tensors with a value beyond its range. Loading
+            gives them their dtype back. ``None`` keeps them as they are.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: If the model has no codebook layer, or state that is not a tensor.
+        ValueError: If the model has no codebook layer, or state that is not a tensor, or ``rest``
+            is none of the above.
 
     Example:
         >>> import tempfile
@@ -64,6 +73,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         >>> bool(torch.equal(again.weight, small.weight))
         True
     """
+    if rest not in (None, "float16"):
+        raise ValueError(f"rest={rest!r} is neither None nor 'float16'")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
@@ -87,8 +98,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
             continue
         # A copy: safetensors refuses tensors that share memory.
         stored = _stored(layers.get(name), leaf, value, name, header.coded)
+        if rest is not None and not (name in every_name and leaf in _LEAVES):
+            stored = _rounded(stored, key, header.rounded)
         tensors[key] = stored.cpu().contiguous().clone()
-    header = replace(header, format=2 if header.coded else 1)
+    header = replace(header, format=2 if header.coded or header.rounded else 1)
     header.checksums.update((key, _checksum(value)) for key, value in tensors.items())
     header = replace(header, checksum=zlib.crc32(header_json(header)))
     # One entry: safetensors writes several in an order that changes from run to run.
@@ -166,12 +179,12 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Header, dict[str, int]]:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged or of another kind or version.
     """
-    header, tensors = read(path)
+    header, tensors = _read(path)
     return header, {key: value.nbytes for key, value in tensors.items()}
 
 
 def read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str, Tensor]]:
-    """The header and the stored tensors of a file, checked against the checksums.
+    """The header and the tensors of a file, checked, rounded ones in the dtype of the model.
 
     Args:
         path: A file that :func:`save` wrote.
@@ -181,6 +194,15 @@ def read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged or of another kind or version.
     """
+    header, tensors = _read(path, part)
+    for key, dtype in header.rounded.items():
+        if tensors[key].dtype != torch.float16:
+            raise CheckpointError(f"{path}: tensor {key!r} is not of float16, as the header says")
+        tensors[key] = tensors[key].to(getattr(torch, dtype))
+    return header, tensors
+
+
+def _read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(os.fspath(path), "pt") as file:
@@ -286,7 +308,7 @@ def _codes(
 def _load_rest(
     path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
 ) -> None:
-    done = {join(name, leaf) for name in header.layers for leaf in ("codes", "codebooks", "scale")}
+    done = {join(name, leaf) for name in header.layers for leaf in _LEAVES}
     done.update(alias for alias, owner in header.aliases.items() if owner in done)
     expected = model.state_dict()
     state = {key: value for key, value in expected.items() if key in done}
@@ -336,6 +358,17 @@ def _stored(
     if layer is not None and leaf in ("codebooks", "scale"):
         return value.to(layer.scheme.torch_codebook_dtype)
     return value
+
+
+def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "float64"]]) -> Tensor:
+    """A tensor in float16, where that holds its values; its own dtype then goes into ``dtypes``."""
+    if value.dtype not in (torch.float32, torch.float64):
+        return value
+    half = value.half()
+    if bool((half.isinf() & value.isfinite()).any()):
+        return value
+    dtypes[key] = "float32" if value.dtype is torch.float32 else "float64"
+    return half
 
 
 def _checksum(value: Tensor) -> int:

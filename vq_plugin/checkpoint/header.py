@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from vq_plugin.checkpoint.entropy import Coding
 
@@ -44,8 +45,9 @@ class Header:
         aliases: Tensor names that stand for another tensor of the file (tied weights).
         checksums: CRC-32 of dtype, shape and bytes of every tensor.
         checksum: CRC-32 of the header's own text, with a 0 in this place.
-        format: Version of the format: 1, or 2 where codes are entropy-coded.
+        format: Version of the format: 1, or 2 where codes are entropy-coded or tensors rounded.
         coded: How the codes of layers were coded; those of the others are packed. Format 2.
+        rounded: Dtypes in the model of tensors that are stored as float16. Format 2.
     """
 
     layers: dict[str, LayerEntry] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Header:
     checksum: int = 0
     format: int = 1
     coded: dict[str, Coding] = field(default_factory=dict)
+    rounded: dict[str, Literal["float32", "float64"]] = field(default_factory=dict)
 
     def coding(self, name: str) -> Coding | None:
         """How the codes of a layer, or of the one it is tied to, were coded."""
@@ -65,7 +68,7 @@ def header_json(header: Header) -> bytes:
     """The text of a header; equal headers give equal bytes."""
     content = asdict(header)
     if header.format == 1:
-        del content["coded"]
+        del content["coded"], content["rounded"]
     return json.dumps(content, separators=(",", ":")).encode()
 
 
@@ -93,6 +96,8 @@ def parse_header(path: str | os.PathLike[str], text: str) -> Header:
                 raise ValueError("an alias names no tensor")
             if not header.layers.keys() >= header.coded.keys():
                 raise ValueError("it says how a layer was coded that it does not have")
+            if not header.checksums.keys() >= header.rounded.keys():
+                raise ValueError("it says that a tensor was rounded that it does not have")
             if header_json(header) != text.encode():
                 raise ValueError("it has keys that this version does not know")
             return header
@@ -130,6 +135,8 @@ def part_of(
             if names.setdefault(stored, name) != name:
                 own.aliases[name] = names[stored]
             own.checksums[names[stored]] = header.checksums[stored]
+            if stored in header.rounded:
+                own.rounded[names[stored]] = header.rounded[stored]
     if not names:
         raise CheckpointError(f"{path}: has nothing of {part!r}")
     for name, entry in header.layers.items():
