@@ -324,11 +324,20 @@ def test_a_few_bytes_that_stand_for_many_codes_are_refused(k: int, tmp_path: Pat
     tensors["0.codebooks"] = torch.zeros(stages, 1, 1, k, 1, dtype=torch.float16)
     tensors["0.codes"] = torch.ones(0 if k == 1 else 1, dtype=torch.uint8)
     if k > 1:
-        header["format"] = 2
-        header["coded"] = {"0": {"along": "layer", "bits": 4}}
+        header.update(format=2, coded={"0": {"along": "layer", "bits": 4}}, rounded={})
     (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
     with pytest.raises(vq.CheckpointError, match=r"m\.vq: layer '0': .*do not fit"):
         vq.load(tmp_path / "m.vq", nn.Sequential(nn.Linear(64, 64, bias=False)))
+
+
+def test_more_stages_than_a_coded_layer_may_have_stay_packed(tmp_path: Path) -> None:
+    layer = nn.Linear(32, 32, bias=False)
+    with torch.no_grad():
+        layer.weight *= torch.rand(32, 32) < 0.1
+    small = vq.compress(layer, vq.RQ(k=2, stages=20, dim=1, codebooks="tensor"))
+    vq.save(small, tmp_path / "m.vq")
+    assert not read_header(tmp_path / "m.vq")[0].coded
+    assert torch.equal(vq.load(tmp_path / "m.vq", layer).weight, small.weight)
 
 
 def test_a_forged_stream_is_an_error_that_names_the_layer(tmp_path: Path) -> None:

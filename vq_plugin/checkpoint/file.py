@@ -298,7 +298,9 @@ def _codes(
         )
     rows, length = matrix_view(weight.detach().to("meta"), axis).shape
     shape = (codebooks.shape[0], rows, -(-length // codebooks.shape[4]))
-    if tuple(entry.codes) != shape or math.prod(shape) > _MOST_CODES * max(weight.numel(), 1):
+    # Packed codes of some bits are never more than the file is long.
+    few = math.prod(shape) <= _MOST_CODES * weight.numel() or (coding is None and entry.k > 1)
+    if tuple(entry.codes) != shape or not few:
         raise ValueError(f"codes of shape {tuple(entry.codes)} do not fit the codebooks")
     if coding is not None:
         return entropy.decode(stored, coding, shape, entry.k)
@@ -350,10 +352,11 @@ def _stored(
     value = value.detach()
     if layer is not None and leaf == "codes":
         k = layer.codebook_weight.k
-        codes = entropy.encode(value, k) if value.numel() else None
-        if codes is None:
+        few = value.numel() <= _MOST_CODES * math.prod(layer.weight_shape)
+        found = entropy.encode(value, k) if few else None
+        if found is None:
             return pack(value, k)
-        coded[name], data = codes
+        coded[name], data = found
         return data
     if layer is not None and leaf in ("codebooks", "scale"):
         return value.to(layer.scheme.torch_codebook_dtype)
