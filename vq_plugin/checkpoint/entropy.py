@@ -72,7 +72,7 @@ def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
         return None
     array = codes.detach().cpu().numpy()
     limit = packed_size(array.size, k) - _ENTRY
-    best: tuple[float, Coding, NDArray[np.int64]] | None = None
+    best: tuple[int, Coding, NDArray[np.int64]] | None = None
     for along, counts in _all_counts(array, k, limit):
         for bits in _WIDTHS:
             tables = _quantized(counts, bits)
@@ -275,8 +275,9 @@ def _quantized(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     return tables
 
 
-def _stream_size(counts: NDArray[np.int64], tables: NDArray[np.int64]) -> float:
+def _stream_size(counts: NDArray[np.int64], tables: NDArray[np.int64]) -> int:
+    """Bytes, but for a few; whole ones, so that equal sizes are equal on every machine."""
     used = counts > 0
     tables = np.where(tables.any(1, keepdims=True), tables, 1)
     bits = counts[used] * (PRECISION - np.log2(frequencies(tables)[used]))
-    return float(bits.sum()) / 8 + 8
+    return round(float(bits.sum()) / 8) + 8
