@@ -232,10 +232,10 @@ def _all_counts(
     array: NDArray[Any], k: int, limit: int
 ) -> Iterator[tuple[Along, NDArray[np.int64]]]:
     stages, rows, subspaces = array.shape
-    # Larger tables than the packed codes cannot pay; without any code there is nothing to code.
-    affordable = 2 * limit // max(k, 1)
-    if affordable < 1:
+    if limit < 1:
         return
+    # Tables of a quarter of the packed codes, at 4 bits a count, hardly ever pay and take memory.
+    affordable = limit // (2 * k)
     by_stage = _counts(_ordered(array, "stage"), k)
     yield "layer", by_stage.sum(0, keepdims=True)
     if 1 < stages <= affordable:
