@@ -11,6 +11,7 @@ import torch
 
 import vq_plugin as vq
 from vq_plugin import ops
+from vq_plugin.checkpoint import read_header
 from vq_plugin.cli import main
 from vq_plugin.ops.native import native
 from vq_plugin.workloads import digits
@@ -131,9 +132,12 @@ def test_compress_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     assert main(["inspect", str(file)]) == 0
     shown = capsys.readouterr().out
-    codes = math.ceil(512 * 256 * 3 / 8) + 8 * 2
     assert "km(k=8)" in shown
-    assert f"{codes / 1000:.1f} kB" in shown
+    sizes = read_header(file)[1]
+    packed, coded = math.ceil(512 * 256 * 3 / 8), sizes["classifier.0.codes"]
+    assert coded < packed
+    assert f"{(coded + 8 * 2) / 1000:.1f} kB" in shown
+    assert f" {8 * coded / (512 * 256):.2f} " in shown
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ def test_functions() -> None:
         "seed": 0,
     }
     assert parameters(vq.summary) == {"model": ...}
-    assert parameters(vq.save) == {"model": ..., "path": ...}
-    assert parameters(vq.load) == {"path": ..., "model": ...}
+    assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
+    assert parameters(vq.load) == {"path": ..., "model": ..., "part": ""}
     assert parameters(vq.parse_scheme) == {"text": ...}
 
 

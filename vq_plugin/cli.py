@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import sys
@@ -187,13 +188,19 @@ def _inspect(options: argparse.Namespace) -> int:
         parts = [f"{name}.{leaf}" if name else leaf for leaf in ("codes", "codebooks", "scale")]
         nbytes = sum(sizes.get(part, 0) for part in parts)
         tied = header.aliases.get(parts[0], "").rpartition(".")[0]
+        # Of coded codes the mean, with their tables.
+        bits = (
+            8
+            * sizes.get(header.aliases.get(parts[0], parts[0]), 0)
+            / max(math.prod(layer.codes), 1)
+        )
         rows.append(
             [
                 name or "(model)",
                 "x".join(map(str, layer.shape)),
                 layer.scheme,
                 str(layer.k),
-                str(code_bits(layer.k)),
+                f"{bits:.2f}" if header.coding(name) else str(code_bits(layer.k)),
                 f"tied to {tied}" if tied else format_bytes(nbytes),
             ]
         )

@@ -116,6 +116,11 @@ def test_models(tmp_path: Path) -> None:
     assert plain > 5 * small
 
 
+def test_files(tmp_path: Path) -> None:
+    _, result = run_quick("files", tmp_path / "files.json")
+    assert len(values(result, "Files of a 64x64", "over entropy")) == 5
+
+
 def test_kernel_costs(tmp_path: Path) -> None:
     _, result = run_quick("kernel_costs", tmp_path / "costs.json")
     kernels = next(rows for name, rows in result["tables"].items() if "picoseconds" in name)

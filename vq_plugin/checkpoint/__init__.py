@@ -1,5 +1,6 @@
-"""Files: bit packing, save and load."""
+"""Files: bit packing, entropy coding, save and load."""
 
-from vq_plugin.checkpoint.file import CheckpointError, load, read_header, save
+from vq_plugin.checkpoint.file import load, read_header, save
+from vq_plugin.checkpoint.header import CheckpointError
 
 __all__ = ["CheckpointError", "load", "read_header", "save"]

@@ -1,89 +1,67 @@
 """Compressed models as safetensors files: nothing is ever pickled.
 
-The file holds the whole ``state_dict``. Codes are packed to their exact width, codebooks and
-scales keep the scheme's ``codebook_dtype``, everything else keeps its own. One metadata entry,
-``vq_plugin``, is a JSON text with what is needed to rebuild the layers, and checksums.
+The file holds the whole ``state_dict``. Codes are packed to their exact width, or entropy-coded
+where that is smaller. Codebooks and scales keep the scheme's ``codebook_dtype``, everything else
+keeps its own. One metadata entry, ``vq_plugin``, is the header.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from vq_plugin.checkpoint import entropy
+from vq_plugin.checkpoint.header import (
+    CheckpointError,
+    Header,
+    LayerEntry,
+    header_json,
+    join,
+    parse_header,
+    part_of,
+)
 from vq_plugin.checkpoint.packing import pack, unpack
-from vq_plugin.codebook import CodebookWeight
+from vq_plugin.codebook import CodebookWeight, matrix_view
 from vq_plugin.nn import CodebookLayer, codebook_type
-from vq_plugin.schemes import parse_scheme
+from vq_plugin.schemes import Axis, parse_scheme
 
-FORMAT = 1
 _KEY = "vq_plugin"
+# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
+_MOST_CODES = 16
+# Tensors of the weight of a codebook layer.
+_LEAVES = ("codes", "codebooks", "scale")
 
 
-class CheckpointError(ValueError):
-    """A file that is damaged, of another kind, or does not fit the model."""
-
-
-@dataclass(frozen=True)
-class LayerEntry:
-    """What the header says of one codebook layer.
-
-    Attributes:
-        scheme: The scheme as text.
-        shape: Shape of the weight.
-        codes: Shape of the codes, ``(stages, rows, subspaces)``.
-        k: Centers per codebook.
-        dtype: Dtype of the layer's codebooks in memory.
-    """
-
-    scheme: str
-    shape: list[int]
-    codes: list[int]
-    k: int
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Header:
-    """The metadata of a file.
-
-    Attributes:
-        layers: Codebook layers by name.
-        aliases: Tensor names that stand for another tensor of the file (tied weights).
-        checksums: CRC-32 of dtype, shape and bytes of every tensor.
-        checksum: CRC-32 of the header's own text, with a 0 in this place.
-        format: Version of the format.
-    """
-
-    layers: dict[str, LayerEntry] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    checksums: dict[str, int] = field(default_factory=dict)
-    checksum: int = 0
-    format: int = FORMAT
-
-
-def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
+def save(
+    model: nn.Module, path: str | os.PathLike[str], *, rest: Literal["float16"] | None = None
+) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
     Args:
         model: A model with codebook layers.
         path: Where to; an existing file is replaced.
+        rest: ``"float16"`` rounds what is not of a codebook (biases, norms, layers left as they
+            are) from float32 or float64, but for tensors with a value beyond its range. Loading
+            gives them their dtype back. ``None`` keeps them as they are.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: If the model has no codebook layer, or state that is not a tensor.
+        ValueError: If the model has no codebook layer, or state that is not a tensor, or ``rest``
+            is none of the above.
 
     Example:
         >>> import tempfile
@@ -95,6 +73,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         >>> bool(torch.equal(again.weight, small.weight))
         True
     """
+    if rest not in (None, "float16"):
+        raise ValueError(f"rest={rest!r} is neither None nor 'float16'")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
@@ -117,11 +97,15 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
             header.aliases[key] = owner
             continue
         # A copy: safetensors refuses tensors that share memory.
-        tensors[key] = _stored(layers.get(name), leaf, value).cpu().contiguous().clone()
+        stored = _stored(layers.get(name), leaf, value, name, header.coded)
+        if rest is not None and not (name in every_name and leaf in _LEAVES):
+            stored = _rounded(stored, key, header.rounded)
+        tensors[key] = stored.cpu().contiguous().clone()
+    header = replace(header, format=2 if header.coded or header.rounded else 1)
     header.checksums.update((key, _checksum(value)) for key, value in tensors.items())
-    header = replace(header, checksum=zlib.crc32(_as_json(header)))
+    header = replace(header, checksum=zlib.crc32(header_json(header)))
     # One entry: safetensors writes several in an order that changes from run to run.
-    metadata = {_KEY: _as_json(header).decode()}
+    metadata = {_KEY: header_json(header).decode()}
     try:
         data = to_safetensors(tensors, metadata)
     except KeyError as error:
@@ -131,13 +115,15 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     return len(data)
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> nn.Module:
     """Rebuilds a compressed model from a file and a fresh float model.
 
     Args:
         path: A file that :func:`save` wrote.
         model: Float model of the same architecture and dtype; its values do not matter and it is
             not changed.
+        part: Name of a layer or of another module: ``model`` is that module, and only its tensors
+            are read and decoded.
 
     Returns:
         A new model with codebook layers, on the devices and in the training mode of ``model``.
@@ -146,8 +132,18 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged, of another kind or version, or names layers or
             tensors that the model lacks.
+
+    Example:
+        >>> import tempfile
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 64)), vq.KM(k=8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = vq.save(small, f"{folder}/model.vq")
+        ...     layer = vq.load(f"{folder}/model.vq", nn.Linear(32, 64), part="1")
+        >>> bool(torch.equal(layer.weight, small[1].weight))
+        True
     """
-    header, tensors = read(path)
+    header, tensors = read(path, part)
     modules = dict(model.named_modules(remove_duplicate=False))
     replacements: dict[str, CodebookLayer] = {}
     for name, entry in header.layers.items():
@@ -164,9 +160,12 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             )
         replacements[name] = _rebuild(path, name, entry, header, tensors, source, kind)
     for name, layer in replacements.items():
-        owner = header.aliases.get(_join(name, "codes"))
-        if owner is not None:
-            layer.share(replacements[owner.rpartition(".")[0]])
+        key = header.aliases.get(join(name, "codes"))
+        if key is not None:
+            owner = replacements.get(key.rpartition(".")[0])
+            if owner is None or not _fits(layer, owner):
+                raise CheckpointError(f"{path}: layer {name!r} cannot be tied to {key!r}")
+            layer.share(owner)
     memo: dict[int, object] = {id(modules[name]): layer for name, layer in replacements.items()}
     restored = copy.deepcopy(model, memo)
     _load_rest(path, restored, header, tensors)
@@ -180,58 +179,55 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Header, dict[str, int]]:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged or of another kind or version.
     """
-    header, tensors = read(path)
+    header, tensors = _read(path)
     return header, {key: value.nbytes for key, value in tensors.items()}
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
-    """The header and all stored tensors of a file, checked against the checksums.
+def read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str, Tensor]]:
+    """The header and the tensors of a file, checked, rounded ones in the dtype of the model.
+
+    Args:
+        path: A file that :func:`save` wrote.
+        part: Name of a module: nothing else is read, and names start below it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged or of another kind or version.
     """
-    try:
-        with safe_open(os.fspath(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or not a vq_plugin file ({error})") from error
-    if _KEY not in metadata:
-        raise CheckpointError(f"{path}: a safetensors file, but not one that vq_plugin wrote")
-    header = _parse_header(path, metadata[_KEY])
-    for key, value in tensors.items():
-        if header.checksums.get(key) != _checksum(value):
-            raise CheckpointError(f"{path}: tensor {key!r} is damaged (checksum differs)")
-    missing = header.checksums.keys() - tensors.keys()
-    if missing:
-        raise CheckpointError(f"{path}: damaged, tensor {min(missing)!r} is missing")
+    header, tensors = _read(path, part)
+    for key, dtype in header.rounded.items():
+        if tensors[key].dtype != torch.float16:
+            raise CheckpointError(f"{path}: tensor {key!r} is not of float16, as the header says")
+        tensors[key] = tensors[key].to(getattr(torch, dtype))
     return header, tensors
 
 
-def _as_json(header: Header) -> bytes:
-    return json.dumps(asdict(header), separators=(",", ":")).encode()
-
-
-def _parse_header(path: str | os.PathLike[str], text: str) -> Header:
-    from pydantic import TypeAdapter
-
+def _read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
     try:
-        version = int(json.loads(text)["format"])
-        if version <= FORMAT:
-            header: Header = TypeAdapter(Header).validate_json(text, strict=True)
-            if header.checksum != zlib.crc32(_as_json(replace(header, checksum=0))):
-                raise ValueError("its checksum differs")
-            if not header.checksums.keys() >= set(header.aliases.values()):
-                raise ValueError("an alias names no tensor")
-            if _as_json(header) != text.encode():
-                raise ValueError("it has keys that this version does not know")
-            return header
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: the header is damaged ({error})") from error
-    raise CheckpointError(
-        f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
-    )
+        with safe_open(os.fspath(path), "pt") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise CheckpointError(
+                    f"{path}: a safetensors file, but not one that vq_plugin wrote"
+                )
+            header = parse_header(path, metadata[_KEY])
+            found = set(file.keys())
+            names = {key: key for key in header.checksums}
+            if part:
+                header, names = part_of(path, header, part)
+            elif found - names.keys():
+                added = min(found - names.keys())
+                raise CheckpointError(f"{path}: tensor {added!r} is damaged (it has no checksum)")
+            for key, own in names.items():
+                if key not in found:
+                    raise CheckpointError(f"{path}: damaged, tensor {key!r} is missing")
+                tensors[own] = file.get_tensor(key)
+                if header.checksums[own] != _checksum(tensors[own]):
+                    raise CheckpointError(f"{path}: tensor {key!r} is damaged (checksum differs)")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not a vq_plugin file ({error})") from error
+    return header, tensors
 
 
 def _rebuild(
@@ -244,7 +240,7 @@ def _rebuild(
     kind: type[CodebookLayer],
 ) -> CodebookLayer:
     def stored(leaf: str) -> Tensor | None:
-        key = _join(name, leaf)
+        key = join(name, leaf)
         return tensors.get(header.aliases.get(key, key))
 
     weight = source.weight
@@ -253,18 +249,18 @@ def _rebuild(
     try:
         if packed is None or codebooks is None:
             raise ValueError("its codes or codebooks are missing")
-        stages, rows, subspaces = entry.codes
-        codes = unpack(packed, stages * rows * subspaces, entry.k).reshape(entry.codes)
         if str(weight.dtype) != f"torch.{entry.dtype}":
             raise ValueError(
                 f"it was saved as {entry.dtype} and the model is {weight.dtype}; "
                 f"convert the model with .to(torch.{entry.dtype}) first"
             )
+        scheme = parse_scheme(entry.scheme)
+        codes = _codes(entry, header.coding(name), packed, codebooks, weight, scheme.view_axis)
         small = CodebookWeight(
             codes=codes.to(weight.device),
             codebooks=codebooks.to(weight.device),
             scale=None if scale is None else scale.to(weight.device),
-            scheme=parse_scheme(entry.scheme),
+            scheme=scheme,
             shape=tuple(entry.shape),
             dtype=weight.dtype,
         )
@@ -274,10 +270,47 @@ def _rebuild(
     return layer
 
 
+def _fits(layer: CodebookLayer, owner: CodebookLayer) -> bool:
+    one, two = layer.codebook_weight, owner.codebook_weight
+    return (one.shape, one.scheme) == (
+        two.shape,
+        two.scheme,
+    ) and one.codebooks.shape == two.codebooks.shape
+
+
+def _codes(
+    entry: LayerEntry,
+    coding: entropy.Coding | None,
+    stored: Tensor,
+    codebooks: Tensor,
+    weight: Tensor,
+    axis: Axis,
+) -> Tensor:
+    """The codes, after it is sure that so many are wanted."""
+    if tuple(entry.shape) != tuple(weight.shape):
+        raise ValueError(
+            f"it was saved with a weight of shape {tuple(entry.shape)} "
+            f"and the model's is {tuple(weight.shape)}"
+        )
+    if codebooks.dim() != 5 or codebooks.numel() == 0 or codebooks.shape[3] != entry.k:
+        raise ValueError(
+            f"codebooks of shape {tuple(codebooks.shape)} are not of {entry.k} centers"
+        )
+    rows, length = matrix_view(weight.detach().to("meta"), axis).shape
+    shape = (codebooks.shape[0], rows, -(-length // codebooks.shape[4]))
+    # Packed codes of some bits are never more than the file is long.
+    few = math.prod(shape) <= _MOST_CODES * weight.numel() or (coding is None and entry.k > 1)
+    if tuple(entry.codes) != shape or not few:
+        raise ValueError(f"codes of shape {tuple(entry.codes)} do not fit the codebooks")
+    if coding is not None:
+        return entropy.decode(stored, coding, shape, entry.k)
+    return unpack(stored, math.prod(shape), entry.k).reshape(shape)
+
+
 def _load_rest(
     path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
 ) -> None:
-    done = {_join(name, leaf) for name in header.layers for leaf in ("codes", "codebooks", "scale")}
+    done = {join(name, leaf) for name in header.layers for leaf in _LEAVES}
     done.update(alias for alias, owner in header.aliases.items() if owner in done)
     expected = model.state_dict()
     state = {key: value for key, value in expected.items() if key in done}
@@ -308,17 +341,37 @@ def _entry(layer: CodebookLayer) -> LayerEntry:
     )
 
 
-def _stored(layer: CodebookLayer | None, leaf: str, value: Tensor) -> Tensor:
+def _stored(
+    layer: CodebookLayer | None,
+    leaf: str,
+    value: Tensor,
+    name: str,
+    coded: dict[str, entropy.Coding],
+) -> Tensor:
+    """What the file keeps of a tensor; how codes were coded goes into ``coded``."""
     value = value.detach()
     if layer is not None and leaf == "codes":
-        return pack(value, layer.codebook_weight.k)
+        k = layer.codebook_weight.k
+        few = value.numel() <= _MOST_CODES * math.prod(layer.weight_shape)
+        found = entropy.encode(value, k) if few else None
+        if found is None:
+            return pack(value, k)
+        coded[name], data = found
+        return data
     if layer is not None and leaf in ("codebooks", "scale"):
         return value.to(layer.scheme.torch_codebook_dtype)
     return value
 
 
-def _join(name: str, leaf: str) -> str:
-    return f"{name}.{leaf}" if name else leaf
+def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "float64"]]) -> Tensor:
+    """A tensor in float16, where that holds its values; its own dtype then goes into ``dtypes``."""
+    if value.dtype not in (torch.float32, torch.float64):
+        return value
+    half = value.half()
+    if bool((half.isinf() & value.isfinite()).any()):
+        return value
+    dtypes[key] = "float32" if value.dtype is torch.float32 else "float64"
+    return half
 
 
 def _checksum(value: Tensor) -> int:

@@ -1,0 +1,204 @@
+"""Coded codes: the same again, near their entropy, and by the documented integers alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vq_plugin.checkpoint.entropy import Coding, decode, encode, frequencies
+from vq_plugin.checkpoint.packing import packed_size, unpack
+from vq_plugin.codebook import code_dtype
+
+pytest.importorskip("constriction")
+
+
+def codes_of(shape: tuple[int, ...], k: int, skew: float, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    share = np.exp(-skew * np.arange(k))
+    values = rng.choice(k, size=shape, p=share / share.sum())
+    return torch.from_numpy(values).to(code_dtype(k))
+
+
+def entropy_bytes(codes: Tensor) -> float:
+    """Of the codes by their frequencies in all of the layer."""
+    _, counts = np.unique(codes.numpy(), return_counts=True)
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
+
+
+def decoded_by_integers(
+    data: NDArray[np.uint8], bits: int, symbols: list[int], k: int
+) -> list[list[int]]:
+    """The documented format, read with Python's integers; ``symbols`` for every table."""
+    values = len(symbols) * k
+    size = packed_size(values, 1 << bits)
+    stored = unpack(torch.from_numpy(data[:size]), values, 1 << bits).reshape(-1, k)
+    words = [int(word) for word in data[size:].view("<u4")]
+    state = 0
+    for _ in range(2):
+        state = state << 32 | (words.pop() if words else 0)
+    found = []
+    for counts, length in zip(stored.tolist(), symbols, strict=True):
+        shares = [count * (2**24 - k) // sum(counts) for count in counts]
+        shares[counts.index(max(counts))] += 2**24 - k - sum(shares)
+        starts = [sum(shares[:i]) + i for i in range(k)]
+        own = []
+        for _ in range(length):
+            low = state % 2**24
+            code = max(i for i in range(k) if starts[i] <= low)
+            state = (state >> 24) * (shares[code] + 1) + low - starts[code]
+            if state < 2**32 and words:
+                state = state << 32 | words.pop()
+            own.append(code)
+        found.append(own)
+    assert state == 0
+    assert not words
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
+    k=st.sampled_from([1, 2, 3, 5, 16, 17, 256, 300, 5000]),
+    skew=st.sampled_from([0.0, 0.01, 0.5, 2.0, 8.0, 40.0]),
+    seed=st.integers(0, 1000),
+)
+def test_codes_come_back(shape: tuple[int, int, int], k: int, skew: float, seed: int) -> None:
+    codes = codes_of(shape, k, skew, seed)
+    found = encode(codes, k)
+    if found is None:
+        return
+    coding, data = found
+    assert data.numel() < packed_size(codes.numel(), k)
+    again = decode(data, coding, tuple(codes.shape), k)
+    assert again.dtype == codes.dtype
+    assert torch.equal(again, codes)
+    second = encode(codes, k)
+    assert second is not None
+    assert second[0] == coding
+    assert torch.equal(second[1], data)
+
+
+@pytest.mark.parametrize("k", [2, 16, 256])
+@pytest.mark.parametrize("skew", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("shape", [(1, 1024, 1024), (3, 300, 70)])
+def test_the_size_is_within_one_percent_of_the_entropy(
+    k: int, skew: float, shape: tuple[int, ...]
+) -> None:
+    codes = codes_of(shape, k, skew)
+    found = encode(codes, k)
+    size = packed_size(codes.numel(), k) if found is None else found[1].numel()
+    # Tables and the last words: what they add to small layers does not depend on the entropy.
+    assert size <= 1.01 * entropy_bytes(codes) + 2 * k + 16
+    assert size <= packed_size(codes.numel(), k)
+
+
+def four_ways() -> dict[str, Tensor]:
+    plain, skewed = codes_of((2, 96, 80), 8, 0.0, 1), codes_of((2, 96, 80), 8, 4.0, 2)
+    odd_rows = (torch.arange(96) % 2).bool()[:, None]
+    odd_subspaces = (torch.arange(80) % 2).bool()
+    return {
+        "layer": skewed,
+        "stage": torch.stack([plain[0], skewed[0]]),
+        "row": torch.where(odd_rows, plain, skewed),
+        "subspace": torch.where(odd_subspaces, plain, skewed),
+        "previous": torch.stack([plain[0], (plain[0] * 3 + skewed[1]) % 8]),
+    }
+
+
+@pytest.mark.parametrize("along", four_ways())
+def test_tables_lie_where_the_codes_differ_and_integers_read_them(along: str) -> None:
+    codes = four_ways()[along]
+    found = encode(codes, 8)
+    assert found is not None
+    coding, data = found
+    assert coding.along == along
+    assert torch.equal(decode(data, coding, tuple(codes.shape), 8), codes)
+    groups: dict[str, list[Tensor]] = {
+        "layer": [codes.flatten()],
+        "stage": list(codes.reshape(2, -1)),
+        "row": list(codes.reshape(2 * 96, -1)),
+        "subspace": list(codes.transpose(1, 2).reshape(2 * 80, -1)),
+        "previous": [codes[0].flatten(), *(codes[1][codes[0] == c] for c in range(8))],
+    }
+    expected = [group.tolist() for group in groups[along]]
+    assert decoded_by_integers(data.numpy(), coding.bits, list(map(len, expected)), 8) == expected
+
+
+@given(
+    st.lists(st.integers(0, (1 << 16) - 1), min_size=2, max_size=300).filter(any),
+    st.integers(0, 100),
+)
+def test_the_coder_takes_frequencies_as_they_are(table: list[int], seed: int) -> None:
+    # Whatever the coder's own rounding is: equal streams, equal frequencies.
+    found = frequencies(np.array(table))
+    assert found.min() >= 1
+    assert found.sum() == 1 << 24
+    from vq_plugin.checkpoint.entropy import _coder, _model
+
+    values = np.random.default_rng(seed).integers(0, len(table), 60).astype(np.int32)
+    coder = _coder()
+    coder.encode_reverse(values, _model(np.array(table)))
+    starts = np.concatenate([[0], np.cumsum(found)]).tolist()
+    state, words = 0, []
+    for code in values[::-1].tolist():
+        frequency = int(found[code])
+        if state >= frequency << 40:
+            words.append(state & 0xFFFFFFFF)
+            state >>= 32
+        state = (state // frequency << 24) + state % frequency + starts[code]
+    while state:
+        words.append(state & 0xFFFFFFFF)
+        state >>= 32
+    assert coder.get_compressed().tolist() == words
+
+
+@pytest.mark.parametrize("k", [16, 300])
+def test_codes_of_the_stage_before_are_a_context_even_where_some_never_come(k: int) -> None:
+    first = codes_of((1, 100, 100), k, 3.0)
+    codes = torch.cat([first, (first + 1) % k, (first * 5) % k])
+    found = encode(codes, k)
+    assert found is not None
+    assert found[0].along == "previous" or k > 256  # its tables would be too large
+    assert torch.equal(decode(found[1], found[0], (3, 100, 100), k), codes)
+
+
+def test_uniform_few_and_single_codes_stay_packed() -> None:
+    assert encode(codes_of((1, 100, 100), 16, 0.0), 16) is None
+    assert encode(codes_of((1, 5, 5), 16, 3.0), 16) is None
+    assert encode(torch.zeros(1, 500, 500, dtype=torch.uint8), 1) is None
+    assert encode(torch.zeros(1, 0, 5, dtype=torch.uint8), 4) is None
+
+
+def test_without_constriction_codes_stay_packed_and_coded_ones_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = codes_of((1, 50, 50), 16, 3.0)
+    found = encode(codes, 16)
+    assert found is not None
+    monkeypatch.setitem(__import__("sys").modules, "constriction", None)
+    assert encode(codes, 16) is None
+    with pytest.raises(ValueError, match="pip install constriction"):
+        decode(found[1], found[0], (1, 50, 50), 16)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    data=st.binary(max_size=120),
+    along=st.sampled_from(["layer", "stage", "row", "subspace", "previous"]),
+    bits=st.integers(-1, 20),
+    k=st.integers(-1, 40),
+    shape=st.tuples(st.integers(-1, 3), st.integers(0, 9), st.integers(0, 9)),
+)
+def test_any_bytes_are_codes_below_k_or_an_error(
+    data: bytes, along: str, bits: int, k: int, shape: tuple[int, int, int]
+) -> None:
+    raw = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    try:
+        codes = decode(raw, Coding(along, bits), shape, k)  # type: ignore[arg-type]
+    except ValueError:
+        return
+    assert tuple(codes.shape) == shape
+    assert int(codes.max()) < k

@@ -1,0 +1,283 @@
+"""Codes as an ANS stream: frequent codes take fewer bits than rare ones.
+
+The coder is that of ``constriction``. It takes probabilities, and the frequencies that it makes of
+them could depend on how they are rounded. Here they never do: the file holds integers, and what the
+coder is given sums to a power of two minus the number of codes, which it keeps as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vq_plugin.checkpoint.packing import pack, packed_size, unpack
+from vq_plugin.codebook import code_dtype
+
+Along = Literal["layer", "stage", "row", "subspace", "previous"]
+
+# Frequencies of one table sum to 2^24: the coder's precision.
+PRECISION = 24
+# Widths of a stored count: few, since each is tried.
+_WIDTHS = (4, 6, 8, 12, 16)
+# What the header says of a coded layer takes about so many bytes.
+_ENTRY = 48
+# The coder wants 32-bit integers: so many at a time.
+_RUN = 1 << 20
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the codes of one layer were coded.
+
+    Attributes:
+        along: Which codes share a table: those of the whole layer, of a stage, of a row of a
+            stage, of a subspace of a stage, or, in each stage but the first, those that follow the
+            same code of the stage before.
+        bits: Bits of a count in the tables, 1 to 16.
+    """
+
+    along: Along
+    bits: int
+
+
+def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
+    """Codes by their frequencies, or nothing where packed codes are smaller.
+
+    Args:
+        codes: Integers in ``[0, k)``, ``(stages, rows, subspaces)``.
+        k: Centers per codebook.
+
+    Returns:
+        How they were coded, and uint8: the tables, then the stream. ``None`` also where
+        constriction is not installed.
+
+    Example:
+        >>> rare = (torch.arange(4096) % 64 == 0).to(torch.uint8).reshape(1, 64, 64)
+        >>> coding, data = encode(rare, 2)
+        >>> coding, data.numel(), packed_size(4096, 2)
+        (Coding(along='layer', bits=6), 66, 512)
+        >>> bool(torch.equal(decode(data, coding, rare.shape, 2), rare))
+        True
+        >>> encode(torch.arange(16).reshape(1, 4, 4), 16)
+    """
+    coder = _coder()
+    if coder is None:
+        return None
+    array = codes.detach().cpu().numpy()
+    limit = packed_size(array.size, k) - _ENTRY
+    best: tuple[int, Coding, NDArray[np.int64]] | None = None
+    for along, counts in _all_counts(array, k, limit):
+        for bits in _WIDTHS:
+            tables = _quantized(counts, bits)
+            size = packed_size(tables.size, 1 << bits) + _stream_size(counts, tables)
+            if size < (limit if best is None else best[0]):
+                best = size, Coding(along, bits), tables
+    if best is None:
+        return None
+    _, coding, tables = best
+    for table, values in zip(tables[::-1], _groups(array, coding.along, k)[::-1], strict=True):
+        if not len(values):
+            continue
+        model = _model(table)
+        for start in reversed(range(0, len(values), _RUN)):
+            coder.encode_reverse(values[start : start + _RUN].astype(np.int32), model)
+    stream = coder.get_compressed().astype("<u4").view(np.uint8)
+    packed = pack(torch.from_numpy(tables), 1 << coding.bits)
+    data = torch.cat([packed, torch.from_numpy(stream)])
+    return (coding, data) if data.numel() < limit else None
+
+
+def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tensor:
+    """Undoes :func:`encode`.
+
+    Args:
+        data: Uint8, the tables and the stream.
+        coding: How the codes were coded.
+        shape: ``(stages, rows, subspaces)``; the caller makes sure that codes of this shape are
+            wanted, since a short stream can stand for any number of them.
+        k: Centers per codebook.
+
+    Returns:
+        Codes, ``shape``, in the smallest integer dtype that holds them.
+
+    Raises:
+        ValueError: If there is no such stream.
+    """
+    if not (0 < coding.bits <= 16 and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
+        raise ValueError(f"{coding} of {k} centers and shape {tuple(shape)} cannot be")
+    stages, rows, subspaces = shape
+    values = _tables(shape, coding.along, k) * k
+    size = packed_size(values, 1 << coding.bits)
+    if data.dtype != torch.uint8 or data.dim() != 1 or data.numel() < size:
+        raise ValueError(f"{tuple(data.shape)} {data.dtype} cannot hold tables of {size} bytes")
+    tables = unpack(data[:size], values, 1 << coding.bits).reshape(-1, k).numpy().astype(np.int64)
+    stream = data[size:].numpy()
+    if stream.size % 4:
+        raise ValueError("the stream is not made of whole words")
+    coder = _coder(np.frombuffer(stream.tobytes(), "<u4").astype(np.uint32))
+    if coder is None:
+        raise ValueError("its codes are entropy-coded: pip install constriction")
+    codes = torch.empty(shape, dtype=code_dtype(k)).numpy()
+    if coding.along == "previous":
+        _fill(codes[:1].reshape(1, -1), tables[:1], coder)
+        for stage in range(1, stages):
+            order, ends = _by_code(codes[stage - 1], k)
+            found = np.empty_like(codes[stage].reshape(-1))
+            _fill(np.split(found, ends), tables[1 + (stage - 1) * k :], coder)
+            codes[stage].reshape(-1)[order] = found
+    else:
+        ordered = np.empty_like(_ordered(codes, coding.along))
+        _fill(ordered, tables, coder)
+        if coding.along == "subspace":
+            ordered = ordered.reshape(stages, subspaces, rows).transpose(0, 2, 1)
+        codes = np.ascontiguousarray(ordered).reshape(shape)
+    if not coder.is_empty():
+        raise ValueError("the stream goes on after the last code")
+    return torch.from_numpy(codes)
+
+
+def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], coder: Any) -> None:
+    """Decodes the codes of one table after those of another."""
+    for table, group in zip(tables, groups, strict=False):
+        if not len(group):
+            continue
+        if not table.any():
+            raise ValueError("a table has no count for its codes")
+        model = _model(table)
+        for start in range(0, len(group), _RUN):
+            part = group[start : start + _RUN]
+            part[:] = coder.decode(model, len(part))
+
+
+def frequencies(table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What the coder makes of a stored table: positive integers that sum to 2^24.
+
+    Args:
+        table: Counts, ``(k,)`` or ``(tables, k)``, not negative and not all 0.
+
+    Example:
+        >>> frequencies(np.array([3, 1, 0])).tolist()
+        [12582911, 4194304, 1]
+    """
+    k = table.shape[-1]
+    total = (1 << PRECISION) - k
+    shares = table * total // table.sum(-1, keepdims=True)
+    first = table.argmax(-1)[..., None]
+    rest = total - shares.sum(-1, keepdims=True)
+    np.put_along_axis(shares, first, np.take_along_axis(shares, first, -1) + rest, -1)
+    found: NDArray[np.int64] = shares + 1
+    return found
+
+
+def _coder(*words: NDArray[np.uint32]) -> Any:
+    """A coder; ``None`` on platforms that constriction has no wheel for."""
+    try:
+        import constriction
+    except ImportError:
+        return None
+    return constriction.stream.stack.AnsCoder(*words)
+
+
+def _model(table: NDArray[np.int64]) -> Any:
+    from constriction import stream
+
+    # The coder scales by (2^24 - k) / sum, here exactly 1, and adds 1 to each.
+    return stream.model.Categorical((frequencies(table) - 1).astype(np.float64), perfect=False)
+
+
+def _tables(shape: tuple[int, ...], along: Along, k: int) -> int:
+    stages, rows, subspaces = shape
+    return {
+        "layer": 1,
+        "stage": stages,
+        "row": stages * rows,
+        "subspace": stages * subspaces,
+        "previous": 1 + (stages - 1) * k,
+    }[along]
+
+
+def _groups(array: NDArray[Any], along: Along, k: int) -> Sequence[NDArray[Any]]:
+    """The codes of every table."""
+    if along != "previous":
+        return list(_ordered(array, along))
+    groups = [array[0].reshape(-1)]
+    for before, codes in pairwise(array):
+        order, ends = _by_code(before, k)
+        groups += np.split(codes.reshape(-1)[order], ends)
+    return groups
+
+
+def _by_code(codes: NDArray[Any], k: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The order of positions by their code, and where those of each code but the last end."""
+    flat = codes.reshape(-1)
+    return flat.argsort(kind="stable"), np.bincount(flat, minlength=k).cumsum()[:-1]
+
+
+def _ordered(array: NDArray[Any], along: Along) -> NDArray[Any]:
+    """The codes of one table after those of another, ``(tables, codes)``."""
+    stages, rows, subspaces = array.shape
+    if along == "subspace":
+        return np.ascontiguousarray(array.transpose(0, 2, 1)).reshape(stages * subspaces, rows)
+    return array.reshape({"layer": 1, "stage": stages, "row": stages * rows}[along], -1)
+
+
+def _all_counts(
+    array: NDArray[Any], k: int, limit: int
+) -> Iterator[tuple[Along, NDArray[np.int64]]]:
+    stages, rows, subspaces = array.shape
+    if limit < 1:
+        return
+    # Tables of a quarter of the packed codes, at 4 bits a count, hardly ever pay and take memory.
+    affordable = limit // (2 * k)
+    by_stage = _counts(_ordered(array, "stage"), k)
+    yield "layer", by_stage.sum(0, keepdims=True)
+    if 1 < stages <= affordable:
+        yield "stage", by_stage
+    if rows > 1 and stages * rows <= affordable:
+        yield "row", _counts(_ordered(array, "row"), k)
+    if stages > 1 and 1 + (stages - 1) * k <= affordable:
+        yield "previous", _counts_by_previous(array, k)
+    if subspaces > 1 and stages * subspaces <= affordable:
+        yield "subspace", _counts(_ordered(array, "subspace"), k)
+
+
+def _counts(ordered: NDArray[Any], k: int) -> NDArray[np.int64]:
+    counts = np.zeros((len(ordered), k), np.int64)
+    for i, values in enumerate(ordered):
+        for start in range(0, len(values), _RUN):
+            counts[i] += np.bincount(values[start : start + _RUN], minlength=k)
+    return counts
+
+
+def _counts_by_previous(array: NDArray[Any], k: int) -> NDArray[np.int64]:
+    counts = [np.bincount(array[0].reshape(-1), minlength=k)[None]]
+    for before, codes in pairwise(array.reshape(len(array), -1)):
+        pairs = np.zeros(k * k, np.int64)
+        for start in range(0, len(codes), _RUN):
+            run = slice(start, start + _RUN)
+            pairs += np.bincount(before[run].astype(np.int64) * k + codes[run], minlength=k * k)
+        counts.append(pairs.reshape(k, k))
+    return np.concatenate(counts)
+
+
+def _quantized(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Counts by the largest of their table, at least 1 where there is a code."""
+    most = np.maximum(counts.max(1, keepdims=True), 1)
+    scaled = (counts * (2 * ((1 << bits) - 1)) + most) // (2 * most)
+    tables: NDArray[np.int64] = np.maximum(scaled, counts > 0)
+    return tables
+
+
+def _stream_size(counts: NDArray[np.int64], tables: NDArray[np.int64]) -> int:
+    """Bytes, but for a few; whole ones, so that equal sizes are equal on every machine."""
+    used = counts > 0
+    tables = np.where(tables.any(1, keepdims=True), tables, 1)
+    bits = counts[used] * (PRECISION - np.log2(frequencies(tables)[used]))
+    return round(float(bits.sum()) / 8) + 8

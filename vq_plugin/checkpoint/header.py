@@ -1,0 +1,153 @@
+"""The header of a file: a JSON text with what is needed to rebuild the layers, and checksums."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from vq_plugin.checkpoint.entropy import Coding
+
+FORMAT = 2
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, of another kind, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """What the header says of one codebook layer.
+
+    Attributes:
+        scheme: The scheme as text.
+        shape: Shape of the weight.
+        codes: Shape of the codes, ``(stages, rows, subspaces)``.
+        k: Centers per codebook.
+        dtype: Dtype of the layer's codebooks in memory.
+    """
+
+    scheme: str
+    shape: list[int]
+    codes: list[int]
+    k: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """The metadata of a file.
+
+    Attributes:
+        layers: Codebook layers by name.
+        aliases: Tensor names that stand for another tensor of the file (tied weights).
+        checksums: CRC-32 of dtype, shape and bytes of every tensor.
+        checksum: CRC-32 of the header's own text, with a 0 in this place.
+        format: Version of the format: 1, or 2 where codes are entropy-coded or tensors rounded.
+        coded: How the codes of layers were coded; those of the others are packed. Format 2.
+        rounded: Dtypes in the model of tensors that are stored as float16. Format 2.
+    """
+
+    layers: dict[str, LayerEntry] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
+    checksum: int = 0
+    format: int = 1
+    coded: dict[str, Coding] = field(default_factory=dict)
+    rounded: dict[str, Literal["float32", "float64"]] = field(default_factory=dict)
+
+    def coding(self, name: str) -> Coding | None:
+        """How the codes of a layer, or of the one it is tied to, were coded."""
+        key = join(name, "codes")
+        return self.coded.get(self.aliases.get(key, key).rpartition(".")[0])
+
+
+def header_json(header: Header) -> bytes:
+    """The text of a header; equal headers give equal bytes."""
+    content = asdict(header)
+    if header.format == 1:
+        del content["coded"], content["rounded"]
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def parse_header(path: str | os.PathLike[str], text: str) -> Header:
+    """Reads the text of a header.
+
+    Args:
+        path: The file, for messages.
+        text: What :func:`header_json` wrote, or anything else.
+
+    Raises:
+        CheckpointError: If it is damaged or of a newer version.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        version = int(json.loads(text)["format"])
+        if version < 1:
+            raise ValueError(f"there is no format {version}")
+        if version <= FORMAT:
+            header: Header = TypeAdapter(Header).validate_json(text, strict=True)
+            if header.checksum != zlib.crc32(header_json(replace(header, checksum=0))):
+                raise ValueError("its checksum differs")
+            if not header.checksums.keys() >= set(header.aliases.values()):
+                raise ValueError("an alias names no tensor")
+            if not header.layers.keys() >= header.coded.keys():
+                raise ValueError("it says how a layer was coded that it does not have")
+            if not header.checksums.keys() >= header.rounded.keys():
+                raise ValueError("it says that a tensor was rounded that it does not have")
+            if header_json(header) != text.encode():
+                raise ValueError("it has keys that this version does not know")
+            return header
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is damaged ({error})") from error
+    raise CheckpointError(
+        f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
+    )
+
+
+def part_of(
+    path: str | os.PathLike[str], header: Header, part: str
+) -> tuple[Header, dict[str, str]]:
+    """What a header says of one module, and where its tensors are.
+
+    Args:
+        path: The file, for messages.
+        header: The header of the whole file.
+        part: Name of the module.
+
+    Returns:
+        A header with names that start below the module, and for every stored tensor that it needs
+        the name there.
+
+    Raises:
+        CheckpointError: If there is no tensor below the name.
+    """
+    start = f"{part}."
+    names: dict[str, str] = {}
+    own = Header(format=header.format)
+    for key in (*header.checksums, *header.aliases):
+        if key.startswith(start):
+            # What is tied to a tensor outside is stored for the first name inside.
+            stored, name = header.aliases.get(key, key), key.removeprefix(start)
+            if names.setdefault(stored, name) != name:
+                own.aliases[name] = names[stored]
+            own.checksums[names[stored]] = header.checksums[stored]
+            if stored in header.rounded:
+                own.rounded[names[stored]] = header.rounded[stored]
+    if not names:
+        raise CheckpointError(f"{path}: has nothing of {part!r}")
+    for name, entry in header.layers.items():
+        if f"{name}.".startswith(start):
+            own.layers[name[len(start) :]] = entry
+            coding = header.coding(name)
+            if coding is not None:
+                own.coded[name[len(start) :]] = coding
+    return own, names
+
+
+def join(name: str, leaf: str) -> str:
+    """Name of a tensor of a layer; that of a bare layer is empty."""
+    return f"{name}.{leaf}" if name else leaf
