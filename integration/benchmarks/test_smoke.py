@@ -121,6 +121,12 @@ def test_files(tmp_path: Path) -> None:
     assert len(values(result, "Files of a 64x64", "over entropy")) == 5
 
 
+def test_finetune(tmp_path: Path) -> None:
+    _, result = run_quick("finetune", tmp_path / "finetune.json")
+    assert values(result, "digits", "scheme") == ["pq(k=16,dim=4,codebooks=tensor)"]
+    assert values(result, "digits", "1 epoch")[0] > 0.9
+
+
 def test_kernel_costs(tmp_path: Path) -> None:
     _, result = run_quick("kernel_costs", tmp_path / "costs.json")
     kernels = next(rows for name, rows in result["tables"].items() if "picoseconds" in name)
