@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint import container, entropy
 from vq_plugin.checkpoint.header import (
     CheckpointError,
@@ -95,7 +96,7 @@ def save(
         tensors[key] = stored.cpu().contiguous().clone()
     header = replace(header, format=2 if header.coded or header.rounded else 1)
     data = container.to_bytes(header, tensors)
-    _write_atomically(Path(path), data)
+    write_atomically(Path(path), data)
     return len(data)
 
 
@@ -328,12 +329,3 @@ def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "floa
         return value
     dtypes[key] = "float32" if value.dtype is torch.float32 else "float64"
     return half
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
