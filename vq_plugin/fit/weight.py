@@ -221,9 +221,7 @@ def _normalize_rows(
     return scale, *divide_rows(matrix, importance, scale)
 
 
-def divide_rows(
-    matrix: Tensor, importance: Tensor | None, scale: Tensor
-) -> tuple[Tensor, Tensor]:
+def divide_rows(matrix: Tensor, importance: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Rows over their scales, and the importance that keeps the error the same."""
     wide = scale.float().unsqueeze(1)
     square = (wide / wide.max()).square().clamp_min(_LEAST_IMPORTANCE)
@@ -269,6 +267,7 @@ def check_weight(weight: Tensor) -> None:
 
 
 def check_range(matrix: Tensor) -> None:
+    """Raises ``ValueError`` for weights whose squares leave float32."""
     largest = _largest(matrix)
     if largest > _LARGEST or 0 < largest < _SMALLEST:
         raise ValueError(
@@ -278,6 +277,7 @@ def check_range(matrix: Tensor) -> None:
 
 
 def check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
+    """Raises ``ValueError`` for centers of ``matrix`` that their dtype cannot hold."""
     name = str(codebooks.dtype).removeprefix("torch.")
     largest = _largest(matrix)
     if not bool(codebooks.isfinite().all()):

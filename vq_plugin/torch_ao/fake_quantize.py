@@ -13,7 +13,7 @@ from torch.ao.quantization import FakeQuantizeBase
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.lloyd import lloyd_step, nearest_codes
 from vq_plugin.fit.weight import quantize_weight
-from vq_plugin.importance import InputMoments, named_importance
+from vq_plugin.importance import INPUT_STATS, named_importance
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import KM, Scheme
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
@@ -22,7 +22,7 @@ _STATE = ("codes", "codebooks", "scale")
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingPlan:
     """What one layer, or layers that share one weight, are trained for.
 
     It travels inside the qconfig, hence deep copies of it are equal to it.
@@ -45,11 +45,12 @@ class Training:
 class CodebookFakeQuantize(FakeQuantizeBase):
     """Lets a layer compute with the decoded weight while its float weight, the latent one, trains.
 
-    The first forward pass fits codes and codebooks. Then, in training mode, every forward pass
-    is one step of Lloyd's algorithm on the latent weight, as the optimizer has left it; the
-    gradient of the decoded weight goes to the latent one unchanged (straight-through, Bengio et
-    al. 2013, arXiv 1308.3432; for k-means weights as in Stock et al. 2019, arXiv 1907.05686). In
-    eval mode nothing is changed.
+    The first forward pass fits codes and codebooks; where
+    :func:`vq_plugin.torch_ao.observe_inputs` gathers statistics for the fit, the first one in
+    training mode. From then on every forward pass in training mode is one step of Lloyd's
+    algorithm on the latent weight, as the optimizer has left it. The gradient of the decoded
+    weight goes to the latent one unchanged (straight-through, Bengio et al. 2013, arXiv
+    1308.3432), but for the zeros that ``KM(keep_zeros=True)`` keeps. In eval mode nothing changes.
 
     The switches of ``torch.ao.quantization`` work on it: ``disable_observer`` keeps codebooks and
     row scales, while codes go on following; ``disable_fake_quant`` trains in float.
@@ -70,7 +71,7 @@ class CodebookFakeQuantize(FakeQuantizeBase):
     codebooks: Tensor | None
     scale: Tensor | None
 
-    def __init__(self, plan: Training, factory_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, factory_kwargs: dict[str, Any] | None = None) -> None:
         """An empty one: the host makes several for each layer.
 
         Args:
@@ -169,16 +170,13 @@ class CodebookFakeQuantize(FakeQuantizeBase):
         except ValueError as error:
             raise ValueError(f"layer {self.plan.name!r}: {error}") from error
 
-    def _moments(self) -> InputMoments | None:
-        return next((m for m in self.children() if isinstance(m, InputMoments)), None)
-
     def _importance(self) -> Tensor | None:
-        moments = self._moments()
+        moments = getattr(self, INPUT_STATS, None)
         return None if moments is None else named_importance(self.plan.name, moments)
 
     def _calibrates(self) -> bool:
         """Whether statistics are gathered that the fit is to wait for."""
-        return not self.training and self._moments() is not None
+        return not self.training and hasattr(self, INPUT_STATS)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -188,7 +186,7 @@ class CodebookFakeQuantize(FakeQuantizeBase):
             value = state_dict.get(prefix + name)
             device = self.fake_quant_enabled.device
             setattr(self, name, None if value is None else value.to(device, copy=True))
-        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -198,7 +196,7 @@ class _StraightThrough(torch.autograd.Function):
         return decoded
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad if ctx.zeros is None else grad.masked_fill(ctx.zeros, 0), None, None
 
 

@@ -7,11 +7,12 @@ import copy
 import torch
 from torch import nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
+from torch.ao.quantization.fx.tracer import QuantizationTracer
 
 from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import CODEBOOK_LAYERS
 from vq_plugin.select import Schemes, select
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize, Training
+from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize, TrainingPlan
 
 
 def get_qat_qconfig_mapping(
@@ -57,31 +58,39 @@ def get_qat_qconfig_mapping(
     chosen = select(model, schemes)
     ties = tied_weights(model, chosen)
     mapping = QConfigMapping() if base is None else copy.deepcopy(base)
-    plans: dict[str, Training] = {}
+    plans: dict[str, TrainingPlan] = {}
     for name, scheme in chosen.items():
-        _check_trains(name, model.get_submodule(name))
-        plans[name] = plans.get(ties.get(name, name)) or Training(name, scheme, seed)
+        _check_trains(model, name, ties.get(name))
+        plans[name] = plans.get(ties.get(name, name)) or TrainingPlan(name, scheme, seed)
         mapping.set_module_name(name, _qconfig(plans[name]))
     return mapping
 
 
-def _qconfig(plan: Training) -> QConfig:
+def _qconfig(plan: TrainingPlan) -> QConfig:
     return QConfig(  # type: ignore[no-untyped-call]
         activation=PlaceholderObserver.with_args(dtype=torch.float32),
-        weight=CodebookFakeQuantize.with_args(plan=plan),
+        weight=CodebookFakeQuantize.with_args(plan=plan),  # type: ignore[no-untyped-call]
     )
 
 
-def _check_trains(name: str, module: nn.Module) -> None:
+def _check_trains(model: nn.Module, name: str, tied: str | None) -> None:
     """Raises ``ValueError`` for a layer that training would be lost on."""
+    module = model.get_submodule(name)
     check_layer(name, module)
     if not name:
         raise ValueError("torch.ao trains layers inside a model only: wrap it in nn.Sequential")
-    kind = type(module).__name__
     leave = f"leave it with {{{name!r}: None}}"
+    outer = _untraced(model, name)
+    if outer is not None:
+        kind = type(model.get_submodule(outer)).__name__
+        raise ValueError(
+            f"layer {name!r}: FX does not trace into {outer!r} ({kind}), and what is inside would "
+            f"not be converted; {leave}"
+        )
     if type(module) not in CODEBOOK_LAYERS:
         raise ValueError(
-            f"layer {name!r} is {kind}: torch.ao trains plain torch.nn layers only; {leave}"
+            f"layer {name!r} is {type(module).__name__}: torch.ao trains plain torch.nn layers "
+            f"only; {leave}"
         )
     if "weight" not in module._parameters:
         raise ValueError(
@@ -93,3 +102,24 @@ def _check_trains(name: str, module: nn.Module) -> None:
             f"layer {name!r}: max_norm={module.max_norm} rewrites the weight as it runs; set it to "
             f"None, or {leave}"
         )
+    if tied is not None and any(
+        isinstance(model.get_submodule(n), nn.Embedding) for n in (name, tied)
+    ):
+        raise ValueError(
+            f"layer {name!r} shares the weight of {tied!r}, and torch.ao gives an embedding that "
+            f"it trains a weight of its own; leave both with {{{tied!r}: None, {name!r}: None}}"
+        )
+
+
+def _untraced(model: nn.Module, name: str) -> str | None:
+    """The first module around a layer that FX takes as a whole."""
+    parts = name.split(".")
+    tracer = QuantizationTracer([], [])
+    for count in range(1, len(parts)):
+        outer = ".".join(parts[:count])
+        module = model.get_submodule(outer)
+        # Lists are never called.
+        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if called and tracer.is_leaf_module(module, outer):
+            return outer
+    return None
