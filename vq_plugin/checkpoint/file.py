@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint import entropy
 from vq_plugin.checkpoint.header import (
     CheckpointError,
@@ -111,7 +112,7 @@ def save(
     except KeyError as error:
         key = next(key for key, value in tensors.items() if value.dtype == error.args[0])
         raise ValueError(f"{key!r} is of dtype {error}, which safetensors cannot keep") from error
-    _write_atomically(Path(path), data)
+    write_atomically(Path(path), data)
     return len(data)
 
 
@@ -378,12 +379,3 @@ def _checksum(value: Tensor) -> int:
     # Dtype and shape too: the same bytes mean something else with others.
     kind = zlib.crc32(f"{value.dtype}{list(value.shape)}".encode())
     return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data, kind)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
