@@ -19,6 +19,8 @@ from vq_plugin.schemes import KM, Scheme
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
 _STATE = ("codes", "codebooks", "scale")
+# How far codebooks go at each step; all the way, codes and weights chase each other.
+_PACE = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class CodebookFakeQuantize(FakeQuantizeBase):
 
     The first forward pass fits codes and codebooks; where
     :func:`vq_plugin.torch_ao.observe_inputs` gathers statistics for the fit, the first one in
-    training mode. From then on every forward pass in training mode is one step of Lloyd's
-    algorithm on the latent weight, as the optimizer has left it. The gradient of the decoded
-    weight goes to the latent one unchanged (straight-through, Bengio et al. 2013, arXiv
-    1308.3432), but for the zeros that ``KM(keep_zeros=True)`` keeps. In eval mode nothing changes.
+    training mode. From then on every forward pass in training mode gives the latent weight, as
+    the optimizer has left it, its nearest codes, and moves codebooks a tenth of the way to the
+    means of what they got: Lloyd's algorithm with a moving average, as in van den Oord et al. 2017
+    (arXiv 1711.00937, appendix A.1). The gradient of the decoded weight goes to the latent one
+    unchanged (straight-through, Bengio et al. 2013, arXiv 1308.3432), but for the zeros that
+    ``KM(keep_zeros=True)`` keeps. In eval mode nothing changes.
 
     The switches of ``torch.ao.quantization`` work on it: ``disable_observer`` keeps codebooks and
     row scales, while codes go on following; ``disable_fake_quant`` trains in float.
@@ -58,8 +62,8 @@ class CodebookFakeQuantize(FakeQuantizeBase):
     Attributes:
         plan: What it is to do; shared by layers that share one weight.
         codes: Buffer as in :class:`vq_plugin.CodebookWeight`; ``None`` before the fit.
-        codebooks: Buffer; ``None`` before the fit.
-        scale: Buffer; ``None`` before the fit and where there are no row scales.
+        codebooks: Buffer, float32; ``None`` before the fit.
+        scale: Buffer, float32; ``None`` before the fit and where there are no row scales.
     """
 
     dtype = TAG_DTYPE
@@ -87,15 +91,15 @@ class CodebookFakeQuantize(FakeQuantizeBase):
         leader = self._leader(weight)
         if leader is not self:
             output: Tensor = leader(weight)
-            self._take(leader)
+            for name in _STATE:
+                setattr(self, name, getattr(leader, name))
             return output
         if self.codebooks is None:
             if not self.fake_quant_enabled[0] or self._calibrates():
                 return weight
-            self._take(self._fit(weight))
+            self._fit(weight)
         elif self.training:
-            step = lloyd_step if self.observer_enabled[0] else nearest_codes
-            self._take(self._named(step, weight, self.small(weight), self._importance()))
+            self._follow(weight)
         if not self.fake_quant_enabled[0]:
             return weight
         scheme = self.plan.scheme
@@ -103,7 +107,7 @@ class CodebookFakeQuantize(FakeQuantizeBase):
         return _through(weight, self.small(weight).decode(), pruned)
 
     def small(self, weight: Tensor) -> CodebookWeight:
-        """Codes and codebooks as they are, for a weight of the shape and dtype of ``weight``."""
+        """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""
         assert self.codes is not None
         assert self.codebooks is not None
         dtype = self.plan.scheme.torch_codebook_dtype
@@ -133,7 +137,7 @@ class CodebookFakeQuantize(FakeQuantizeBase):
         weight = module.weight
         assert isinstance(weight, Tensor)
         if self.codebooks is None:
-            self._take(self._fit(weight))
+            self._fit(weight)
         small = self.small(weight)
         layer = kind(module, small)
         first = next((x for x in self.plan.layers if _same(x.codebook_weight, small)), None)
@@ -141,6 +145,9 @@ class CodebookFakeQuantize(FakeQuantizeBase):
             layer.share(first)
         self.plan.layers.append(layer)
         return layer
+
+    def extra_repr(self) -> str:  # noqa: D102 - inherited
+        return str(self.plan.scheme)
 
     def calculate_qparams(self) -> tuple[CodebookFakeQuantize, None]:  # type: ignore[override]
         """Itself, in the place of a scale: the host hands it to the reference module."""
@@ -155,14 +162,20 @@ class CodebookFakeQuantize(FakeQuantizeBase):
             self.plan.quantizers.append(self)
         return self.plan.quantizers[0]
 
-    def _take(self, source: CodebookWeight | CodebookFakeQuantize) -> None:
-        for name in _STATE:
-            setattr(self, name, getattr(source, name))
-
-    def _fit(self, weight: Tensor) -> CodebookWeight:
-        return self._named(
+    def _fit(self, weight: Tensor) -> None:
+        small = self._named(
             quantize_weight, weight, self.plan.scheme, self._importance(), self.plan.seed
         )
+        self.codes, self.codebooks = small.codes, small.codebooks.float()
+        self.scale = None if small.scale is None else small.scale.float()
+
+    def _follow(self, weight: Tensor) -> None:
+        step = lloyd_step if self.observer_enabled[0] else nearest_codes
+        moved = self._named(step, weight, self.small(weight), self._importance())
+        self.codes = moved.codes
+        if self.observer_enabled[0]:
+            self.codebooks = _towards(moved.codebooks, self.codebooks)
+            self.scale = _towards(moved.scale, self.scale)
 
     def _named(self, function: Callable[..., CodebookWeight], *arguments: Any) -> CodebookWeight:
         try:
@@ -201,6 +214,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 _through: Callable[[Tensor, Tensor, bool], Tensor] = _StraightThrough.apply
+
+
+def _towards(aim: Tensor | None, now: Tensor | None) -> Tensor | None:
+    return None if aim is None or now is None else torch.lerp(now, aim.to(now.dtype), _PACE)
 
 
 def _same(a: CodebookWeight, b: CodebookWeight) -> bool:
