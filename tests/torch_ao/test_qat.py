@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.ao.nn import quantized
 from torch.ao.nn.intrinsic import quantized as fused_quantized
 from torch.ao.quantization import get_default_qat_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx
+from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torch.nn import functional
 
 import vq_plugin as vq
@@ -241,6 +242,20 @@ def test_beside_int8_layers(prepare_qat, train):
     )
     wanted = prepared(inputs)
     assert (converted(inputs) - wanted).norm() < 0.1 * wanted.norm()
+
+
+def test_a_layer_that_convert_does_not_reach_is_an_error():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 4)))
+    inputs, backend = torch.randn(4, 8), get_backend_config()
+    opaque = PrepareCustomConfig().set_non_traceable_module_names(["1"])
+    mapping = get_qat_qconfig_mapping(model, vq.KM(k=4))
+    prepared = prepare_qat_fx(
+        model.train(), mapping, (inputs,), prepare_custom_config=opaque, backend_config=backend
+    )
+    prepared(inputs)
+    converted = convert_fx(prepared.eval(), backend_config=backend)
+    with pytest.raises(ValueError, match=r"'1\.0': .*still Linear: FX does not trace into '1'"):
+        check_converted(converted, vq.KM(k=4))
 
 
 def test_a_forgotten_backend_is_an_error(prepare_qat, train):
