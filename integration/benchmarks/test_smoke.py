@@ -129,6 +129,11 @@ def test_finetune(tmp_path: Path) -> None:
     assert values(result, "digits", "1 epoch")[0] > 0.9
 
 
+def test_qat(tmp_path: Path) -> None:
+    _, result = run_quick("qat", tmp_path / "qat.json")
+    assert values(result, "digits", "1 epoch")[0] > 0.95
+
+
 def test_kernel_costs(tmp_path: Path) -> None:
     _, result = run_quick("kernel_costs", tmp_path / "costs.json")
     kernels = next(rows for name, rows in result["tables"].items() if "picoseconds" in name)
