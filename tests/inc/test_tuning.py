@@ -24,7 +24,7 @@ SETTINGS = [vq.KM(k=256), "pq(k=4,dim=8)", {"0": vq.KM(k=2), "*": None}, vq.KM(k
 
 def nbytes(model):
     sizes = vq.summary(model)
-    return sizes.nbytes + sizes.other_nbytes
+    return sizes.file_nbytes + sizes.other_nbytes
 
 
 def compressed(model):

@@ -215,7 +215,7 @@ def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
         "test_loss": result.test_loss,
         **_ends("test_loss", result.test_interval),
         "rate": result.rate,
-        "nbytes": sizes.nbytes + sizes.other_nbytes,
+        "nbytes": sizes.file_nbytes + sizes.other_nbytes,
         "trials": len(result.trials),
         "resumed": result.resumed,
         "search_seconds": result.search_seconds,

@@ -45,7 +45,7 @@ def test_the_parent_holds_budget_schemes_and_metrics(
         "test_loss_low": 0.001,
         "test_loss_high": 0.029,
         "rate": 1.4,
-        "nbytes": sizes.nbytes + sizes.other_nbytes,
+        "nbytes": sizes.file_nbytes + sizes.other_nbytes,
         "trials": 2,
         "resumed": 0,
         "search_seconds": 1.5,
