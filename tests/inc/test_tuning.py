@@ -196,6 +196,17 @@ def test_a_timeout_warns(recipe):
         tuning_config(digits.model(), recipe(exit="{max_trials: 3, timeout: 10}"))
 
 
+@pytest.mark.parametrize(
+    "key", ["pruning: {loader: NAME, sparsity: 0.9}", "recovery: {loader: NAME}"]
+)
+def test_training_that_inc_does_not_do(recipe, key):
+    path = recipe()
+    loader = "vq_plugin.workloads.digits:training_batches"
+    path.write_text(path.read_text() + key.replace("NAME", loader))
+    with pytest.raises(ValueError, match="INC's autotune neither prunes nor trains: remove"):
+        tuning_config(digits.model(), path)
+
+
 def test_too_many_settings(model):
     with pytest.raises(ValueError, match="4 settings and one that does nothing are more than"):
         tuning_config(model, SETTINGS, max_trials=4)

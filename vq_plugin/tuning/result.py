@@ -32,8 +32,9 @@ class Trial:
             sample.
         held: Whether it is within the budget; with a confidence, whether that is also confirmed.
         phase: ``"frontier"`` while looking for the most aggressive point of the predicted
-            frontier, ``"local"`` for the steps from there.
-        seconds: Time of the evaluation.
+            frontier, ``"local"`` for the steps from there, ``"recovery"`` for settings that were
+            trained.
+        seconds: Time of the evaluation, and of the training if there was one.
         error: Why the trial failed, or ``None``.
     """
 
@@ -118,7 +119,7 @@ class TuneResult:
         test_score: The metric there of the setting that held on the tuning split.
         test_loss: Its loss there.
         test_interval: Interval of that loss.
-        cut: What ``max_trials`` or ``timeout`` cut off, or ``None``.
+        cut: What limits on trials or time cut off, or ``None``.
         stopped: Why the budget was not reached, or ``None``.
         search_seconds: Time of everything but the user's evaluations.
         resumed: How many evaluations came from the journal of an interrupted run.

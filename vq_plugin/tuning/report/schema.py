@@ -43,7 +43,7 @@ class Verdict(_Record):
     stopped: str | None
     """Why the budget was not reached; null if it was."""
     cut: str | None
-    """What a limit on trials or time cut off the search; null if nothing."""
+    """What limits on trials or time cut off the search; null if nothing."""
     chosen_trial: Count | None
     """Index of the chosen setting in `trials`, counted from 0; null if the budget was not
     reached."""
@@ -178,9 +178,9 @@ class Trial(_Record):
     held: bool
     """Whether it is within the budget, with the confidence that the budget asks for."""
     phase: str
-    """Part of the search: `frontier` or `local`."""
+    """Part of the search: `frontier`, `local`, or `recovery` for settings that were trained."""
     seconds: Number
-    """Time of the evaluation."""
+    """Time of the evaluation, and of the training if there was one."""
     error: str | None
     """Why the trial failed; null if it did not."""
 
@@ -200,7 +200,7 @@ class Seconds(_Record):
     search: Number
     """Everything but the evaluations."""
     evaluations: Number
-    """The evaluations of all trials."""
+    """The evaluations of all trials, with the training that some of them need."""
 
 
 class Environment(_Record):

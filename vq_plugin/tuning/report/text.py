@@ -51,7 +51,7 @@ def _trials(report: Report) -> str:
             wording.loss_text(report, trial.loss),
             wording.interval_text(report, trial.interval),
             "chosen" if index == report.verdict.chosen_trial else wording.kind_of(report, trial),
-            trial.error or change,
+            trial.error or "trained: " * (trial.phase == "recovery") + change,
         ]
         for index, (trial, change) in enumerate(zip(report.trials, changes, strict=True))
     ]
