@@ -45,6 +45,7 @@ class InputMoments(nn.Module):
         assert isinstance(weight, Tensor)
         # Features come last for Linear, before the spatial dimensions for ConvNd.
         self._channel_dim = 1 - weight.dim()
+        self._rows, self._groups = weight.shape[0], int(getattr(layer, "groups", 1))
         self.register_buffer("total", torch.zeros(features, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
@@ -66,8 +67,8 @@ class InputMoments(nn.Module):
         """A forward pre-hook, to be registered ``with_kwargs=True``."""
         self(arguments[0] if arguments else keywords["input"])
 
-    def importance(self, layer: nn.Module) -> Tensor:
-        """Importance of every element of ``layer.weight``; broadcasts to its shape.
+    def importance(self) -> Tensor:
+        """Importance of every element of the layer's weight; broadcasts to its shape.
 
         Raises:
             ValueError: If no input was seen, or it was not finite.
@@ -85,13 +86,11 @@ class InputMoments(nn.Module):
         mean = (mean + _FLOOR * mean.mean()).float()
         if self._embedding:
             return mean.unsqueeze(1)
-        if isinstance(layer, nn.Linear):
+        if self._channel_dim == -1:
             return mean
-        groups = int(layer.groups)  # type: ignore[arg-type]
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        per_group = mean.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
-        return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+        per_group = mean.reshape(self._groups, -1)
+        per_row = per_group.repeat_interleave(self._rows // self._groups, 0)
+        return per_row.reshape(*per_row.shape, *[1] * (-1 - self._channel_dim))
 
 
 def input_importance(
@@ -124,7 +123,7 @@ def input_importance(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: named_importance(name, layers[name], moment) for name, moment in moments.items()}
+    return {name: named_importance(name, moment) for name, moment in moments.items()}
 
 
 def attach_moments(layer: nn.Module) -> None:
@@ -164,14 +163,14 @@ def _observe(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str
     getattr(layer, INPUT_STATS).observe(layer, arguments, keywords)
 
 
-def named_importance(name: str, layer: nn.Module, moments: InputMoments) -> Tensor:
-    """``moments.importance(layer)``; errors name the layer.
+def named_importance(name: str, moments: InputMoments) -> Tensor:
+    """``moments.importance()``; errors name the layer.
 
     Raises:
         ValueError: If no input was seen, or it was not finite.
     """
     try:
-        return moments.importance(layer)
+        return moments.importance()
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from None
 

@@ -129,7 +129,4 @@ def _importance(model: nn.Module, layers: Iterable[str], *, required: bool) -> d
     moments = {name: own for name, own in found.items() if isinstance(own, InputMoments)}
     if not required and not any(own.count > 0 for own in moments.values()):
         return {}
-    return {
-        name: named_importance(name, model.get_submodule(name), own)
-        for name, own in moments.items()
-    }
+    return {name: named_importance(name, own) for name, own in moments.items()}

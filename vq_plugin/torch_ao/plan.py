@@ -84,7 +84,7 @@ class Plan:
         name = self.name or repr(module)
         # Taken off the layer, as eager ``convert`` keeps hooks.
         moments = detach_moments(module)
-        importance = None if moments is None else named_importance(name, module, moments)
+        importance = None if moments is None else named_importance(name, moments)
         weight = module.weight
         assert isinstance(weight, Tensor)
         first = self.fitted.weights.get(weight)
