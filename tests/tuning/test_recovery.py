@@ -18,6 +18,7 @@ from vq_plugin.tuning import TuneResult
 from vq_plugin.tuning.allocation import frontier
 from vq_plugin.tuning.propose import Landscape
 from vq_plugin.tuning.recovery import next_to_train
+from vq_plugin.tuning.report import format_result
 from vq_plugin.tuning.result import LayerCandidate
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def test_a_setting_that_training_brings_back_is_taken(task: "Task", tmp_path: Pa
     assert result.passed
     assert (result.schemes, result.rate, result.loss) == (best.schemes, best.rate, best.loss)
     assert result.rate > plain.rate
+    assert format_result(result).count("trained: ") == len(trained)
     # It is the training that did it, and the model that comes out was trained.
     schemes = {name: scheme for name, scheme in best.schemes.items() if scheme is not None}
     fitted = vq.compress(task.model, schemes, task.settings["calibration"])
