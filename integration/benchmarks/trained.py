@@ -70,10 +70,14 @@ class Setting:
     batch: int = 64
     lr: float = 2e-3
     epochs: tuple[int, int] = (5, 1)
-    augment: Callable[[Tensor], Tensor] = lambda images: images
+    augment: Callable[[Tensor], Tensor] | None = None
     bound: float | None = None
     paper: Mapping[str, LayerSetting] | None = None
     dkm: bool = False
+
+    def batches(self, samples: Samples, labels: bool = False) -> Batches:
+        """Training batches, with their labels if asked for."""
+        return Batches(samples, self.batch, labels, self.augment)
 
 
 SETTINGS = {
@@ -109,21 +113,6 @@ SETTINGS = {
 }  # fmt: skip
 
 
-class Augmented:
-    """Batches whose images change from epoch to epoch."""
-
-    def __init__(self, batches: Batches, augment: Callable[[Tensor], Tensor]) -> None:
-        self._batches, self._augment = batches, augment
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for images in self._batches:
-            assert isinstance(images, Tensor)
-            yield self._augment(images)
-
-
 @dataclass(frozen=True)
 class Row:
     """One model: who made it, at which stage, with which seed, and its bytes."""
@@ -138,8 +127,7 @@ class Row:
 
 def ours(setting: Setting, data: Samples, seed: int) -> Iterator[Row]:
     """Prune, quantize and train, code."""
-    teacher = setting.workload.model()
-    loader = Augmented(Batches(data, setting.batch), setting.augment)
+    teacher, loader = setting.workload.model(), setting.batches(data)
     start = time.perf_counter()
     sparse = vq.prune(
         setting.workload.model().train(), loader, setting.sparsity, teacher=teacher,
@@ -165,7 +153,7 @@ def paper(setting: Setting, data: Samples) -> Iterator[Row]:
         return
     start = time.perf_counter()
     found = deep_compression.run(
-        setting.workload.model(), Batches(data, setting.batch, labels=True), setting.paper,
+        setting.workload.model(), setting.batches(data, labels=True), setting.paper,
         rounds=setting.epochs[0], epochs=setting.epochs[1], seed=0,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -184,7 +172,7 @@ def coremltools(setting: Setting, data: Samples) -> Iterator[Row]:
     if not setting.dkm:
         return
     start = time.perf_counter()
-    loader = Batches(data, setting.batch, labels=True)
+    loader = setting.batches(data, labels=True)
     small = peers.coremltools_dkm(model, layers, 2, loader, sum(setting.epochs))
     nbytes = small.nbytes + 2 * _others(model)
     yield Row("coremltools DKM", "Q", 0, nbytes, small.model, time.perf_counter() - start)

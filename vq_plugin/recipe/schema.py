@@ -197,7 +197,7 @@ class Tuning(_Keys):
     )
     objective: Literal["size"] = Field(default="size", description="The smallest model wins.")
     exit_policy: ExitPolicy = Field(default=ExitPolicy(), description="Limits of the search.")
-    random_seed: int = Field(default=0, description="Seed of the fits.")
+    random_seed: int = Field(default=0, description="Seed of the fits and of the training.")
 
 
 class Recipe(_Keys):

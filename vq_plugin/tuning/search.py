@@ -63,9 +63,9 @@ def tune(
             sequences; ``None`` in a sequence lets a layer stay in float. If ``None``,
             :data:`vq_plugin.tuning.LADDER` for all layers.
         test: As ``evaluate``, on an untouched split; it gives the verdict and chooses nothing.
-        max_trials: The most settings to evaluate.
-        timeout: Seconds after which no evaluation is begun.
-        seed: Seed of the fits.
+        max_trials: The most settings to evaluate; ``recovery`` has a limit of its own.
+        timeout: Seconds after which no evaluation and no training is begun.
+        seed: Seed of the fits, and of the training.
         workers: Fits and evaluations at a time, each in a process of its own; ``evaluate`` must
             then be picklable. The result does not depend on it. Evaluations that may turn out
             not to be needed are begun ahead; they count neither as trials nor for ``max_trials``.

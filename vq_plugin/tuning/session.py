@@ -252,7 +252,8 @@ class Session:
     def _limit_reached(self) -> str | None:
         left = "smaller settings nearby were left untried"
         if self._smallest(self.outcomes) is None:
-            left = "no setting that holds had been found"
+            untrained = "" if self.trainer is None else " untrained"
+            left = f"no setting that holds{untrained} had been found"
         if len(self.trials) >= self.max_trials:
             return f"max_trials={self.max_trials} reached: {left}"
         if self.deadline is not None and time.monotonic() >= self.deadline:

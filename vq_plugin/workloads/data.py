@@ -1,6 +1,6 @@
 """What a data set looks like to the workloads: labelled images in three disjoint splits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,11 +45,13 @@ class Batches:
         samples: The split.
         size: Images a batch.
         labels: Whether a batch is a pair of images and labels, or images alone.
+        augment: Maps a batch of images to one of the same shape, at random.
     """
 
     samples: Samples
     size: int = 64
     labels: bool = False
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.samples.labels) // self.size
@@ -57,4 +59,5 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         images, labels = self.samples
         for batch in torch.split(torch.randperm(len(labels)), self.size)[: len(self)]:
-            yield (images[batch], labels[batch]) if self.labels else images[batch]
+            inputs = images[batch] if self.augment is None else self.augment(images[batch])
+            yield (inputs, labels[batch]) if self.labels else inputs

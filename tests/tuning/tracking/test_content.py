@@ -104,6 +104,18 @@ def test_a_child_holds_schemes_and_metrics(
     assert [run.data.tags.get("chosen") for run in (first, second)] == [None, "true"]
 
 
+def test_of_one_setting_the_trial_that_was_trained_is_the_chosen_one(
+    client: "mlflow.MlflowClient", uri: str, folder: Path
+) -> None:
+    trials = (trial(SMALL, score=0.5), trial(SMALL, phase="recovery"))
+    parent = log_run(
+        result(trials=trials), folder=folder, recipe=None, experiment=EXPERIMENT, tracking_uri=uri
+    )
+    runs = children(client, parent)
+    assert [run.data.params["phase"] for run in runs] == ["frontier", "recovery"]
+    assert [run.data.tags.get("chosen") for run in runs] == [None, "true"]
+
+
 def test_artifacts_come_back_byte_for_byte(
     client: "mlflow.MlflowClient", uri: str, folder: Path, tmp_path: Path
 ) -> None:
