@@ -1,13 +1,18 @@
-"""How much each weight matters, from unlabelled inputs."""
+"""What the inputs of layers are like, from unlabelled data."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.parallel import deterministic_map, worker_pool
+from vq_plugin.patches import input_patches
 
 # Where a layer keeps its statistics between a host's prepare and its convert.
 INPUT_STATS = "input_stats"
@@ -15,21 +20,35 @@ INPUT_STATS = "input_stats"
 # Inputs that calibration never saw may still occur.
 _FLOOR = 1e-3
 
+# The second moments of so many inputs take 85 MB, and a fit by them seconds to minutes.
+MOST_INPUTS = 4608
+_ROWS = 512
+
 
 class InputMoments(nn.Module):
-    """Running mean square of a layer's input, feature by feature.
+    """Running first and second moments of a layer's input.
 
-    The error of a layer's output is ``Σ_j E[x_j²]·(Δw_ij)²`` where inputs are uncorrelated, so
-    ``E[x_j²]`` is the importance of every weight that input j meets.
+    The error of a layer's output is ``Σ_o Δw_o·E[x xᵀ]·Δw_oᵀ``, which takes second moments of all
+    pairs of inputs; those of single inputs, ``E[x_j²]``, are the importance of every weight that
+    input j meets. Inputs are features (Linear), or the patches under the kernel (ConvNd). Pairs
+    are left out for Embedding, whose rows are never added up, and where there are more than
+    :data:`MOST_INPUTS` inputs, which a warning says.
 
     Attributes:
         total: Float64 buffer, sum of squares per input feature (Linear), input channel (ConvNd)
             or count per row (Embedding).
         count: Float64 buffer, number of samples in ``total``.
+        first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for Embedding.
+        second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two; empty where
+            they are left out.
+        patches: Float64 buffer, number of samples in ``first`` and ``second``.
     """
 
     total: Tensor
     count: Tensor
+    first: Tensor
+    second: Tensor
+    patches: Tensor
 
     def __init__(self, layer: nn.Module) -> None:
         """Empty statistics for a Linear, ConvNd or Embedding layer."""
@@ -40,18 +59,32 @@ class InputMoments(nn.Module):
             features = layer.num_embeddings
         else:
             features = int(layer.in_channels)  # type: ignore[arg-type]
-        self._embedding = isinstance(layer, nn.Embedding)
         weight = layer.weight
         assert isinstance(weight, Tensor)
         # Features come last for Linear, before the spatial dimensions for ConvNd.
         self._channel_dim = 1 - weight.dim()
-        self.register_buffer("total", torch.zeros(features, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        groups, inputs = 0, 0
+        if not isinstance(layer, nn.Embedding):
+            groups, inputs = int(getattr(layer, "groups", 1)), weight[0].numel()
+        known = groups
+        if inputs > MOST_INPUTS:
+            known = 0
+            warnings.warn(
+                f"{layer} has {inputs} inputs, more than {MOST_INPUTS}: its fit goes by their mean "
+                "squares, not by how they go together",
+                stacklevel=2,
+            )
+        double, single = torch.float64, torch.float32
+        self.register_buffer("total", torch.zeros(features, dtype=double))
+        self.register_buffer("count", torch.zeros((), dtype=double))
+        self.register_buffer("first", torch.zeros(groups, inputs, dtype=double))
+        self.register_buffer("second", torch.zeros(known, inputs, inputs, dtype=single))
+        self.register_buffer("patches", torch.zeros((), dtype=double))
 
     @torch.no_grad()
-    def forward(self, value: Tensor) -> None:
+    def add(self, layer: nn.Module, value: Tensor) -> None:
         """Adds one batch of the layer's input."""
-        if self._embedding:
+        if isinstance(layer, nn.Embedding):
             self.total += torch.bincount(value.flatten(), minlength=len(self.total))
             self.count += value.numel()
             return
@@ -59,19 +92,43 @@ class InputMoments(nn.Module):
         by_feature = by_feature.reshape(-1, len(self.total))
         self.total += by_feature.square().sum(0)
         self.count += len(by_feature)
+        # A product may round differently on several threads: pieces of it, each on one.
+        with worker_pool():
+            for patches in input_patches(layer, value.detach()):
+                self.patches += patches.shape[1]
+                self.first += patches.sum(1, dtype=torch.float64)
+                deterministic_map(partial(self._add_rows, patches), self._row_blocks())
+
+    def _row_blocks(self) -> range:
+        return range(0, self.second.shape[1] if len(self.second) else 0, _ROWS)
+
+    def _add_rows(self, patches: Tensor, start: int) -> None:
+        rows = slice(start, start + _ROWS)
+        self.second[:, rows] += patches[:, :, rows].mT @ patches
 
     def observe(
-        self, _: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
+        self, layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
     ) -> None:
         """A forward pre-hook, to be registered ``with_kwargs=True``."""
-        self(arguments[0] if arguments else keywords["input"])
+        self.add(layer, arguments[0] if arguments else keywords["input"])
 
-    def importance(self, layer: nn.Module) -> Tensor:
-        """Importance of every element of ``layer.weight``; broadcasts to its shape.
+    def moments(self, layer: nn.Module) -> Moments:
+        """What the fit of ``layer.weight`` wants to know.
 
         Raises:
             ValueError: If no input was seen, or it was not finite.
         """
+        importance = self._importance(layer)
+        if not len(self.first):
+            return Moments(importance)
+        has_bias = getattr(layer, "bias", None) is not None
+        return Moments(
+            importance,
+            (self.second / self.patches.float()) if len(self.second) else None,
+            (self.first / self.patches).float() if has_bias else None,
+        )
+
+    def _importance(self, layer: nn.Module) -> Tensor:
         if self.count == 0:
             raise ValueError(
                 "calibration never ran it: feed inputs that reach it, or leave it out where its "
@@ -83,7 +140,7 @@ class InputMoments(nn.Module):
         if not bool((mean > 0).any()):
             return torch.ones(1, device=mean.device)
         mean = (mean + _FLOOR * mean.mean()).float()
-        if self._embedding:
+        if isinstance(layer, nn.Embedding):
             return mean.unsqueeze(1)
         if isinstance(layer, nn.Linear):
             return mean
@@ -94,12 +151,12 @@ class InputMoments(nn.Module):
         return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
-def input_importance(
+def input_moments(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     calibration: Iterable[object] | Callable[[nn.Module], object],
-) -> dict[str, Tensor]:
-    """Runs calibration data through a model and weighs the weights of its layers.
+) -> dict[str, Moments]:
+    """Runs calibration data through a model and gathers the moments of its layers' inputs.
 
     Args:
         model: The float model; run in eval mode without gradients, then left as it was.
@@ -107,7 +164,7 @@ def input_importance(
         calibration: Input batches, or a callable that runs the model it is given.
 
     Returns:
-        Importance by layer name, each broadcasting to the layer's weight.
+        Moments by layer name.
 
     Raises:
         ValueError: If the calibration is empty or does not reach a layer (the message names it).
@@ -124,7 +181,7 @@ def input_importance(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: named_importance(name, layers[name], moment) for name, moment in moments.items()}
+    return {name: named_moments(name, layers[name], moment) for name, moment in moments.items()}
 
 
 def attach_moments(layer: nn.Module) -> None:
@@ -164,14 +221,14 @@ def _observe(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str
     getattr(layer, INPUT_STATS).observe(layer, arguments, keywords)
 
 
-def named_importance(name: str, layer: nn.Module, moments: InputMoments) -> Tensor:
-    """``moments.importance(layer)``; errors name the layer.
+def named_moments(name: str, layer: nn.Module, moments: InputMoments) -> Moments:
+    """``moments.moments(layer)``; errors name the layer.
 
     Raises:
         ValueError: If no input was seen, or it was not finite.
     """
     try:
-        return moments.importance(layer)
+        return moments.moments(layer)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from None
 
