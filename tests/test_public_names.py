@@ -29,6 +29,7 @@ NAMES = {
     "load",
     "parse_scheme",
     "quantize_weight",
+    "reestimate_norms",
     "save",
     "scheme_from_dict",
     "set_precision",
@@ -91,6 +92,7 @@ def test_functions() -> None:
         "scheme": ...,
         "importance": None,
         "seed": 0,
+        "moments": None,
         "backend": "torch",
     }
     assert positional(vq.quantize_weight) == ["weight", "scheme", "importance", "seed"]
