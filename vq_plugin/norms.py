@@ -53,7 +53,7 @@ def reestimate_norms(model: nn.Module, calibration: Calibration) -> nn.Module:
     try:
         with eval_mode(model):
             for norm in norms.values():
-                norm.reset_running_stats()  # type: ignore[no-untyped-call]
+                norm.reset_running_stats()
                 # A running mean over all batches.
                 norm.momentum = None
                 norm.training = True
