@@ -28,6 +28,7 @@ NAMES = {
     "finetune",
     "load",
     "parse_scheme",
+    "prune",
     "quantize_weight",
     "reestimate_norms",
     "save",

@@ -10,6 +10,7 @@ from vq_plugin.finetune import finetune
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.model import compress, set_precision
 from vq_plugin.norms import reestimate_norms
+from vq_plugin.prune import prune
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
 from vq_plugin.summary import Summary, summary
 from vq_plugin.tuning import LossBudget, TuneResult, tune
@@ -29,6 +30,7 @@ __all__ = [
     "finetune",
     "load",
     "parse_scheme",
+    "prune",
     "quantize_weight",
     "reestimate_norms",
     "save",

@@ -3,7 +3,8 @@
     python -m integration.benchmarks.finetune [--quick]
 
 The two large layers get one shared codebook each. The float model teaches, on the training split
-without its labels; accuracies are those of the untouched test split.
+without its labels; accuracies are those of the untouched test split. About five minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from integration.benchmarks.harness import Report, Table, parse_arguments
 from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_cnn
 from vq_plugin.workloads.data import Samples
 
-_SCHEMES = ("pq(k=16,dim=4,codebooks=tensor)", "pq(k=16,dim=8,codebooks=tensor)", "km(k=4)")
+_SCHEMES = ("pq(k=16,dim=8,codebooks=tensor)", "km(k=4)")
+_SEEDS = (0, 1)
 
 
 class Shuffled:
@@ -38,7 +40,7 @@ class Shuffled:
 
 def main() -> None:
     arguments = parse_arguments(__doc__.splitlines()[0])
-    report = Report("finetune", {"quick": arguments.quick, "seeds": [0, 1, 2]})
+    report = Report("finetune", {"quick": arguments.quick, "seeds": _SEEDS})
     workload: ModuleType = digits if arguments.quick else fashion_mnist_cnn
     data = (digits if arguments.quick else fashion_mnist).load()
     layers = ("classifier.0",) if arguments.quick else ("classifier.0", "classifier.3")
@@ -51,7 +53,7 @@ def main() -> None:
         },
     )  # fmt: skip
     for text in _SCHEMES[:1] if arguments.quick else _SCHEMES:
-        for seed in (0,) if arguments.quick else (0, 1, 2):
+        for seed in (0,) if arguments.quick else _SEEDS:
             small = vq.compress(model, dict.fromkeys(layers, vq.parse_scheme(text)), seed=seed)
             fitted = workload.test(small)
             vq.finetune(small, Shuffled(data.train), teacher=model, seed=seed)

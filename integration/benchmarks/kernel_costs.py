@@ -1,11 +1,12 @@
-"""The constants of vq_plugin/ops/csrc/isa_*.cpp: how long a kernel takes, as a sum of few terms.
+"""Start values of the constants of isa_*.cpp: how long a kernel takes, as a sum of few terms.
 
     python -m integration.benchmarks.kernel_costs [--isa avx512]
 
 Kernels run on one thread, on layers of several sizes with random codes, and non-negative least
 squares of the relative error finds the picoseconds of each code, weight and value of a center for
 each sample, and of each code and value whatever the batch. The last column says how far the sum is
-from the measured time: at worst below and above.
+from the measured time: at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from
+such a fit and were then adjusted by hand against ``integration.benchmarks.linear``.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def main() -> None:
             for cold in (False, True):
                 table = race_layers(layers, shape, batches, threads, cold, seconds * few)
                 report.add(table)
-                _not_slower(report, table, layers)
+                _not_slower(report, table)
                 if shape == square and threads == 2 and not cold:
                     _bounds(report, table, batches)
                 if shape == wide and threads == 2:
@@ -95,7 +95,7 @@ def main() -> None:
                     shape, batches, 2, False, seconds,
                 )  # fmt: skip
                 report.add(table)
-                _not_slower(report, table, layers)
+                _not_slower(report, table)
                 if isa == "avx2":
                     report.checks.append(
                         Check("AVX2, batch 1: PQ k=16 dim=4",
@@ -219,7 +219,7 @@ def _bounds(report: Report, table: Table, batches: Sequence[int]) -> None:
         report.checks.append(Check(f"batch {batch}: PQ fast over {_INT8}", ratio, 2, at_least=True))
 
 
-def _not_slower(report: Report, table: Table, layers: Layers) -> None:
+def _not_slower(report: Report, table: Table) -> None:
     columns = [column for column in table.formats if column.startswith("batch")]
     worst = min(row[column] for row in table.rows if row["layer"] in _OURS for column in columns)
     where = table.title.partition(":")[0]

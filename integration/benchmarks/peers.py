@@ -13,12 +13,13 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import vq_plugin as vq
 from vq_plugin.model import Calibration
@@ -78,6 +79,37 @@ def coremltools(model: nn.Module, layers: Collection[str], n_bits: int, dim: int
         with seeded(0):
             small = PostTrainingPalettizer(model, config).compress()
     return _collect(model, small, layers, k=1 << n_bits, dim=dim)
+
+
+def coremltools_dkm(
+    model: nn.Module,
+    layers: Collection[str],
+    n_bits: int,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    epochs: int,
+) -> Compressed:
+    """coremltools' ``DKMPalettizer`` on single weights, trained on labels (arXiv 2108.12659)."""
+    with quiet():
+        from coremltools.optimize.torch.palettization import DKMPalettizer, DKMPalettizerConfig
+
+        settings = {"n_bits": n_bits, "weight_threshold": 0}
+        config = DKMPalettizerConfig.from_dict(
+            {"module_name_configs": dict.fromkeys(layers, settings)}
+        )
+        np.random.seed(0)
+        with seeded(0):
+            palettizer = DKMPalettizer(copy.deepcopy(model), config)
+            small = palettizer.prepare().train()
+            optimizer = torch.optim.Adam(small.parameters(), lr=1e-4)
+            for _ in range(epochs):
+                for images, labels in loader:
+                    loss = functional.cross_entropy(small(images), labels)
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    palettizer.step()
+            small = palettizer.finalize(small.eval())
+    return _collect(model, small, layers, k=1 << n_bits, dim=1)
 
 
 def torchao_codebook(model: nn.Module, layers: Collection[str], n_bits: int, dim: int

@@ -3,7 +3,8 @@
 python -m integration.benchmarks.publish [--runs runs/benchmarks]
 
 Between ``<!-- NAME -->`` and ``<!-- end NAME -->`` goes what the run of that name printed; a run
-that is missing leaves its place as it is, one of ``--quick`` is refused.
+that is missing leaves its place as it is, one of ``--quick`` is refused. A run without a place is
+named.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def publish(page: str, runs: Path) -> str:
             raise SystemExit(f"{path} is from --quick: run it without")
         return f"<!-- {name} -->\n```text\n{result['printed']}\n```\n<!-- end {name} -->"
 
+    for path in sorted(runs.glob("*.json")):
+        if f"<!-- {path.stem} -->\n" not in page:
+            print(
+                f"{path} has no place: put <!-- {path.stem} --> and <!-- end {path.stem} --> there"
+            )
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end \1 -->", block, page, flags=re.DOTALL)
 
 

@@ -123,7 +123,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_finetune(tmp_path: Path) -> None:
     _, result = run_quick("finetune", tmp_path / "finetune.json")
-    assert values(result, "digits", "scheme") == ["pq(k=16,dim=4,codebooks=tensor)"]
+    assert values(result, "digits", "scheme") == ["pq(k=16,dim=8,codebooks=tensor)"]
     assert values(result, "digits", "1 epoch")[0] > 0.9
 
 
@@ -156,6 +156,14 @@ def test_publish_fills_in_what_was_run(tmp_path: Path) -> None:
     filled = publish(page, tmp_path)
     assert filled == page.replace("old", "```text\ntable\n```")
     assert publish(filled, tmp_path) == filled
+
+
+def test_publish_says_which_runs_have_no_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.json").write_text(json.dumps({"settings": {}, "printed": "table"}))
+    assert publish("a\n", tmp_path) == "a\n"
+    assert "put <!-- new --> and <!-- end new -->" in capsys.readouterr().out
 
 
 def test_publish_refuses_tiny_sizes(tmp_path: Path) -> None:

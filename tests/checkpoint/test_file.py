@@ -1,50 +1,18 @@
-"""Files: bit for bit what was saved, or a ``CheckpointError``."""
+"""Files: bit for bit what was saved."""
 
 import hashlib
-import json
-import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import vq_plugin as vq
+from tests.checkpoint.models import INDEX, Net, assert_same_state, compressed
 from vq_plugin.checkpoint import read_header
-
-
-class Net(nn.Module):
-    """Every kind of layer, a norm with buffers, and layers left alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(20, 12, padding_idx=0)
-        self.conv1 = nn.Conv1d(12, 8, 3, padding="same", padding_mode="circular")
-        self.norm = nn.BatchNorm1d(8)
-        self.conv2 = nn.Conv2d(1, 6, 3, groups=1, bias=False)
-        self.conv3 = nn.Conv3d(1, 2, (1, 3, 3))
-        self.fc = nn.Linear(2 * 5 * 4 * 6, 10)
-        self.left = nn.Linear(10, 3)
-        self.register_buffer("steps", torch.tensor(3))
-        self.register_buffer("flags", torch.tensor([True, False]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv1(self.embed(x).transpose(1, 2))).relu()  # 8 x 6
-        x = self.conv2(x.unsqueeze(1))  # 6 x 6 x 4
-        x = torch.nn.functional.pad(x, (1, 1, 1, 1))  # 6 x 8 x 6
-        x = self.conv3(x[:, :, :7].unsqueeze(1)).flatten(1)  # 2 x 6 x 5 x 4
-        return self.left(self.fc(x))
-
-
-INDEX = torch.arange(18).reshape(3, 6)
 
 SCHEMES: list[vq.Scheme] = [
     vq.KM(k=5),
@@ -58,19 +26,6 @@ SCHEMES: list[vq.Scheme] = [
     vq.Binary(),
     vq.Binary(scale="row"),
 ]
-
-
-def compressed(scheme: vq.Scheme | None = None, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return vq.compress(Net(), {"left": None, "*": scheme or vq.KM(k=5)})
-
-
-def assert_same_state(one: nn.Module, two: nn.Module) -> None:
-    first, second = one.state_dict(), two.state_dict()
-    assert list(first) == list(second)
-    for key, value in first.items():
-        assert value.dtype == second[key].dtype, key
-        assert torch.equal(value, second[key]), key
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -176,281 +131,10 @@ vq.save(small, sys.argv[1])
     assert len(digests) == 1
 
 
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
-    """A file with a little of everything, short enough to damage at every byte."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 5, bias=False))
-    schemes = {"0": vq.KM(k=3, group=2), "2": vq.PQ(k=4, dim=4, scale="row")}
-    small = vq.compress(model, schemes).eval()
-    path = tmp_path_factory.mktemp("files") / "m.vq"
-    vq.save(small, path)
-    return path, small
-
-
-def float_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 5, bias=False)).eval()
-
-
-def assert_refused_or_identical(path: Path, data: bytes, small: nn.Module, what: str) -> None:
-    damaged = path.with_suffix(".damaged")
-    damaged.write_bytes(data)
-    try:
-        again = vq.load(damaged, float_model())
-    except vq.CheckpointError:
-        return
-    x = torch.arange(12.0).reshape(2, 6)
-    assert torch.equal(again(x), small(x)), what
-    assert_same_state(again, small)
-
-
-def test_a_truncated_file_is_refused(small_file: tuple[Path, nn.Module]) -> None:
-    path, _ = small_file
-    data = path.read_bytes()
-    cut = path.with_suffix(".cut")
-    for length in range(0, len(data), 3):
-        cut.write_bytes(data[:length])
-        with pytest.raises(vq.CheckpointError, match=r"m\.cut"):
-            vq.load(cut, float_model())
-    cut.write_bytes(data + b"\0")
-    with pytest.raises(vq.CheckpointError, match=r"m\.cut"):
-        vq.load(cut, float_model())
-
-
-def test_no_single_damaged_byte_goes_unnoticed(small_file: tuple[Path, nn.Module]) -> None:
-    path, small = small_file
-    data = path.read_bytes()
-    for position, old in enumerate(data):
-        # A flipped bit; and in the header, letters and digits that still parse.
-        others = {old ^ 1, old ^ 0x40, *(b"0123456789IUFB" if chr(old).isalnum() else b"")}
-        for new in others - {old}:
-            changed = data[:position] + bytes([new]) + data[position + 1 :]
-            around = data[max(0, position - 25) : position + 10]
-            what = f"byte {position}: {old:#x} -> {new:#x} in {around!r}"
-            assert_refused_or_identical(path, changed, small, what)
-
-
-@settings(max_examples=300)
-@given(data=st.data())
-def test_damage_of_any_kind_is_refused(
-    small_file: tuple[Path, nn.Module], data: st.DataObject
-) -> None:
-    path, small = small_file
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content) - 1))
-        end = min(len(content), start + data.draw(st.integers(0, 8)))
-        content[start:end] = data.draw(st.binary(max_size=8))
-    if bytes(content) != path.read_bytes():
-        assert_refused_or_identical(path, bytes(content), small, "mutation")
-
-
-@given(st.binary(max_size=200))
-def test_any_other_bytes_are_refused(small_file: tuple[Path, nn.Module], data: bytes) -> None:
-    path = small_file[0].with_suffix(".noise")
-    path.write_bytes(data)
-    with pytest.raises(vq.CheckpointError, match=r"m\.noise"):
-        vq.load(path, float_model())
-
-
-Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]
-
-
-def rewritten(source: Path, target: Path, edit: Edit) -> Path:
-    """A well-formed file whose header and tensors were edited."""
-    with safe_open(source, "pt") as file:
-        header = json.loads(file.metadata()["vq_plugin"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    edit(header, tensors)
-    save_file(tensors, target, {"vq_plugin": json.dumps(header)})
-    return target
-
-
-def edits() -> dict[str, Edit]:
-    def set_layer(name: str, field: str, value: Any) -> Edit:
-        return lambda header, _: header["layers"][name].__setitem__(field, value)
-
-    return {
-        "no layers": lambda h, _: h.pop("layers"),
-        "layers is a list": lambda h, _: h.update(layers=[]),
-        "a layer is a number": lambda h, _: h["layers"].update({"0": 3}),
-        "an unknown field": lambda h, _: h.update(extra=1),
-        "format is a word": lambda h, _: h.update(format="one"),
-        "format is infinite": lambda h, _: h.update(format=float("inf")),
-        "format is zero": lambda h, _: h.update(format=0),
-        "format is null": lambda h, _: h.update(format=None),
-        "checksums is a list": lambda h, _: h.update(checksums=[]),
-        "checksums is null": lambda h, _: h.update(checksums=None),
-        "aliases is a list": lambda h, _: h.update(aliases=["0.bias"]),
-        "an alias to nowhere": lambda h, _: h["aliases"].update({"0.bias": "gone"}),
-        "an alias that is a list": lambda h, _: h["aliases"].update({"0.bias": ["gone"]}),
-        "codes alias to a float layer": lambda h, _: h["aliases"].update({"0.codes": "1.weight"}),
-        "a missing tensor": lambda _, t: t.pop("0.codes"),
-        "a changed tensor": lambda _, t: t["1.weight"].add_(1),
-        "an added tensor": lambda _, t: t.update(new=torch.zeros(3)),
-        "an unknown scheme": set_layer("0", "scheme", "zip(k=3)"),
-        "a scheme that is a number": set_layer("0", "scheme", 3),
-        "another group": set_layer("0", "scheme", "km(k=3,group=3)"),
-        "another axis": set_layer("2", "scheme", "pq(k=4,dim=4,axis=out,scale=row)"),
-        "a huge k": set_layer("0", "k", 1 << 62),
-        "a negative k": set_layer("0", "k", -3),
-        "k is a word": set_layer("0", "k", "three"),
-        "k is a float": set_layer("0", "k", 3.0),
-        "codes of two dimensions": set_layer("0", "codes", [6, 6]),
-        "codes transposed": set_layer("2", "codes", [1, 2, 5]),
-        "codes too many": set_layer("0", "codes", [1, 6, 1 << 40]),
-        "negative codes": set_layer("0", "codes", [-1, -6, 6]),
-        "codes of null": set_layer("0", "codes", None),
-        "another shape": set_layer("0", "shape", [6, 5]),
-        "shape is a number": set_layer("0", "shape", 36),
-        "an unknown dtype": set_layer("0", "dtype", "float128"),
-    }
-
-
-@pytest.mark.parametrize("name", edits())
-def test_a_forged_header_is_refused(
-    name: str, small_file: tuple[Path, nn.Module], tmp_path: Path
-) -> None:
-    path = rewritten(small_file[0], tmp_path / "forged.vq", edits()[name])
-    with pytest.raises(vq.CheckpointError, match=r"forged\.vq"):
-        vq.load(path, float_model())
-
-
-def test_a_header_of_many_brackets_is_refused(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "m.vq", {"vq_plugin": "[" * 100_000})
-    with pytest.raises(vq.CheckpointError, match=r"m\.vq: the header is damaged"):
-        vq.load(tmp_path / "m.vq", float_model())
-
-
-def test_a_newer_format_says_what_to_do(small_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    def newer(header: dict[str, Any], _: dict[str, Tensor]) -> None:
-        header.update(format=99, unheard_of={"x": 1}, layers="otherwise")
-
-    path = rewritten(small_file[0], tmp_path / "m.vq", newer)
-    with pytest.raises(vq.CheckpointError, match=r"format 99 is newer .*upgrade"):
-        vq.load(path, float_model())
-
-
-def test_a_plain_safetensors_file_is_refused(tmp_path: Path) -> None:
-    save_file(float_model().state_dict(), tmp_path / "m.safetensors")
-    with pytest.raises(vq.CheckpointError, match="not one that vq_plugin wrote"):
-        vq.load(tmp_path / "m.safetensors", float_model())
-
-
-class Trap:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
-@pytest.mark.parametrize("write", ["pickle", "torch.save", "torch.save legacy"])
-def test_a_pickle_is_refused_and_never_run(write: str, tmp_path: Path) -> None:
-    path, marker = tmp_path / "m.vq", tmp_path / "executed"
-    if write == "pickle":
-        path.write_bytes(pickle.dumps(Trap(marker)))
-    else:
-        torch.save(Trap(marker), path, _use_new_zipfile_serialization=write == "torch.save")
-    with pytest.raises(vq.CheckpointError):
-        vq.load(path, float_model())
-    with pytest.raises(vq.CheckpointError):
-        read_header(path)
-    assert not marker.exists()
-
-
-def test_a_missing_file_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        vq.load(tmp_path / "gone.vq", float_model())
-    with pytest.raises(OSError, match=r"folder|directory|device|Is a"):
-        vq.load(tmp_path, float_model())
-
-
-def wrong_models() -> dict[str, tuple[Callable[[], nn.Module], str]]:
-    def without_fc() -> nn.Module:
-        model = Net()
-        model.fc1 = model.fc
-        del model.fc
-        return model
-
-    def replace(**layers: nn.Module) -> Callable[[], nn.Module]:
-        def build() -> nn.Module:
-            model = Net()
-            for name, layer in layers.items():
-                setattr(model, name, layer)
-            return model
-
-        return build
-
-    return {
-        "a layer lacks": (without_fc, r"no layer 'fc'; the nearest names are fc1"),
-        "another shape": (replace(fc=nn.Linear(240, 11)), r"layer 'fc': .*\(11, 240\)"),
-        "another kind": (replace(fc=nn.ReLU()), "layer 'fc' of the model is a ReLU"),
-        "kernel of another shape": (replace(conv2=nn.Conv2d(1, 6, 2)), "layer 'conv2'"),
-        "no bias": (replace(fc=nn.Linear(240, 10, bias=False)), r"does not fit.*fc\.bias"),
-        "a bias too many": (replace(conv2=nn.Conv2d(1, 6, 3)), r"does not fit.*conv2\.bias"),
-        "a norm lacks": (replace(norm=nn.Identity()), r"does not fit.*norm\."),
-        "a layer too many": (replace(more=nn.Linear(2, 2)), r"does not fit.*more\.weight"),
-        "another left layer": (replace(left=nn.Linear(10, 4)), r"does not fit.*left\."),
-        "another dtype": (lambda: Net().half(), r"saved as float32.*\.to\(torch\.float32\)"),
-        "another norm dtype": (
-            replace(norm=nn.BatchNorm1d(8).double()),
-            r"'norm\.\w+' was saved as torch\.float32",
-        ),
-        "compressed already": (lambda: compressed(), "CodebookEmbedding.*fresh float model"),
-        "max_norm": (
-            replace(embed=nn.Embedding(20, 12, max_norm=1.0)),
-            "layer 'embed': .*max_norm",
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", wrong_models())
-def test_a_model_that_does_not_fit_is_an_error_that_says_where(name: str, tmp_path: Path) -> None:
-    vq.save(compressed(), tmp_path / "m.vq")
-    build, message = wrong_models()[name]
-    with pytest.raises(vq.CheckpointError, match=rf"(?s)m\.vq: .*{message}"):
-        vq.load(tmp_path / "m.vq", build())
-
-
-def test_a_lazy_model_is_an_error(tmp_path: Path) -> None:
-    vq.save(vq.compress(nn.Sequential(nn.Linear(4, 4)), vq.KM()), tmp_path / "m.vq")
-    with pytest.raises(vq.CheckpointError, match="layer '0'"):
-        vq.load(tmp_path / "m.vq", nn.Sequential(nn.LazyLinear(4)))
-
-
 def test_a_bare_layer_round_trips(tmp_path: Path) -> None:
     small = vq.compress(nn.Linear(8, 4), vq.PQ(k=4))
     vq.save(small, tmp_path / "m.vq")
     assert_same_state(vq.load(tmp_path / "m.vq", nn.Linear(8, 4)), small)
-
-
-def test_state_that_is_no_tensor_is_an_error(tmp_path: Path) -> None:
-    class Extra(nn.Linear):
-        def get_extra_state(self) -> dict[str, int]:
-            return {"step": 3}
-
-        def set_extra_state(self, state: Any) -> None:
-            pass
-
-    small = vq.compress(nn.Sequential(nn.Linear(4, 4), Extra(4, 4)), {"0": vq.KM()})
-    with pytest.raises(ValueError, match=r"'1\._extra_state' holds a dict"):
-        vq.save(small, tmp_path / "m.vq")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_tensor_that_the_format_cannot_hold_is_an_error_that_names_it(tmp_path: Path) -> None:
-    small = vq.compress(nn.Sequential(nn.Linear(4, 4)), vq.KM())
-    small.register_buffer("phases", torch.zeros(3, dtype=torch.complex128))
-    with pytest.raises(ValueError, match="phases"):
-        vq.save(small, tmp_path / "m.vq")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_that_is_not_compressed_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no codebook layer; compress it first"):
-        vq.save(Net(), tmp_path / "m.vq")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_file_is_replaced_in_one_step(

@@ -2,7 +2,7 @@
 
 The file holds the whole ``state_dict``. Codes are packed to their exact width, or entropy-coded
 where that is smaller. Codebooks and scales keep the scheme's ``codebook_dtype``, everything else
-keeps its own. One metadata entry, ``vq_plugin``, is the header.
+keeps its own.
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ import copy
 import difflib
 import math
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint import entropy
+from vq_plugin.atomic import write_atomically
+from vq_plugin.checkpoint import container, entropy
 from vq_plugin.checkpoint.header import (
     CheckpointError,
     Header,
     LayerEntry,
-    header_json,
     join,
-    parse_header,
-    part_of,
 )
 from vq_plugin.checkpoint.packing import pack, unpack
 from vq_plugin.codebook import CodebookWeight, matrix_view
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Axis, parse_scheme
 
-_KEY = "vq_plugin"
 # Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
 _MOST_CODES = 16
 # Tensors of the weight of a codebook layer.
@@ -102,16 +96,8 @@ def save(
             stored = _rounded(stored, key, header.rounded)
         tensors[key] = stored.cpu().contiguous().clone()
     header = replace(header, format=2 if header.coded or header.rounded else 1)
-    header.checksums.update((key, _checksum(value)) for key, value in tensors.items())
-    header = replace(header, checksum=zlib.crc32(header_json(header)))
-    # One entry: safetensors writes several in an order that changes from run to run.
-    metadata = {_KEY: header_json(header).decode()}
-    try:
-        data = to_safetensors(tensors, metadata)
-    except KeyError as error:
-        key = next(key for key, value in tensors.items() if value.dtype == error.args[0])
-        raise ValueError(f"{key!r} is of dtype {error}, which safetensors cannot keep") from error
-    _write_atomically(Path(path), data)
+    data = container.to_bytes(header, tensors)
+    write_atomically(Path(path), data)
     return len(data)
 
 
@@ -179,7 +165,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Header, dict[str, int]]:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged or of another kind or version.
     """
-    header, tensors = _read(path)
+    header, tensors = container.read(path)
     return header, {key: value.nbytes for key, value in tensors.items()}
 
 
@@ -194,39 +180,11 @@ def read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged or of another kind or version.
     """
-    header, tensors = _read(path, part)
+    header, tensors = container.read(path, part)
     for key, dtype in header.rounded.items():
         if tensors[key].dtype != torch.float16:
             raise CheckpointError(f"{path}: tensor {key!r} is not of float16, as the header says")
         tensors[key] = tensors[key].to(getattr(torch, dtype))
-    return header, tensors
-
-
-def _read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str, Tensor]]:
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(os.fspath(path), "pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise CheckpointError(
-                    f"{path}: a safetensors file, but not one that vq_plugin wrote"
-                )
-            header = parse_header(path, metadata[_KEY])
-            found = set(file.keys())
-            names = {key: key for key in header.checksums}
-            if part:
-                header, names = part_of(path, header, part)
-            elif found - names.keys():
-                added = min(found - names.keys())
-                raise CheckpointError(f"{path}: tensor {added!r} is damaged (it has no checksum)")
-            for key, own in names.items():
-                if key not in found:
-                    raise CheckpointError(f"{path}: damaged, tensor {key!r} is missing")
-                tensors[own] = file.get_tensor(key)
-                if header.checksums[own] != _checksum(tensors[own]):
-                    raise CheckpointError(f"{path}: tensor {key!r} is damaged (checksum differs)")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or not a vq_plugin file ({error})") from error
     return header, tensors
 
 
@@ -372,18 +330,3 @@ def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "floa
         return value
     dtypes[key] = "float32" if value.dtype is torch.float32 else "float64"
     return half
-
-
-def _checksum(value: Tensor) -> int:
-    # Dtype and shape too: the same bytes mean something else with others.
-    kind = zlib.crc32(f"{value.dtype}{list(value.shape)}".encode())
-    return zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data, kind)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

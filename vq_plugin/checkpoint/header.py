@@ -6,11 +6,12 @@ import json
 import os
 import zlib
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from vq_plugin.checkpoint.entropy import Coding
 
-FORMAT = 2
+# The format of files whose header is compressed: it says what safetensors says of the others.
+COMPACT = FORMAT = 3
 
 
 class CheckpointError(ValueError):
@@ -45,9 +46,11 @@ class Header:
         aliases: Tensor names that stand for another tensor of the file (tied weights).
         checksums: CRC-32 of dtype, shape and bytes of every tensor.
         checksum: CRC-32 of the header's own text, with a 0 in this place.
-        format: Version of the format: 1, or 2 where codes are entropy-coded or tensors rounded.
-        coded: How the codes of layers were coded; those of the others are packed. Format 2.
-        rounded: Dtypes in the model of tensors that are stored as float16. Format 2.
+        format: Version of the format: 1, or 2 where codes are entropy-coded or tensors rounded,
+            or 3, the same in the compact layout.
+        coded: How the codes of layers were coded; those of the others are packed. Format 2 and 3.
+        rounded: Dtypes in the model of tensors that are stored as float16. Format 2 and 3.
+        tensors: Dtypes and shapes, in the order of the tensors. Format 3.
     """
 
     layers: dict[str, LayerEntry] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Header:
     format: int = 1
     coded: dict[str, Coding] = field(default_factory=dict)
     rounded: dict[str, Literal["float32", "float64"]] = field(default_factory=dict)
+    tensors: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
 
     def coding(self, name: str) -> Coding | None:
         """How the codes of a layer, or of the one it is tied to, were coded."""
@@ -67,17 +71,27 @@ class Header:
 def header_json(header: Header) -> bytes:
     """The text of a header; equal headers give equal bytes."""
     content = asdict(header)
+    tensors, rounded = content.pop("tensors"), header.rounded
     if header.format == 1:
         del content["coded"], content["rounded"]
+    if header.format == COMPACT:
+        # Every name once: names are most of a header.
+        del content["rounded"]
+        content["checksums"] = [header.checksums[key] for key in tensors]
+        content["tensors"] = {
+            key: [*kind, *([rounded[key]] if key in rounded else [])]
+            for key, kind in tensors.items()
+        }
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def parse_header(path: str | os.PathLike[str], text: str) -> Header:
+def parse_header(path: str | os.PathLike[str], text: str, *, compact: bool = False) -> Header:
     """Reads the text of a header.
 
     Args:
         path: The file, for messages.
         text: What :func:`header_json` wrote, or anything else.
+        compact: Whether the file has the compact layout.
 
     Raises:
         CheckpointError: If it is damaged or of a newer version.
@@ -85,11 +99,15 @@ def parse_header(path: str | os.PathLike[str], text: str) -> Header:
     from pydantic import TypeAdapter
 
     try:
-        version = int(json.loads(text)["format"])
+        content = json.loads(text)
+        version = int(content["format"])
         if version < 1:
             raise ValueError(f"there is no format {version}")
         if version <= FORMAT:
-            header: Header = TypeAdapter(Header).validate_json(text, strict=True)
+            if (version == COMPACT) is not compact:
+                raise ValueError(f"it is not that of a file of format {version}")
+            full = json.dumps(_with_names(content)) if compact else text
+            header: Header = TypeAdapter(Header).validate_json(full, strict=True)
             if header.checksum != zlib.crc32(header_json(replace(header, checksum=0))):
                 raise ValueError("its checksum differs")
             if not header.checksums.keys() >= set(header.aliases.values()):
@@ -106,6 +124,17 @@ def parse_header(path: str | os.PathLike[str], text: str) -> Header:
     raise CheckpointError(
         f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
     )
+
+
+def _with_names(content: dict[str, Any]) -> dict[str, Any]:
+    """A compact header in the keys of the others."""
+    tensors = dict(content["tensors"])
+    return {
+        **content,
+        "checksums": dict(zip(tensors, content["checksums"], strict=True)),
+        "rounded": {key: kind[2] for key, kind in tensors.items() if len(kind) > 2},
+        "tensors": {key: kind[:2] for key, kind in tensors.items()},
+    }
 
 
 def part_of(

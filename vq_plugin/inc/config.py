@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
@@ -17,12 +17,11 @@ from torch import nn
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.moments import Moments
 from vq_plugin.inc.composition import Composition
+from vq_plugin.inc.keys import Key, WhiteList, checked_key, checked_keys, key_text
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
 from vq_plugin.inc.partners import check_partner
 from vq_plugin.inc.plain import (
-    Key,
     Settings,
-    key_text,
     known,
     local_from_dict,
     local_to_dict,
@@ -32,8 +31,6 @@ from vq_plugin.inc.plain import (
 from vq_plugin.model import fit_layer
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
-
-WhiteList: TypeAlias = str | Sequence[Key] | None
 
 
 class VQConfig(TorchBaseConfig):  # type: ignore[misc]
@@ -161,21 +158,8 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             self._global_config = self._own
             self._local_config = deviating
         else:
-            self._local_config = {**dict.fromkeys(self._listed(), self._own), **deviating}
-
-    def _listed(self) -> list[Key]:
-        listed = self.white_list
-        if isinstance(listed, str) or not isinstance(listed, Iterable):
-            raise TypeError(
-                f"{type(self).__name__}: white_list is a list of layer names and types, or '*' "
-                f"for all layers; got {listed!r}"
-            )
-        keys = [_check_key(type(self).__name__, key) for key in listed]
-        if not keys:
-            raise ValueError(
-                f"{type(self).__name__}: white_list is empty; name layers or leave it out"
-            )
-        return keys
+            listed = checked_keys(type(self).__name__, self.white_list)
+            self._local_config = {**dict.fromkeys(listed, self._own), **deviating}
 
     def _singles(self) -> list[dict[str, Any]]:
         """The settings, or every combination of them where they are lists."""
@@ -221,7 +205,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             config = copy.copy(config)
             config.local_config = {}
         for key in keys if isinstance(keys, list) else [keys]:
-            self._local_config[_check_key("set_local", key)] = config
+            self._local_config[checked_key("set_local", key)] = config
         return self
 
     def get_model_info(self, model: nn.Module) -> ModelInfo:
@@ -315,7 +299,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         """The config as plain values, which :meth:`from_dict` reads back."""
         result = Settings(self.get_params_dict(), self)
         if self.white_list not in (None, DEFAULT_WHITE_LIST):
-            result["white_list"] = [key_text(key) for key in self._listed()]
+            result["white_list"] = [key_text(key) for key in self.white_list]
         local = {
             key_text(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
         }
@@ -404,9 +388,3 @@ class _NoTrial(VQConfig):
 def _parameters(cls: type[VQConfig]) -> list[str]:
     names: list[str] = cls._generate_params_list()
     return [name for name in names if name != "white_list"]
-
-
-def _check_key(where: str, key: Any) -> Key:
-    if isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module)):
-        return key
-    raise TypeError(f"{where}: expected a layer's name or class, got {key!r}")

@@ -21,6 +21,7 @@ from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils import QCONFIG_NAME, WEIGHT_NAME, logger
 from torch import Tensor, nn
 
+from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint import CheckpointError
 from vq_plugin.checkpoint import load as load_file
 from vq_plugin.checkpoint import save as save_file
@@ -64,7 +65,7 @@ def save(
     folder = Path(output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model, folder / MODEL_FILE)
-    (folder / QCONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    write_atomically(folder / QCONFIG_NAME, f"{text}\n".encode())
     logger.info("Save the compressed model to %s.", folder)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
+from vq_plugin.inc.keys import Key
 from vq_plugin.inc.partners import is_codebooks, layers_of
-from vq_plugin.inc.plain import Key
 from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import Scheme

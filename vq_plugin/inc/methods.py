@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST
 
-from vq_plugin.inc.config import VQConfig, WhiteList
+from vq_plugin.inc.config import VQConfig
+from vq_plugin.inc.keys import WhiteList
 from vq_plugin.schemes import KM, PQ, RQ, Scheme
 
 

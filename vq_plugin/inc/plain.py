@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from neural_compressor.common.base_config import BaseConfig, config_registry
 from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
-from torch import nn
 
 from vq_plugin.inc.partners import is_codebooks
 from vq_plugin.schemes import Scheme
 
 if TYPE_CHECKING:
     from vq_plugin.inc.config import VQConfig
-
-Key: TypeAlias = str | type[nn.Module]
 
 
 class Settings(dict[str, Any]):
@@ -49,11 +46,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(entry) for entry in value]
     return str(value) if isinstance(value, Scheme) else value
-
-
-def key_text(key: Key) -> str:
-    """A name as it is, a layer class by its name."""
-    return key if isinstance(key, str) else key.__name__
 
 
 def local_to_dict(config: BaseConfig, within: type[BaseConfig]) -> dict[str, Any]:

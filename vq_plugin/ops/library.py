@@ -7,7 +7,8 @@ implementation in this file.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -250,16 +251,8 @@ def _linear(
     return torch.nn.functional.linear(input, weight, bias)
 
 
-def _pointwise(
-    input: Tensor,
-    codes: Tensor,
-    codebooks: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    *settings: Any,
-) -> Tensor:
-    outputs = _linear(input.mT, codes, codebooks, scale, bias, *settings)
-    return outputs.mT.contiguous()
+def _pointwise(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda input, *rest: linear(input.mT, *rest).mT.contiguous()
 
 
 _FALLBACK = "CompositeExplicitAutograd"
@@ -267,8 +260,8 @@ for _name, _body in (
     ("codebook_linear", _linear),
     ("codebook_linear.inference", _linear),
     ("decoded_linear", _linear),
-    ("codebook_linear.pointwise", _pointwise),
-    ("decoded_linear.pointwise", _pointwise),
+    ("codebook_linear.pointwise", _pointwise(_linear)),
+    ("decoded_linear.pointwise", _pointwise(_linear)),
     ("dequantize_codebook", _dequantize),
     ("pack_codes", pack),
     ("unpack_codes", unpack),
@@ -286,19 +279,6 @@ def _linear_fake(
     *rest: object,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], out_features))
-
-
-def _pointwise_fake(
-    input: Tensor,
-    codes: Tensor,
-    codebooks: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    out_features: int,
-    *rest: object,
-) -> Tensor:
-    images, _, places = input.shape
-    return input.new_empty((images, out_features, places))
 
 
 def _dequantize_fake(
@@ -320,8 +300,8 @@ for _name, _fake in (
     ("codebook_linear", _linear_fake),
     ("codebook_linear.inference", _linear_fake),
     ("decoded_linear", _linear_fake),
-    ("codebook_linear.pointwise", _pointwise_fake),
-    ("decoded_linear.pointwise", _pointwise_fake),
+    ("codebook_linear.pointwise", _pointwise(_linear_fake)),
+    ("decoded_linear.pointwise", _pointwise(_linear_fake)),
     ("dequantize_codebook", _dequantize_fake),
     ("pack_codes", _pack_fake),
     ("unpack_codes", _unpack_fake),

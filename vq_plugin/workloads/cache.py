@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +9,8 @@ from typing import TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+
+from vq_plugin.atomic import write_atomically
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,7 +41,8 @@ def trained(name: str, model: M, train: Callable[[M], object]) -> M:
     if not path.exists():
         print(f"vq_plugin: training {name} once; will be kept as {path}", file=sys.stderr)
         train(model)
-        _save(model, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({k: t.contiguous() for k, t in model.state_dict().items()}))
     # A model just trained is read back too, so that the first run uses exactly what later runs use.
     try:
         model.load_state_dict(load_file(path))
@@ -51,14 +53,3 @@ def trained(name: str, model: M, train: Callable[[M], object]) -> M:
             "Delete the file to have the model trained again."
         ) from error
     return model.eval()
-
-
-def _save(model: nn.Module, path: Path) -> None:
-    """Writes the `state_dict` so that other processes see all of the file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # os.replace is atomic only within one file system, hence a temporary folder beside the target.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        # Not save_file, which lets only the owner read the file: a cache may be shared.
-        temporary.write_bytes(save({key: t.contiguous() for key, t in model.state_dict().items()}))
-        os.replace(temporary, path)

@@ -29,7 +29,8 @@
 namespace vq {
 namespace {
 
-// Measured on one thread of an AMD EPYC (Zen 4) with integration/benchmarks/kernel_costs.py.
+// For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
+// adjusted by hand against integration/benchmarks/linear.py.
 constexpr Costs kCosts = {
     {60, 0, 45, 13, 272},   // lookup_nibbles
     {31, 0, 0, 38, 0},      // scalar_nibbles

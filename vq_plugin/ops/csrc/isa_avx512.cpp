@@ -34,7 +34,8 @@
 namespace vq {
 namespace {
 
-// Measured on one thread of an AMD EPYC (Zen 4) with integration/benchmarks/kernel_costs.py.
+// For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
+// adjusted by hand against integration/benchmarks/linear.py.
 constexpr Costs kCosts = {
     {31, 0, 50, 12, 116},   // lookup_nibbles
     {22, 0, 0, 11, 0},      // scalar_nibbles

@@ -6,7 +6,8 @@
 namespace vq {
 namespace {
 
-// Measured on one thread of an AMD EPYC (Zen 4) with integration/benchmarks/kernel_costs.py.
+// For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
+// adjusted by hand against integration/benchmarks/linear.py.
 constexpr Costs kCosts = {
     {305, 0, 83, 0, 1606},    // lookup_nibbles
     {475, 0, 0, 0, 310},      // scalar_nibbles

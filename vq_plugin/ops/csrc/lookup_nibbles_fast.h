@@ -69,9 +69,9 @@ inline void add_byte_lookups(const int32_t* codes, int64_t row_step, int64_t col
       // Not unrolled: compilers would spill sums.
 #pragma GCC unroll 1
     for (int odd = 0; odd < 2; ++odd) {
-      decltype(Vec::template table_index<0>(code[0])) index[kRows];
+      decltype(Vec::table_index(code[0])) index[kRows];
       for (int r = 0; r < kRows; ++r) {
-        index[r] = Vec::template table_index<0>(code[r]);
+        index[r] = Vec::table_index(code[r]);
         code[r] = Vec::next_nibble(code[r]);
       }
       for (int b = 0; b < kBatch; ++b) {

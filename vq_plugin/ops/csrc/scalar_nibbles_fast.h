@@ -77,7 +77,7 @@ inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t co
     for (int odd = 0; odd < 2; ++odd) {
       Vec::Bytes weight[kRows];
       for (int r = 0; r < kRows; ++r) {
-        weight[r] = Vec::lookup16(tables[r / kVectors], Vec::template nibbles<0>(code[r]));
+        weight[r] = Vec::lookup16(tables[r / kVectors], Vec::even_nibbles(code[r]));
         code[r] = Vec::next_nibble(code[r]);
       }
       for (int b = 0; b < kBatch; ++b)

@@ -15,8 +15,6 @@ struct Vec : PlainBytes {
   static constexpr int kWidth = 8;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 4;
-  static constexpr bool kBytes = false;
-  static constexpr bool kDot = false;
 
   using F = __m256;
   using I = __m256i;

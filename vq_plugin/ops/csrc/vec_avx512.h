@@ -15,7 +15,6 @@ struct Vec {
   static constexpr int kWidth = 16;
   static constexpr int kRowBlocks = 4;  // blocks of 16 rows that a kernel goes through side by side
   static constexpr int kSamples = 4;
-  static constexpr bool kBytes = true;
 
   using F = __m512;
   using I = __m512i;
@@ -75,21 +74,18 @@ struct Vec {
   static Table table(const float* p) { return load(p); }
   static F lookup(Table t, Index i) { return _mm512_permutexvar_ps(i, t); }
 
-  // 64 bytes, four to a row: the even (or odd) ones of a row's 8 nibbles.
+  // 64 bytes: four tables of 16, or four bytes of every row.
   using Bytes = __m512i;
   static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static I zero_int() { return _mm512_setzero_si512(); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
-  template <int kOdd>
-  static Bytes nibbles(I codes) {
-    return _mm512_and_si512(_mm512_srli_epi32(codes, 4 * kOdd), _mm512_set1_epi8(15));
-  }
-  // The index of each byte into the table of its own subspace, four tables of 16 one after another.
-  template <int kOdd>
+  // The even ones of every row's 8 nibbles.
+  static Bytes even_nibbles(I codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
+  // The same as indices into the tables of their own subspaces, four of 16 one after another.
   static Bytes table_index(I codes) {
     constexpr int kAndOr = 0xea;
-    return _mm512_ternarylogic_epi32(_mm512_srli_epi32(codes, 4 * kOdd), _mm512_set1_epi8(15),
-                                     _mm512_set1_epi32(0x30201000), kAndOr);
+    return _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000),
+                                     kAndOr);
   }
   static Bytes lookup64(Bytes table, Bytes index) { return _mm512_permutexvar_epi8(index, table); }
   static Bytes table16(const uint8_t* p) {
@@ -101,7 +97,6 @@ struct Vec {
     return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi8(1));
   }
   // Adds the products of every row's four bytes with the same four signed ones.
-  static constexpr bool kDot = true;
   static I dot_bytes(I sum, Bytes values, int32_t four) {
     return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi32(four));
   }

@@ -14,8 +14,6 @@ struct Vec : PlainBytes {
   static constexpr int kWidth = 4;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 2;
-  static constexpr bool kBytes = true;
-  static constexpr bool kDot = false;
 
   using F = float32x4_t;
   using I = uint32x4_t;
@@ -73,17 +71,17 @@ struct Vec : PlainBytes {
   }
   static F lookup(Table t, Index i) { return vreinterpretq_f32_u8(vqtbl4q_u8(t, i)); }
 
-  // 16 bytes, four to a row: the even (or odd) ones of a row's 8 nibbles.
+  // 64 bytes: four tables of 16.
   using Bytes = uint8x16x4_t;
   static Bytes load_bytes(const uint8_t* p) {
     return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
   }
   static I zero_int() { return vdupq_n_u32(0); }
   static F to_float(I v) { return vcvtq_f32_u32(v); }
-  template <int kOdd>
+  // The even ones of every row's 8 nibbles, as indices into the tables of their own subspaces, four
+  // of 16 one after another.
   static uint8x16_t table_index(I codes) {
-    const I moved = vshlq_u32(codes, vdupq_n_s32(-4 * kOdd));
-    return vorrq_u8(vandq_u8(vreinterpretq_u8_u32(moved), vdupq_n_u8(15)),
+    return vorrq_u8(vandq_u8(vreinterpretq_u8_u32(codes), vdupq_n_u8(15)),
                     vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)));
   }
   static uint8x16_t lookup64(Bytes table, uint8x16_t index) { return vqtbl4q_u8(table, index); }

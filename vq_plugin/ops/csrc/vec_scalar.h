@@ -14,8 +14,6 @@ struct Vec : PlainBytes {
   static constexpr int kWidth = 4;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 1;
-  static constexpr bool kBytes = false;
-  static constexpr bool kDot = false;
 
   struct F {
     float v[kWidth];

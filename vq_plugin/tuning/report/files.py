@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from vq_plugin.atomic import write_atomically
 from vq_plugin.tuning.report.build import build_report
 from vq_plugin.tuning.report.page import render_page
 from vq_plugin.tuning.result import PAGE_FILE, REPORT_FILE, TuneResult
@@ -46,13 +46,6 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     report = build_report(result, model_path, recipe=recipe)
     paths = ReportPaths(folder / REPORT_FILE, folder / PAGE_FILE)
-    _replace(paths.json, report.model_dump_json(indent=2) + "\n")
-    _replace(paths.page, render_page(report))
+    write_atomically(paths.json, f"{report.model_dump_json(indent=2)}\n".encode())
+    write_atomically(paths.page, render_page(report).encode())
     return paths
-
-
-def _replace(path: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
-        fresh = Path(beside) / path.name
-        fresh.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(fresh, path)

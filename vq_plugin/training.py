@@ -1,0 +1,221 @@
+"""The training loop of `finetune` and `prune`: a teacher or targets, seeds, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sized
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam
+from tqdm import tqdm
+
+from vq_plugin.atomic import write_atomically
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.seeded import seeded
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Stop = Callable[[nn.Module], bool]
+
+
+@dataclass
+class Training:
+    """Adam, whose learning rate falls to zero along a cosine (Loshchilov & Hutter 2017).
+
+    Attributes:
+        title: Name of the caller, for the progress bar, messages and the checkpoint.
+        model: Trained in place.
+        optimizer: Of the parameters that train.
+        teacher: The float model; ``None`` where the loader gives targets.
+        loss: Of the model's output and the teacher's, or the target; ``None`` for
+            :func:`soft_cross_entropy` with a teacher.
+        epochs: Passes over the loader.
+        settings: What tells the runs of a checkpoint apart.
+    """
+
+    title: str
+    model: nn.Module
+    optimizer: Adam
+    teacher: nn.Module | None
+    loss: Loss | None
+    epochs: int
+    settings: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if self.loss is None and self.teacher is None:
+            raise ValueError(
+                "give teacher=, the float model, or loss= for the targets of the loader"
+            )
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+
+    def run(
+        self,
+        loader: Iterable[object],
+        *,
+        seed: int,
+        stop: Stop | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        before_step: Callable[[float], None] = lambda _: None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Trains epoch by epoch, from where the checkpoint is.
+
+        Args:
+            loader: Batches: inputs alone, or pairs of inputs and targets.
+            seed: Of dropout and of a loader that shuffles.
+            stop: Asked after every epoch; see :func:`vq_plugin.finetune`.
+            checkpoint: File of the state after every epoch; removed at the end.
+            before_step: Called before every step with the part of the training that is done.
+            after_step: Called after every step.
+
+        Raises:
+            ValueError: See :func:`vq_plugin.finetune`.
+        """
+        path = None if checkpoint is None else Path(checkpoint)
+        done = 0 if path is None else self._load(path)
+        with eval_mode(self.teacher) if self.teacher is not None else nullcontext():
+            for epoch in range(done, self.epochs):
+                with seeded(seed + epoch):
+                    self._epoch(loader, epoch, before_step, after_step)
+                if path is not None:
+                    self._save(path, epoch + 1)
+                if stop is not None:
+                    with eval_mode(self.model):
+                        if stop(self.model):
+                            break
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def _epoch(
+        self,
+        loader: Iterable[object],
+        epoch: int,
+        before_step: Callable[[float], None],
+        after_step: Callable[[], None],
+    ) -> None:
+        total = len(loader) if isinstance(loader, Sized) else None
+        device = next(self.model.parameters()).device
+        steps = 0
+        title = f"{self.title} {epoch + 1}/{self.epochs}"
+        with tqdm(loader, desc=title, total=total, unit="batch", leave=False, disable=None) as bar:
+            for batch in bar:
+                # Without a length the rate falls from epoch to epoch.
+                part = (epoch + (steps / total if total else 0.0)) / self.epochs
+                self._set_rate((1 + math.cos(math.pi * part)) / 2)
+                before_step(part)
+                inputs, target = _pair(batch)
+                loss = self._loss(inputs.to(device), target)
+                if not bool(loss.isfinite()):
+                    raise ValueError(
+                        f"the loss is {loss.item()} at batch {steps + 1} of epoch {epoch + 1}: "
+                        f"lower lr={self.settings['lr']}, or look for NaN in the inputs"
+                    )
+                self.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                after_step()
+                steps += 1
+                bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
+        if steps == 0:
+            raise ValueError("the loader gave no batches" + " a second time" * (epoch > 0))
+        self._set_rate(1.0)
+
+    def _set_rate(self, part: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = part * group.setdefault("initial_lr", group["lr"])
+
+    def _loss(self, inputs: Tensor, target: Tensor | None) -> Tensor:
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = self.teacher(inputs)
+        elif target is None:
+            raise ValueError("without a teacher the loader has to give (inputs, targets)")
+        assert target is not None
+        compare = self.loss or soft_cross_entropy
+        return compare(self.model(inputs), target.to(inputs.device))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a killed run needs to go on: parameters, buffers and Adam's moments."""
+        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
+        return tensors
+
+    def _save(self, path: Path, epochs_done: int) -> None:
+        tensors = {
+            name: t.detach().cpu().contiguous().clone() for name, t in self._tensors().items()
+        }
+        text = json.dumps({"epochs_done": epochs_done, "settings": self.settings}, sort_keys=True)
+        write_atomically(path, to_safetensors(tensors, {self.title: text}))
+
+    def _load(self, path: Path) -> int:
+        """Takes the state over; returns how many epochs are done."""
+        if not path.exists():
+            return 0
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads(file.metadata()[self.title])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no checkpoint of {self.title}: {error}") from error
+        if header["settings"] != self.settings:
+            raise ValueError(
+                f"{path} is of a run with {header['settings']}, this one has {self.settings}; "
+                "delete it to start again"
+            )
+        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        codes = {name for name in model if name.endswith("codes")}
+        own = self.model.state_dict()
+        if (
+            {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in model.items()}
+            or any(not torch.equal(own[n].cpu(), model[n]) for n in codes)
+        ):  # fmt: skip
+            raise ValueError(f"{path} is of another model; delete it to start again")
+        self.model.load_state_dict(model)
+        state = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, index, key = name.split(".")
+                state["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(state)
+        return int(header["epochs_done"])
+
+
+def soft_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy between the softmax of both along the last dimension (Hinton et al. 2015).
+
+    Args:
+        output: Logits of the model, ``(..., classes)``.
+        target: Logits of its teacher, of the same shape.
+
+    Returns:
+        The mean, a scalar.
+
+    Example:
+        >>> a, b = torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, -9.0]])
+        >>> round(soft_cross_entropy(a, b).item(), 4) == round(math.log(2), 4)
+        True
+    """
+    likely = functional.log_softmax(output, -1)
+    return -(functional.softmax(target, -1) * likely).sum(-1).mean()
+
+
+def _pair(batch: object) -> tuple[Tensor, Tensor | None]:
+    match batch:
+        case Tensor():
+            return batch, None
+        case (Tensor() as inputs, Tensor() as target):
+            return inputs, target
+    raise ValueError(
+        f"a batch is a tensor of inputs or a pair (inputs, targets) of tensors, got "
+        f"{type(batch).__name__}"
+    )
