@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +50,15 @@ _CNN = (
     _dense("pq(k=16,dim=4,axis=out)"),
     _dense("pq(k=8,dim=4,axis=out)"),
     _dense("pq(k=16,dim=8,axis=out)"),
-    _dense("pq(k=16,dim=8,codebooks=tensor)"),
     _dense("pq(k=64,dim=12,codebooks=tensor)"),
-    _dense("rq(k=16,stages=2,dim=15,codebooks=tensor)"),
+    _dense("pq(k=16,dim=8,codebooks=tensor)"),
 )
 _RESNET = (
     {"*": "km(k=8)"},
     {"*": "km(k=16)"},
-    {"*": "km(k=6)"},
     {"*": "km(k=5)"},
     {"*": "km(k=4)"},
     {"*": "pq(k=64,dim=3,codebooks=tensor)"},
-    {"*": "pq(k=16,dim=2,axis=out,codebooks=tensor)"},
 )
 _QUICK = ({"classifier.0": "pq(k=16,dim=4,axis=out)"},)
 
@@ -77,7 +75,9 @@ class Bench:
         self._moments: dict[tuple[Name, int], Moments] = {}
 
     def layers(self, schemes: Mapping[str, str]) -> dict[Name, vq.Scheme]:
-        parsed = {pattern: vq.parse_scheme(text) for pattern, text in schemes.items()}
+        parsed: dict[Any, vq.Scheme | None] = {
+            pattern: vq.parse_scheme(text) for pattern, text in schemes.items()
+        }
         return select(self.model, parsed)
 
     def moments(self, names: list[Name], number: int) -> dict[Name, Moments]:
@@ -103,9 +103,11 @@ class Bench:
             },
         )  # fmt: skip
 
-    def losses(self, small: nn.Module) -> tuple[float, float]:
-        tuning, test = self.workload.evaluate(small), self.workload.test(small)
-        return 100 * (self.tuning - tuning), 100 * (self.test - test)
+    def loss(self, small: nn.Module, split: str) -> float:
+        """In points, of ``"evaluate"`` (the tuning split) or ``"test"``."""
+        baseline = self.tuning if split == "evaluate" else self.test
+        score: float = getattr(self.workload, split)(small)
+        return 100 * (baseline - score)
 
 
 _METHODS: dict[str, Callable[[Moments], Moments | None]] = {
@@ -124,41 +126,51 @@ def file_rate(model: nn.Module, small: nn.Module) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.vq"
         vq.save(small, path, rest="float16")
-        return plain / path.stat().st_size
+        return float(plain / path.stat().st_size)
 
 
-def measure(bench: Bench, schemes: Mapping[str, str], sets: int) -> dict[str, object]:
-    """One row: losses of all methods, and those of batch norms estimated again."""
+def measure(bench: Bench, schemes: Mapping[str, str], sets: int) -> dict[str, Any]:
+    """One row: losses of all methods, and what batch norms estimated again make of them."""
     chosen = bench.layers(schemes)
-    row: dict[str, object] = {"schemes": " + ".join(dict.fromkeys(schemes.values()))}
+    row: dict[str, Any] = {"schemes": " + ".join(dict.fromkeys(schemes.values()))}
     for name, seen in _METHODS.items():
-        tuning, test, renewed = [], [], []
-        for number in range(1 if name == "plain" else sets):
+        losses = []
+        for number in range(sets if name == "calibrated" else 1):
             small = bench.fit(chosen, number, seen)
-            losses = bench.losses(small)
-            tuning.append(losses[0])
-            test.append(losses[1])
-            if name == "calibrated" and number == 0:
-                row |= {
-                    "layer rate": vq.summary(small).layer_rate,
-                    "file rate": file_rate(bench.model, small),
-                }
-            if any(isinstance(module, nn.BatchNorm2d) for module in small.modules()):
-                vq.reestimate_norms(small, [torch.cat(bench.batches[number])])
-                renewed.append(bench.losses(small)[1])
-        row[f"{name} (tuning)"] = sum(tuning) / len(tuning)
-        row[name] = test
-        if renewed:
-            row[f"{name}, norms"] = renewed
+            losses.append(bench.loss(small, "test"))
+            if number:
+                continue
+            if name == "calibrated":
+                row["tuning"] = bench.loss(small, "evaluate")
+                row["layer rate"] = vq.summary(small).layer_rate
+                row["file rate"] = file_rate(bench.model, small)
+            if name != "squares" and _has_norms(small):
+                vq.reestimate_norms(small, [torch.cat(bench.batches[0])])
+                row[f"{name}, norms"] = bench.loss(small, "test")
+        row[name] = losses
     return row
 
 
-def shown(row: Mapping[str, object]) -> dict[str, object]:
-    """A row with lists of losses as text."""
-    return {
-        key: " ".join(f"{loss:.2f}" for loss in value) if isinstance(value, list) else value
-        for key, value in row.items()
-    }
+def _has_norms(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+    numbers = ("layer rate", "file rate")
+    losses = ("plain", "squares", "calibrated", "tuning", "plain, norms", "calibrated, norms")
+    formats = {"schemes": "", **dict.fromkeys(numbers, ".2f")}
+    table = Table(title, formats | dict.fromkeys((x for x in losses if x in rows[0]), ""))
+    for row in sorted(rows, key=lambda row: row["layer rate"]):
+        table.rows.append({
+            key: value if key in numbers or key == "schemes" else _text(value)
+            for key, value in row.items()
+        })  # fmt: skip
+    return table
+
+
+def _text(losses: float | list[float]) -> str:
+    values = losses if isinstance(losses, list) else [losses]
+    return " ".join(f"{loss:.2f}" for loss in values)
 
 
 def main() -> None:
@@ -172,25 +184,18 @@ def main() -> None:
     rows = []
     for schemes in _QUICK if quick else {"resnet20": _RESNET, "fashion_mnist_cnn": _CNN}[name]:
         rows.append(measure(bench, schemes, sets))
-        print(shown(rows[-1]), flush=True)
-    columns = [c for c in ("layer rate", "file rate") if c in rows[0]]
-    losses = [key for key in rows[0] if key not in ("schemes", *columns)]
-    table = Table(
+        print(rows[-1], flush=True)
+    title = (
         f"{name}: loss in points, accuracy {100 * bench.tuning:.2f} % tuning, "
-        f"{100 * bench.test:.2f} % test",
-        {
-            "schemes": "", **dict.fromkeys(columns, ".2f"),
-            **{key: ".2f" if key.endswith("(tuning)") else "" for key in losses},
-        },
-        [shown(row) for row in sorted(rows, key=lambda row: row["layer rate"])],
-    )  # fmt: skip
-    report.add(table)
+        f"{100 * bench.test:.2f} % test"
+    )
+    report.add(table_of(rows, title))
     if not quick:
         check(report, rows, name)
     report.finish(arguments.output)
 
 
-def check(report: Report, rows: list[dict[str, object]], workload: str) -> None:
+def check(report: Report, rows: list[dict[str, Any]], workload: str) -> None:
     """The first setting holds what is promised, and calibration is never worse than none."""
     first, rate, least = rows[0], "layer rate", 55.0
     if workload == "resnet20":
