@@ -24,6 +24,7 @@ NAMES = {
     "Scheme",
     "Summary",
     "TuneResult",
+    "compensate",
     "compress",
     "finetune",
     "load",

@@ -6,6 +6,7 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 
 from vq_plugin.checkpoint import CheckpointError, load, save
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.compensate import compensate
 from vq_plugin.finetune import finetune
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.model import compress, set_precision
@@ -26,6 +27,7 @@ __all__ = [
     "Scheme",
     "Summary",
     "TuneResult",
+    "compensate",
     "compress",
     "finetune",
     "load",
