@@ -13,6 +13,7 @@ from torch.ao.quantization.quantize_fx import convert_fx
 from torch.nn.utils import prune
 
 import vq_plugin as vq
+from vq_plugin.model import assemble
 from vq_plugin.torch_ao import check_converted, get_backend_config, observe_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
@@ -193,7 +194,13 @@ def test_statistics_of_inputs_weigh_errors_from_the_fit_on(prepare_qat, assert_s
     torch.manual_seed(0)
     model, scheme = nn.Sequential(nn.Linear(12, 10), nn.Conv1d(10, 4, 1, groups=2)), vq.KM(k=4)
     inputs = torch.randn(3, 10, 12) * torch.logspace(-1, 1, 12)
-    expected = vq.compress(model, scheme, calibration=[inputs]).eval()
+    with torch.no_grad():
+        squares = inputs.double().square().mean((0, 1)), model[0](inputs).double().square()
+        # The mean square of each input of each weight, and a little for what was never seen.
+        channels = squares[1].mean((0, 2)).reshape(2, 1, 5).expand(2, 2, 5).reshape(4, 5, 1)
+        importance = [(m + 1e-3 * m.mean()).float() for m in (squares[0], channels)]
+    weights = {str(i): vq.quantize_weight(model[i].weight, scheme, importance[i]) for i in range(2)}
+    expected = assemble(model, weights).eval()
     assert not torch.equal(expected[0].codes, vq.compress(model, scheme)[0].codes)
     prepared = observe_inputs(prepare_qat(model, scheme, inputs))
     with torch.no_grad():
