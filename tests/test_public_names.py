@@ -21,15 +21,18 @@ NAMES = {
     "CheckpointError",
     "CodebookWeight",
     "LossBudget",
+    "Recovery",
     "Scheme",
     "Summary",
     "TuneResult",
+    "compensate",
     "compress",
     "finetune",
     "load",
     "parse_scheme",
     "prune",
     "quantize_weight",
+    "reestimate_norms",
     "save",
     "scheme_from_dict",
     "set_precision",
@@ -92,6 +95,7 @@ def test_functions() -> None:
         "scheme": ...,
         "importance": None,
         "seed": 0,
+        "moments": None,
         "backend": "torch",
     }
     assert positional(vq.quantize_weight) == ["weight", "scheme", "importance", "seed"]
@@ -120,10 +124,19 @@ def test_tune() -> None:
         "seed": 0,
         "workers": 1,
         "backend": "loky",
+        "start": None,
+        "recovery": None,
         "folder": None,
         "recipe": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
+    assert parameters(vq.Recovery) == {
+        "loader": ...,
+        "epochs": 1,
+        "lr": 0.03,
+        "loss": None,
+        "max_trials": 4,
+    }
     assert parameters(vq.LossBudget) == {
         "relative": None,
         "absolute": None,

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
@@ -45,7 +44,7 @@ from vq_plugin.workloads import (
     fashion_mnist_lenet_300_100,
     fashion_mnist_resnet20,
 )
-from vq_plugin.workloads.data import Samples
+from vq_plugin.workloads.data import Batches, Samples
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,21 @@ class Setting:
     batch: int = 64
     lr: float = 2e-3
     epochs: tuple[int, int] = (5, 1)
-    augment: Callable[[Tensor], Tensor] = lambda images: images
+    augment: Callable[[Tensor], Tensor] | None = None
     bound: float | None = None
     paper: Mapping[str, LayerSetting] | None = None
     dkm: bool = False
+
+    def batches(self, samples: Samples, labels: bool = False) -> Batches:
+        """Training batches, with their labels if asked for."""
+        return Batches(samples, self.batch, labels, self.augment)
 
 
 SETTINGS = {
     # Densities, bits and index bits: tables 2 and 3 of the paper for LeNets, table 4's for AlexNet
     # where layers are alike in the CNN, which it does not have.
     "lenet_300_100": Setting(
-        fashion_mnist_lenet_300_100, 0.96, 5, batch=32, lr=3e-3, bound=80, dkm=True,
+        fashion_mnist_lenet_300_100, 0.96, 7, batch=32, lr=3e-3, bound=80, dkm=True,
         paper={
             "classifier.1": LayerSetting(0.08, 6, 5), "classifier.3": LayerSetting(0.09, 6, 5),
             "classifier.5": LayerSetting(0.26, 6, 5),
@@ -110,22 +113,6 @@ SETTINGS = {
 }  # fmt: skip
 
 
-class Batches:
-    """Shuffled images, with their labels if asked for."""
-
-    def __init__(self, samples: Samples, setting: Setting, labels: bool = False) -> None:
-        self._samples, self._setting, self._labels = samples, setting, labels
-
-    def __len__(self) -> int:
-        return len(self._samples.labels) // self._setting.batch
-
-    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self._samples.labels))
-        for some in torch.split(order, self._setting.batch)[: len(self)]:
-            images = self._setting.augment(self._samples.images[some])
-            yield (images, self._samples.labels[some]) if self._labels else images
-
-
 @dataclass(frozen=True)
 class Row:
     """One model: who made it, at which stage, with which seed, and its bytes."""
@@ -140,7 +127,7 @@ class Row:
 
 def ours(setting: Setting, data: Samples, seed: int) -> Iterator[Row]:
     """Prune, quantize and train, code."""
-    teacher, loader = setting.workload.model(), Batches(data, setting)
+    teacher, loader = setting.workload.model(), setting.batches(data)
     start = time.perf_counter()
     sparse = vq.prune(
         setting.workload.model().train(), loader, setting.sparsity, teacher=teacher,
@@ -166,7 +153,7 @@ def paper(setting: Setting, data: Samples) -> Iterator[Row]:
         return
     start = time.perf_counter()
     found = deep_compression.run(
-        setting.workload.model(), Batches(data, setting, labels=True), setting.paper,
+        setting.workload.model(), setting.batches(data, labels=True), setting.paper,
         rounds=setting.epochs[0], epochs=setting.epochs[1], seed=0,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -185,7 +172,7 @@ def coremltools(setting: Setting, data: Samples) -> Iterator[Row]:
     if not setting.dkm:
         return
     start = time.perf_counter()
-    loader = Batches(data, setting, labels=True)
+    loader = setting.batches(data, labels=True)
     small = peers.coremltools_dkm(model, layers, 2, loader, sum(setting.epochs))
     nbytes = small.nbytes + 2 * _others(model)
     yield Row("coremltools DKM", "Q", 0, nbytes, small.model, time.perf_counter() - start)
