@@ -1,4 +1,4 @@
-"""Importance from calibration data, against explicit loops."""
+"""Moments of inputs from calibration data, against explicit loops."""
 
 import pytest
 import torch
@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq_plugin.importance import input_importance
+import vq_plugin as vq
+from vq_plugin import importance
+from vq_plugin.fit.moments import Moments
+from vq_plugin.importance import input_moments
+from vq_plugin.patches import input_patches
 
 FLOOR = 1e-3  # of the mean: an input that calibration never saw may still occur
 
@@ -16,8 +20,12 @@ def floored(mean_square: Tensor) -> Tensor:
     return mean_square + FLOOR * mean_square.mean()
 
 
+def moments(layer: nn.Module, batches: list[Tensor]) -> Moments:
+    return input_moments(layer, {"x": layer}, batches)["x"]
+
+
 def of(layer: nn.Module, batches: list[Tensor]) -> Tensor:
-    return input_importance(layer, {"x": layer}, batches)["x"]
+    return moments(layer, batches).importance
 
 
 def test_linear_weights_count_by_the_mean_square_of_their_input() -> None:
@@ -93,3 +101,85 @@ def test_bad_inputs_are_an_error_that_names_the_layer(value: float) -> None:
 def test_large_half_precision_inputs_do_not_overflow() -> None:
     result = of(nn.Linear(6, 4).half(), [torch.full((2, 6), 6e4, dtype=torch.float16)])
     assert torch.allclose(result, torch.full((6,), 3.6e9 * (1 + FLOOR)), rtol=1e-2)
+
+
+def test_moments_of_a_linear_layer() -> None:
+    layer = nn.Linear(6, 4)
+    batches = [torch.randn(5, 6) + 1, torch.randn(2, 7, 6), torch.randn(6)]
+    rows = torch.cat([b.reshape(-1, 6) for b in batches])
+    found = moments(layer, batches)
+    assert found.second is not None
+    assert found.mean is not None
+    assert torch.allclose(found.second[0], rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found.mean[0], rows.mean(0), rtol=1e-4, atol=1e-5)
+    assert moments(nn.Linear(6, 4, bias=False), batches).mean is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dims=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.sampled_from([0, 1, "same"]),
+    dilation=st.integers(1, 2),
+    mode=st.sampled_from(["zeros", "reflect", "circular"]),
+    batched=st.booleans(),
+)
+def test_a_convolution_is_its_weight_times_the_patches(
+    dims, groups, kernel, stride, padding, dilation, mode, batched
+) -> None:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    layer = kind(
+        4, 8, kernel, stride=1 if padding == "same" else stride, padding=padding,
+        dilation=dilation, groups=groups, padding_mode=mode, bias=False,
+    )  # fmt: skip
+    x = torch.randn(3, 4, *range(5, 5 + dims))
+    x = x if batched else x[0]
+    with torch.no_grad():
+        expected = layer(x)
+        patches = torch.cat(list(input_patches(layer, x)), 1)
+        rows = layer.weight.reshape(groups, 8 // groups, -1) @ patches.mT
+    # (samples, outputs, places) to (outputs, samples and places)
+    channel = 1 if batched else 0
+    assert torch.allclose(
+        rows.reshape(8, -1), expected.movedim(channel, 0).reshape(8, -1), atol=1e-5
+    )
+
+
+def test_depthwise_patches_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Conv2d(6, 6, 3, groups=6), torch.randn(7, 6, 5, 5)
+    whole = moments(layer, [x])
+    monkeypatch.setattr("vq_plugin.patches._PIECE", 6 * 9 * 25 * 2)
+    assert len(list(input_patches(layer, x))) == 4
+    pieces = moments(layer, [x])
+    assert whole.second is not None
+    assert pieces.second is not None
+    assert whole.second.shape == (6, 9, 9)
+    assert torch.allclose(pieces.second, whole.second, rtol=1e-5, atol=1e-6)
+
+
+def test_too_many_inputs_go_by_their_squares_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importance, "MOST_INPUTS", 5)
+    layer, x = nn.Linear(6, 40), torch.randn(50, 6)
+    with pytest.warns(UserWarning, match=r"Linear\(.*\) has 6 inputs, more than 5"):
+        found = moments(layer, [x])
+    assert found.second is None
+    assert found.mean is not None
+    with pytest.warns(UserWarning, match="more than 5"):
+        small = vq.compress(layer, vq.PQ(k=4, dim=2), [x])
+    by_importance = vq.quantize_weight(layer.weight, vq.PQ(k=4, dim=2), found.importance)
+    assert torch.equal(small.weight, by_importance.decode())
+
+
+def test_the_threads_do_not_change_a_byte_of_the_moments(set_threads) -> None:
+    layer, x = nn.Linear(700, 4), torch.randn(300, 700)
+    found = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        found.append(moments(layer, list(x.split(128))))
+    for other in found[1:]:
+        assert torch.equal(other.second, found[0].second)
+        assert torch.equal(other.mean, found[0].mean)

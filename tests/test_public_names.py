@@ -25,12 +25,14 @@ NAMES = {
     "Scheme",
     "Summary",
     "TuneResult",
+    "compensate",
     "compress",
     "finetune",
     "load",
     "parse_scheme",
     "prune",
     "quantize_weight",
+    "reestimate_norms",
     "save",
     "scheme_from_dict",
     "set_precision",
@@ -93,6 +95,7 @@ def test_functions() -> None:
         "scheme": ...,
         "importance": None,
         "seed": 0,
+        "moments": None,
         "backend": "torch",
     }
     assert positional(vq.quantize_weight) == ["weight", "scheme", "importance", "seed"]

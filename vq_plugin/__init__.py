@@ -6,9 +6,11 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 
 from vq_plugin.checkpoint import CheckpointError, load, save
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.compensate import compensate
 from vq_plugin.finetune import finetune
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.model import compress, set_precision
+from vq_plugin.norms import reestimate_norms
 from vq_plugin.prune import prune
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
 from vq_plugin.summary import Summary, summary
@@ -26,12 +28,14 @@ __all__ = [
     "Scheme",
     "Summary",
     "TuneResult",
+    "compensate",
     "compress",
     "finetune",
     "load",
     "parse_scheme",
     "prune",
     "quantize_weight",
+    "reestimate_norms",
     "save",
     "scheme_from_dict",
     "set_precision",

@@ -101,6 +101,9 @@ class CodebookWeight:
         scheme: The scheme that was asked for.
         shape: Shape of the weight.
         dtype: Dtype of the weight, and of :meth:`decode`.
+        bias_shift: What the bias of a layer that gets this weight takes up of its error, float32,
+            ``(out,)``: from a calibrated fit, ``None`` otherwise. Layers add it once, when they are
+            made.
     """
 
     codes: Tensor
@@ -109,6 +112,7 @@ class CodebookWeight:
     scheme: Scheme
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    bias_shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Checks that codes, codebooks and scale fit the shape.

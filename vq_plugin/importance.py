@@ -1,13 +1,18 @@
-"""How much each weight matters, from unlabelled inputs."""
+"""What the inputs of layers are like, from unlabelled data."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.parallel import deterministic_map, worker_pool
+from vq_plugin.patches import input_patches
 
 # Where a layer keeps its statistics between a host's prepare and its convert.
 INPUT_STATS = "input_stats"
@@ -15,12 +20,16 @@ INPUT_STATS = "input_stats"
 # Inputs that calibration never saw may still occur.
 _FLOOR = 1e-3
 
+# The second moments of so many inputs take 85 MB, and a fit by them seconds to minutes.
+MOST_INPUTS = 4608
+_ROWS = 512
 
-class InputMoments(nn.Module):
+
+class InputSquares(nn.Module):
     """Running mean square of a layer's input, feature by feature.
 
-    The error of a layer's output is ``Σ_j E[x_j²]·(Δw_ij)²`` where inputs are uncorrelated, so
-    ``E[x_j²]`` is the importance of every weight that input j meets.
+    Where inputs are uncorrelated the error of a layer's output is ``Σ_j E[x_j²]·(Δw_ij)²``, so
+    that ``E[x_j²]`` is the importance of every weight that input j meets.
 
     Attributes:
         total: Float64 buffer, sum of squares per input feature (Linear), input channel (ConvNd)
@@ -40,18 +49,19 @@ class InputMoments(nn.Module):
             features = layer.num_embeddings
         else:
             features = int(layer.in_channels)  # type: ignore[arg-type]
-        self._embedding = isinstance(layer, nn.Embedding)
         weight = layer.weight
         assert isinstance(weight, Tensor)
         # Features come last for Linear, before the spatial dimensions for ConvNd.
         self._channel_dim = 1 - weight.dim()
+        self._embedding = isinstance(layer, nn.Embedding)
         self._rows, self._groups = weight.shape[0], int(getattr(layer, "groups", 1))
         self.register_buffer("total", torch.zeros(features, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def forward(self, value: Tensor) -> None:
-        """Adds one batch of the layer's input."""
+    def add(self, layer: nn.Module, value: Tensor) -> None:
+        """Adds one batch of the input of ``layer``."""
+        del layer  # what is added here has the same form for all of a kind
         if self._embedding:
             self.total += torch.bincount(value.flatten(), minlength=len(self.total))
             self.count += value.numel()
@@ -62,10 +72,10 @@ class InputMoments(nn.Module):
         self.count += len(by_feature)
 
     def observe(
-        self, _: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
+        self, layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
     ) -> None:
         """A forward pre-hook, to be registered ``with_kwargs=True``."""
-        self(arguments[0] if arguments else keywords["input"])
+        self.add(layer, arguments[0] if arguments else keywords["input"])
 
     def importance(self) -> Tensor:
         """Importance of every element of the layer's weight; broadcasts to its shape.
@@ -93,12 +103,87 @@ class InputMoments(nn.Module):
         return per_row.reshape(*per_row.shape, *[1] * (-1 - self._channel_dim))
 
 
-def input_importance(
+class InputMoments(InputSquares):
+    """Running first and second moments of a layer's input, beside its mean squares.
+
+    The error of a layer's output is ``Σ_o Δw_o·E[x xᵀ]·Δw_oᵀ``, which takes second moments of all
+    pairs of inputs. Inputs are features (Linear), or the patches under the kernel (ConvNd). Pairs
+    are left out for Embedding, whose rows are never added up, and where there are more than
+    :data:`MOST_INPUTS` inputs, which a warning says.
+
+    Attributes:
+        first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for Embedding.
+        second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two; empty where
+            they are left out.
+        patches: Float64 buffer, number of samples in ``first`` and ``second``.
+    """
+
+    first: Tensor
+    second: Tensor
+    patches: Tensor
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Empty statistics for a Linear, ConvNd or Embedding layer."""
+        super().__init__(layer)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        inputs = 0 if self._embedding else weight[0].numel()
+        groups = 0 if self._embedding else self._groups
+        known = groups
+        if inputs > MOST_INPUTS:
+            known = 0
+            warnings.warn(
+                f"{layer} has {inputs} inputs, more than {MOST_INPUTS}: its fit goes by their mean "
+                "squares, not by how they go together",
+                stacklevel=2,
+            )
+        double, single = torch.float64, torch.float32
+        self.register_buffer("first", torch.zeros(groups, inputs, dtype=double))
+        self.register_buffer("second", torch.zeros(known, inputs, inputs, dtype=single))
+        self.register_buffer("patches", torch.zeros((), dtype=double))
+
+    @torch.no_grad()
+    def add(self, layer: nn.Module, value: Tensor) -> None:  # noqa: D102 - inherited
+        super().add(layer, value)
+        if self._embedding:
+            return
+        # A product may round differently on several threads: pieces of it, each on one.
+        with worker_pool():
+            for patches in input_patches(layer, value.detach()):
+                self.patches += patches.shape[1]
+                self.first += patches.sum(1, dtype=torch.float64)
+                deterministic_map(partial(self._add_rows, patches), self._row_blocks())
+
+    def _row_blocks(self) -> range:
+        return range(0, self.second.shape[1] if len(self.second) else 0, _ROWS)
+
+    def _add_rows(self, patches: Tensor, start: int) -> None:
+        rows = slice(start, start + _ROWS)
+        self.second[:, rows] += patches[:, :, rows].mT @ patches
+
+    def moments(self, layer: nn.Module) -> Moments:
+        """What the fit of ``layer.weight`` wants to know.
+
+        Raises:
+            ValueError: If no input was seen, or it was not finite.
+        """
+        importance = self.importance()
+        if not len(self.first):
+            return Moments(importance)
+        has_bias = getattr(layer, "bias", None) is not None
+        return Moments(
+            importance,
+            (self.second / self.patches.float()) if len(self.second) else None,
+            (self.first / self.patches).float() if has_bias else None,
+        )
+
+
+def input_moments(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     calibration: Iterable[object] | Callable[[nn.Module], object],
-) -> dict[str, Tensor]:
-    """Runs calibration data through a model and weighs the weights of its layers.
+) -> dict[str, Moments]:
+    """Runs calibration data through a model and gathers the moments of its layers' inputs.
 
     Args:
         model: The float model; run in eval mode without gradients, then left as it was.
@@ -106,7 +191,7 @@ def input_importance(
         calibration: Input batches, or a callable that runs the model it is given.
 
     Returns:
-        Importance by layer name, each broadcasting to the layer's weight.
+        Moments by layer name.
 
     Raises:
         ValueError: If the calibration is empty or does not reach a layer (the message names it).
@@ -123,7 +208,7 @@ def input_importance(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: named_importance(name, moment) for name, moment in moments.items()}
+    return {name: named_moments(name, layers[name], moment) for name, moment in moments.items()}
 
 
 def attach_moments(layer: nn.Module) -> None:
@@ -163,14 +248,14 @@ def _observe(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str
     getattr(layer, INPUT_STATS).observe(layer, arguments, keywords)
 
 
-def named_importance(name: str, moments: InputMoments) -> Tensor:
-    """``moments.importance()``; errors name the layer.
+def named_moments(name: str, layer: nn.Module, moments: InputMoments) -> Moments:
+    """``moments.moments(layer)``; errors name the layer.
 
     Raises:
         ValueError: If no input was seen, or it was not finite.
     """
     try:
-        return moments.importance()
+        return moments.moments(layer)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from None
 

@@ -14,8 +14,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tqdm import tqdm
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.weight import check_weight, quantize_weight
-from vq_plugin.importance import input_importance
+from vq_plugin.importance import input_moments
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.ops import Precision
 from vq_plugin.schemes import Scheme
@@ -52,8 +53,9 @@ def compress(
             :func:`vq_plugin.select.select`.
         calibration: Unlabelled data that the fits may look at: an iterable of input batches (a
             tuple or list is the model's positional arguments, a mapping its keyword arguments),
-            or a callable that runs the model it is given. Errors then count by the mean
-            square of the input they meet. ``None`` weighs all alike.
+            or a callable that runs the model it is given. What is
+            lowered is then the error of each layer's output, and biases take up its mean.
+            ``None`` lowers the error of the weights.
         seed: Seed of the fits.
 
     Returns:
@@ -77,10 +79,10 @@ def compress(
     layers = {name: modules[name] for name in chosen}
     for name, module in layers.items():
         check_layer(name, module)
-    importance = {} if calibration is None else input_importance(model, layers, calibration)
+    moments = {} if calibration is None else input_moments(model, layers, calibration)
     bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
     weights = {
-        name: fit_layer(name, modules[name], scheme, importance=importance.get(name), seed=seed)
+        name: fit_layer(name, modules[name], scheme, moments=moments.get(name), seed=seed)
         for name, scheme in bar
         if name not in ties
     }
@@ -141,7 +143,7 @@ def _replacements(
 
 
 def compress_layer(
-    name: str, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
+    name: str, module: nn.Module, scheme: Scheme, *, moments: Moments | None = None, seed: int = 0
 ) -> CodebookLayer:
     """Compresses one layer; errors name it.
 
@@ -149,7 +151,7 @@ def compress_layer(
         name: Name of the layer in its model, for messages.
         module: Float layer that has a codebook layer.
         scheme: What to do.
-        importance: As in :func:`vq_plugin.quantize_weight`.
+        moments: As in :func:`vq_plugin.quantize_weight`.
         seed: Seed of the fit.
 
     Returns:
@@ -160,18 +162,18 @@ def compress_layer(
     """
     kind = codebook_type(module)
     assert kind is not None
-    return kind(module, fit_layer(name, module, scheme, importance=importance, seed=seed))
+    return kind(module, fit_layer(name, module, scheme, moments=moments, seed=seed))
 
 
 def fit_layer(
-    name: str, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
+    name: str, module: nn.Module, scheme: Scheme, *, moments: Moments | None = None, seed: int = 0
 ) -> CodebookWeight:
     """The compressed weight of one layer; arguments and errors as :func:`compress_layer`."""
     check_not_lazy(name, module)
     weight = module.weight
     assert isinstance(weight, Tensor)
     try:
-        return quantize_weight(weight, scheme, importance, seed)
+        return quantize_weight(weight, scheme, seed=seed, moments=moments)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
 

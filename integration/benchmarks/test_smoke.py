@@ -134,6 +134,12 @@ def test_qat(tmp_path: Path) -> None:
     assert values(result, "digits", "1 epoch")[0] > 0.95
 
 
+def test_calibrated(tmp_path: Path) -> None:
+    _, result = run_quick("calibrated", tmp_path / "calibrated.json")
+    assert values(result, "digits", "schemes") == ["pq(k=16,dim=4,axis=out)"]
+    assert all(values(result, "digits", method)[0] for method in ("plain", "squares", "calibrated"))
+
+
 def test_kernel_costs(tmp_path: Path) -> None:
     _, result = run_quick("kernel_costs", tmp_path / "costs.json")
     kernels = next(rows for name, rows in result["tables"].items() if "picoseconds" in name)

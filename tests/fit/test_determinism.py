@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from tests.fit.problems import correlated_inputs, moments_of
 
 # float32 codebooks: rounding to half precision would hide small differences.
 SCHEMES = [
@@ -49,6 +50,25 @@ def test_threads_do_not_change_a_byte(
         set_threads(threads)
         results.append(fitted(scheme, importance))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize(
+    "scheme", [SCHEMES[0], SCHEMES[4], SCHEMES[6], SCHEMES[10], SCHEMES[11]], ids=str
+)
+def test_threads_do_not_change_a_byte_of_a_calibrated_fit(
+    scheme: vq.Scheme, set_threads: Callable[[int], None]
+) -> None:
+    # More inputs than one thread multiplies at a time.
+    values = torch.randn(24, 600, generator=torch.Generator().manual_seed(3))
+    moments = moments_of(correlated_inputs(500, 600))
+    results = []
+    for threads in (1, 3):
+        set_threads(threads)
+        small = vq.quantize_weight(values, scheme, moments=moments)
+        assert small.bias_shift is not None
+        tensors = [small.codes, small.codebooks, small.bias_shift]
+        results.append([t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors])
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[::3], ids=str)

@@ -70,7 +70,7 @@ def assign(batch: Batch, centers: Tensor) -> Tensor:
     codes = _empty_codes(batch, centers)
 
     def fill(piece: tuple[slice, slice]) -> None:
-        codes[piece] = _nearest(batch[piece], centers[piece[0]])[1]
+        codes[piece] = nearest(batch[piece], centers[piece[0]])[1]
 
     deterministic_map(fill, _pieces(batch, centers.shape[1]))
     return codes
@@ -82,7 +82,7 @@ def assign_with_error(batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
     distance = torch.empty(codes.shape, dtype=torch.float32)
 
     def fill(piece: tuple[slice, slice]) -> None:
-        distance[piece], codes[piece] = _nearest(batch[piece], centers[piece[0]])
+        distance[piece], codes[piece] = nearest(batch[piece], centers[piece[0]])
 
     deterministic_map(fill, _pieces(batch, centers.shape[1]))
     return codes, distance
@@ -148,7 +148,7 @@ def _pieces(batch: Batch, k: int) -> Iterator[tuple[slice, slice]]:
             yield slice(book, book + book_step), slice(point, point + point_step)
 
 
-def _nearest(block: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(block: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest weighted squared distance and its index, each ``(books, n)``."""
     if native_kernels(block, centers.shape[1]):
         block = block.contiguous()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch.nn import functional
 from vq_plugin.codebook import CodebookWeight, code_dtype, matrix_view
 from vq_plugin.fit import scalar, sklearn_backend, vector
 from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.calibrated import calibrate
+from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.objective import Fitted, Objective
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme
@@ -24,23 +28,19 @@ _LARGEST, _SMALLEST = 1e15, 1e-15
 _LEAST_IMPORTANCE = 1e-8
 
 
-class _Fitted(NamedTuple):
-    codes: Tensor  # (stages, rows, subspaces)
-    codebooks: Tensor  # (stages, groups, books, k, dim)
-
-
 def quantize_weight(
     weight: Tensor,
     scheme: Scheme,
     importance: Tensor | None = None,
     seed: int = 0,
     *,
+    moments: Moments | None = None,
     backend: Backend = "torch",
 ) -> CodebookWeight:
     """Compresses one weight.
 
     The fit runs in float32 on the CPU and gives the same bytes for the same weight, scheme,
-    importance and seed, whatever the number of threads. ``k`` above the number of distinct
+    statistics and seed, whatever the number of threads. ``k`` above the number of distinct
     (sub-vectors of) weights is reduced to it: see ``CodebookWeight.k``.
 
     Args:
@@ -50,6 +50,11 @@ def quantize_weight(
         importance: Weight of every element's squared error, of a shape that broadcasts to the
             weight's; not negative. ``None`` counts all alike. ``Binary`` takes the weighted mean.
         seed: Seed of the random starts.
+        moments: Moments of the inputs of the weight's layer, in the place of ``importance``. The
+            fit then lowers the error of the layer's output, see
+            :func:`vq_plugin.fit.calibrated.calibrate`, and the result says what the layer's bias
+            takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
+            from one group of a convolution into the next go by ``moments.importance`` alone.
         backend: ``"torch"``, or ``"sklearn"`` for scikit-learn's ``KMeans(n_init=1)``.
 
     Returns:
@@ -58,7 +63,8 @@ def quantize_weight(
     Raises:
         ValueError: If the weight is empty, 1-D, on the meta device, not of a float dtype, holds
             NaN or infinite values, or does not fit the scheme's ``codebook_dtype``; if
-            ``importance`` has another shape, is negative, not finite or zero everywhere.
+            ``importance`` has another shape, is negative, not finite or zero everywhere, or is
+            given beside ``moments``.
 
     Example:
         >>> import torch
@@ -72,13 +78,22 @@ def quantize_weight(
     if not isinstance(scheme, Scheme):
         raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
     check_weight(weight)
+    if moments is not None:
+        if importance is not None:
+            raise ValueError("give importance or moments, not both: moments hold an importance")
+        importance = moments.importance
     # Workers are outside the caller's inference mode, and could not write to its tensors.
     with torch.inference_mode(False), worker_pool():
-        return _quantize(weight, scheme, importance, seed, backend)
+        return _quantize(weight, scheme, importance, moments, seed, backend)
 
 
 def _quantize(
-    weight: Tensor, scheme: Scheme, importance: Tensor | None, seed: int, backend: Backend
+    weight: Tensor,
+    scheme: Scheme,
+    importance: Tensor | None,
+    moments: Moments | None,
+    seed: int,
+    backend: Backend,
 ) -> CodebookWeight:
     matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
     weights = None if importance is None else importance_view(importance, weight, scheme)
@@ -88,7 +103,12 @@ def _quantize(
     check_range(matrix)
     fitted = _fit(matrix, weights, scheme, seed, backend)
     check_codebooks(fitted.codebooks, matrix)
-    return CodebookWeight(
+    if moments is not None and not isinstance(scheme, Binary):
+        dim = fitted.codebooks.shape[4]
+        objective = Objective.build(matrix, row_scale, scheme, moments, dim)
+        if objective is not None:
+            fitted = calibrate(objective, fitted)
+    small = CodebookWeight(
         codes=fitted.codes.to(code_dtype(fitted.codebooks.shape[3])).to(weight.device),
         codebooks=fitted.codebooks.to(weight.device),
         scale=None if row_scale is None else row_scale.to(weight.device),
@@ -96,11 +116,14 @@ def _quantize(
         shape=tuple(weight.shape),
         dtype=weight.dtype,
     )
+    if moments is None:
+        return small
+    return replace(small, bias_shift=moments.bias_shift(small.decode() - weight.detach()))
 
 
 def _fit(
     matrix: Tensor, importance: Tensor | None, scheme: Scheme, seed: int, backend: Backend
-) -> _Fitted:
+) -> Fitted:
     if backend not in ("torch", "sklearn"):
         raise ValueError(f"backend must be 'torch' or 'sklearn', got {backend!r}")
     match scheme:
@@ -113,16 +136,16 @@ def _fit(
     raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
 
 
-def _fit_binary(matrix: Tensor, importance: Tensor | None, dtype: torch.dtype) -> _Fitted:
+def _fit_binary(matrix: Tensor, importance: Tensor | None, dtype: torch.dtype) -> Fitted:
     size = matrix.abs()
     mean = size.mean() if importance is None else (size * importance).sum() / importance.sum()
     codebooks = torch.stack([-mean, mean]).to(dtype).reshape(1, 1, 1, 2, 1)
-    return _Fitted((matrix >= 0).unsqueeze(0), codebooks)
+    return Fitted((matrix >= 0).unsqueeze(0), codebooks)
 
 
 def _fit_km(
     matrix: Tensor, importance: Tensor | None, scheme: KM, seed: int, backend: Backend
-) -> _Fitted:
+) -> Fitted:
     rows = scheme.group or len(matrix)
     parts = [part.flatten().contiguous() for part in torch.split(matrix, rows)]
     masses: list[Tensor | None] = [None] * len(parts)
@@ -144,14 +167,14 @@ def _fit_km(
     padded = [
         functional.pad(found, (0, k - len(found)), value=float(found[-1])) for found in centers
     ]
-    return _Fitted(
+    return Fitted(
         torch.cat(codes).reshape(1, *matrix.shape), torch.stack(padded).reshape(1, -1, 1, k, 1)
     )
 
 
 def _fit_sub_vectors(
     matrix: Tensor, importance: Tensor | None, scheme: PQ | RQ, seed: int, backend: Backend
-) -> _Fitted:
+) -> Fitted:
     rows, length = matrix.shape
     dim = min(scheme.dim or length, length)
     shared = scheme.codebooks == "tensor"
@@ -169,8 +192,8 @@ def _fit_sub_vectors(
     codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
     grid = torch.stack(codes)
     if shared:
-        return _Fitted(grid.reshape(len(codes), rows, -1), codebooks)
-    return _Fitted(grid.transpose(1, 2).contiguous(), codebooks)
+        return Fitted(grid.reshape(len(codes), rows, -1), codebooks)
+    return Fitted(grid.transpose(1, 2).contiguous(), codebooks)
 
 
 def sub_vectors(matrix: Tensor, importance: Tensor | None, *, dim: int, shared: bool) -> Batch:

@@ -12,9 +12,10 @@ from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
 from neural_compressor.torch.quantization.config import TorchBaseConfig
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
-from torch import Tensor, nn
+from torch import nn
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.moments import Moments
 from vq_plugin.inc.composition import Composition
 from vq_plugin.inc.keys import Key, WhiteList, checked_key, checked_keys, key_text
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
@@ -122,11 +123,11 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
                 )
         return self._scheme(self._settings())
 
-    def fit(self, name: str, layer: nn.Module, importance: Tensor | None) -> CodebookWeight:
+    def fit(self, name: str, layer: nn.Module, moments: Moments | None) -> CodebookWeight:
         """The compressed weight of one layer, for a config with a scheme; errors name the layer."""
         scheme = self.layer_scheme
         assert scheme is not None
-        return fit_layer(name, layer, scheme, importance=importance, seed=self.seed)
+        return fit_layer(name, layer, scheme, moments=moments, seed=self.seed)
 
     def _settings(self) -> dict[str, Any]:
         """The settings that make the scheme."""

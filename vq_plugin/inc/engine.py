@@ -8,16 +8,17 @@ from typing import Any
 from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.common.utils import Mode
 from neural_compressor.torch.utils import logger
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.moments import Moments
 from vq_plugin.importance import (
     INPUT_STATS,
     InputMoments,
     attach_moments,
     detach_moments,
-    named_importance,
+    named_moments,
 )
 from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.files import enable_save
@@ -110,10 +111,10 @@ def _fit_calibrated(
         if run_fn is not None:
             fresh = _observe(model, layers)
             run_fn(model, *arguments)
-        importance = _importance(model, layers, required=run_fn is not None)
+        moments = _moments(model, layers, required=run_fn is not None)
         bar = tqdm(layers.items(), desc="compress", unit="layer", leave=False, disable=None)
         return {
-            name: config.fit(name, model.get_submodule(name), importance.get(name))
+            name: config.fit(name, model.get_submodule(name), moments.get(name))
             for name, config in bar
             if name not in ties
         }
@@ -123,10 +124,12 @@ def _fit_calibrated(
         raise
 
 
-def _importance(model: nn.Module, layers: Iterable[str], *, required: bool) -> dict[str, Tensor]:
+def _moments(model: nn.Module, layers: Iterable[str], *, required: bool) -> dict[str, Moments]:
     """From the statistics of the layers; nothing if they are not required and all empty."""
     found = {name: getattr(model.get_submodule(name), INPUT_STATS, None) for name in layers}
-    moments = {name: own for name, own in found.items() if isinstance(own, InputMoments)}
-    if not required and not any(own.count > 0 for own in moments.values()):
+    observed = {name: own for name, own in found.items() if isinstance(own, InputMoments)}
+    if not required and not any(own.count > 0 for own in observed.values()):
         return {}
-    return {name: named_importance(name, own) for name, own in moments.items()}
+    return {
+        name: named_moments(name, model.get_submodule(name), own) for name, own in observed.items()
+    }

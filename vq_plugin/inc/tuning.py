@@ -12,6 +12,7 @@ from neural_compressor.torch.quantization import TuningConfig
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight, expected_nbytes
+from vq_plugin.fit.moments import Moments
 from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.model import Calibration, owners_of_parameters, tied_weights
@@ -51,13 +52,13 @@ class FittedConfig(VQConfig):
         config.calibrated = calibrated
         return config
 
-    def fit(self, name: str, layer: nn.Module, importance: Tensor | None) -> CodebookWeight:
+    def fit(self, name: str, layer: nn.Module, moments: Moments | None) -> CodebookWeight:
         """The known fit, unless weight or settings changed, or there is calibration at last."""
-        news = importance is not None and not self.calibrated
+        news = moments is not None and not self.calibrated
         same = self.small.scheme == self.layer_scheme and self.source == (_digest(layer), self.seed)
         if same and not news:
             return self.small
-        return super().fit(name, layer, importance)
+        return super().fit(name, layer, moments)
 
 
 def tuning_config(

@@ -84,6 +84,8 @@ class CodebookLayer(nn.Module):
         self.register_parameter("scale", scale)
         bias = getattr(source, "bias", None)
         self.register_parameter("bias", None if bias is None else _copy(bias))
+        if self.bias is not None and small.bias_shift is not None:
+            self.bias.data += small.bias_shift.to(self.bias)
         self._settings = (
             self.weight_shape[0],
             self.along_out,

@@ -13,7 +13,7 @@ from torch.ao.quantization import FakeQuantizeBase
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.lloyd import lloyd_step, nearest_codes
 from vq_plugin.fit.weight import quantize_weight
-from vq_plugin.importance import INPUT_STATS, named_importance
+from vq_plugin.importance import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import KM, Scheme
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
@@ -185,7 +185,13 @@ class CodebookFakeQuantize(FakeQuantizeBase):
 
     def _importance(self) -> Tensor | None:
         moments = getattr(self, INPUT_STATS, None)
-        return None if moments is None else named_importance(self.plan.name, moments)
+        if moments is None:
+            return None
+        try:
+            found: Tensor = moments.importance()
+        except ValueError as error:
+            raise ValueError(f"layer {self.plan.name!r}: {error}") from None
+        return found
 
     def _calibrates(self) -> bool:
         """Whether statistics are gathered that the fit is to wait for."""

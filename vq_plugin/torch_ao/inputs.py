@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from vq_plugin.importance import INPUT_STATS, InputMoments, attach_moments
+from vq_plugin.importance import INPUT_STATS, InputSquares, attach_moments
 from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 from vq_plugin.torch_ao.qconfig import plan_of
 
@@ -71,7 +71,7 @@ def _observe_training(layer: nn.Module) -> None:
     assert isinstance(quantizer, CodebookFakeQuantize)
     assert isinstance(weight, Tensor)
     if not hasattr(quantizer, INPUT_STATS):
-        quantizer.add_module(INPUT_STATS, InputMoments(layer).to(weight.device))
+        quantizer.add_module(INPUT_STATS, InputSquares(layer).to(weight.device))
         layer.register_forward_pre_hook(_feed, with_kwargs=True)
 
 
@@ -81,7 +81,7 @@ def _feed(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, T
     assert isinstance(quantizer, CodebookFakeQuantize)
     if quantizer.observer_enabled[0]:
         moments = quantizer.get_submodule(INPUT_STATS)
-        assert isinstance(moments, InputMoments)
+        assert isinstance(moments, InputSquares)
         moments.observe(layer, arguments, keywords)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vq_plugin.importance import detach_moments, named_importance
+from vq_plugin.importance import detach_moments, named_moments
 from vq_plugin.model import compress_layer, tie_layer
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Scheme
@@ -83,13 +83,13 @@ class Plan:
         # The host says no more of a layer than its settings, unless the plan is for it alone.
         name = self.name or repr(module)
         # Taken off the layer, as eager ``convert`` keeps hooks.
-        moments = detach_moments(module)
-        importance = None if moments is None else named_importance(name, moments)
+        observed = detach_moments(module)
+        moments = None if observed is None else named_moments(name, module, observed)
         weight = module.weight
         assert isinstance(weight, Tensor)
         first = self.fitted.weights.get(weight)
         if first is None:
-            layer = compress_layer(name, module, scheme, importance=importance, seed=self.seed)
+            layer = compress_layer(name, module, scheme, moments=moments, seed=self.seed)
             self.fitted.weights[weight] = layer
             return layer
         if first.scheme != scheme:

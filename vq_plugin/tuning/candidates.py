@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from vq_plugin.checkpoint import file_nbytes
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
-from vq_plugin.importance import input_importance
+from vq_plugin.importance import input_moments
 from vq_plugin.model import Calibration, check_layer, fit_layer
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.allocation import Setting, pareto
@@ -61,16 +62,14 @@ class _Task:
     name: str
     module: nn.Module
     scheme: Scheme
-    importance: Tensor | None
+    moments: Moments | None
     seed: int
 
     def __call__(self) -> tuple[CodebookWeight, LayerCandidate]:
-        small = fit_layer(
-            self.name, self.module, self.scheme, importance=self.importance, seed=self.seed
-        )
+        small = fit_layer(self.name, self.module, self.scheme, moments=self.moments, seed=self.seed)
         weight = self.module.weight
         assert isinstance(weight, Tensor)
-        error = _relative_error(weight.detach(), small.decode(), self.importance)
+        error = _relative_error(weight.detach(), small.decode(), self.moments)
         return small, LayerCandidate(self.scheme, file_nbytes(small), error, error)
 
 
@@ -106,7 +105,7 @@ def fit_candidates(
     changing = {name: layers[name] for name, ladder in space.items() if any(ladder)}
     for name, module in changing.items():
         check_layer(name, module)
-    importance: Mapping[str, Tensor] = {}
+    moments: Mapping[str, Moments] = {}
     if calibration is None:
         warnings.warn(
             "no calibration data: what a layer costs in accuracy is guessed from the error of its "
@@ -114,9 +113,9 @@ def fit_candidates(
             stacklevel=3,
         )
     else:
-        importance = input_importance(model, changing, calibration)
+        moments = input_moments(model, changing, calibration)
     tasks = [
-        _Task(name, layers[name], scheme, importance.get(name), seed)
+        _Task(name, layers[name], scheme, moments.get(name), seed)
         for name, ladder in space.items()
         for scheme in ladder
         if scheme is not None
@@ -171,8 +170,12 @@ def _measure(
         name, candidate = task
         if candidate.scheme is None:
             return candidate
-        decoded = weights[name, candidate.scheme].decode()
-        return replace(candidate, harm=change(_weight(layers[name]), decoded))
+        small, bias = weights[name, candidate.scheme], getattr(layers[name], "bias", None)
+        others = []
+        if isinstance(bias, Tensor) and small.bias_shift is not None:
+            others.append((bias, bias.detach() + small.bias_shift.to(bias)))
+        harm = change(_weight(layers[name]), small.decode(), others)
+        return replace(candidate, harm=harm)
 
     tasks = [(name, candidate) for name, candidates in kept.items() for candidate in candidates]
     with (
@@ -206,11 +209,10 @@ def _same(result: T) -> T:
     return result
 
 
-def _relative_error(weight: Tensor, decoded: Tensor, importance: Tensor | None) -> float:
-    mass = torch.ones(()) if importance is None else importance
-    lost = ((decoded - weight).float().square() * mass).sum()
-    size = (weight.float().square() * mass).sum()
-    return float(lost / size) if size > 0 else 0.0
+def _relative_error(weight: Tensor, decoded: Tensor, moments: Moments | None) -> float:
+    seen = moments or Moments(torch.ones(()))
+    size = seen.output_error(weight)
+    return seen.output_error(decoded - weight) / size if size > 0 else 0.0
 
 
 def _ladder(name: str, module: nn.Module, candidates: list[LayerCandidate]) -> LayerLadder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,23 @@ class OutputChange:
         if not all(bool(y.isfinite().all()) for y in self.reference):
             raise ValueError("the float model's outputs on the calibration data are not finite")
 
-    def __call__(self, weight: Tensor, changed: Tensor) -> float:
+    def __call__(
+        self, weight: Tensor, changed: Tensor, others: Iterable[tuple[Tensor, Tensor]] = ()
+    ) -> float:
         """The harm of putting ``changed`` in the place of the parameter ``weight``.
 
-        Infinite if the outputs are no longer finite.
+        Args:
+            weight: A parameter of the model.
+            changed: Of the same shape.
+            others: More parameters and what takes their places, such as the layer's bias.
+
+        Returns:
+            The harm; infinite if the outputs are no longer finite.
         """
-        outputs = self._outputs({id(weight): nn.Parameter(changed, requires_grad=False)})
+        changes = [(weight, changed), *others]
+        outputs = self._outputs(
+            {id(old): nn.Parameter(new, requires_grad=False) for old, new in changes}
+        )
         if [y.shape for y in outputs] != [y.shape for y in self.reference]:
             raise ValueError(
                 "the shapes of the model's outputs depend on its weights, so that they cannot be "

@@ -314,5 +314,10 @@ class Session:
 
 
 def _tensors(small: CodebookWeight) -> list[tuple[str, Tensor]]:
-    parts = {"codes": small.codes, "codebooks": small.codebooks, "scale": small.scale}
+    parts = {
+        "codes": small.codes,
+        "codebooks": small.codebooks,
+        "scale": small.scale,
+        "bias_shift": small.bias_shift,
+    }
     return [(name, value) for name, value in parts.items() if value is not None]

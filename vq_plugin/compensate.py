@@ -1,0 +1,140 @@
+"""Layers left in float make up for what the compressed ones before them changed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.fit.parallel import worker_pool
+from vq_plugin.importance import MOST_INPUTS, run_calibration
+from vq_plugin.model import Calibration
+from vq_plugin.patches import input_patches
+
+# Ridge, as a part of every input's own variance and of their mean: few samples say little.
+_RIDGE = 0.1
+_FLOOR = 1e-3
+
+
+def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> nn.Module:
+    """Fits layers that were left in float to the inputs that compression gives them.
+
+    A Linear or convolution behind compressed layers meets inputs ``x̂`` in the place of ``x``. The
+    weight and the bias that bring its outputs back to those of the float model are a least
+    squares problem, ``min E‖W·x + b − W'·x̂ − b'‖²``, damped towards the old weight:
+    ``W' = W + W·(E[x x̂ᵀ] − E[x̂ x̂ᵀ])·(E[x̂ x̂ᵀ] + ridge)⁻¹``, with centered moments where there is a
+    bias. Layers are taken in their order, and each sees what those before it made up for. There is
+    no training, and sizes and rates stay.
+
+    Args:
+        small: From :func:`vq_plugin.compress`; its float layers are changed in place.
+        model: The float model that it came from; not changed.
+        calibration: Unlabelled data, as in :func:`vq_plugin.compress`; a callable is to run both
+            models on the same inputs in the same order. Kept in memory as inputs of one layer at a
+            time.
+
+    Returns:
+        ``small``.
+
+    Raises:
+        ValueError: If no layer is left in float, or the calibration gives one NaN or infinite
+            inputs; layers before it are changed by then.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+        >>> x = [torch.randn(512, 64)]
+        >>> small = vq.compress(model, {"0": vq.PQ(k=8, dim=4)}, x)
+        >>> def error():
+        ...     return (small(x[0]) - model(x[0])).square().mean().item()
+        >>> before = error()
+        >>> small = compensate(small, model, x)
+        >>> error() < before
+        True
+    """
+    if not callable(calibration):
+        # Read several times, in the same order: a loader may shuffle, a generator runs dry.
+        calibration = list(calibration)
+    floats = dict(model.named_modules())
+    layers = {
+        name: layer
+        for name, layer in small.named_modules()
+        if type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        and type(floats.get(name)) is type(layer)
+    }
+    if not layers:
+        raise ValueError("no Linear or convolution of the model is left in float")
+    bar = tqdm(layers.items(), desc="compensate", unit="layer", leave=False, disable=None)
+    for name, layer in bar:
+        inputs = layer.weight[0].numel()
+        if inputs > MOST_INPUTS:
+            warnings.warn(
+                f"layer {name!r} has {inputs} inputs, more than {MOST_INPUTS}: left as it is",
+                stacklevel=2,
+            )
+            continue
+        wanted = _inputs(model, floats[name], calibration)
+        met = _inputs(small, layer, calibration)
+        if [x.shape for x in wanted] != [x.shape for x in met]:
+            raise ValueError(f"layer {name!r}: both models must meet inputs of the same shapes")
+        # Behind nothing that was compressed, or never run.
+        if all(map(torch.equal, wanted, met)):
+            continue
+        if not all(bool(x.isfinite().all()) for x in (*wanted, *met)):
+            raise ValueError(f"layer {name!r}: calibration gave it NaN or infinite inputs")
+        with worker_pool(), torch.no_grad():
+            _refit(layer, wanted, met)
+    return small
+
+
+def _inputs(model: nn.Module, layer: nn.Module, calibration: Calibration) -> list[Tensor]:
+    """Everything that the layer is given while the model runs."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+        seen.append((arguments[0] if arguments else keywords["input"]).detach().clone())
+
+    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with eval_mode(model):
+            run_calibration(model, calibration)
+    finally:
+        handle.remove()
+    return seen
+
+
+def _pairs(
+    layer: nn.Module, wanted: list[Tensor], met: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, own in zip(wanted, met, strict=True):
+        yield from zip(input_patches(layer, x), input_patches(layer, own), strict=True)
+
+
+def _refit(layer: nn.Module, wanted: list[Tensor], met: list[Tensor]) -> None:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    count, first, cross, square = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for x, own in _pairs(layer, wanted, met):
+        count += x.shape[1]
+        first = first + torch.stack([x, own]).sum(2, dtype=torch.float64)
+        cross = cross + x.mT.double() @ own.double()
+        square = square + own.mT.double() @ own.double()
+    mean, own_mean = (first / count).unsqueeze(3)
+    cross, square = cross / count, square / count
+    if bias is not None:
+        cross = cross - mean * own_mean.mT
+        square = square - own_mean * own_mean.mT
+    damped = square.clone()
+    diagonal = damped.diagonal(0, 1, 2)
+    diagonal += _RIDGE * diagonal + _FLOOR * diagonal.mean() + torch.finfo(torch.float32).tiny
+    rows = weight.double().reshape(len(square), -1, square.shape[1])
+    change = torch.linalg.solve(damped, rows @ (cross - square), left=False)
+    weight += change.reshape(weight.shape).to(weight)
+    if isinstance(bias, Tensor):
+        moved = rows @ (mean - own_mean) - change @ own_mean
+        bias += moved.flatten().to(bias)

@@ -1,0 +1,68 @@
+"""What the inputs of a layer are like, as far as its fit wants to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a layer's input, gathered from unlabelled data.
+
+    Inputs are those of the 2-D view of the weight: features (Linear), or the patches under the
+    kernel, group by group (ConvNd), ``in/groups · kernel`` numbers each.
+
+    Attributes:
+        importance: ``E[x²]`` of the input that every weight meets; broadcasts to the weight.
+        second: ``E[x xᵀ]``, float32, ``(groups, inputs, inputs)``, or ``None`` where it is not
+            known: then the fit goes by ``importance``.
+        mean: ``E[x]``, float32, ``(groups, inputs)``, where the layer has a bias, which takes up
+            the mean of the output's error; ``None`` where it has none.
+    """
+
+    importance: Tensor
+    second: Tensor | None = None
+    mean: Tensor | None = None
+
+    def output_error(self, change: Tensor) -> float:
+        """The mean squared change of the layer's outputs, summed over outputs.
+
+        Args:
+            change: What is added to the weight, of its shape.
+
+        Returns:
+            ``Σ_o E[(Δw_o·x)²]``, after the bias took up its share; where ``second`` is not
+            known, ``Σ_ij E[x_j²]·Δw_ij²``.
+        """
+        change = change.detach().float()
+        if self.second is None:
+            return float((change.square() * self.importance.to(change.device)).sum())
+        rows = change.cpu().reshape(len(self.second), -1, self.second.shape[1])
+        return float(((rows @ self.centered()) * rows).sum(dtype=torch.float64))
+
+    def centered(self) -> Tensor:
+        """``second``, less the square of the mean where a bias takes it up; on the CPU."""
+        assert self.second is not None
+        second = self.second.cpu()
+        if self.mean is None:
+            return second
+        mean = self.mean.cpu()
+        return second - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+    def bias_shift(self, change: Tensor) -> Tensor | None:
+        """What a layer's bias takes up when ``change`` is added to its weight: ``−Δw·E[x]``.
+
+        Args:
+            change: What is added to the weight, of its shape.
+
+        Returns:
+            What to add to the bias, float32, ``(out,)``, or ``None`` without ``mean``.
+        """
+        if self.mean is None:
+            return None
+        mean = self.mean.cpu().double().unsqueeze(2)
+        rows = change.detach().cpu().double().reshape(len(mean), -1, mean.shape[1])
+        return -(rows @ mean).flatten().float()
