@@ -12,8 +12,8 @@ from vq_plugin.recipe import read_recipe
 from vq_plugin.workloads import digits, fashion_mnist_cnn, fashion_mnist_resnet20
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-ON_DIGITS = [path for path in RECIPES if path.stem.startswith(("digits", "inc_digits"))]
-ON_FASHION_MNIST = [path for path in RECIPES if "fashion_mnist" in path.stem]
+ON_DIGITS = [path for path in RECIPES if "workloads.digits:model" in path.read_text()]
+ON_FASHION_MNIST = [path for path in RECIPES if "workloads.fashion_mnist" in path.read_text()]
 
 
 def stem(path: Path) -> str:
@@ -39,6 +39,14 @@ def test_a_recipe_on_digits_reaches_its_budget(path: Path, tmp_path: Path) -> No
         assert budget.holds(metric(float_model), metric(small))
     float_bytes = sum(4 * value.numel() for value in float_model.state_dict().values())
     assert (tmp_path / "model.vq").stat().st_size < float_bytes / 15
+
+
+def test_deep_compression_is_the_smallest_by_far(tmp_path: Path) -> None:
+    path = next(path for path in ON_DIGITS if path.stem == "deep_compression_digits")
+    assert main(["tune", str(path), "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert "recovery" in [trial["phase"] for trial in report["trials"]]
+    assert report["rates"]["file"] > 80
 
 
 def test_the_rules_of_digits_layers_are_kept(tmp_path: Path) -> None:
