@@ -169,7 +169,8 @@ def _has_norms(model: nn.Module) -> bool:
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     numbers = ("layer rate", "file rate")
     losses = (
-        "plain", "squares", "calibrated", "compensated", "tuning", "plain, norms", "calibrated, norms"
+        "plain", "squares", "calibrated", "compensated", "tuning",
+        "plain, norms", "calibrated, norms",
     )  # fmt: skip
     formats = {"schemes": "", **dict.fromkeys(numbers, ".2f")}
     table = Table(title, formats | dict.fromkeys((x for x in losses if x in rows[0]), ""))
