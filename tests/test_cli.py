@@ -115,6 +115,16 @@ def test_a_recipe_that_does_not_fit_exits_2_with_its_line(
     assert word in shown
 
 
+def test_compress_rounds_the_rest_on_request(tmp_path: Path) -> None:
+    sizes = []
+    for rest in ([], ["--rest", "float16"]):
+        command = ["compress", "vq_plugin.workloads.digits:model", "--scheme", "km(k=8)", *rest]
+        assert main([*command, "--output", str(tmp_path / "m.vq")]) == 0
+        sizes.append(read_header(tmp_path / "m.vq")[1])
+    assert all(2 * sizes[1][key] == sizes[0][key] for key in sizes[0] if key.endswith("bias"))
+    assert any(key.endswith("bias") for key in sizes[0])
+
+
 def test_compress_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.vq"
     model = "vq_plugin.workloads.digits:model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn import functional
 import vq_plugin as vq
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.workloads import digits
+from vq_plugin.workloads.data import Batches
 
 SCHEMES: dict[str, vq.Scheme | None] = {
     "features.0": vq.KM(k=4),
@@ -20,19 +20,8 @@ SCHEMES: dict[str, vq.Scheme | None] = {
 }
 
 
-class Batches:
-    """The training split of the digits, shuffled by torch's generator."""
-
-    def __init__(self, labels: bool = True) -> None:
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return 12
-
-    def __iter__(self) -> Iterator[object]:
-        images, labels = digits.load().train
-        for some in torch.split(torch.randperm(len(images)), 64)[: len(self)]:
-            yield (images[some], labels[some]) if self.labels else images[some]
+def batches(labels: bool = True) -> Batches:
+    return Batches(digits.load().train, labels=labels)
 
 
 def compressed() -> nn.Module:
@@ -57,7 +46,7 @@ def test_distillation_brings_the_accuracy_back() -> None:
     learned, fixed = parts(small)
     before = digits.test(small)
     state = torch.get_rng_state()
-    assert vq.finetune(small, Batches(labels=False), teacher=teacher, epochs=4) is small
+    assert vq.finetune(small, batches(labels=False), teacher=teacher, epochs=4) is small
     assert torch.equal(torch.get_rng_state(), state)
     after = digits.test(small)
     assert before < 0.97
@@ -70,16 +59,16 @@ def test_distillation_brings_the_accuracy_back() -> None:
 def test_without_a_teacher_the_targets_of_the_loader_are_learned() -> None:
     small = compressed()
     before = digits.test(small)
-    vq.finetune(small, Batches(), loss=functional.cross_entropy, epochs=4)
+    vq.finetune(small, batches(), loss=functional.cross_entropy, epochs=4)
     assert digits.test(small) > before
 
 
 def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
     teacher = digits.model()
-    whole = vq.finetune(compressed(), Batches(), teacher=teacher, epochs=3)
-    again = vq.finetune(compressed(), Batches(), teacher=teacher, epochs=3)
+    whole = vq.finetune(compressed(), batches(), teacher=teacher, epochs=3)
+    again = vq.finetune(compressed(), batches(), teacher=teacher, epochs=3)
     assert same(whole.state_dict(), again.state_dict())
-    other = vq.finetune(compressed(), Batches(), teacher=teacher, epochs=3, seed=1)
+    other = vq.finetune(compressed(), batches(), teacher=teacher, epochs=3, seed=1)
     assert not same(whole.state_dict(), other.state_dict())
 
     killed, file = compressed(), tmp_path / "run"
@@ -93,10 +82,10 @@ def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
         return False
 
     with pytest.raises(KeyboardInterrupt):
-        vq.finetune(killed, Batches(), teacher=teacher, epochs=3, stop=kill, checkpoint=file)
+        vq.finetune(killed, batches(), teacher=teacher, epochs=3, stop=kill, checkpoint=file)
     assert file.exists()
     resumed = compressed()
-    vq.finetune(resumed, Batches(), teacher=teacher, epochs=3, checkpoint=file)
+    vq.finetune(resumed, batches(), teacher=teacher, epochs=3, checkpoint=file)
     assert same(whole.state_dict(), resumed.state_dict())
     assert not file.exists()
 
@@ -109,7 +98,7 @@ def test_it_stops_when_told_to_and_asks_in_eval_mode() -> None:
         return len(asked) == 2
 
     small = compressed().train()
-    vq.finetune(small, Batches(), teacher=digits.model(), epochs=5, stop=stop)
+    vq.finetune(small, batches(), teacher=digits.model(), epochs=5, stop=stop)
     assert asked == [False, False]
     assert small.training
 

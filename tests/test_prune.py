@@ -11,8 +11,9 @@ from torch.nn import functional
 from torch.nn.utils import prune as torch_prune
 
 import vq_plugin as vq
-from tests.test_finetune import Batches, same
+from tests.test_finetune import batches, same
 from vq_plugin.workloads import digits
+from vq_plugin.workloads.data import Batches
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -27,7 +28,7 @@ def zeros(model: nn.Module) -> float:
 def test_most_weights_go_and_the_accuracy_stays() -> None:
     model = digits.model()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    sparse = vq.prune(model, Batches(labels=False), 0.9, epochs=12)
+    sparse = vq.prune(model, batches(labels=False), 0.9, epochs=12)
     assert zeros(sparse) == pytest.approx(0.9, abs=1e-4)
     assert digits.test(sparse) > digits.test(model) - 0.02
     assert same(model.state_dict(), before)
@@ -40,7 +41,7 @@ def test_most_weights_go_and_the_accuracy_stays() -> None:
 
     # The zeros outlive compression, training and the file.
     small = vq.compress(sparse, vq.KM(k=5, keep_zeros=True))
-    vq.finetune(small, Batches(), teacher=model)
+    vq.finetune(small, batches(), teacher=model)
     for name, weight in weights(sparse).items():
         decoded = small.get_submodule(name.removesuffix(".weight")).weight
         assert isinstance(decoded, Tensor)
@@ -69,7 +70,7 @@ def test_weights_without_training_are_those_of_the_largest_scores() -> None:
 
 def test_layers_that_are_not_chosen_keep_their_weights_and_train() -> None:
     model = digits.model()
-    sparse = vq.prune(model, Batches(), 0.5, layers=["re:classifier.*"], epochs=2)
+    sparse = vq.prune(model, batches(), 0.5, layers=["re:classifier.*"], epochs=2)
     kept = [name for name, weight in weights(sparse).items() if not bool((weight == 0).any())]
     assert kept
     assert all(name.startswith("features") for name in kept)
@@ -105,29 +106,29 @@ def test_equal_weights_go_until_there_are_enough() -> None:
 
 def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
     model, file = digits.model(), tmp_path / "run"
-    whole = vq.prune(model, Batches(), 0.9, epochs=3)
-    assert same(whole.state_dict(), vq.prune(model, Batches(), 0.9, epochs=3).state_dict())
+    whole = vq.prune(model, batches(), 0.9, epochs=3)
+    assert same(whole.state_dict(), vq.prune(model, batches(), 0.9, epochs=3).state_dict())
+
+    epochs = []
 
     class Killed(Batches):
-        epochs = 0
-
         def __iter__(self):  # type: ignore[no-untyped-def]
-            self.epochs += 1
-            if self.epochs == 3:
+            epochs.append(1)
+            if len(epochs) == 3:
                 raise KeyboardInterrupt
             return super().__iter__()
 
     with pytest.raises(KeyboardInterrupt):
-        vq.prune(model, Killed(), 0.9, epochs=3, checkpoint=file)
+        vq.prune(model, Killed(digits.load().train), 0.9, epochs=3, checkpoint=file)
     assert file.exists()
-    resumed = vq.prune(model, Batches(), 0.9, epochs=3, checkpoint=file)
+    resumed = vq.prune(model, batches(), 0.9, epochs=3, checkpoint=file)
     assert same(whole.state_dict(), resumed.state_dict())
     assert not file.exists()
 
 
 def test_targets_instead_of_a_teacher() -> None:
     model = digits.model()
-    sparse = vq.prune(model, Batches(), 0.9, loss=functional.cross_entropy, epochs=12)
+    sparse = vq.prune(model, batches(), 0.9, loss=functional.cross_entropy, epochs=12)
     assert digits.test(sparse) > digits.test(model) - 0.03
 
 

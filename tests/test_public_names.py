@@ -21,6 +21,7 @@ NAMES = {
     "CheckpointError",
     "CodebookWeight",
     "LossBudget",
+    "Recovery",
     "Scheme",
     "Summary",
     "TuneResult",
@@ -123,10 +124,19 @@ def test_tune() -> None:
         "seed": 0,
         "workers": 1,
         "backend": "loky",
+        "start": None,
+        "recovery": None,
         "folder": None,
         "recipe": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
+    assert parameters(vq.Recovery) == {
+        "loader": ...,
+        "epochs": 1,
+        "lr": 0.03,
+        "loss": None,
+        "max_trials": 4,
+    }
     assert parameters(vq.LossBudget) == {
         "relative": None,
         "absolute": None,

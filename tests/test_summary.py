@@ -1,11 +1,16 @@
 """The summary counts what the file holds, once, and shows it."""
 
 import math
+import re
+from pathlib import Path
 
+import pytest
 import torch
+from scipy.stats import entropy
 from torch import nn
 
 import vq_plugin as vq
+from vq_plugin.checkpoint import read_header
 
 
 def model() -> nn.Module:
@@ -45,7 +50,7 @@ def test_tied_layers_count_once() -> None:
     tied["head"].weight = tied["embed"].weight
     shown = vq.summary(vq.compress(tied, vq.PQ()))
     first, second = shown.rows
-    assert second.nbytes == second.float_nbytes == 0
+    assert second.nbytes == second.file_nbytes == second.float_nbytes == 0
     assert second.note == "tied to embed"
     assert shown.nbytes == first.nbytes > 0
     assert shown.float_nbytes == 4 * 800
@@ -62,10 +67,59 @@ def test_a_reduced_k_is_shown() -> None:
     assert shown.nbytes == 64 * 3 // 8 + 5 * 2
 
 
+def test_bytes_in_a_file_are_those_of_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+    with torch.no_grad():
+        layers[0].weight *= torch.rand(64, 64) < 0.1
+    schemes = {
+        "0": vq.KM(k=5, keep_zeros=True, scale="row"),
+        "1": vq.PQ(),
+        "2": vq.RQ(k=2, stages=70, dim=2),
+    }
+    small = vq.compress(layers, schemes)
+    vq.save(small, tmp_path / "m.vq")
+    sizes = read_header(tmp_path / "m.vq")[1]
+    shown = vq.summary(small)
+    for row in shown.rows:
+        stored = sum(sizes.get(f"{row.name}.{leaf}", 0) for leaf in ("codes", "codebooks", "scale"))
+        assert stored <= row.file_nbytes <= min(stored + 8, row.nbytes)
+    # So many stages are never coded, see the file format.
+    assert [row.file_nbytes < row.nbytes for row in shown.rows] == [True, False, False]
+    assert shown.file_nbytes == sum(row.file_nbytes for row in shown.rows)
+    assert shown.file_layer_rate == shown.float_nbytes / shown.file_nbytes > shown.layer_rate
+
+
+@pytest.mark.parametrize("group", [None, 16])
+def test_a_pruned_layer_says_where_its_bits_go(group: int | None) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64)
+    with torch.no_grad():
+        layer.weight *= torch.rand(64, 64) < 0.1
+    small = vq.compress(layer, vq.KM(k=5, keep_zeros=True, group=group))
+    values = small.weight.detach().flatten()  # type: ignore[operator, union-attr]
+    share = float((values == 0).double().mean())
+    where = entropy([share, 1 - share], base=2)
+    (row,) = vq.summary(small).rows
+    found = re.fullmatch(r"(.+) % zeros: (.+) bits/weight where, (.+) which", row.note)
+    assert found is not None
+    zeros, shown_where, shown_which = map(float, found.groups())
+    assert zeros == pytest.approx(100 * share, abs=0.05)
+    assert shown_where == pytest.approx(where, abs=0.005)
+    if group is None:
+        counts = torch.unique(values[values != 0], return_counts=True)[1]
+        assert shown_which == pytest.approx((1 - share) * entropy(counts, base=2), abs=0.005)
+        # Together they are what the codes take.
+        assert where + shown_which == pytest.approx(8 * row.file_nbytes / 4096, abs=0.1)
+    assert not vq.summary(vq.compress(nn.Linear(64, 64), vq.KM(keep_zeros=True))).rows[0].note
+    assert not vq.summary(vq.compress(layer, vq.KM(k=5))).rows[0].note
+
+
 def test_it_prints_an_aligned_table() -> None:
     shown = vq.summary(vq.compress(model(), vq.KM(k=4)))
     lines = str(shown).splitlines()
-    assert lines[0].split() == ["layer", "kind", "shape", "scheme", "bits/weight", "size", "rate"]
+    header = ["layer", "kind", "shape", "scheme", "bits/weight", "size", "rate", "file"]
+    assert lines[0].split() == header
     assert [line.split()[0] for line in lines[2:5]] == ["0", "3", "4"]
     assert len({len(line) for line in lines[:5]}) == 1
     assert "layer rate" in lines[-1]

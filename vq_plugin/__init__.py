@@ -14,7 +14,7 @@ from vq_plugin.norms import reestimate_norms
 from vq_plugin.prune import prune
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
 from vq_plugin.summary import Summary, summary
-from vq_plugin.tuning import LossBudget, TuneResult, tune
+from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
 __all__ = [
     "KM",
@@ -24,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "CodebookWeight",
     "LossBudget",
+    "Recovery",
     "Scheme",
     "Summary",
     "TuneResult",

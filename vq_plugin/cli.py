@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate", metavar="MODULE:FUNCTION", help="metric, printed before and after"
     )
     squeeze.add_argument("--seed", type=int, default=0, help="seed of the fits (default 0)")
+    squeeze.add_argument(
+        "--rest",
+        choices=["float16"],
+        help="round biases, norms and layers left as they are in the file",
+    )
     squeeze.add_argument("--output", required=True, metavar="FILE", help="compressed file")
     squeeze.set_defaults(run=_compress)
 
@@ -171,7 +176,7 @@ def _compress(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.model!r} returned {model!r}, not an nn.Module")
     calibration = None if options.calibration is None else resolve(options.calibration)()
     small = compress(model, schemes, calibration, options.seed)
-    save(small, options.output)
+    save(small, options.output, rest=options.rest)
     sizes = summary(small)
     print(sizes)
     print(f"file: {options.output} (file rate {file_rate(sizes, options.output):.1f}x)")

@@ -25,30 +25,20 @@ MOST_INPUTS = 4608
 _ROWS = 512
 
 
-class InputMoments(nn.Module):
-    """Running first and second moments of a layer's input.
+class InputSquares(nn.Module):
+    """Running mean square of a layer's input, feature by feature.
 
-    The error of a layer's output is ``Σ_o Δw_o·E[x xᵀ]·Δw_oᵀ``, which takes second moments of all
-    pairs of inputs; those of single inputs, ``E[x_j²]``, are the importance of every weight that
-    input j meets. Inputs are features (Linear), or the patches under the kernel (ConvNd). Pairs
-    are left out for Embedding, whose rows are never added up, and where there are more than
-    :data:`MOST_INPUTS` inputs, which a warning says.
+    Where inputs are uncorrelated the error of a layer's output is ``Σ_j E[x_j²]·(Δw_ij)²``, so
+    that ``E[x_j²]`` is the importance of every weight that input j meets.
 
     Attributes:
         total: Float64 buffer, sum of squares per input feature (Linear), input channel (ConvNd)
             or count per row (Embedding).
         count: Float64 buffer, number of samples in ``total``.
-        first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for Embedding.
-        second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two; empty where
-            they are left out.
-        patches: Float64 buffer, number of samples in ``first`` and ``second``.
     """
 
     total: Tensor
     count: Tensor
-    first: Tensor
-    second: Tensor
-    patches: Tensor
 
     def __init__(self, layer: nn.Module) -> None:
         """Empty statistics for a Linear, ConvNd or Embedding layer."""
@@ -63,9 +53,82 @@ class InputMoments(nn.Module):
         assert isinstance(weight, Tensor)
         # Features come last for Linear, before the spatial dimensions for ConvNd.
         self._channel_dim = 1 - weight.dim()
-        groups, inputs = 0, 0
-        if not isinstance(layer, nn.Embedding):
-            groups, inputs = int(getattr(layer, "groups", 1)), weight[0].numel()
+        self._embedding = isinstance(layer, nn.Embedding)
+        self._rows, self._groups = weight.shape[0], int(getattr(layer, "groups", 1))
+        self.register_buffer("total", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def add(self, layer: nn.Module, value: Tensor) -> None:
+        """Adds one batch of the input of ``layer``."""
+        del layer  # what is added here has the same form for all of a kind
+        if self._embedding:
+            self.total += torch.bincount(value.flatten(), minlength=len(self.total))
+            self.count += value.numel()
+            return
+        by_feature = value.detach().double().movedim(self._channel_dim, -1)
+        by_feature = by_feature.reshape(-1, len(self.total))
+        self.total += by_feature.square().sum(0)
+        self.count += len(by_feature)
+
+    def observe(
+        self, layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
+    ) -> None:
+        """A forward pre-hook, to be registered ``with_kwargs=True``."""
+        self.add(layer, arguments[0] if arguments else keywords["input"])
+
+    def importance(self) -> Tensor:
+        """Importance of every element of the layer's weight; broadcasts to its shape.
+
+        Raises:
+            ValueError: If no input was seen, or it was not finite.
+        """
+        if self.count == 0:
+            raise ValueError(
+                "calibration never ran it: feed inputs that reach it, or leave it out where its "
+                "owner only reads its weight, as MultiheadAttention does"
+            )
+        mean = self.total / self.count
+        if not bool(mean.isfinite().all()):
+            raise ValueError("calibration gave it NaN or infinite inputs")
+        if not bool((mean > 0).any()):
+            return torch.ones(1, device=mean.device)
+        mean = (mean + _FLOOR * mean.mean()).float()
+        if self._embedding:
+            return mean.unsqueeze(1)
+        if self._channel_dim == -1:
+            return mean
+        per_group = mean.reshape(self._groups, -1)
+        per_row = per_group.repeat_interleave(self._rows // self._groups, 0)
+        return per_row.reshape(*per_row.shape, *[1] * (-1 - self._channel_dim))
+
+
+class InputMoments(InputSquares):
+    """Running first and second moments of a layer's input, beside its mean squares.
+
+    The error of a layer's output is ``Σ_o Δw_o·E[x xᵀ]·Δw_oᵀ``, which takes second moments of all
+    pairs of inputs. Inputs are features (Linear), or the patches under the kernel (ConvNd). Pairs
+    are left out for Embedding, whose rows are never added up, and where there are more than
+    :data:`MOST_INPUTS` inputs, which a warning says.
+
+    Attributes:
+        first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for Embedding.
+        second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two; empty where
+            they are left out.
+        patches: Float64 buffer, number of samples in ``first`` and ``second``.
+    """
+
+    first: Tensor
+    second: Tensor
+    patches: Tensor
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Empty statistics for a Linear, ConvNd or Embedding layer."""
+        super().__init__(layer)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        inputs = 0 if self._embedding else weight[0].numel()
+        groups = 0 if self._embedding else self._groups
         known = groups
         if inputs > MOST_INPUTS:
             known = 0
@@ -75,23 +138,15 @@ class InputMoments(nn.Module):
                 stacklevel=2,
             )
         double, single = torch.float64, torch.float32
-        self.register_buffer("total", torch.zeros(features, dtype=double))
-        self.register_buffer("count", torch.zeros((), dtype=double))
         self.register_buffer("first", torch.zeros(groups, inputs, dtype=double))
         self.register_buffer("second", torch.zeros(known, inputs, inputs, dtype=single))
         self.register_buffer("patches", torch.zeros((), dtype=double))
 
     @torch.no_grad()
-    def add(self, layer: nn.Module, value: Tensor) -> None:
-        """Adds one batch of the layer's input."""
-        if isinstance(layer, nn.Embedding):
-            self.total += torch.bincount(value.flatten(), minlength=len(self.total))
-            self.count += value.numel()
+    def add(self, layer: nn.Module, value: Tensor) -> None:  # noqa: D102 - inherited
+        super().add(layer, value)
+        if self._embedding:
             return
-        by_feature = value.detach().double().movedim(self._channel_dim, -1)
-        by_feature = by_feature.reshape(-1, len(self.total))
-        self.total += by_feature.square().sum(0)
-        self.count += len(by_feature)
         # A product may round differently on several threads: pieces of it, each on one.
         with worker_pool():
             for patches in input_patches(layer, value.detach()):
@@ -106,19 +161,13 @@ class InputMoments(nn.Module):
         rows = slice(start, start + _ROWS)
         self.second[:, rows] += patches[:, :, rows].mT @ patches
 
-    def observe(
-        self, layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]
-    ) -> None:
-        """A forward pre-hook, to be registered ``with_kwargs=True``."""
-        self.add(layer, arguments[0] if arguments else keywords["input"])
-
     def moments(self, layer: nn.Module) -> Moments:
         """What the fit of ``layer.weight`` wants to know.
 
         Raises:
             ValueError: If no input was seen, or it was not finite.
         """
-        importance = self._importance(layer)
+        importance = self.importance()
         if not len(self.first):
             return Moments(importance)
         has_bias = getattr(layer, "bias", None) is not None
@@ -127,28 +176,6 @@ class InputMoments(nn.Module):
             (self.second / self.patches.float()) if len(self.second) else None,
             (self.first / self.patches).float() if has_bias else None,
         )
-
-    def _importance(self, layer: nn.Module) -> Tensor:
-        if self.count == 0:
-            raise ValueError(
-                "calibration never ran it: feed inputs that reach it, or leave it out where its "
-                "owner only reads its weight, as MultiheadAttention does"
-            )
-        mean = self.total / self.count
-        if not bool(mean.isfinite().all()):
-            raise ValueError("calibration gave it NaN or infinite inputs")
-        if not bool((mean > 0).any()):
-            return torch.ones(1, device=mean.device)
-        mean = (mean + _FLOOR * mean.mean()).float()
-        if isinstance(layer, nn.Embedding):
-            return mean.unsqueeze(1)
-        if isinstance(layer, nn.Linear):
-            return mean
-        groups = int(layer.groups)  # type: ignore[arg-type]
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        per_group = mean.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
-        return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
 def input_moments(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from vq_plugin.checkpoint import file_nbytes
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import CodebookLayer
+from vq_plugin.schemes import KM
 from vq_plugin.table import format_bytes, format_table
 
 
@@ -21,9 +25,13 @@ class LayerRow:
         shape: Shape of the weight.
         scheme: The scheme as text.
         bits_per_weight: Bits of codes, codebooks and scales over the number of weights.
-        nbytes: Bytes of codes, codebooks and scales; 0 where they are counted in another row.
+        nbytes: Bytes of codes of fixed length, codebooks and scales; 0 where they are counted in
+            another row.
+        file_nbytes: The same in a file, where codes are entropy-coded if that is smaller; up to 8
+            too many.
         float_nbytes: Bytes of the weight in float32; 0 likewise.
-        note: What is worth knowing, such as a reduced ``k``.
+        note: What is worth knowing, such as a reduced ``k``, or where the bits of a pruned layer
+            go.
     """
 
     name: str
@@ -32,6 +40,7 @@ class LayerRow:
     scheme: str
     bits_per_weight: float
     nbytes: int
+    file_nbytes: int
     float_nbytes: int
     note: str
 
@@ -52,8 +61,13 @@ class Summary:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the compressed weights: codes, codebooks and scales."""
+        """Bytes of the compressed weights: codes of fixed length, codebooks and scales."""
         return sum(row.nbytes for row in self.rows)
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes of the compressed weights in a file, without its header."""
+        return sum(row.file_nbytes for row in self.rows)
 
     @property
     def float_nbytes(self) -> int:
@@ -62,8 +76,13 @@ class Summary:
 
     @property
     def layer_rate(self) -> float:
-        """Float32 bytes over compressed bytes of the compressed weights alone."""
+        """Float32 bytes over ``nbytes``, of the compressed weights alone."""
         return self.float_nbytes / self.nbytes if self.nbytes else math.inf
+
+    @property
+    def file_layer_rate(self) -> float:
+        """Float32 bytes over ``file_nbytes``, of the compressed weights alone."""
+        return self.float_nbytes / self.file_nbytes if self.file_nbytes else math.inf
 
     def __str__(self) -> str:
         body = [
@@ -75,19 +94,20 @@ class Summary:
                 f"{row.bits_per_weight:.2f}",
                 format_bytes(row.nbytes),
                 f"{row.float_nbytes / row.nbytes:.1f}x" if row.nbytes else "",
+                format_bytes(row.file_nbytes),
                 row.note,
             ]
             for row in self.rows
         ]
-        header = ["layer", "kind", "shape", "scheme", "bits/weight", "size", "rate", "note"]
+        header = ["layer", "kind", "shape", "scheme", "bits/weight", "size", "rate", "file", "note"]
         if not any(row.note for row in self.rows):
             header, body = header[:-1], [line[:-1] for line in body]
         total = (
             f"compressed weights: {format_bytes(self.float_nbytes)} -> {format_bytes(self.nbytes)}"
-            f" (layer rate {self.layer_rate:.1f}x); everything else: "
-            f"{format_bytes(self.other_nbytes)}"
+            f" (layer rate {self.layer_rate:.1f}x), {format_bytes(self.file_nbytes)} in a file; "
+            f"everything else: {format_bytes(self.other_nbytes)}"
         )
-        return f"{format_table(header, body, right=(4, 5, 6))}\n{total}"
+        return f"{format_table(header, body, right=(4, 5, 6, 7))}\n{total}"
 
     __repr__ = __str__
 
@@ -99,16 +119,17 @@ def summary(model: nn.Module) -> Summary:
         model: A model from :func:`vq_plugin.compress`, :func:`vq_plugin.load` or a host.
 
     Returns:
-        The summary; weights that several layers share count once.
+        The summary; weights that several layers share count once. Sizes in a file take about
+        0.01 s per million codes.
 
     Example:
         >>> import vq_plugin as vq
-        >>> small = vq.compress(nn.Linear(64, 64), vq.KM(k=16))
+        >>> small = vq.compress(nn.Linear(32, 32, bias=False), vq.KM(k=16))
         >>> print(vq.summary(small))
-        layer    kind            shape  scheme    bits/weight    size  rate
-        -------------------------------------------------------------------
-        (model)  CodebookLinear  64x64  km(k=16)         4.06  2.1 kB  7.9x
-        compressed weights: 16.4 kB -> 2.1 kB (layer rate 7.9x); everything else: 256 B
+        layer    kind            shape  scheme    bits/weight   size  rate   file
+        -------------------------------------------------------------------------
+        (model)  CodebookLinear  32x32  km(k=16)         4.25  544 B  7.5x  544 B
+        compressed weights: 4.1 kB -> 544 B (layer rate 7.5x), 544 B in a file; everything else: 0 B
     """
     rows: list[LayerRow] = []
     counted: dict[int, str] = {}
@@ -136,6 +157,7 @@ def summary(model: nn.Module) -> Summary:
 
 def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
     small = layer.codebook_weight
+    pruned = "" if tied else _where_and_which(small)
     asked = layer.scheme.k
     reduced = f"k {asked} -> {small.k}: no more distinct values" if small.k < asked else ""
     larger = "larger than float32" if small.nbytes > 4 * math.prod(small.shape) else ""
@@ -146,6 +168,37 @@ def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
         scheme=str(layer.scheme),
         bits_per_weight=small.bits_per_weight,
         nbytes=0 if tied else small.nbytes,
+        file_nbytes=0 if tied else file_nbytes(small),
         float_nbytes=0 if tied else 4 * math.prod(small.shape),
-        note="; ".join(filter(None, (reduced, larger, tied))),
+        note="; ".join(filter(None, (reduced, larger, pruned, tied))),
     )
+
+
+def _where_and_which(small: CodebookWeight) -> str:
+    """What pruned weights cost: to say where the others are, and which value each of them has.
+
+    By the entropy of the codes, ``H(code) = H(zero or not) + P(not zero) · H(code | not zero)``.
+    """
+    if not (isinstance(small.scheme, KM) and small.scheme.keep_zeros):
+        return ""
+    group = small.group or small.codes.shape[1]
+    zero = small.codebooks[0, :, 0, :, 0] == 0
+    counts = torch.stack(
+        [
+            small.codes[0, start : start + group].flatten().int().bincount(minlength=small.k)
+            for start in range(0, small.codes.shape[1], group)
+        ]
+    )
+    zeros = int(counts[zero].sum())
+    if not zeros:
+        return ""
+    count, rest = small.codes.numel(), counts.masked_fill(zero, 0).flatten()
+    where = _entropy(torch.tensor([zeros, count - zeros]))
+    which = _entropy(rest) * (count - zeros) / count
+    return f"{100 * zeros / count:.1f} % zeros: {where:.2f} bits/weight where, {which:.2f} which"
+
+
+def _entropy(counts: Tensor) -> float:
+    """Bits per symbol."""
+    shares = counts[counts > 0] / counts.sum()
+    return -float((shares * shares.log2()).sum())

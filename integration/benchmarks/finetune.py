@@ -9,33 +9,15 @@ cores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
-
-import torch
-from torch import Tensor
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Report, Table, parse_arguments
 from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_cnn
-from vq_plugin.workloads.data import Samples
+from vq_plugin.workloads.data import Batches
 
 _SCHEMES = ("pq(k=16,dim=8,codebooks=tensor)", "km(k=4)")
 _SEEDS = (0, 1)
-
-
-class Shuffled:
-    """Batches of images, in an order that torch's generator draws."""
-
-    def __init__(self, samples: Samples, size: int = 128) -> None:
-        self._images, self._size = samples.images, size
-
-    def __len__(self) -> int:
-        return len(self._images) // self._size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in torch.split(torch.randperm(len(self._images)), self._size)[: len(self)]:
-            yield self._images[batch]
 
 
 def main() -> None:
@@ -56,7 +38,7 @@ def main() -> None:
         for seed in (0,) if arguments.quick else _SEEDS:
             small = vq.compress(model, dict.fromkeys(layers, vq.parse_scheme(text)), seed=seed)
             fitted = workload.test(small)
-            vq.finetune(small, Shuffled(data.train), teacher=model, seed=seed)
+            vq.finetune(small, Batches(data.train, 128), teacher=model, seed=seed)
             table.rows.append({
                 "scheme": text, "seed": seed, "layer rate": vq.summary(small).layer_rate,
                 "fitted": fitted, "1 epoch": workload.test(small),

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from integration.benchmarks.deep_compression import _huffman, _relative
 from integration.benchmarks.publish import publish
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,11 @@ def test_finetune(tmp_path: Path) -> None:
     assert values(result, "digits", "1 epoch")[0] > 0.9
 
 
+def test_qat(tmp_path: Path) -> None:
+    _, result = run_quick("qat", tmp_path / "qat.json")
+    assert values(result, "digits", "1 epoch")[0] > 0.95
+
+
 def test_calibrated(tmp_path: Path) -> None:
     _, result = run_quick("calibrated", tmp_path / "calibrated.json")
     assert values(result, "digits", "schemes") == ["pq(k=16,dim=4,axis=out)"]
@@ -170,3 +177,19 @@ def test_publish_refuses_tiny_sizes(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text(json.dumps({"settings": {"quick": True}}))
     with pytest.raises(SystemExit, match="--quick"):
         publish("<!-- fit -->\nold\n<!-- end fit -->", tmp_path)
+
+
+def test_trained(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="the benchmark compares with coremltools")
+    _, result = run_quick("trained", tmp_path / "trained.json")
+    stages = ["P", "P+Q", "P+Q+E", "Q", "Q"]
+    assert values(result, "digits", "stage") == stages
+    sizes = values(result, "digits", "bytes")
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_deep_compression_counts_as_its_paper_does() -> None:
+    # Position 6 is three further than a two-bit difference reaches: a filler stands between.
+    assert _relative(np.array([1, 0, 0, 0, 0, 2], np.uint8), 2) == ([1, 0, 2], [0, 3, 0])
+    # Codes of 1, 2 and 2 bits, and a byte of table for each symbol.
+    assert _huffman([7] * 5 + [8] * 2 + [9]) == 5 + 2 * 2 + 2 + 8 * 3

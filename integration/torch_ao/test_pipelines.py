@@ -1,4 +1,4 @@
-"""Both pipelines run as scripts, and three lines tell them apart."""
+"""The pipelines run as scripts, and three lines tell those with codebooks from those without."""
 
 import ast
 import difflib
@@ -23,15 +23,22 @@ def statements(script: str) -> list[str]:
     return [line for number, line in lines if line.strip() and number not in skip]
 
 
-def test_three_lines_differ():
-    diff = list(difflib.ndiff(statements("float_to_int8.py"), statements("float_to_codebook.py")))
+@pytest.mark.parametrize("kind", ["float", "train"])
+def test_three_lines_differ(kind):
+    before, after = statements(f"{kind}_to_int8.py"), statements(f"{kind}_to_codebook.py")
+    diff = list(difflib.ndiff(before, after))
     assert sum(line.startswith("- ") for line in diff) == 3
     assert sum(line.startswith("+ ") for line in diff) == 3
 
 
 @pytest.mark.parametrize(
     ("script", "rate", "loss"),
-    [("float_to_int8.py", 3, 0.015), ("float_to_codebook.py", 12, 0.015)],
+    [
+        ("float_to_int8.py", 3, 0.015),
+        ("float_to_codebook.py", 12, 0.015),
+        ("train_to_int8.py", 3, 0.015),
+        ("train_to_codebook.py", 40, 0.03),
+    ],
 )
 def test_pipeline(script, rate, loss):
     models = run(f"integration.torch_ao.{script.removesuffix('.py')}")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vq_plugin.checkpoint.entropy import Coding, decode, encode, frequencies
+from vq_plugin.checkpoint.entropy import Coding, coded_size, decode, encode, frequencies
 from vq_plugin.checkpoint.packing import packed_size, unpack
 from vq_plugin.codebook import code_dtype
 
@@ -172,6 +172,22 @@ def test_uniform_few_and_single_codes_stay_packed() -> None:
     assert encode(torch.zeros(1, 0, 5, dtype=torch.uint8), 4) is None
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.integers(1, 3), st.integers(1, 200), st.integers(1, 200), st.data())
+def test_the_size_is_known_without_coding(
+    k: int, stages: int, rows: int, subspaces: int, data: st.DataObject
+) -> None:
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 32)))
+    shares = torch.softmax(torch.randn(k, generator=random) * data.draw(st.floats(0, 8)), 0)
+    codes = torch.multinomial(shares, stages * rows * subspaces, True, generator=random)
+    codes = codes.to(code_dtype(k)).reshape(stages, rows, subspaces)
+    found = encode(codes, k)
+    real = packed_size(codes.numel(), k) if found is None else found[1].numel()
+    assert real <= coded_size(codes, k) <= real + 8
+    if found is None:
+        assert coded_size(codes, k) == real
+
+
 def test_without_constriction_codes_stay_packed_and_coded_ones_say_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,6 +196,7 @@ def test_without_constriction_codes_stay_packed_and_coded_ones_say_what_to_insta
     assert found is not None
     monkeypatch.setitem(__import__("sys").modules, "constriction", None)
     assert encode(codes, 16) is None
+    assert coded_size(codes, 16) == packed_size(2500, 16)
     with pytest.raises(ValueError, match="pip install constriction"):
         decode(found[1], found[0], (1, 50, 50), 16)
 

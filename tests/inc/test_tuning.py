@@ -24,7 +24,7 @@ SETTINGS = [vq.KM(k=256), "pq(k=4,dim=8)", {"0": vq.KM(k=2), "*": None}, vq.KM(k
 
 def nbytes(model):
     sizes = vq.summary(model)
-    return sizes.nbytes + sizes.other_nbytes
+    return sizes.file_nbytes + sizes.other_nbytes
 
 
 def compressed(model):
@@ -194,6 +194,17 @@ def test_budgets_that_inc_does_not_know(recipe, criterion):
 def test_a_timeout_warns(recipe):
     with pytest.warns(UserWarning, match="INC's autotune knows no timeout"):
         tuning_config(digits.model(), recipe(exit="{max_trials: 3, timeout: 10}"))
+
+
+@pytest.mark.parametrize(
+    "key", ["pruning: {loader: NAME, sparsity: 0.9}", "recovery: {loader: NAME}"]
+)
+def test_training_that_inc_does_not_do(recipe, key):
+    path = recipe()
+    loader = "vq_plugin.workloads.digits:training_batches"
+    path.write_text(path.read_text() + key.replace("NAME", loader))
+    with pytest.raises(ValueError, match="INC's autotune neither prunes nor trains: remove"):
+        tuning_config(digits.model(), path)
 
 
 def test_too_many_settings(model):

@@ -33,6 +33,16 @@ tuning:
     timeout: 60
   random_seed: 3
 output: out
+pruning:
+  loader: vq_plugin.workloads.digits:training_batches
+  sparsity: 0.9
+  epochs: 2
+  learning_rate: 1e-3
+recovery:
+  loader: vq_plugin.workloads.digits:training_batches
+  epochs: 2
+  learning_rate: 0.02
+  max_trials: 3
 """
 
 

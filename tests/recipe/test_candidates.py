@@ -75,3 +75,16 @@ def test_without_limits_the_defaults_are_those_of_tune() -> None:
     recipe, _ = parse_recipe(START, "recipe.yaml")
     assert recipe.tuning.accuracy_criterion.budget() == vq.LossBudget(relative=0.01)
     assert recipe.tuning.random_seed == parameters["seed"].default
+    assert recipe.pruning is None
+    assert recipe.recovery is None
+    text = START + "pruning: {loader: a:d, sparsity: 0.5}\nrecovery: {loader: a:d}\n"
+    recipe, _ = parse_recipe(text, "recipe.yaml")
+    assert recipe.pruning is not None
+    assert recipe.recovery is not None
+    pruning = inspect.signature(vq.prune).parameters
+    assert recipe.pruning.epochs == pruning["epochs"].default
+    assert recipe.pruning.learning_rate == pruning["lr"].default
+    expected = vq.Recovery([])
+    assert recipe.recovery.epochs == expected.epochs
+    assert recipe.recovery.learning_rate == expected.lr
+    assert recipe.recovery.max_trials == expected.max_trials

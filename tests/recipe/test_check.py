@@ -45,6 +45,7 @@ def test_a_right_recipe_is_summed_up(write: Write, check: Check, every_key: str)
         ("classifier.3", "classifier.*", 11, ["written 're:classifier.*'"]),
         ("re:features.*", "re:feature.*[0-9]x", 12, ["matches nothing", "nearest names"]),
         ("{scheme: null}", "{scheme: km}\n    features.2: {scheme: km}", 12, ["it is a ReLU"]),
+        ("digits:training_batches", "digits:training", 29, ["pruning.loader: ", "no function"]),
         ("Conv2d", "Conv1d", 9, ["Conv1d matches nothing", "Conv2d, Linear"]),
         ("re:features.*", "re:features", 12, ["'features' cannot be compressed"]),
     ],
@@ -64,7 +65,7 @@ def test_all_functions_and_then_all_patterns_are_reported_together(
     write: Write, check: Check, every_key: str
 ) -> None:
     path = write(every_key.replace("digits:", "digit:"))
-    assert check(path)[2].count("No module named") == 4
+    assert check(path)[2].count("No module named") == 6
     path = write(every_key.replace("classifier.3", "fc").replace("Conv2d", "Conv3d"))
     errors = check(path)[2].splitlines()
     assert [error.split(": ")[0] for error in errors] == [f"{path}:11", f"{path}:9"]

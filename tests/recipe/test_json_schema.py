@@ -83,6 +83,10 @@ def test_the_recipe_with_every_key_fits(every_key: str) -> None:
         ("confidence: 0.9", "confidence: 0.4"),
         ("max_trials: 7", "max_trials: 0"),
         ("output: out", ""),
+        ("sparsity: 0.9", "sparsity: 1"),
+        ("sparsity: 0.9", "sparsity: -0.1"),
+        ("learning_rate: 1e-3", "learning_rate: 0"),
+        ("max_trials: 3", "max_trials: 0"),
     ],
 )
 def test_a_bad_recipe_does_not_fit(every_key: str, old: str, new: str) -> None:

@@ -67,6 +67,17 @@ def key_lines(text: str) -> list[tuple[int, str]]:
         ("output: out", "output: out\n  x: : y", 28, []),
         ("output: out", "output: out\n7: x", 28, ["unknown key"]),
         ("output: out", "output: out\nrelative: 0.1", 28, ["tuning.accuracy_criterion.relative"]),
+        ("sparsity: 0.9", "sparsity: 1", 30, ["below 1, got 1", "97 % is 0.97"]),
+        ("sparsity: 0.9", "sparsity: -0.1", 30, ["at least 0"]),
+        ("sparsity: 0.9", "sparsity: 90 %", 30, ["pruning.sparsity: ", "1 % is 0.01"]),
+        ("  sparsity: 0.9\n", "", 28, ["'pruning.sparsity' is missing", "'sparsity: 0.9'"]),
+        ("pruning:\n  loader: ", "pruning:\n  loder: ", 29, ["did you mean 'loader'"]),
+        ("epochs: 2\n  learning_rate: 1e-3", "epochs: 0", 31, ["pruning.epochs: must be above 0"]),
+        ("recovery:\n  loader: ", "recovery:\n  # ", 33, ["'recovery.loader' is missing"]),
+        ("learning_rate: 0.02", "lr: 0.02", 36, ["known here: loader, epochs, learning_rate"]),
+        ("learning_rate: 0.02", "learning_rate: -1", 36, ["must be above 0"]),
+        ("max_trials: 3", "max_trials: many", 37, ["a whole number", "'many'"]),
+        ("output: out", "output: out\nrecovry: {}", 28, ["did you mean 'recovery'"]),
     ],
 )
 def test_a_mistake_is_reported_with_its_line(

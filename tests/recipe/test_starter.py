@@ -42,7 +42,7 @@ def test_the_comments_hold_right_keys_too(tmp_path: Path) -> None:
     text = path.read_text()
     examples = [line for line in text.splitlines() if line.strip().startswith("# ")]
     keys = ("optype_wise", "  Conv2d", "op_wise", "  classifier", '  "re:', "calibration:")
-    keys += ("test:", "confidence:", "exit_policy:")
+    keys += ("test:", "confidence:", "exit_policy:", "pruning:", "recovery:")
     for line in examples:
         if line.strip().removeprefix("# ").startswith(keys):
             text = text.replace(line, line.replace("# ", "", 1))
@@ -53,6 +53,8 @@ def test_the_comments_hold_right_keys_too(tmp_path: Path) -> None:
     assert len(recipe.quantization.op_wise) == 2
     assert len(recipe.quantization.optype_wise) == 1
     assert recipe.evaluation.test == "my_package:test"
+    assert recipe.pruning is not None
+    assert recipe.recovery is not None
     assert recipe.quantization.calibration == "my_package:calibration"
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from torch import Tensor
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import vq_plugin.model
 from vq_plugin.torch_ao import (
     check_converted,
     get_backend_config,
+    get_qat_qconfig_mapping,
     get_qconfig_mapping,
     observe_inputs,
 )
@@ -30,6 +31,34 @@ def convert():
             for batch in calibration:
                 prepared(batch)
         return check_converted(convert_fx(prepared, backend_config=backend), schemes)
+
+    return run
+
+
+@pytest.fixture
+def prepare_qat():
+    """Prepares a float model for training."""
+
+    def run(model, schemes, example: Tensor, base=None, **settings):
+        mapping = get_qat_qconfig_mapping(model, schemes, base, **settings)
+        return prepare_qat_fx(
+            model.train(), mapping, (example,), backend_config=get_backend_config()
+        )
+
+    return run
+
+
+@pytest.fixture
+def train():
+    """A few steps towards outputs of 1; the optimizer goes on where it is given again."""
+
+    def run(prepared, inputs: Tensor, steps: int = 3, optimizer=None):
+        optimizer = optimizer or torch.optim.SGD(prepared.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (prepared(inputs) - 1).square().mean().backward()
+            optimizer.step()
+        return prepared
 
     return run
 

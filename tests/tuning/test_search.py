@@ -28,7 +28,7 @@ def same_state(first: nn.Module, second: nn.Module) -> bool:
 
 def size(model: nn.Module) -> int:
     shown = vq.summary(model)
-    return shown.nbytes + shown.other_nbytes
+    return shown.file_nbytes + shown.other_nbytes
 
 
 def test_the_result_is_a_model_that_was_evaluated_and_can_be_made_again(task: "Task") -> None:

@@ -2,5 +2,6 @@
 
 from vq_plugin.checkpoint.file import load, read_header, save
 from vq_plugin.checkpoint.header import CheckpointError
+from vq_plugin.checkpoint.size import file_nbytes
 
-__all__ = ["CheckpointError", "load", "read_header", "save"]
+__all__ = ["CheckpointError", "file_nbytes", "load", "read_header", "save"]

@@ -7,6 +7,7 @@ coder is given sums to a power of two minus the number of codes, which it keeps 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -72,13 +73,7 @@ def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
         return None
     array = codes.detach().cpu().numpy()
     limit = packed_size(array.size, k) - _ENTRY
-    best: tuple[int, Coding, NDArray[np.int64]] | None = None
-    for along, counts in _all_counts(array, k, limit):
-        for bits in _WIDTHS:
-            tables = _quantized(counts, bits)
-            size = packed_size(tables.size, 1 << bits) + _stream_size(counts, tables)
-            if size < (limit if best is None else best[0]):
-                best = size, Coding(along, bits), tables
+    best = _cheapest(array, k, limit)
     if best is None:
         return None
     _, coding, tables = best
@@ -92,6 +87,29 @@ def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
     packed = pack(torch.from_numpy(tables), 1 << coding.bits)
     data = torch.cat([packed, torch.from_numpy(stream)])
     return (coding, data) if data.numel() < limit else None
+
+
+def coded_size(codes: Tensor, k: int) -> int:
+    """Bytes of codes in a file, packed or coded, without coding them.
+
+    Args:
+        codes: Integers in ``[0, k)``, ``(stages, rows, subspaces)``.
+        k: Centers per codebook.
+
+    Returns:
+        The file's bytes, or up to 8 more; exact where codes are packed, as all are where
+        constriction is not installed.
+
+    Example:
+        >>> rare = (torch.arange(4096) % 64 == 0).to(torch.uint8).reshape(1, 64, 64)
+        >>> coded_size(rare, 2), encode(rare, 2)[1].numel()
+        (69, 66)
+    """
+    packed = packed_size(codes.numel(), k)
+    if _coder() is None:
+        return packed
+    best = _cheapest(codes.detach().cpu().numpy(), k, packed - _ENTRY)
+    return packed if best is None else best[0]
 
 
 def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tensor:
@@ -141,6 +159,26 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
     if not coder.is_empty():
         raise ValueError("the stream goes on after the last code")
     return torch.from_numpy(codes)
+
+
+def _cheapest(
+    array: NDArray[Any], k: int, limit: int
+) -> tuple[int, Coding, NDArray[np.int64]] | None:
+    """Size, way and tables that take the fewest bytes; ``None`` if none is below the limit."""
+    best: tuple[int, Coding, NDArray[np.int64]] | None = None
+    for along, counts in _all_counts(array, k, limit):
+        entropy = _entropy(counts)
+        for bits in _WIDTHS:
+            stored = packed_size(counts.size, 1 << bits)
+            most = limit if best is None else best[0]
+            # No table does better than the counts themselves.
+            if stored + entropy >= most:
+                continue
+            tables = _quantized(counts, bits)
+            size = stored + _stream_size(counts, tables)
+            if size < most:
+                best = size, Coding(along, bits), tables
+    return best
 
 
 def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], coder: Any) -> None:
@@ -236,12 +274,14 @@ def _all_counts(
         return
     # Tables of a quarter of the packed codes, at 4 bits a count, hardly ever pay and take memory.
     affordable = limit // (2 * k)
-    by_stage = _counts(_ordered(array, "stage"), k)
+    by_row = rows > 1 and stages * rows <= affordable
+    counts = _counts(_ordered(array, "row" if by_row else "stage"), k)
+    by_stage = counts.reshape(stages, -1, k).sum(1)
     yield "layer", by_stage.sum(0, keepdims=True)
     if 1 < stages <= affordable:
         yield "stage", by_stage
-    if rows > 1 and stages * rows <= affordable:
-        yield "row", _counts(_ordered(array, "row"), k)
+    if by_row:
+        yield "row", counts
     if stages > 1 and 1 + (stages - 1) * k <= affordable:
         yield "previous", _counts_by_previous(array, k)
     if subspaces > 1 and stages * subspaces <= affordable:
@@ -273,6 +313,14 @@ def _quantized(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     scaled = (counts * (2 * ((1 << bits) - 1)) + most) // (2 * most)
     tables: NDArray[np.int64] = np.maximum(scaled, counts > 0)
     return tables
+
+
+def _entropy(counts: NDArray[np.int64]) -> int:
+    """Whole bytes that the codes of these counts take at least."""
+    used, totals = counts[counts > 0], counts.sum(1)
+    totals = totals[totals > 0]
+    bits = (totals * np.log2(totals)).sum() - (used * np.log2(used)).sum()
+    return math.floor(float(bits) / 8)
 
 
 def _stream_size(counts: NDArray[np.int64], tables: NDArray[np.int64]) -> int:

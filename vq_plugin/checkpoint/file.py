@@ -28,12 +28,11 @@ from vq_plugin.checkpoint.header import (
     join,
 )
 from vq_plugin.checkpoint.packing import pack, unpack
+from vq_plugin.checkpoint.size import may_be_coded
 from vq_plugin.codebook import CodebookWeight, matrix_view
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Axis, parse_scheme
 
-# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
-_MOST_CODES = 16
 # Tensors of the weight of a codebook layer.
 _LEAVES = ("codes", "codebooks", "scale")
 
@@ -257,7 +256,7 @@ def _codes(
     rows, length = matrix_view(weight.detach().to("meta"), axis).shape
     shape = (codebooks.shape[0], rows, -(-length // codebooks.shape[4]))
     # Packed codes of some bits are never more than the file is long.
-    few = math.prod(shape) <= _MOST_CODES * weight.numel() or (coding is None and entry.k > 1)
+    few = may_be_coded(math.prod(shape), weight.numel()) or (coding is None and entry.k > 1)
     if tuple(entry.codes) != shape or not few:
         raise ValueError(f"codes of shape {tuple(entry.codes)} do not fit the codebooks")
     if coding is not None:
@@ -310,7 +309,7 @@ def _stored(
     value = value.detach()
     if layer is not None and leaf == "codes":
         k = layer.codebook_weight.k
-        few = value.numel() <= _MOST_CODES * math.prod(layer.weight_shape)
+        few = may_be_coded(value.numel(), math.prod(layer.weight_shape))
         found = entropy.encode(value, k) if few else None
         if found is None:
             return pack(value, k)

@@ -96,13 +96,13 @@ def _quantize(
     backend: Backend,
 ) -> CodebookWeight:
     matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
-    weights = None if importance is None else _importance_view(importance, weight, scheme)
+    weights = None if importance is None else importance_view(importance, weight, scheme)
     row_scale: Tensor | None = None
     if scheme.scale == "row":
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
-    _check_range(matrix)
+    check_range(matrix)
     fitted = _fit(matrix, weights, scheme, seed, backend)
-    _check_codebooks(fitted.codebooks, matrix)
+    check_codebooks(fitted.codebooks, matrix)
     if moments is not None and not isinstance(scheme, Binary):
         dim = fitted.codebooks.shape[4]
         objective = Objective.build(matrix, row_scale, scheme, moments, dim)
@@ -177,23 +177,8 @@ def _fit_sub_vectors(
 ) -> Fitted:
     rows, length = matrix.shape
     dim = min(scheme.dim or length, length)
-    subspaces = -(-length // dim)
-    padding = subspaces * dim - length
     shared = scheme.codebooks == "tensor"
-    if padding:
-        if shared and importance is None:
-            # Padding must not pull shared centers towards 0.
-            importance = torch.ones_like(matrix)
-        matrix = functional.pad(matrix, (0, padding))
-        if importance is not None:
-            importance = functional.pad(importance, (0, padding), value=_LEAST_IMPORTANCE)
-
-    def points(values: Tensor) -> Tensor:
-        if shared:
-            return values.reshape(1, rows * subspaces, dim)
-        return values.reshape(rows, subspaces, dim).transpose(0, 1)
-
-    batch = Batch(points(matrix), None if importance is None else points(importance))
+    batch = sub_vectors(matrix, importance, dim=dim, shared=shared)
     fit = sklearn_backend.fit_vector if backend == "sklearn" else vector.fit_vector
     dtype = scheme.torch_codebook_dtype
     if isinstance(scheme, RQ):
@@ -207,13 +192,43 @@ def _fit_sub_vectors(
     codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
     grid = torch.stack(codes)
     if shared:
-        return Fitted(grid.reshape(-1, rows, subspaces), codebooks)
+        return Fitted(grid.reshape(len(codes), rows, -1), codebooks)
     return Fitted(grid.transpose(1, 2).contiguous(), codebooks)
+
+
+def sub_vectors(matrix: Tensor, importance: Tensor | None, *, dim: int, shared: bool) -> Batch:
+    """The rows of a matrix cut into sub-vectors, one book per subspace or one for all.
+
+    Args:
+        matrix: Float32, ``(rows, length)``; padded where ``dim`` does not divide the length.
+        importance: Float32, ``(rows, length)``, or ``None``.
+        dim: Length of a sub-vector.
+        shared: Whether all subspaces share one book.
+
+    Returns:
+        Points, ``(subspaces, rows, dim)``, or ``(1, rows · subspaces, dim)`` where shared.
+    """
+    rows, length = matrix.shape
+    padding = -length % dim
+    if padding:
+        if shared and importance is None:
+            # Padding must not pull shared centers towards 0.
+            importance = torch.ones_like(matrix)
+        matrix = functional.pad(matrix, (0, padding))
+        if importance is not None:
+            importance = functional.pad(importance, (0, padding), value=_LEAST_IMPORTANCE)
+
+    def points(values: Tensor) -> Tensor:
+        if shared:
+            return values.reshape(1, -1, dim)
+        return values.reshape(rows, -1, dim).transpose(0, 1)
+
+    return Batch(points(matrix), None if importance is None else points(importance))
 
 
 def _normalize_rows(
     matrix: Tensor, importance: Tensor | None, scheme: Scheme
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Row scales, the rows divided by them, and the importance that keeps the error the same."""
     binary = isinstance(scheme, Binary)
     # Relative to the largest of the row first: squares of extreme weights leave float32.
@@ -222,17 +237,22 @@ def _normalize_rows(
     part = matrix / largest.unsqueeze(1)
     scale = largest * (part.abs().mean(1) if binary else part.square().mean(1).sqrt())
     scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
-    wide = scale.float().unsqueeze(1)
-    if not bool(((wide > 0) & wide.isfinite()).all()):
+    if not bool(((scale > 0) & scale.isfinite()).all()):
         raise ValueError(
             f"a row scale does not fit codebook_dtype={scheme.codebook_dtype!r}; use 'float32'"
         )
+    return scale, *divide_rows(matrix, importance, scale)
+
+
+def divide_rows(matrix: Tensor, importance: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows over their scales, and the importance that keeps the error the same."""
+    wide = scale.float().unsqueeze(1)
     square = (wide / wide.max()).square().clamp_min(_LEAST_IMPORTANCE)
     weighted = square.expand_as(matrix) if importance is None else importance * square
-    return scale, matrix / wide, weighted
+    return matrix / wide, weighted
 
 
-def _importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor | None:
+def importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor | None:
     """The importance in the 2-D view, at most 1; ``None`` where it is the same everywhere."""
     try:
         full = importance.detach().cpu().float().broadcast_to(weight.shape)
@@ -269,7 +289,8 @@ def check_weight(weight: Tensor) -> None:
         )
 
 
-def _check_range(matrix: Tensor) -> None:
+def check_range(matrix: Tensor) -> None:
+    """Raises ``ValueError`` for weights whose squares leave float32."""
     largest = _largest(matrix)
     if largest > _LARGEST or 0 < largest < _SMALLEST:
         raise ValueError(
@@ -278,7 +299,8 @@ def _check_range(matrix: Tensor) -> None:
         )
 
 
-def _check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
+def check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
+    """Raises ``ValueError`` for centers of ``matrix`` that their dtype cannot hold."""
     name = str(codebooks.dtype).removeprefix("torch.")
     largest = _largest(matrix)
     if not bool(codebooks.isfinite().all()):

@@ -116,6 +116,12 @@ def tuning_config(
         path = Path(recipe_or_schemes)
         prepared = prepare(path, model)
         tuning = prepared.recipe.tuning
+        for key in ("pruning", "recovery"):
+            if getattr(prepared.recipe, key) is not None:
+                raise ValueError(
+                    f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
+                    "recipe with vq-plugin tune"
+                )
         if tuning.exit_policy.timeout is not None:
             text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
             warnings.warn(text, stacklevel=2)

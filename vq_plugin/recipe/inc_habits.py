@@ -14,7 +14,6 @@ _OTHER_JOB = "recipes compress trained models and do nothing else; remove it"
 _REMEDIES: dict[tuple[str, ...], str] = {
     ("model",): "the function returns the trained model, which needs no name and no framework",
     ("device",): "the function under 'model' chooses the device; remove it",
-    ("pruning",): _OTHER_JOB,
     ("distillation",): _OTHER_JOB,
     ("mixed_precision",): _OTHER_JOB,
     ("graph_optimization",): _OTHER_JOB,

@@ -33,6 +33,8 @@ class Prepared:
         evaluate: The metric on the tuning split.
         test: The metric on the untouched split, if there is one.
         calibration: Function that returns the calibration batches, if there is one.
+        pruning: Function that returns the batches of the pruning, if there is one.
+        recovery: Function that returns the batches of the recovery, if there is one.
         space: The schemes that every layer may choose from, by its name.
     """
 
@@ -41,6 +43,8 @@ class Prepared:
     evaluate: Function
     test: Function | None
     calibration: Function | None
+    pruning: Function | None
+    recovery: Function | None
     space: dict[str, tuple[Scheme | None, ...]]
 
     def __str__(self) -> str:
@@ -77,6 +81,8 @@ def prepare(path: str | os.PathLike[str], model: nn.Module | None = None) -> Pre
         evaluate=functions["evaluation.tuning"],
         test=functions.get("evaluation.test"),
         calibration=functions.get("quantization.calibration"),
+        pruning=functions.get("pruning.loader"),
+        recovery=functions.get("recovery.loader"),
         space=_space(recipe, source, model),
     )
 
@@ -85,6 +91,8 @@ def _functions(recipe: Recipe, source: Source) -> dict[str, Function]:
     references = {
         ("model",): recipe.model,
         ("quantization", "calibration"): recipe.quantization.calibration,
+        ("pruning", "loader"): recipe.pruning.loader if recipe.pruning else None,
+        ("recovery", "loader"): recipe.recovery.loader if recipe.recovery else None,
         ("evaluation", "tuning"): recipe.evaluation.tuning,
         ("evaluation", "test"): recipe.evaluation.test,
     }

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vq_plugin.recipe.prepare import prepare
-from vq_plugin.tuning import TuneResult, tune
+from vq_plugin.recipe.prepare import Prepared, prepare
+from vq_plugin.recipe.pruned import forget_pruned, pruned
+from vq_plugin.tuning import Recovery, TuneResult, tune
 from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
 
 
@@ -53,6 +54,7 @@ def run_recipe(
     prepared = prepare(path)
     recipe, calibration = prepared.recipe, prepared.calibration
     folder = Path(output or recipe.output)
+    start = None if recipe.pruning is None else pruned(prepared, folder)
     result = tune(
         prepared.model,
         prepared.evaluate,
@@ -65,8 +67,20 @@ def run_recipe(
         seed=recipe.tuning.random_seed,
         workers=workers,
         backend=backend,
+        start=start,
+        recovery=_recovery(prepared),
         folder=folder,
         recipe=Path(path),
     )
+    forget_pruned(folder)
     model_path = folder / MODEL_FILE if result.passed else None
     return Outcome(result, model_path, folder / REPORT_FILE)
+
+
+def _recovery(prepared: Prepared) -> Recovery | None:
+    keys = prepared.recipe.recovery
+    if keys is None or prepared.recovery is None:
+        return None
+    return Recovery(
+        prepared.recovery(), keys.epochs, keys.learning_rate, max_trials=keys.max_trials
+    )

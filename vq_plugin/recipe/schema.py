@@ -43,6 +43,12 @@ def _check_confidence(value: float) -> float:
     return value
 
 
+def _check_sparsity(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"a sparsity is at least 0 and below 1, got {value}; 97 % is 0.97")
+    return value
+
+
 _UNIT: dict[str, Any] = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _ONE_LIMIT: dict[str, Any] = {
     "oneOf": [
@@ -143,6 +149,34 @@ class AccuracyCriterion(_Keys):
         return LossBudget(self.relative, self.absolute, self.higher_is_better, self.confidence)
 
 
+class Pruning(_Keys):
+    """Zeros in the float model, before the search; see vq_plugin.prune."""
+
+    loader: Reference = Field(
+        description="Function without arguments: training batches, inputs or (inputs, targets).",
+        examples=["my_package:training_batches"],
+    )
+    sparsity: Annotated[float, AfterValidator(_check_sparsity)] = Field(
+        description="Share of the weights that become zero; 97 % is 0.97.",
+        examples=[0.9],
+        json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
+    )
+    epochs: int = Field(default=3, gt=0, description="Passes over the batches.")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Learning rate at the start.")
+
+
+class Recovery(_Keys):
+    """Training of settings past the budget; see vq_plugin.finetune."""
+
+    loader: Reference = Field(
+        description="Function without arguments: training batches, inputs or (inputs, targets).",
+        examples=["my_package:training_batches"],
+    )
+    epochs: int = Field(default=1, gt=0, description="Passes over the batches for each setting.")
+    learning_rate: float = Field(default=0.03, gt=0, description="Learning rate at the start.")
+    max_trials: int = Field(default=4, gt=0, description="The most settings to train.")
+
+
 class ExitPolicy(_Keys):
     """Limits of the search."""
 
@@ -163,7 +197,7 @@ class Tuning(_Keys):
     )
     objective: Literal["size"] = Field(default="size", description="The smallest model wins.")
     exit_policy: ExitPolicy = Field(default=ExitPolicy(), description="Limits of the search.")
-    random_seed: int = Field(default=0, description="Seed of the fits.")
+    random_seed: int = Field(default=0, description="Seed of the fits and of the training.")
 
 
 class Recipe(_Keys):
@@ -178,6 +212,12 @@ class Recipe(_Keys):
     )
     quantization: Quantization = Field(
         default=Quantization(), description="What may be done to which layers."
+    )
+    pruning: Pruning | None = Field(
+        default=None, description="Zeros in the float model, before the search."
+    )
+    recovery: Recovery | None = Field(
+        default=None, description="Training of settings past the budget, after the search."
     )
     evaluation: Evaluation = Field(
         description="The metric.", examples=[{"tuning": "my_package:evaluate"}]

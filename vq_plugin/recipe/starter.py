@@ -35,6 +35,11 @@ quantization:
   #   classifier.6: {{scheme: km(k=16)}}
   #   "re:features.*": {{scheme: null}}
 
+# Zeros in the float model before the search, and training of settings past the budget after it. The
+# loader is a function without arguments that returns training batches, labels not needed.
+# pruning: {{loader: my_package:training_batches, sparsity: 0.9, epochs: 3}}
+# recovery: {{loader: my_package:training_batches, epochs: 1}}
+
 evaluation:
   # Function of a model that returns the metric on the data that settings are chosen by.
   tuning: {evaluate}

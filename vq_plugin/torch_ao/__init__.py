@@ -9,6 +9,7 @@ from vq_plugin.torch_ao.eager import assign_qconfigs, get_eager_mapping
 from vq_plugin.torch_ao.fused import fused_float
 from vq_plugin.torch_ao.inputs import observe_inputs
 from vq_plugin.torch_ao.mapping import get_qconfig_mapping
+from vq_plugin.torch_ao.qat import get_qat_qconfig_mapping
 
 __all__ = [
     "assign_qconfigs",
@@ -16,6 +17,7 @@ __all__ = [
     "fused_float",
     "get_backend_config",
     "get_eager_mapping",
+    "get_qat_qconfig_mapping",
     "get_qconfig_mapping",
     "observe_inputs",
 ]

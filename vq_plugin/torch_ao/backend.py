@@ -13,6 +13,7 @@ from torch.ao.quantization.backend_config import BackendConfig, BackendPatternCo
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 from vq_plugin.torch_ao.plan import Plan
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
@@ -40,7 +41,8 @@ class CodebookReference(nn.Module):
 
         Args:
             module: Float layer.
-            weight_qparams: What the weight observer gave: a plan or the host's own parameters.
+            weight_qparams: What the weight's observer or fake-quantizer gave: a plan, the trained
+                quantizer, or the host's own parameters.
 
         Returns:
             The layer that takes the place of ``module``.
@@ -48,9 +50,9 @@ class CodebookReference(nn.Module):
         Raises:
             ValueError: As :meth:`vq_plugin.torch_ao.plan.Plan.convert`.
         """
-        plan = weight_qparams.get("scale")
-        if isinstance(plan, Plan):
-            return plan.convert(module)
+        ours = weight_qparams.get("scale")
+        if isinstance(ours, Plan | CodebookFakeQuantize):
+            return ours.convert(module)
         stock: nn.Module = REFERENCES[type_before_parametrizations(module)].from_float(
             module, weight_qparams
         )

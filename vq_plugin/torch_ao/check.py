@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
-from torch.ao.nn import quantized
+from torch.ao.nn import qat, quantized
 from torch.ao.nn.quantized import reference
 from torch.fx import GraphModule, Node
 from torch.nn import functional
@@ -22,6 +22,15 @@ _QUANTIZED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.Embedding: (quantized.Embedding, reference.Embedding),
 }
 
+# Left where convert did not reach what training had prepared.
+_TRAINED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: qat.Linear,
+    nn.Conv1d: qat.Conv1d,
+    nn.Conv2d: qat.Conv2d,
+    nn.Conv3d: qat.Conv3d,
+    nn.Embedding: qat.Embedding,
+}
+
 _FUNCTIONAL: dict[Callable[..., object], type[nn.Module]] = {
     functional.linear: nn.Linear,
     functional.conv1d: nn.Conv1d,
@@ -36,11 +45,13 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
 
     The host skips what it cannot do without a word; here every layer is held against the
     schemes. On the way, layers that FX fused with a ReLU get their own names back (``fc``, where
-    FX has ``fc.0`` and ``fc.1``), so that files fit the float model.
+    FX has ``fc.0`` and ``fc.1``), so that files fit the float model; so do layers with batch norm
+    that were left float in training, whose batch norm is folded.
 
     Args:
         converted: What the host returned; fused layers are taken apart in place.
-        schemes: The schemes that ``get_qconfig_mapping`` or ``assign_qconfigs`` got.
+        schemes: The schemes that ``get_qconfig_mapping``, ``get_qat_qconfig_mapping`` or
+            ``assign_qconfigs`` got.
 
     Returns:
         ``converted``.
@@ -106,7 +117,7 @@ def _is_layer_class(kind: type[nn.Module]) -> bool:
 def _float_type(module: nn.Module) -> type[nn.Module] | None:
     """The float layer that a layer was, or is."""
     for base, layer in CODEBOOK_LAYERS.items():
-        if isinstance(module, (layer, *_QUANTIZED[base])):
+        if isinstance(module, (layer, _TRAINED[base], *_QUANTIZED[base])):
             return None if isinstance(module, quantized.EmbeddingBag) else base
     return None
 
@@ -169,7 +180,7 @@ def _why_not(
     if not name:
         return "torch.ao replaces layers inside a model only: wrap it in nn.Sequential"
     kind = type(module).__name__
-    if _float_type(module) is not None:
+    if isinstance(module, tuple(kind for kinds in _QUANTIZED.values() for kind in kinds)):
         return (
             f"torch.ao quantized it to int8 ({type(module).__module__}.{kind}): name it exactly "
             "in the schemes, and set no other qconfig for that name"

@@ -9,8 +9,12 @@ from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.ao.quantization.quantize_fx import fuse_fx
 from torch.fx import GraphModule
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from vq_plugin.torch_ao.backend import get_backend_config
+
+_AFTER = (nn.ReLU, _BatchNorm)
 
 
 def fused_float(model: nn.Module) -> nn.Module:
@@ -41,22 +45,31 @@ def fused_float(model: nn.Module) -> nn.Module:
 
 
 def split_fused(model: GraphModule) -> None:
-    """Makes two modules of every layer that the host fused with a ReLU, in place.
+    """Gives layers that the host fused their own names back, in place.
 
     A layer ``fc`` and its ReLU become ``fc.0`` and ``fc.1`` in the host's hands. Afterwards the
-    layer is ``fc`` again, as in the float model and in its files, and ReLU is a function.
+    layer is ``fc`` again, as in the float model and in its files, and ReLU is a function. Batch
+    norms of layers that were left alone in training are folded, as those of all others are.
     """
     fused = {
-        name: module
+        name: list(module)
         for name, module in model.named_modules()
-        if isinstance(module, _FusedModule) and [type(m) for m in module][1:] == [nn.ReLU]
+        if isinstance(module, _FusedModule) and isinstance(module[-1], _AFTER)
     }
     for node in list(model.graph.nodes):
-        if node.op == "call_module" and node.target in fused:
+        if node.op == "call_module" and isinstance(fused.get(node.target, [None])[-1], nn.ReLU):
             with model.graph.inserting_after(node):
                 relu = model.graph.call_function(functional.relu)
             node.replace_all_uses_with(relu)
             relu.args = (node,)
-    for name, module in fused.items():
-        model.set_submodule(name, module[0])
+    for name, (layer, *after) in fused.items():
+        norm = next((m for m in after if isinstance(m, _BatchNorm)), None)
+        model.set_submodule(name, layer if norm is None else _folded(layer, norm))
     model.recompile()
+
+
+def _folded(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer.eval(), norm.eval())
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return fuse_conv_bn_eval(layer.eval(), norm.eval())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from vq_plugin.importance import INPUT_STATS, attach_moments
+from vq_plugin.importance import INPUT_STATS, InputSquares, attach_moments
+from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 from vq_plugin.torch_ao.qconfig import plan_of
 
 
@@ -18,9 +19,13 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
     prepared model, in eval mode, between this call and ``convert``. The statistics are buffers
     of the prepared model: they are part of its ``state_dict`` and of its copies.
 
+    For quantization-aware training, run the data between this call and the first training step:
+    until then the model computes in float in eval mode. Layers go on gathering while they
+    train, and ``torch.ao.quantization.disable_observer`` ends it.
+
     Args:
-        prepared: What ``prepare_fx`` or ``prepare`` returned; changed in place. Layers that it
-            shares with the float model are copied first, weights aside.
+        prepared: What ``prepare_fx``, ``prepare_qat_fx`` or ``prepare`` returned; changed in place.
+            Layers that it shares with the float model are copied first, weights aside.
 
     Returns:
         ``prepared``.
@@ -39,17 +44,45 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
         [3.0, 3.0, 3.0, 3.0]
     """
     copies: dict[nn.Module, nn.Module] = {}
+    trained = [
+        module
+        for module in prepared.modules()
+        if isinstance(getattr(module, "weight_fake_quant", None), CodebookFakeQuantize)
+    ]
+    for module in trained:
+        _observe_training(module)
     for name, module in list(prepared.named_modules(remove_duplicate=False)):
         plan = plan_of(module)
         if plan is not None and plan.scheme_for(_root(module)) is not None:
             prepared.set_submodule(name, _observed(module, copies))
-    if not copies:
+    if not copies and not trained:
         raise ValueError(
             "no layer of the prepared model is to become a codebook layer: "
-            "give get_qconfig_mapping(schemes) to prepare_fx, or assign_qconfigs(model, schemes) "
-            "to prepare, with patterns that match its layers"
+            "give get_qconfig_mapping(schemes) to prepare_fx, get_qat_qconfig_mapping(model, "
+            "schemes) to prepare_qat_fx, or assign_qconfigs(model, schemes) to prepare, with "
+            "patterns that match its layers"
         )
     return prepared
+
+
+def _observe_training(layer: nn.Module) -> None:
+    """Gives the statistics to the quantizer, which needs them for every step."""
+    quantizer, weight = layer.weight_fake_quant, layer.weight
+    assert isinstance(quantizer, CodebookFakeQuantize)
+    assert isinstance(weight, Tensor)
+    if not hasattr(quantizer, INPUT_STATS):
+        quantizer.add_module(INPUT_STATS, InputSquares(layer).to(weight.device))
+        layer.register_forward_pre_hook(_feed, with_kwargs=True)
+
+
+def _feed(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+    # A plain function: deep copies of the hook must find the quantizer of the copied layer.
+    quantizer = layer.weight_fake_quant
+    assert isinstance(quantizer, CodebookFakeQuantize)
+    if quantizer.observer_enabled[0]:
+        moments = quantizer.get_submodule(INPUT_STATS)
+        assert isinstance(moments, InputSquares)
+        moments.observe(layer, arguments, keywords)
 
 
 def _root(module: nn.Module) -> nn.Module:

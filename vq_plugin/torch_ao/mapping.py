@@ -11,7 +11,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, as_patterns
 from vq_plugin.torch_ao.plan import Fitted, Plan, Rules
-from vq_plugin.torch_ao.qconfig import plan_qconfig
+from vq_plugin.torch_ao.qconfig import float_qconfig, plan_qconfig
 
 
 def get_qconfig_mapping(
@@ -30,7 +30,8 @@ def get_qconfig_mapping(
         seed: Seed of the fits.
 
     Returns:
-        A mapping for ``prepare_fx``, together with :func:`get_backend_config`.
+        A mapping for ``prepare_fx``, together with :func:`get_backend_config`. For
+        ``prepare_qat_fx`` there is :func:`get_qat_qconfig_mapping`.
 
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
@@ -70,6 +71,9 @@ def get_qconfig_mapping(
         if base is not None:
             raise ValueError(_needs_names(rules))
         regular[_whole_name("re:.*", left)] = plan_qconfig(Plan(rules, seed, fitted))
+    if regular and base is None:
+        # Where the host prepares for training, expressions do nothing, without a word.
+        mapping.set_global(float_qconfig())
     # The host takes the first expression that matches.
     mapping.module_name_regex_qconfigs = type(mapping.module_name_regex_qconfigs)(
         {**regular, **mapping.module_name_regex_qconfigs}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import ObserverBase, PlaceholderObserver, QConfig
@@ -11,6 +13,13 @@ from vq_plugin.torch_ao.plan import Plan
 # No configuration of the host uses it for weights, and the host swaps a layer only where it
 # takes the dtype of its weight for a quantized one.
 TAG_DTYPE = torch.uint8
+
+# Only layers that train give settings to the observers of weights. Elsewhere the host tries
+# whether it may, and takes a TypeError for a no.
+_FOR_TRAINING = (
+    "get_qconfig_mapping(schemes) is for prepare_fx; give prepare_qat_fx "
+    "get_qat_qconfig_mapping(model, schemes)"
+)
 
 
 class PlanObserver(ObserverBase):
@@ -24,12 +33,19 @@ class PlanObserver(ObserverBase):
     qscheme = torch.per_channel_affine_float_qparams
     ch_axis = 0
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, **settings: Any) -> None:
+        if settings:
+            raise TypeError(_FOR_TRAINING)
         super().__init__(dtype=TAG_DTYPE)
         self.plan = plan
+        self._ran = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the weight as it is."""
+        # ``convert`` makes one and runs it once; layers that train run theirs for every batch.
+        if self._ran:
+            raise TypeError(_FOR_TRAINING)
+        self._ran = True
         return x
 
     def calculate_qparams(self) -> tuple[Plan, None]:  # type: ignore[override]
@@ -37,11 +53,28 @@ class PlanObserver(ObserverBase):
         return self.plan, None
 
 
+class NothingAfterTraining(PlaceholderObserver):
+    """Leaves a weight float, and says so where a layer is prepared for training."""
+
+    def __init__(self, **settings: Any) -> None:
+        if settings:
+            raise TypeError(_FOR_TRAINING)
+        super().__init__(dtype=torch.float32)
+
+
 def plan_qconfig(plan: Plan) -> QConfig:
     """A qconfig for weights by ``plan`` and float activations."""
     return QConfig(  # type: ignore[no-untyped-call]
         activation=PlaceholderObserver.with_args(dtype=torch.float32),
         weight=PlanObserver.with_args(plan=plan),
+    )
+
+
+def float_qconfig() -> QConfig:
+    """A qconfig that leaves a layer float after training, and is refused for training."""
+    return QConfig(  # type: ignore[no-untyped-call]
+        activation=PlaceholderObserver.with_args(dtype=torch.float32),
+        weight=NothingAfterTraining.with_args(),
     )
 
 

@@ -1,6 +1,7 @@
 """The budget tuner."""
 
 from vq_plugin.tuning.budget import LossBudget
+from vq_plugin.tuning.recovery import Recovery
 from vq_plugin.tuning.result import FrontierPoint, LayerCandidate, LayerLadder, Trial, TuneResult
 from vq_plugin.tuning.search import tune
 from vq_plugin.tuning.space import LADDER
@@ -11,6 +12,7 @@ __all__ = [
     "LayerCandidate",
     "LayerLadder",
     "LossBudget",
+    "Recovery",
     "Trial",
     "TuneResult",
     "tune",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vq_plugin.checkpoint import file_nbytes
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
@@ -64,11 +65,12 @@ class _Task:
     moments: Moments | None
     seed: int
 
-    def __call__(self) -> tuple[CodebookWeight, float]:
+    def __call__(self) -> tuple[CodebookWeight, LayerCandidate]:
         small = fit_layer(self.name, self.module, self.scheme, moments=self.moments, seed=self.seed)
         weight = self.module.weight
         assert isinstance(weight, Tensor)
-        return small, _relative_error(weight.detach(), small.decode(), self.moments)
+        error = _relative_error(weight.detach(), small.decode(), self.moments)
+        return small, LayerCandidate(self.scheme, file_nbytes(small), error, error)
 
 
 def fit_candidates(
@@ -123,8 +125,8 @@ def fit_candidates(
         (task.name, task.scheme): small for task, (small, _) in zip(tasks, fitted, strict=True)
     }
     measured: dict[str, list[LayerCandidate]] = {name: [] for name in space}
-    for task, (small, error) in zip(tasks, fitted, strict=True):
-        measured[task.name].append(LayerCandidate(task.scheme, small.nbytes, error, error))
+    for task, (_, candidate) in zip(tasks, fitted, strict=True):
+        measured[task.name].append(candidate)
     for name, ladder in space.items():
         if None in ladder:
             measured[name].append(LayerCandidate(None, _weight(layers[name]).nbytes, 0.0, 0.0))
@@ -142,7 +144,9 @@ def fit_candidates(
     )
 
 
-def _run(tasks: list[_Task], workers: int, backend: str) -> list[tuple[CodebookWeight, float]]:
+def _run(
+    tasks: list[_Task], workers: int, backend: str
+) -> list[tuple[CodebookWeight, LayerCandidate]]:
     with tqdm(total=len(tasks), desc="fit", unit="fit", leave=False, disable=None) as bar:
         if workers == 1:
             with worker_pool():

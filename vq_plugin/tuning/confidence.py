@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.metric import Metric, loss_bound, p_value
 from vq_plugin.tuning.propose import Outcome
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,16 @@ class Judge:
             level = self._expected_bound(metric)
         return Outcome(level, level <= self.budget.limit + 1e-12)
 
-    def confirmed(self, metrics: Mapping[Setting, Metric]) -> list[Setting]:
-        """The settings that are within the budget, of those that held in the search."""
+    def confirmed(self, metrics: Mapping[K, Metric]) -> list[K]:
+        """The models that are within the budget, of those that held in the search."""
         if self.budget.confidence is None:
             return list(metrics)
-        values = {setting: self._p_value(metric) for setting, metric in metrics.items()}
-        sure: list[Setting] = []
-        for setting in sorted(values, key=lambda s: values[s]):
-            if values[setting] > (1 - self.budget.confidence) / (len(values) - len(sure)):
+        values = {key: self._p_value(metric) for key, metric in metrics.items()}
+        sure: list[K] = []
+        for key in sorted(values, key=lambda k: values[k]):
+            if values[key] > (1 - self.budget.confidence) / (len(values) - len(sure)):
                 break
-            sure.append(setting)
+            sure.append(key)
         return sure
 
     def _expected_bound(self, metric: Metric) -> float:

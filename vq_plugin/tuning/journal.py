@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from vq_plugin.tuning.metric import Metric
 
-_NAME, _LOCK = "journal.jsonl", "journal.lock"
+_NAME, _LOCK, _FILES = "journal.jsonl", "journal.lock", "journal.files"
 _FORMAT = 1
 
 
@@ -42,11 +43,12 @@ class Journal:
     """The evaluations of one run, in a folder that no other run may use meanwhile.
 
     A context manager. Every line of the file is one evaluation as JSON; one that a kill cut short
-    is dropped. :meth:`finish` removes the file. A key names the weights of the model and the
+    is dropped. :meth:`finish` removes the files. A key names the weights of the model and the
     function, so that what another model left is of no use and does no harm. It cannot see that the
     function's data or code have changed since the run was interrupted: delete the file then.
 
     Attributes:
+        files: Folder for what is too large for a line, or ``None``. It goes when the journal goes.
         resumed: How many evaluations of an interrupted run were of use.
         spent: Seconds of the evaluations that were added.
     """
@@ -59,6 +61,7 @@ class Journal:
                 memory.
         """
         self.spent = 0.0
+        self.files = None if folder is None else folder / _FILES
         self._folder = folder
         self._known: dict[str, Evaluation] = {}
         self._found: set[str] = set()
@@ -90,6 +93,8 @@ class Journal:
             self._lock.release()
             raise
         self._found = set(self._known)
+        if not self._found:
+            self._remove_files()
         return self
 
     def __exit__(
@@ -122,9 +127,14 @@ class Journal:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Removes the file: its run has left its results."""
+        """Removes the files: its run has left its results."""
         if self._folder is not None:
             (self._folder / _NAME).unlink(missing_ok=True)
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        if self.files is not None and self.files.exists():
+            shutil.rmtree(self.files)
 
 
 def _read(path: Path) -> dict[str, Evaluation]:

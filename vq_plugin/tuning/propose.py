@@ -14,7 +14,7 @@ import torch
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.result import LayerCandidate
 
-Phase = Literal["frontier", "local"]
+Phase = Literal["frontier", "local", "recovery"]
 
 # How far the loss that a layer, or one of its candidates, adds may be from what its harm predicts,
 # as a factor.

@@ -22,7 +22,8 @@ class Trial:
 
     Attributes:
         schemes: The setting, layer by layer; ``None`` leaves a layer.
-        nbytes: Bytes of the whole model: codes, codebooks and everything else.
+        nbytes: Bytes of the whole model in a file, without its header: codes, entropy-coded where
+            that is smaller, codebooks and everything else; up to 8 a layer too many.
         rate: Float32 bytes of the whole model over ``nbytes``.
         harm: Predicted harm, see :class:`LayerCandidate`.
         score: The metric on the tuning split; NaN if the trial failed.
@@ -31,8 +32,9 @@ class Trial:
             sample.
         held: Whether it is within the budget; with a confidence, whether that is also confirmed.
         phase: ``"frontier"`` while looking for the most aggressive point of the predicted
-            frontier, ``"local"`` for the steps from there.
-        seconds: Time of the evaluation.
+            frontier, ``"local"`` for the steps from there, ``"recovery"`` for settings that were
+            trained.
+        seconds: Time of the evaluation, and of the training if there was one.
         error: Why the trial failed, or ``None``.
     """
 
@@ -55,7 +57,8 @@ class LayerCandidate:
 
     Attributes:
         scheme: The scheme; ``None`` leaves the layer in float.
-        nbytes: Bytes of the weight so stored.
+        nbytes: Bytes of the weight so stored in a file, see
+            :func:`vq_plugin.checkpoint.file_nbytes`.
         error: Squared error of the weight over its squared size, weighted by calibration.
         harm: Predicted harm: how much the model's output on the calibration data changes when
             only this layer is compressed, see :mod:`vq_plugin.tuning.harm`; without calibration
@@ -107,7 +110,7 @@ class TuneResult:
         loss: Its loss there, in the budget's unit.
         interval: Two-sided interval of that loss (at the budget's confidence, else 95 %), or
             ``None`` where the metric is not given per sample.
-        rate: Float32 bytes of the whole model over its compressed bytes.
+        rate: Float32 bytes of the whole model over its compressed bytes in a file, without header.
         trials: All settings that were evaluated, in order.
         layers: The candidates of every layer of the search.
         frontier: The predicted frontier, from the largest to the smallest model.
@@ -116,7 +119,7 @@ class TuneResult:
         test_score: The metric there of the setting that held on the tuning split.
         test_loss: Its loss there.
         test_interval: Interval of that loss.
-        cut: What ``max_trials`` or ``timeout`` cut off, or ``None``.
+        cut: What limits on trials or time cut off, or ``None``.
         stopped: Why the budget was not reached, or ``None``.
         search_seconds: Time of everything but the user's evaluations.
         resumed: How many evaluations came from the journal of an interrupted run.

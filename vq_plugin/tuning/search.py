@@ -16,6 +16,7 @@ from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import fit_candidates
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.journal import Journal, digest
+from vq_plugin.tuning.recovery import Recovery, Trainer
 from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, TuneResult
 from vq_plugin.tuning.session import Session
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
@@ -35,6 +36,8 @@ def tune(
     seed: int = 0,
     workers: int = 1,
     backend: str = "loky",
+    start: nn.Module | None = None,
+    recovery: Recovery | None = None,
     folder: str | os.PathLike[str] | None = None,
     recipe: Path | None = None,
 ) -> TuneResult:
@@ -43,8 +46,9 @@ def tune(
     Every layer is fitted with every candidate scheme once. What each does to the model's output on
     the calibration data predicts its harm, and the lower hull of harm against bytes gives a
     frontier of settings of the whole model. Evaluations find the most aggressive point of it that
-    holds the budget, then try smaller settings nearby while trials are left. The model that is
-    returned was evaluated itself.
+    holds the budget, then try smaller settings nearby while trials are left. With ``recovery``,
+    smaller ones that do not hold are then trained, and the smallest that holds afterwards is taken.
+    The model that is returned was evaluated itself.
 
     Args:
         model: Float model; it is not changed.
@@ -60,14 +64,20 @@ def tune(
             sequences; ``None`` in a sequence lets a layer stay in float. If ``None``,
             :data:`vq_plugin.tuning.LADDER` for all layers.
         test: As ``evaluate``, on an untouched split; it gives the verdict and chooses nothing.
-        max_trials: The most settings to evaluate.
-        timeout: Seconds after which no evaluation is begun.
-        seed: Seed of the fits.
+        max_trials: The most settings to evaluate; ``recovery`` has a limit of its own.
+        timeout: Seconds after which no evaluation and no training is begun.
+        seed: Seed of the fits, and of the training.
         workers: Fits and evaluations at a time, each in a process of its own; ``evaluate`` must
             then be picklable. The result does not depend on it. Evaluations that may turn out
             not to be needed are begun ahead; they count neither as trials nor for ``max_trials``.
         backend: What runs them if there are several: any joblib backend, such as ``"loky"``
             (processes on this machine) or ``"dask"`` (the current ``distributed.Client``).
+        start: A float model of the same architecture to compress in the place of ``model``, such
+            as ``vq.prune(model, ...)``, whose zeros take few bits with ``KM(keep_zeros=True)``
+            among the candidates. Losses still count against ``model``.
+        recovery: How settings past the budget are trained, with ``model`` as the teacher. One at a
+            time and in this process, whatever ``workers`` says: each of its ``max_trials`` takes as
+            long as :func:`vq_plugin.finetune` and an evaluation.
         folder: Where ``model.vq``, ``report.json`` and ``report.html`` are written, and meanwhile
             a journal of the evaluations: a run that was killed goes on from there when it is
             started again. ``None`` keeps everything in memory.
@@ -79,8 +89,8 @@ def tune(
     Raises:
         TypeError: If a pattern or a candidate is of the wrong type.
         ValueError: If the float model's metric is not finite, a limit is not positive, a pattern
-            of the candidates matches nothing, a layer cannot be compressed, or another run is
-            using the folder.
+            of the candidates matches nothing, a layer cannot be compressed, ``start`` is of
+            another architecture, or another run is using the folder.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -93,7 +103,7 @@ def tune(
         >>> result.passed, result.loss <= 0.1, result.rate > 4
         (True, True, True)
     """
-    start = time.monotonic()
+    began = time.monotonic()
     budget = LossBudget(relative=0.01) if budget is None else budget
     if not isinstance(model, nn.Module) or not isinstance(budget, LossBudget):
         raise TypeError(
@@ -104,7 +114,9 @@ def tune(
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)
-    space = search_space(model, LADDER if candidates is None else candidates)
+    start = model if start is None else start
+    _check_alike(model, start)
+    space = search_space(start, LADDER if candidates is None else candidates)
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()
@@ -113,11 +125,9 @@ def tune(
             # Files of an earlier run must not pass for the result of this one.
             for name in (MODEL_FILE, REPORT_FILE, PAGE_FILE):
                 (place / name).unlink(missing_ok=True)
-        deadline = None if timeout is None else start + timeout
+        deadline = None if timeout is None else began + timeout
         tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
-        own = digest(
-            (key, value) for key, value in model.state_dict().items() if isinstance(value, Tensor)
-        )
+        own = _digest(model)
         judge = Judge(budget, tuning.baseline(model, own))
         testing = None if test is None else Evaluator(test, "test", journal)
         test_baseline = None if testing is None else testing.baseline(model, own)
@@ -125,12 +135,19 @@ def tune(
             # Fails at once, not after the search, if the budget is relative and this is 0.
             budget.loss(test_baseline.mean, test_baseline.mean)
         fits = fit_candidates(
-            model, space, calibration, seed=seed, workers=workers, backend=backend
+            start, space, calibration, seed=seed, workers=workers, backend=backend
         )
-        search = Session(model, own, fits, judge, tuning, max_trials, deadline)
+        trainer = None
+        if recovery is not None:
+            trainer = Trainer(recovery, model, own, seed, journal.files)
+        search = Session(start, _digest(start), fits, judge, tuning, max_trials, deadline, trainer)
         search.run()
+        if trainer is not None:
+            search.recover()
         result = search.result(testing, test_baseline)
-        overhead = time.monotonic() - start - journal.spent
+        if not result.passed:
+            result = replace(result, model=model)
+        overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
             model_path = place / MODEL_FILE if result.passed else None
@@ -142,6 +159,27 @@ def tune(
             write_report(place, result, model_path, recipe=recipe)
         journal.finish()
     return result
+
+
+def _digest(model: nn.Module) -> str:
+    state = model.state_dict()
+    return digest((key, value) for key, value in state.items() if isinstance(value, Tensor))
+
+
+def _check_alike(model: nn.Module, start: nn.Module) -> None:
+    """Losses and bytes count against a model of the same architecture."""
+    if not isinstance(start, nn.Module):
+        raise TypeError(f"start is a float model, got {type(start).__name__}")
+    expected, found = (
+        {(name, tuple(value.shape)) for name, value in m.state_dict().items()}
+        for m in (model, start)
+    )
+    for name, shape in sorted(expected ^ found):
+        raise ValueError(
+            f"start is not of the architecture of model: one has {name!r} of shape {shape}, the "
+            "other has not; torch.nn.utils.prune.remove makes one weight of weight_orig and its "
+            "mask"
+        )
 
 
 def _check_limits(max_trials: int, timeout: float | None, workers: int) -> None:

@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,8 +23,16 @@ from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.journal import digest
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, propose
+from vq_plugin.tuning.recovery import Trainer, next_to_train
 from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
 from vq_plugin.tuning.trials import Evaluator
+
+
+class Tried(NamedTuple):
+    """A setting as it was fitted, or trained after that."""
+
+    setting: Setting
+    trained: bool = False
 
 
 @dataclass
@@ -37,10 +46,11 @@ class Session:
     evaluator: Evaluator
     max_trials: int
     deadline: float | None
+    trainer: Trainer | None = None
     cut: str | None = None
-    metrics: dict[Setting, Metric] = field(default_factory=dict)
+    metrics: dict[Tried, Metric] = field(default_factory=dict)
     outcomes: dict[Setting, Outcome] = field(default_factory=dict)
-    trials: dict[Setting, Trial] = field(default_factory=dict)
+    trials: dict[Tried, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers = [ladder.candidates for ladder in self.fits.layers]
@@ -78,21 +88,46 @@ class Session:
                 if self.cut:
                     return
                 setting, phase = proposal
-                if self.evaluator.known(self._key(setting)) is None:
-                    wanted = self._ahead(setting)
-                    self.evaluator.run({self._key(s): self._assemble(s) for s in wanted})
-                self._keep(setting, phase)
-                best = self._smallest(self.outcomes)
-                bar.set_postfix(rate="-" if best is None else f"{self.trials[best].rate:.1f}x")
+                if self.evaluator.known(self._key(Tried(setting))) is None:
+                    wanted = map(Tried, self._ahead(setting))
+                    self.evaluator.run({self._key(t): self._model(t) for t in wanted})
+                self.outcomes[setting] = self._keep(Tried(setting), phase)
+                bar.set_postfix(rate=self._best_rate())
+                bar.update()
+
+    def recover(self) -> None:
+        """Trains settings that are past the budget and evaluates them, one after the other."""
+        assert self.trainer is not None
+        most = self.trainer.recovery.max_trials
+        found: dict[Setting, bool] = {}
+        best = self._smallest(self.outcomes)
+        size = math.inf if best is None else self.landscape.nbytes(best)
+        with tqdm(total=most, desc="recovery", unit="trial", disable=None) as bar:
+            while (setting := next_to_train(self.landscape, size, found)) is not None:
+                late = self.deadline is not None and time.monotonic() >= self.deadline
+                if late or len(found) >= most:
+                    limit = "timeout" if late else f"recovery's max_trials={most}"
+                    cut = f"{limit} reached after {len(found)} trained settings: others were left"
+                    self.cut = "; ".join(filter(None, [self.cut, cut]))
+                    return
+                tried = Tried(setting, trained=True)
+                if self.evaluator.known(self._key(tried)) is None:
+                    self.evaluator.run_after(
+                        partial(self.trainer, self._key(tried), model=self.model),
+                        self._key(tried),
+                        self._model(Tried(setting)),
+                    )
+                found[setting] = self._keep(tried, "recovery").held
+                bar.set_postfix(rate=self._best_rate())
                 bar.update()
 
     def result(self, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
         """The verdict; the test split decides where there is one."""
-        held = {s: self.metrics[s] for s, outcome in self.outcomes.items() if outcome.held}
+        held = {t: self.metrics[t] for t, trial in self.trials.items() if trial.held}
         sure = self.judge.confirmed(held)
-        for setting in held:
-            if setting not in sure:
-                self.trials[setting] = replace(self.trials[setting], held=False)
+        for tried in held:
+            if tried not in sure:
+                self.trials[tried] = replace(self.trials[tried], held=False)
         result = TuneResult(
             model=self.model,
             schemes=None,
@@ -114,7 +149,7 @@ class Session:
         )
         if not sure:
             return replace(result, stopped=self._why_not(bool(held)))
-        best = min(sure, key=lambda setting: (self._nbytes(setting), setting))
+        best = min(sure, key=lambda tried: (self._nbytes(tried.setting), tried))
         stopped = None
         if test is not None and test_baseline is not None:
             tested, stopped = self._test(best, test, test_baseline)
@@ -124,7 +159,7 @@ class Session:
         trial = self.trials[best]
         return replace(
             result,
-            model=self._assemble(best),
+            model=self._model(best),
             schemes=dict(trial.schemes),
             passed=True,
             score=trial.score,
@@ -134,12 +169,12 @@ class Session:
         )
 
     def _test(
-        self, best: Setting, test: Evaluator, baseline: Metric
+        self, best: Tried, test: Evaluator, baseline: Metric
     ) -> tuple[dict[str, Any], str | None]:
         budget = self.judge.budget
         key = self._key(best)
         if test.known(key) is None:
-            test.run({key: self._assemble(best)})
+            test.run({key: self._model(best)})
         found = test.known(key)
         assert found is not None
         error = found.error
@@ -166,8 +201,9 @@ class Session:
             f"decides; {remedy}"
         )
 
-    def _keep(self, setting: Setting, phase: Phase) -> None:
-        evaluation = self.evaluator.known(self._key(setting))
+    def _keep(self, tried: Tried, phase: Phase) -> Outcome:
+        setting = tried.setting
+        evaluation = self.evaluator.known(self._key(tried))
         assert evaluation is not None
         metric, error = evaluation.metric, evaluation.error
         if metric is not None:
@@ -175,10 +211,9 @@ class Session:
             metric = None if error else metric
         outcome = self.judge.outcome(metric)
         budget, baseline = self.judge.budget, self.judge.baseline
-        self.outcomes[setting] = outcome
         if metric is not None:
-            self.metrics[setting] = metric
-        self.trials[setting] = Trial(
+            self.metrics[tried] = metric
+        self.trials[tried] = Trial(
             schemes={
                 other: scheme
                 for name, scheme in self.fits.schemes(setting).items()
@@ -195,6 +230,7 @@ class Session:
             seconds=evaluation.seconds,
             error=error,
         )
+        return outcome
 
     def _ahead(self, setting: Setting) -> list[Setting]:
         """The setting, and what would be asked next however it turns out, one for every worker."""
@@ -206,7 +242,7 @@ class Session:
             if proposal is None:
                 continue
             asked = proposal.setting
-            if asked not in wanted and self.evaluator.known(self._key(asked)) is None:
+            if asked not in wanted and self.evaluator.known(self._key(Tried(asked))) is None:
                 wanted.append(asked)
             for part, held in ((1.2, False), (0.8, True)):
                 level = part * self.landscape.limit
@@ -216,7 +252,8 @@ class Session:
     def _limit_reached(self) -> str | None:
         left = "smaller settings nearby were left untried"
         if self._smallest(self.outcomes) is None:
-            left = "no setting that holds had been found"
+            untrained = "" if self.trainer is None else " untrained"
+            left = f"no setting that holds{untrained} had been found"
         if len(self.trials) >= self.max_trials:
             return f"max_trials={self.max_trials} reached: {left}"
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -243,6 +280,10 @@ class Session:
             )
         return "no setting of the frontier holds the budget on the tuning split"
 
+    def _best_rate(self) -> str:
+        rates = [trial.rate for trial in self.trials.values() if trial.held]
+        return f"{max(rates):.1f}x" if rates else "-"
+
     def _smallest(self, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
         held = [setting for setting, outcome in outcomes.items() if outcome.held]
         return min(held, key=lambda s: (self._nbytes(s), s), default=None)
@@ -250,16 +291,26 @@ class Session:
     def _nbytes(self, setting: Setting) -> int:
         return self.others + self.landscape.nbytes(setting)
 
-    def _assemble(self, setting: Setting) -> nn.Module:
-        return assemble(self.model, self.fits.chosen(setting))
+    def _model(self, tried: Tried) -> nn.Module:
+        small = assemble(self.model, self.fits.chosen(tried.setting))
+        if not tried.trained:
+            return small
+        assert self.trainer is not None
+        return self.trainer(self._key(tried), small, self.model)
 
-    def _key(self, setting: Setting) -> str:
-        """Names the model that the setting gives, whatever led to it."""
-        parts = {
-            name: scheme and self.digests[name, scheme]
-            for name, scheme in self.fits.schemes(setting).items()
-        }
-        return hashlib.sha256(json.dumps([self.own, parts]).encode()).hexdigest()[:16]
+    def _key(self, tried: Tried) -> str:
+        """Names the model, whatever led to it."""
+        parts: list[object] = [self.own]
+        parts.append(
+            {
+                name: scheme and self.digests[name, scheme]
+                for name, scheme in self.fits.schemes(tried.setting).items()
+            }
+        )
+        if tried.trained:
+            assert self.trainer is not None
+            parts.append(self.trainer.settings)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _tensors(small: CodebookWeight) -> list[tuple[str, Tensor]]:

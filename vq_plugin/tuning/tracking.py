@@ -215,7 +215,7 @@ def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
         "test_loss": result.test_loss,
         **_ends("test_loss", result.test_interval),
         "rate": result.rate,
-        "nbytes": sizes.nbytes + sizes.other_nbytes,
+        "nbytes": sizes.file_nbytes + sizes.other_nbytes,
         "trials": len(result.trials),
         "resumed": result.resumed,
         "search_seconds": result.search_seconds,
@@ -242,7 +242,8 @@ def _trial_tags(trial: Trial, result: TuneResult) -> dict[str, str]:
     if trial.error is not None:
         # Shown in full as the description; a tag can be searched for.
         tags["error"] = tags["mlflow.note.content"] = trial.error[:_MAX_TAG]
-    if result.passed and trial.schemes == result.schemes:
+    # The same setting may have been over the budget before it was trained.
+    if result.passed and trial.held and trial.schemes == result.schemes:
         tags["chosen"] = "true"
     return tags
 

@@ -77,6 +77,17 @@ class Evaluator:
             for key, result in zip(models, results, strict=True):
                 self.journal.add(self._key(key), result)
 
+    def run_after(self, step: Callable[[nn.Module], nn.Module], key: str, model: nn.Module) -> None:
+        """Evaluates what a step makes of a model; the step's time and errors count, too.
+
+        Args:
+            step: Runs in this process.
+            key: Key of the model that it gives.
+            model: The model that it gets.
+        """
+        found = evaluate_once(lambda before: self.function(step(before)), model, self.name)
+        self.journal.add(self._key(key), found)
+
     def _key(self, key: str) -> str:
         module = getattr(self.function, "__module__", "")
         function = getattr(self.function, "__qualname__", type(self.function).__qualname__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vq_plugin.seeded import seeded
 from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.data import Dataset, Samples
+from vq_plugin.workloads.data import Batches, Dataset, Samples
 from vq_plugin.workloads.training import accuracy, correct, single_threaded, train
 
 
@@ -105,6 +105,11 @@ def test_samples(model: nn.Module) -> Tensor:
 def calibration() -> list[Tensor]:
     """256 unlabelled training images, float32, as four batches `(64, 1, 8, 8)`."""
     return list(torch.split(load().train.images[:256], 64))
+
+
+def training_batches() -> Batches:
+    """The training images in shuffled batches of 64, without labels."""
+    return Batches(load().train)
 
 
 def _train(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.workloads.data import Dataset, Samples
+from vq_plugin.workloads.data import Batches, Dataset, Samples
 from vq_plugin.workloads.training import accuracy, correct
 
 _TUNING = 10_000
@@ -70,6 +70,11 @@ def test_samples(model: nn.Module) -> Tensor:
 def calibration() -> list[Tensor]:
     """512 unlabelled training images, float32, as four batches `(128, 1, 28, 28)`."""
     return list(torch.split(load().train.images[:512], 128))
+
+
+def training_batches() -> Batches:
+    """The training images in shuffled batches of 64, without labels."""
+    return Batches(load().train)
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from vq_plugin.workloads.fashion_mnist import (
     evaluate_samples,
     test,
     test_samples,
+    training_batches,
 )
 from vq_plugin.workloads.training import train
 
@@ -29,6 +30,7 @@ __all__ = [
     "model",
     "test",
     "test_samples",
+    "training_batches",
 ]
 
 

@@ -128,8 +128,8 @@ def passing(model: nn.Module | None = None, count: int = 25) -> TuneResult:
     chosen = min((trial for trial in trials if trial.held), key=lambda trial: trial.nbytes)
     small = vq.compress(model, dict(chosen.schemes))
     sizes = summary(small)
-    assert sizes.nbytes + sizes.other_nbytes == chosen.nbytes
-    rest = chosen.nbytes - sizes.nbytes
+    assert sizes.file_nbytes + sizes.other_nbytes == chosen.nbytes
+    rest = chosen.nbytes - sizes.file_nbytes
     steps = [[la.candidates[i] for la in ladders if i < len(la.candidates)] for i in range(8)]
     frontier = [
         FrontierPoint(rest + sum(c.nbytes for c in step), sum(c.harm for c in step))

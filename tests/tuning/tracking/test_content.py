@@ -45,7 +45,7 @@ def test_the_parent_holds_budget_schemes_and_metrics(
         "test_loss_low": 0.001,
         "test_loss_high": 0.029,
         "rate": 1.4,
-        "nbytes": sizes.nbytes + sizes.other_nbytes,
+        "nbytes": sizes.file_nbytes + sizes.other_nbytes,
         "trials": 2,
         "resumed": 0,
         "search_seconds": 1.5,
@@ -102,6 +102,18 @@ def test_a_child_holds_schemes_and_metrics(
     assert second.data.metrics["loss_high"] == 0.03
     assert second.data.params["phase"] == "local"
     assert [run.data.tags.get("chosen") for run in (first, second)] == [None, "true"]
+
+
+def test_of_one_setting_the_trial_that_was_trained_is_the_chosen_one(
+    client: "mlflow.MlflowClient", uri: str, folder: Path
+) -> None:
+    trials = (trial(SMALL, score=0.5), trial(SMALL, phase="recovery"))
+    parent = log_run(
+        result(trials=trials), folder=folder, recipe=None, experiment=EXPERIMENT, tracking_uri=uri
+    )
+    runs = children(client, parent)
+    assert [run.data.params["phase"] for run in runs] == ["frontier", "recovery"]
+    assert [run.data.tags.get("chosen") for run in runs] == [None, "true"]
 
 
 def test_artifacts_come_back_byte_for_byte(

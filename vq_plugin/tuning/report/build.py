@@ -46,7 +46,7 @@ def build_report(
         schemes=None if result.schemes is None else _texts(result.schemes),
         bytes=_sizes(result, sizes, layers, model_path),
         rates=schema.Rates(
-            layers=sizes.layer_rate if result.passed else None,
+            layers=sizes.file_layer_rate if result.passed else None,
             model=result.rate if result.passed else None,
             file=None if model_path is None else file_rate(sizes, model_path),
         ),
@@ -136,7 +136,7 @@ def _sizes(
     layers: tuple[schema.Layer, ...],
     model_path: Path | None,
 ) -> schema.Sizes:
-    model = sizes.nbytes + sizes.other_nbytes if result.passed else None
+    model = sizes.file_nbytes + sizes.other_nbytes if result.passed else None
     inside = sum(layer.chosen.nbytes for layer in layers if layer.chosen is not None)
     return schema.Sizes(
         float32=_float_nbytes(sizes),
@@ -150,7 +150,7 @@ def _sizes(
 def _layers(result: TuneResult, sizes: Summary) -> tuple[schema.Layer, ...]:
     """The layers of the search, then codebook layers that it did not touch."""
     rows = {row.name: row for row in sizes.rows}
-    total = sizes.nbytes + sizes.other_nbytes
+    total = sizes.file_nbytes + sizes.other_nbytes
     layers = [
         schema.Layer(
             name=ladder.name,
@@ -194,9 +194,9 @@ def _choice(ladder: LayerLadder, row: LayerRow | None, total: int) -> schema.Cho
 def _choice_of_row(row: LayerRow, total: int) -> schema.Choice:
     return schema.Choice(
         scheme=row.scheme,
-        nbytes=row.nbytes,
-        bits_per_weight=row.bits_per_weight,
-        share=row.nbytes / total,
+        nbytes=row.file_nbytes,
+        bits_per_weight=8 * row.file_nbytes / math.prod(row.shape),
+        share=row.file_nbytes / total,
         note=row.note,
     )
 

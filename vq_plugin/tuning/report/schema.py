@@ -43,7 +43,7 @@ class Verdict(_Record):
     stopped: str | None
     """Why the budget was not reached; null if it was."""
     cut: str | None
-    """What a limit on trials or time cut off the search; null if nothing."""
+    """What limits on trials or time cut off the search; null if nothing."""
     chosen_trial: Count | None
     """Index of the chosen setting in `trials`, counted from 0; null if the budget was not
     reached."""
@@ -83,7 +83,8 @@ class Sizes(_Record):
     float32: Count
     """The float32 `state_dict`."""
     model: Count | None
-    """Codes, codebooks and everything else of the compressed model."""
+    """Codes, entropy-coded where that is smaller, codebooks and everything else of the compressed
+    model: the file without its header."""
     other: Count | None
     """The part of `model` that belongs to none of `layers`: biases, norms, other layers."""
     file: Count | None
@@ -94,9 +95,9 @@ class Rates(_Record):
     """How many times smaller: float32 bytes over compressed bytes."""
 
     layers: Number
-    """Of the compressed weights alone."""
+    """Of the compressed weights alone, in a file."""
     model: Number
-    """Of the whole model."""
+    """Of the whole model, in a file but for its header."""
     file: Number
     """Of the float32 `state_dict` against the file."""
 
@@ -107,7 +108,7 @@ class Candidate(_Record):
     scheme: str | None
     """The scheme as text; null leaves the layer in float."""
     nbytes: Count
-    """Bytes of the weight so stored."""
+    """Bytes of the weight so stored in a file."""
     bits_per_weight: float
     """The same in bits, over the number of weights."""
     error: Number
@@ -123,9 +124,10 @@ class Choice(_Record):
     scheme: str | None
     """The scheme as text; null leaves the layer in float."""
     nbytes: Count
-    """Bytes of codes, codebooks and scales; 0 where they are counted in another layer."""
+    """Bytes of codes, codebooks and scales in a file; 0 where they are counted in another
+    layer."""
     bits_per_weight: float
-    """Bits of codes, codebooks and scales over the number of weights."""
+    """The same in bits, over the number of weights."""
     share: float
     """`nbytes` over the bytes of the whole compressed model."""
     note: str
@@ -151,7 +153,7 @@ class FrontierPoint(_Record):
     """One setting of the predicted frontier."""
 
     nbytes: Count
-    """Bytes of the whole model."""
+    """Bytes of the whole model in a file, without its header."""
     harm: Number
     """Predicted harm."""
 
@@ -162,7 +164,7 @@ class Trial(_Record):
     schemes: dict[str, str | None]
     """Scheme of every layer of the search as text; null leaves the layer in float."""
     nbytes: Count
-    """Bytes of the whole model."""
+    """Bytes of the whole model in a file, without its header."""
     rate: Number
     """Float32 bytes of the whole model over `nbytes`."""
     harm: Number
@@ -176,9 +178,9 @@ class Trial(_Record):
     held: bool
     """Whether it is within the budget, with the confidence that the budget asks for."""
     phase: str
-    """Part of the search: `frontier` or `local`."""
+    """Part of the search: `frontier`, `local`, or `recovery` for settings that were trained."""
     seconds: Number
-    """Time of the evaluation."""
+    """Time of the evaluation, and of the training if there was one."""
     error: str | None
     """Why the trial failed; null if it did not."""
 
@@ -198,7 +200,7 @@ class Seconds(_Record):
     search: Number
     """Everything but the evaluations."""
     evaluations: Number
-    """The evaluations of all trials."""
+    """The evaluations of all trials, with the training that some of them need."""
 
 
 class Environment(_Record):

@@ -51,7 +51,7 @@ def _trials(report: Report) -> str:
             wording.loss_text(report, trial.loss),
             wording.interval_text(report, trial.interval),
             "chosen" if index == report.verdict.chosen_trial else wording.kind_of(report, trial),
-            trial.error or change,
+            trial.error or "trained: " * (trial.phase == "recovery") + change,
         ]
         for index, (trial, change) in enumerate(zip(report.trials, changes, strict=True))
     ]
@@ -101,7 +101,7 @@ def _totals(report: Report) -> str:
     ]
     rest = "" if sizes.other is None else f"; everything else: {format_bytes(sizes.other)}"
     table = format_table(["", "float32", "compressed", "rate"], rows, right=(1, 2, 3))
-    return f"{table}\nlayer rate of the compressed weights: {wording.rate_text(rates.layers)}{rest}"
+    return f"{table}\nlayer rate in the file: {wording.rate_text(rates.layers)}{rest}"
 
 
 def _splits(report: Report) -> str:

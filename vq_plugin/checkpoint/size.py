@@ -1,0 +1,44 @@
+"""How large a weight is in a file."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from vq_plugin.checkpoint.entropy import coded_size
+from vq_plugin.checkpoint.packing import packed_size
+from vq_plugin.codebook import CodebookWeight
+
+# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
+_MOST_CODES = 16
+
+
+def may_be_coded(codes: int, weights: int) -> bool:
+    """Whether a reader believes that coded bytes stand for so many codes of so many weights."""
+    return codes <= _MOST_CODES * weights
+
+
+def file_nbytes(small: CodebookWeight) -> int:
+    """Bytes of a weight in a file: codes, codebooks and scales, without its part of the header.
+
+    Args:
+        small: The weight.
+
+    Returns:
+        Of the codes the smaller of packed and coded, see
+        :func:`vq_plugin.checkpoint.entropy.coded_size`, which says how exactly.
+
+    Example:
+        >>> import torch, vq_plugin as vq
+        >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        >>> small = vq.quantize_weight(weight * (weight.abs() > 2), vq.KM(k=5, keep_zeros=True))
+        >>> small.nbytes, file_nbytes(small) < small.nbytes / 5
+        (1546, True)
+    """
+    codes, k = small.codes, small.k
+    parts: list[Tensor | None] = [small.codebooks, small.scale]
+    size = packed_size(codes.numel(), k)
+    if may_be_coded(codes.numel(), math.prod(small.shape)):
+        size = coded_size(codes, k)
+    return size + sum(part.nbytes for part in parts if part is not None)

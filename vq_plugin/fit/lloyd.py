@@ -1,0 +1,224 @@
+"""One step of Lloyd's algorithm: what a ``CodebookWeight`` becomes when its weight has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vq_plugin.codebook import CodebookWeight, decode, matrix_view
+from vq_plugin.fit.assignment import Batch, assign, update
+from vq_plugin.fit.parallel import worker_pool
+from vq_plugin.fit.scalar import assign_scalar
+from vq_plugin.fit.weight import (
+    check_codebooks,
+    check_range,
+    check_weight,
+    divide_rows,
+    importance_view,
+    quantize_weight,
+    sub_vectors,
+)
+from vq_plugin.schemes import KM, PQ, RQ, Binary
+
+
+def nearest_codes(
+    weight: Tensor, small: CodebookWeight, importance: Tensor | None = None
+) -> CodebookWeight:
+    """Codes of the nearest centers for a weight that has moved; codebooks and scales stay.
+
+    With several stages each in turn is assigned to what the others leave, which never raises the
+    error.
+
+    Args:
+        weight: Of the shape of ``small``; any float dtype.
+        small: Where it is now.
+        importance: As in :func:`vq_plugin.quantize_weight`.
+
+    Returns:
+        The same codebooks and scales with new codes, on the device of ``weight``.
+
+    Raises:
+        ValueError: As :func:`vq_plugin.quantize_weight`.
+
+    Example:
+        >>> weight = torch.tensor([[0.0, 1.0], [0.9, 0.1]])
+        >>> small = quantize_weight(weight, KM(k=2))
+        >>> nearest_codes(1 - weight, small).codes.tolist()
+        [[[1, 0], [0, 1]]]
+    """
+    with torch.inference_mode(False), worker_pool():
+        view = _View(weight, small, importance)
+        return view.result(_assigned(view), view.centers, small.scale)
+
+
+def lloyd_step(
+    weight: Tensor, small: CodebookWeight, importance: Tensor | None = None
+) -> CodebookWeight:
+    """Nearest codes for a weight that has moved, then the means of what each center got.
+
+    One iteration of Lloyd 1982 ("Least squares quantization in PCM"). Row scales follow by least
+    squares. A center without points stays, and so does the zero of ``KM(keep_zeros=True)``;
+    ``Binary`` has a closed form. Rounding of the centers aside, the error never rises.
+
+    Args:
+        weight: Of the shape of ``small``; any float dtype.
+        small: Where it is now.
+        importance: As in :func:`vq_plugin.quantize_weight`.
+
+    Returns:
+        New codes, codebooks and scales, on the device of ``weight``.
+
+    Raises:
+        ValueError: As :func:`vq_plugin.quantize_weight`.
+
+    Example:
+        >>> weight = torch.tensor([[0.0, 1.0], [0.75, 0.25]])
+        >>> small = quantize_weight(weight, KM(k=2))
+        >>> lloyd_step(weight + 0.125, small).codebooks.flatten().tolist()
+        [0.25, 1.0]
+    """
+    if isinstance(small.scheme, Binary):
+        return quantize_weight(weight, small.scheme, importance)
+    with torch.inference_mode(False), worker_pool():
+        view = _View(weight, small, importance)
+        codes = _assigned(view)
+        moved = view.result(codes, _means(view, codes), small.scale)
+        if small.scale is None:
+            return moved
+        return replace(moved, scale=_row_scales(view, moved, small.scale))
+
+
+class _View:
+    """A weight as points, with the codes and centers of ``small`` beside them.
+
+    Attributes:
+        small: Where the weight was.
+        matrix: Float32, ``(rows, length)``, not divided by row scales.
+        importance: Of the matrix, or ``None``.
+        parts: The points, one part for each group of rows.
+        codes: By part and stage, ``(books, n)``.
+        centers: By part and stage, float32, ``(books, k, dim)``.
+    """
+
+    def __init__(self, weight: Tensor, small: CodebookWeight, importance: Tensor | None) -> None:
+        check_weight(weight)
+        scheme = small.scheme
+        self.small, self._device = small, weight.device
+        self.matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
+        self.importance = (
+            None if importance is None else importance_view(importance, weight, scheme)
+        )
+        points, masses = self.matrix, self.importance
+        if small.scale is not None:
+            points, masses = divide_rows(points, masses, small.scale.cpu())
+        check_range(points)
+        codes, tables = small.codes.cpu(), small.codebooks.cpu().float()
+        if isinstance(scheme, PQ | RQ):
+            dim, shared = tables.shape[4], scheme.codebooks == "tensor"
+            self.parts = [sub_vectors(points, masses, dim=dim, shared=shared)]
+            by_book = codes.reshape(len(codes), 1, -1) if shared else codes.transpose(1, 2)
+            self.codes = [list(by_book)]
+            self.centers = [list(tables[:, 0])]
+            return
+        rows = small.group or len(points)
+        cut = [None] * tables.shape[1] if masses is None else torch.split(masses, rows)
+        self.parts = [
+            Batch(part.reshape(1, -1, 1), None if mass is None else mass.reshape(1, -1, 1))
+            for part, mass in zip(torch.split(points, rows), cut, strict=True)
+        ]
+        self.codes = [[part.reshape(1, -1)] for part in torch.split(codes[0], rows)]
+        self.centers = [[table] for table in tables[0]]
+
+    def result(
+        self,
+        codes: Sequence[Sequence[Tensor]],
+        centers: Sequence[Sequence[Tensor]],
+        scale: Tensor | None,
+    ) -> CodebookWeight:
+        """Codes and centers by part and stage as the weight that they make."""
+        small = self.small
+        scheme = small.scheme
+        stages, rows, subspaces = small.codes.shape
+        if isinstance(scheme, PQ | RQ):
+            by_book = torch.stack(list(codes[0]))
+            shared = scheme.codebooks == "tensor"
+            grid = by_book if shared else by_book.transpose(1, 2)
+            tables = torch.stack(list(centers[0])).unsqueeze(1)
+        else:
+            grid = torch.cat([part.flatten() for (part,) in codes])
+            tables = torch.stack([table for (table,) in centers]).unsqueeze(0)
+        tables = tables.to(scheme.torch_codebook_dtype)
+        check_codebooks(tables, self.matrix)
+        return replace(
+            small,
+            codes=grid.reshape(stages, rows, subspaces).to(small.codes.dtype).to(self._device),
+            codebooks=tables.to(self._device),
+            scale=None if scale is None else scale.to(self._device),
+        )
+
+
+def _decoded(codes: Tensor, centers: Tensor) -> Tensor:
+    """``(books, n, dim)`` from codes ``(books, n)`` and centers ``(books, k, dim)``."""
+    return centers.gather(1, codes.long().unsqueeze(2).expand(-1, -1, centers.shape[2]))
+
+
+def _left(batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int) -> Batch:
+    """What the stages other than ``stage`` leave."""
+    left = batch.x
+    for other, (c, table) in enumerate(zip(codes, centers, strict=True)):
+        if other != stage:
+            left = left - _decoded(c, table)
+    return Batch(left, batch.importance)
+
+
+def _assigned(view: _View) -> list[list[Tensor]]:
+    """Nearest codes by part and stage."""
+    scalar = isinstance(view.small.scheme, KM | Binary)
+    found = []
+    for batch, codes, centers in zip(view.parts, view.codes, view.centers, strict=True):
+        own = list(codes)
+        for stage, table in enumerate(centers):
+            left = _left(batch, own, centers, stage)
+            own[stage] = (
+                assign_scalar(left.x.flatten(), table.flatten()).unsqueeze(0)
+                if scalar
+                else assign(left, table)
+            )
+        found.append(own)
+    return found
+
+
+def _means(view: _View, codes: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Means of what every center got, by part and stage."""
+    scheme = view.small.scheme
+    pinned = isinstance(scheme, KM) and scheme.keep_zeros
+    found = []
+    for batch, own, centers in zip(view.parts, codes, view.centers, strict=True):
+        moved = list(centers)
+        for stage, table in enumerate(centers):
+            means, mass = update(_left(batch, own, moved, stage), own[stage], table.shape[1])
+            stays = mass.amax(2, keepdim=True) == 0
+            if pinned:
+                stays |= table == 0
+            moved[stage] = torch.where(stays, table, means)
+        found.append(moved)
+    return found
+
+
+def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:
+    """Scales that fit the rows best, ``<w, d> / <d, d>``; the old one where that is no scale."""
+    plain = decode(
+        moved.codes.cpu(),
+        moved.codebooks.cpu().float(),
+        None,
+        shape=tuple(view.matrix.shape),
+        axis="in",
+        group=moved.group,
+    )
+    mass = 1.0 if view.importance is None else view.importance
+    best = (view.matrix * plain * mass).sum(1) / (plain * plain * mass).sum(1)
+    best = best.to(before.dtype).to(before.device)
+    return torch.where((best > 0) & best.isfinite(), best, before)

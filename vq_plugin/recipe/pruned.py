@@ -1,0 +1,68 @@
+"""The pruned model of a run, made once however often the run is killed and started again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from vq_plugin.atomic import write_atomically
+from vq_plugin.model import assemble
+from vq_plugin.prune import prune
+from vq_plugin.recipe.prepare import Prepared
+from vq_plugin.tuning.journal import digest
+
+_NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
+
+
+def pruned(prepared: Prepared, folder: Path) -> nn.Module:
+    """The model of a recipe, pruned as it says.
+
+    Args:
+        prepared: The recipe, which asks for pruning.
+        folder: Of the results; holds the pruned model until :func:`forget_pruned`.
+
+    Returns:
+        A float model, as :func:`vq_plugin.prune` returns it.
+
+    Raises:
+        ValueError: As :func:`vq_plugin.prune`, or if the file in the folder is damaged.
+    """
+    keys, loader = prepared.recipe.pruning, prepared.pruning
+    assert keys is not None
+    assert loader is not None
+    model, seed = prepared.model, prepared.recipe.tuning.random_seed
+    run = json.dumps([digest(model.state_dict().items()), keys.model_dump(), seed])
+    path = folder / _NAME
+    if path.exists():
+        try:
+            with safe_open(path, "pt") as file:
+                same = file.metadata()[_RUN] == run
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it to prune again") from error
+        if same:
+            sparse = assemble(model, {})
+            sparse.load_state_dict(state)
+            return sparse
+    folder.mkdir(parents=True, exist_ok=True)
+    sparse = prune(
+        model,
+        loader(),
+        keys.sparsity,
+        epochs=keys.epochs,
+        lr=keys.learning_rate,
+        seed=seed,
+        checkpoint=folder / _CHECKPOINT,
+    )
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in sparse.state_dict().items()}
+    write_atomically(path, to_safetensors(state, {_RUN: run}))
+    return sparse
+
+
+def forget_pruned(folder: Path) -> None:
+    """Removes the pruned model from a folder; the run has left its results."""
+    (folder / _NAME).unlink(missing_ok=True)

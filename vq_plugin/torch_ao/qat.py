@@ -1,0 +1,125 @@
+"""Schemes as the ``QConfigMapping`` of quantization-aware training."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
+from torch.ao.quantization.fx.tracer import QuantizationTracer
+
+from vq_plugin.model import check_layer, tied_weights
+from vq_plugin.nn import CODEBOOK_LAYERS
+from vq_plugin.select import Schemes, select
+from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize, TrainingPlan
+
+
+def get_qat_qconfig_mapping(
+    model: nn.Module, schemes: Schemes, base: QConfigMapping | None = None, *, seed: int = 0
+) -> QConfigMapping:
+    """Tells ``prepare_qat_fx`` which layers learn to be codebook layers.
+
+    It takes the model, unlike :func:`get_qconfig_mapping`: for training the host goes by exact
+    names, hence patterns are resolved here, and what cannot be trained is an error before the
+    training.
+
+    Args:
+        model: Float model; it is not changed.
+        schemes: One scheme for every layer that can take it, or patterns to schemes, as in
+            :func:`vq_plugin.compress`; ``None`` leaves a layer to ``base``.
+        base: The mapping for everything that the schemes leave, such as
+            ``get_default_qat_qconfig_mapping("x86")``; without it that stays float. Not changed.
+        seed: Seed of the fits that training starts from.
+
+    Returns:
+        A mapping for ``prepare_qat_fx``, together with :func:`get_backend_config`.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If a pattern matches nothing, a layer cannot be compressed or cannot be
+            trained by torch.ao, or layers that share a weight would get different schemes.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+        >>> from vq_plugin.torch_ao import check_converted, get_backend_config
+        >>> model, schemes = nn.Sequential(nn.Linear(64, 32)).train(), vq.PQ(k=16, dim=4)
+        >>> backend, batch = get_backend_config(), torch.randn(8, 64)
+        >>> mapping = get_qat_qconfig_mapping(model, schemes)
+        >>> prepared = prepare_qat_fx(model, mapping, (batch,), backend_config=backend)
+        >>> optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+        >>> prepared(batch).square().mean().backward()
+        >>> optimizer.step()
+        >>> small = check_converted(convert_fx(prepared.eval(), backend_config=backend), schemes)
+        >>> type(small.get_submodule("0")).__name__
+        'CodebookLinear'
+    """
+    chosen = select(model, schemes)
+    ties = tied_weights(model, chosen)
+    mapping = QConfigMapping() if base is None else copy.deepcopy(base)
+    plans: dict[str, TrainingPlan] = {}
+    for name, scheme in chosen.items():
+        _check_trains(model, name, ties.get(name))
+        plans[name] = plans.get(ties.get(name, name)) or TrainingPlan(name, scheme, seed)
+        mapping.set_module_name(name, _qconfig(plans[name]))
+    return mapping
+
+
+def _qconfig(plan: TrainingPlan) -> QConfig:
+    return QConfig(  # type: ignore[no-untyped-call]
+        activation=PlaceholderObserver.with_args(dtype=torch.float32),
+        weight=CodebookFakeQuantize.with_args(plan=plan),  # type: ignore[no-untyped-call]
+    )
+
+
+def _check_trains(model: nn.Module, name: str, tied: str | None) -> None:
+    """Raises ``ValueError`` for a layer that training would be lost on."""
+    module = model.get_submodule(name)
+    check_layer(name, module)
+    if not name:
+        raise ValueError("torch.ao trains layers inside a model only: wrap it in nn.Sequential")
+    leave = f"leave it with {{{name!r}: None}}"
+    outer = _untraced(model, name)
+    if outer is not None:
+        kind = type(model.get_submodule(outer)).__name__
+        raise ValueError(
+            f"layer {name!r}: FX does not trace into {outer!r} ({kind}), and what is inside would "
+            f"not be converted; {leave}"
+        )
+    if type(module) not in CODEBOOK_LAYERS:
+        raise ValueError(
+            f"layer {name!r} is {type(module).__name__}: torch.ao trains plain torch.nn layers "
+            f"only; {leave}"
+        )
+    if "weight" not in module._parameters:
+        raise ValueError(
+            f"layer {name!r}: its weight is computed from other parameters; make pruning permanent "
+            f"with torch.nn.utils.prune.remove, or {leave}"
+        )
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        raise ValueError(
+            f"layer {name!r}: max_norm={module.max_norm} rewrites the weight as it runs; set it to "
+            f"None, or {leave}"
+        )
+    if tied is not None and any(
+        isinstance(model.get_submodule(n), nn.Embedding) for n in (name, tied)
+    ):
+        raise ValueError(
+            f"layer {name!r} shares the weight of {tied!r}, and torch.ao gives an embedding that "
+            f"it trains a weight of its own; leave both with {{{tied!r}: None, {name!r}: None}}"
+        )
+
+
+def _untraced(model: nn.Module, name: str) -> str | None:
+    """The first module around a layer that FX takes as a whole."""
+    parts = name.split(".")
+    tracer = QuantizationTracer([], [])
+    for count in range(1, len(parts)):
+        outer = ".".join(parts[:count])
+        module = model.get_submodule(outer)
+        # Lists are never called.
+        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if called and tracer.is_leaf_module(module, outer):
+            return outer
+    return None

@@ -1,0 +1,145 @@
+"""Training of settings that lose too much without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from vq_plugin.checkpoint import load, save
+from vq_plugin.finetune import finetune
+from vq_plugin.model import assemble
+from vq_plugin.training import Loss
+from vq_plugin.tuning.allocation import Setting
+from vq_plugin.tuning.propose import Landscape
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How settings past the budget are trained, by :func:`vq_plugin.finetune`.
+
+    Attributes:
+        loader: Batches: inputs alone, or pairs of inputs and targets. Read anew in every epoch of
+            every trial. Not of the data that ``evaluate`` uses.
+        epochs: Passes over ``loader`` for each of the trials.
+        lr: Learning rate at the start.
+        loss: Of the model's output and the float model's; for logits the default will do.
+        max_trials: The most settings to train.
+
+    Example:
+        >>> import torch, vq_plugin as vq
+        >>> recovery = vq.Recovery([torch.randn(64, 8) for _ in range(20)], epochs=2)
+        >>> recovery.max_trials
+        4
+    """
+
+    loader: Iterable[object]
+    epochs: int = 1
+    lr: float = 0.03
+    loss: Loss | None = None
+    max_trials: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr", "max_trials"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"recovery: {name} must be above 0, got {value!r}")
+        if not isinstance(self.loader, Iterable) or isinstance(self.loader, Iterator):
+            raise TypeError(
+                "recovery reads its loader several times: give a list of batches or a DataLoader, "
+                f"not a {type(self.loader).__name__}"
+            )
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains settings, each once.
+
+    Attributes:
+        recovery: How.
+        teacher: The float model.
+        own: Digest of the teacher's values.
+        seed: Of dropout and of a loader that shuffles.
+        folder: Where trained models wait for the end of the search, so that a run that was killed
+            need not train them again; ``None`` keeps them in memory.
+    """
+
+    recovery: Recovery
+    teacher: nn.Module
+    own: str
+    seed: int
+    folder: Path | None
+    _trained: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What tells the training of one model from another; the loader has no name."""
+        recovery = self.recovery
+        loss = getattr(recovery.loss, "__qualname__", type(recovery.loss).__qualname__)
+        return self.own, self.seed, recovery.epochs, recovery.lr, loss
+
+    def __call__(self, key: str, small: nn.Module, model: nn.Module) -> nn.Module:
+        """The trained model.
+
+        Args:
+            key: Names the trained model.
+            small: The model without training; may be trained in place.
+            model: The float model that it was made of.
+
+        Raises:
+            ValueError: As :func:`vq_plugin.finetune`.
+        """
+        if self.folder is None:
+            if key not in self._trained:
+                self._trained[key] = self._train(small, None)
+            return assemble(self._trained[key], {})
+        path = self.folder / f"{key}.vq"
+        if not path.exists():
+            self.folder.mkdir(exist_ok=True)
+            save(self._train(small, self.folder / f"{key}.training"), path)
+        return load(path, model)
+
+    def _train(self, small: nn.Module, checkpoint: Path | None) -> nn.Module:
+        recovery = self.recovery
+        return finetune(
+            small,
+            recovery.loader,
+            teacher=self.teacher,
+            loss=recovery.loss,
+            epochs=recovery.epochs,
+            lr=recovery.lr,
+            seed=self.seed,
+            checkpoint=checkpoint,
+        )
+
+
+def next_to_train(
+    landscape: Landscape, nbytes: float, outcomes: Mapping[Setting, bool]
+) -> Setting | None:
+    """The next setting to train: bisection along the frontier, on the logarithm of the harm.
+
+    Training takes away a factor of the loss, not an amount, and nobody knows the factor.
+
+    Args:
+        landscape: The candidates.
+        nbytes: Bytes of the smallest setting that holds untrained, or infinity.
+        outcomes: Whether the settings that were trained hold.
+
+    Returns:
+        A setting of the frontier, or ``None`` when nothing is left between one that holds and one
+        that does not.
+    """
+    beyond = [setting for setting in landscape.frontier if landscape.nbytes(setting) < nbytes]
+    harms = [max(landscape.harm(setting), 1e-12) for setting in beyond]
+    low, high = -1, len(beyond)
+    while high - low > 1:
+        ends = harms[max(low, 0)], harms[min(high, len(beyond) - 1)]
+        target = sum(map(math.log, ends)) / 2
+        middle = min(range(low + 1, high), key=lambda i: abs(math.log(harms[i]) - target))
+        if beyond[middle] not in outcomes:
+            return beyond[middle]
+        low, high = (middle, high) if outcomes[beyond[middle]] else (low, middle)
+    return None
