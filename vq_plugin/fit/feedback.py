@@ -42,10 +42,9 @@ def feedback(objective: Objective, fitted: Fitted) -> Fitted:
     # Back at the inputs' own places.
     matrix = torch.empty_like(factor)
     matrix[:, columns.unsqueeze(1), columns] = factor
-    metric = matrix.reshape(len(matrix), len(order), dim, len(order), dim)
-    blocks = metric.diagonal(0, 1, 3).permute(0, 3, 1, 2)
     nothing = torch.zeros_like(objective.weight)
-    return _sweep(objective, fitted, matrix, blocks, order, nothing, nothing.clone())
+    own = _own_blocks(matrix, dim)
+    return _sweep(objective, fitted, matrix, own, order, nothing, nothing.clone())
 
 
 def descend(objective: Objective, fitted: Fitted) -> Fitted:
@@ -62,15 +61,11 @@ def descend(objective: Objective, fitted: Fitted) -> Fitted:
         New codes, and the codebooks.
     """
     dim = _step_length(objective, fitted)
-    steps = objective.hessian.shape[1] // dim
-    metric = objective.hessian.reshape(-1, steps, dim, steps, dim).diagonal(0, 1, 3)
-    blocks = metric.permute(0, 3, 1, 2)
-    factors = torch.linalg.cholesky(blocks.double()).float()
+    hessian = objective.hessian
+    factors = torch.linalg.cholesky(_own_blocks(hessian, dim).double()).float()
+    order = torch.arange(factors.shape[1])
     error = objective.weight - objective.decode(fitted)
-    return _sweep(
-        objective, fitted, objective.hessian, factors, torch.arange(steps), error,
-        objective.pull(error),
-    )  # fmt: skip
+    return _sweep(objective, fitted, hessian, factors, order, error, objective.pull(error))
 
 
 def _step_length(objective: Objective, fitted: Fitted) -> int:
@@ -79,6 +74,13 @@ def _step_length(objective: Objective, fitted: Fitted) -> int:
 
 def _columns(steps: Tensor, dim: int) -> Tensor:
     return (steps.unsqueeze(1) * dim + torch.arange(dim)).flatten()
+
+
+def _own_blocks(matrix: Tensor, dim: int) -> Tensor:
+    """The blocks on the diagonal, ``(groups, steps, dim, dim)``."""
+    groups, inputs, _ = matrix.shape
+    blocks = matrix.reshape(groups, inputs // dim, dim, inputs // dim, dim)
+    return blocks.diagonal(0, 1, 3).permute(0, 3, 1, 2)
 
 
 def _sweep(
@@ -102,6 +104,7 @@ def _sweep(
         pull: ``matrixᵀ · error``; changed.
     """
     dim = factors.shape[2]
+    inverse = torch.linalg.inv(_own_blocks(matrix, dim).double()).float()
     assigner = _Assigner(objective, fitted)
     for some in torch.split(order, max(1, _BLOCK // dim)):
         columns = _columns(some, dim)
@@ -111,18 +114,13 @@ def _sweep(
         before = own.clone()
         for i, step in enumerate(some.tolist()):
             here = slice(i * dim, (i + 1) * dim)
-            square = inner[:, here, here]
-            others = pulled[:, here] - square.mT @ own[:, here]
+            square, mine, original = inner[:, here, here], own[:, here], weight[:, here]
+            others = torch.baddbmm(pulled[:, here], square.mT, mine, alpha=-1)
             # Row vectors times the inverse; these are columns.
-            wanted = (
-                others / square
-                if dim == 1
-                else torch.linalg.solve(square.mT.double(), others.double()).float()
-            )
-            decoded = assigner.assign(step, weight[:, here] + wanted, factors[:, step])
-            change = weight[:, here] - decoded - own[:, here]
-            own[:, here] += change
-            pulled += inner[:, here].mT @ change
+            target = torch.baddbmm(original, inverse[:, step].mT, others)
+            left = original - assigner.assign(step, target, factors[:, step])
+            pulled.baddbmm_(inner[:, here].mT, left - mine)
+            mine.copy_(left)
         error[:, columns] = own
         pull += rows.mT @ (own - before)
     return Fitted(assigner.codes, fitted.codebooks)

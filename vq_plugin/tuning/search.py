@@ -57,7 +57,8 @@ def tune(
         budget: The largest acceptable loss; 1 % of the baseline if ``None``. If it asks for a
             confidence, ``evaluate`` must give one result per sample.
         calibration: Unlabelled data, see :func:`vq_plugin.compress`, for the fits and for the
-            prediction of harm. Without it the prediction is poor, and a warning says so.
+            prediction of harm. The float model runs on it once for the fits of all candidates.
+            Without it the prediction is poor, and a warning says so.
         candidates: The schemes to choose from, see
             :func:`vq_plugin.tuning.space.search_space`: a sequence for all layers, or patterns to
             sequences; ``None`` in a sequence lets a layer stay in float. If ``None``,
