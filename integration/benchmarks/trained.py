@@ -109,6 +109,11 @@ SETTINGS = {
     ),
     "cnn": Setting(
         fashion_mnist_cnn, 0.985, 5, bound=200,
+        paper={
+            "features.0": LayerSetting(0.84, 8, 4), "features.3": LayerSetting(0.38, 8, 4),
+            "classifier.0": LayerSetting(0.09, 5, 4), "classifier.3": LayerSetting(0.09, 5, 4),
+            "classifier.6": LayerSetting(0.25, 5, 4),
+        },
     ),
     "resnet20": Setting(
         fashion_mnist_resnet20, 0.85, 5, batch=128, epochs=(3, 1), bound=20,
