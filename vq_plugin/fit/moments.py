@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vq_plugin.fit.parallel import worker_pool
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -41,7 +43,9 @@ class Moments:
         if self.second is None:
             return float((change.square() * self.importance.to(change.device)).sum())
         rows = change.cpu().reshape(len(self.second), -1, self.second.shape[1])
-        return float(((rows @ self.centered()) * rows).sum(dtype=torch.float64))
+        # On one thread: a product may round differently on several.
+        with worker_pool():
+            return float(((rows @ self.centered()) * rows).sum(dtype=torch.float64))
 
     def centered(self) -> Tensor:
         """``second``, less the square of the mean where a bias takes it up; on the CPU."""
