@@ -45,7 +45,6 @@ def test_deep_compression_is_the_smallest_by_far(tmp_path: Path) -> None:
     path = next(path for path in ON_DIGITS if path.stem == "deep_compression_digits")
     assert main(["tune", str(path), "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert "recovery" in [trial["phase"] for trial in report["trials"]]
     assert report["rates"]["file"] > 80
 
 
