@@ -94,7 +94,7 @@ SETTINGS = {
     # Densities, bits and index bits: tables 2 and 3 of the paper for LeNets, table 4's for AlexNet
     # where layers are alike in the CNN, which it does not have.
     "lenet_300_100": Setting(
-        fashion_mnist_lenet_300_100, 0.96, 7, batch=32, lr=3e-3, bound=80, dkm=True,
+        fashion_mnist_lenet_300_100, 0.96, 7, batch=32, lr=3e-3, bound=80,
         paper={
             "classifier.1": LayerSetting(0.08, 6, 5), "classifier.3": LayerSetting(0.09, 6, 5),
             "classifier.5": LayerSetting(0.26, 6, 5),

@@ -32,7 +32,7 @@ recovery:
 evaluation:
   tuning: {__name__}:evaluate
 tuning:
-  accuracy_criterion: {{relative: 0.03}}
+  accuracy_criterion: {{relative: 0.01}}
   exit_policy: {{max_trials: 4}}
   random_seed: 5
 output: unused
@@ -87,7 +87,7 @@ def test_a_recipe_does_what_python_does(recipe: Path, tmp_path: Path) -> None:
     sparse = vq.prune(model, pruning_batches(), 0.8, epochs=3, seed=5)
     candidates = [vq.KM(k=3, keep_zeros=True), vq.KM(k=9, keep_zeros=True)]
     result = vq.tune(
-        model, evaluate, vq.LossBudget(relative=0.03), digits.calibration(),
+        model, evaluate, vq.LossBudget(relative=0.01), digits.calibration(),
         candidates=candidates, max_trials=4, seed=5, start=sparse, folder=tmp_path / "python",
         recovery=vq.Recovery(recovery_batches(), epochs=2, lr=0.02, max_trials=2),
     )  # fmt: skip
