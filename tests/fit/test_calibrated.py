@@ -1,6 +1,5 @@
 """Fits that know how a layer's inputs go together, against NumPy and explicit loops."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -249,20 +248,6 @@ def test_the_bias_takes_up_the_mean() -> None:
     assert moments.output_error(small.decode() - layer.weight) == pytest.approx(
         float(change.square().mean(0).sum()), rel=1e-3
     )
-
-
-def test_codebooks_of_their_own_along_the_outputs_of_a_linear_layer_go_by_squares() -> None:
-    layer, inputs = nn.Linear(30, 20), correlated_inputs(200, 30)
-    squares = inputs.square().mean(0)
-    for scheme in (vq.PQ(k=4, dim=4, axis="out"), vq.RQ(k=4, stages=2, dim=4, axis="out")):
-        small = vq.compress(layer, scheme, [inputs]).codebook_weight
-        alone = vq.quantize_weight(layer.weight, scheme, squares + 1e-3 * squares.mean())
-        assert torch.equal(small.codes, alone.codes)
-        assert torch.equal(small.codebooks, alone.codebooks)
-        shared = dataclasses.replace(scheme, codebooks="tensor")
-        small = vq.compress(layer, shared, [inputs]).codebook_weight
-        alone = vq.quantize_weight(layer.weight, shared, squares + 1e-3 * squares.mean())
-        assert not torch.equal(small.codes, alone.codes)
 
 
 def test_constant_inputs_and_zero_inputs_are_no_trouble() -> None:

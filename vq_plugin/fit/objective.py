@@ -13,7 +13,7 @@ from vq_plugin.codebook import decode
 from vq_plugin.fit.assignment import Batch, update
 from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import KM, PQ, RQ, Scheme
+from vq_plugin.schemes import KM, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
 # showed: part of the correlation is not believed, and every input counts a little.
@@ -82,16 +82,9 @@ class Objective:
             dim: Length of a sub-vector.
 
         Returns:
-            The objective, or ``None`` where second moments are not known or all 0, where
-            sub-vectors along the outputs reach from one group of a convolution into the next,
-            or where mean squares do better: in a Linear with a codebook of its own for every
-            subspace of outputs (docs/decisions/0018).
+            The objective, or ``None`` where second moments are not known or all 0, or where
+            sub-vectors along the outputs reach from one group of a convolution into the next.
         """
-        own_books = isinstance(scheme, PQ | RQ) and scheme.codebooks == "subspace"
-        # Features, not channels of patches.
-        linear = moments.importance.dim() == 1
-        if linear and own_books and scheme.view_axis == "out":
-            return None
         if moments.second is None or not bool((moments.second.diagonal(0, 1, 2) > 0).any()):
             return None
         hessian = damped(moments)
