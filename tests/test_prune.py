@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,24 @@ def test_equal_weights_go_until_there_are_enough() -> None:
         model[0].weight.fill_(1.0)
     sparse = vq.prune(model, [torch.ones(1, 10)] * 4, 0.3, lr=0.0, epochs=2)
     assert int((sparse[0].weight == 0).sum()) == 30  # type: ignore[index]
+
+
+def test_the_sparsity_is_reached_however_few_the_steps() -> None:
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(20, 10)), [torch.randn(8, 20)]
+    for epochs in (1, 2):
+        assert zeros(vq.prune(model, batches, 0.9, epochs=epochs)) == 0.9
+
+
+def test_a_loader_without_a_length_takes_several_epochs() -> None:
+    class Stream:
+        def __iter__(self) -> Iterator[Tensor]:
+            yield from [torch.ones(8, 20)] * 5
+
+    model = nn.Sequential(nn.Linear(20, 10))
+    assert zeros(vq.prune(model, Stream(), 0.9)) == 0.9
+    with pytest.raises(ValueError, match="3 epochs at least, got 2"):
+        vq.prune(model, Stream(), 0.9, epochs=2)
 
 
 def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from vq_plugin.training import Loss, Training
 _MOMENTS = 100
 # The rest of the training lets those that stay settle.
 _RAMP = 0.5
+# A ramp over half of them needs a step that is past it.
+_LEAST_EPOCHS = 3
 
 
 def prune(
@@ -69,7 +71,8 @@ def prune(
         A new float model, in the training mode of ``model``.
 
     Raises:
-        ValueError: If ``sparsity`` is out of range, a pattern matches nothing, a chosen layer keeps
+        ValueError: If ``sparsity`` is out of range, a loader without a length is to be read less
+            than three times, a pattern matches nothing, a chosen layer keeps
             its weight in parts or frozen, or :func:`vq_plugin.finetune` would raise it.
 
     Example:
@@ -84,6 +87,11 @@ def prune(
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
+    if not isinstance(loader, Sized) and epochs < _LEAST_EPOCHS:
+        raise ValueError(
+            f"a loader without a length has weights go epoch by epoch: {_LEAST_EPOCHS} epochs "
+            f"at least, got {epochs}"
+        )
     sparse = assemble(model, {})
     weights = _weights(sparse, layers)
     total = sum(weight.numel() for weight in weights)
@@ -121,6 +129,8 @@ def prune(
         before_step=before_step,
         after_step=after_step,
     )
+    # Where there were too few steps to get there.
+    _keep_largest(weights, total - round(sparsity * total))
     return sparse
 
 
@@ -143,6 +153,7 @@ def _weights(model: nn.Module, layers: Sequence[Pattern]) -> list[nn.Parameter]:
     return list(found.values())
 
 
+@torch.no_grad()
 def _keep_largest(weights: Sequence[Tensor], count: int) -> None:
     """Sets all weights but ``count`` to zero, those of the smallest scores."""
     nonzero = [weight.flatten().nonzero().flatten() for weight in weights]
