@@ -25,6 +25,7 @@ from torch.nn import functional
 import vq_plugin as vq
 from vq_plugin.codebook import CodebookWeight, code_dtype
 from vq_plugin.model import assemble
+from vq_plugin.seeded import seeded
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,15 @@ def _retrain(
     """One epoch on labels; zeros stay."""
     masks = {layer: _weight(layer) == 0 for layer in layers}
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
-    torch.manual_seed(seed)
-    for images, labels in loader:  # type: ignore[misc]
-        loss = functional.cross_entropy(model(images), labels)  # type: ignore[has-type]
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        with torch.no_grad():
-            for layer, mask in masks.items():
-                _weight(layer).masked_fill_(mask, 0)
+    with seeded(seed):
+        for images, labels in loader:  # type: ignore[misc]
+            loss = functional.cross_entropy(model(images), labels)  # type: ignore[has-type]
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                for layer, mask in masks.items():
+                    _weight(layer).masked_fill_(mask, 0)
 
 
 def _shared(weight: Tensor, setting: LayerSetting) -> CodebookWeight:
