@@ -105,6 +105,7 @@ def test_decode_is_the_formula(
             vq.KM(k=3, group=2),
             vq.KM(k=4, scale="row", codebook_dtype="bfloat16"),
             vq.PQ(k=3, dim=2),
+            vq.PQ(k=3, dim=2, codebook_dtype="int8"),
             vq.PQ(k=3, dim=4, axis="out"),
             vq.PQ(k=4, dim=3, codebooks="tensor", scale="row"),
             vq.RQ(k=3, stages=3, dim=2, codebook_dtype="float32"),
@@ -179,6 +180,14 @@ def test_the_view_has_outputs_or_everything_else_as_rows(
         ((64, 32), vq.Binary(), 256 + 4),
         ((64, 32), vq.Binary(scale="row", codebook_dtype="bfloat16"), 256 + 4 + 128),
         ((8, 4, 3, 3), vq.PQ(k=4, dim=9), 8 * 4 * 2 // 8 + 4 * 4 * 9 * 2),
+        # int8: a byte for each number, and one more for each codebook
+        ((64, 32), vq.PQ(k=16, dim=4, codebook_dtype="int8"), 256 + 8 * 16 * 4 + 8),
+        ((64, 32), vq.KM(k=4, group=10, codebook_dtype="int8", scale="row"), 512 + 7 * 5 + 64 * 2),
+        (
+            (64, 32),
+            vq.RQ(k=16, stages=3, dim=8, codebook_dtype="int8"),
+            3 * 64 * 4 * 4 // 8 + 3 * 4 * (16 * 8 + 1),
+        ),
     ],
 )
 def test_bytes_are_packed_codes_codebooks_and_scales(
@@ -213,7 +222,7 @@ def test_bytes_are_packed_codes_codebooks_and_scales(
             dim=st.none() | st.integers(1, 9),
             axis=st.sampled_from(["in", "out"]),
             codebooks=st.sampled_from(["subspace", "tensor"]),
-            codebook_dtype=st.sampled_from(["float16", "float32"]),
+            codebook_dtype=st.sampled_from(["float16", "float32", "int8"]),
         ),
         st.builds(vq.Binary, scale=st.sampled_from([None, "row"])),
     ),

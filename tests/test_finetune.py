@@ -117,6 +117,18 @@ def test_zeros_stay_zeros() -> None:
     assert bool((weight[float_layer.weight == 0] == 0).all())
 
 
+@pytest.mark.parametrize("codebook_dtype", ["float16", "int8"])
+def test_what_is_evaluated_is_what_a_file_holds(codebook_dtype: str, tmp_path: Path) -> None:
+    scheme = vq.PQ(k=8, dim=8, codebook_dtype=codebook_dtype)  # type: ignore[arg-type]
+    small = vq.compress(digits.model(), {"features.0": vq.KM(k=4), "*": scheme})
+    vq.finetune(small, batches(), teacher=digits.model(), epochs=1)
+    vq.save(small, tmp_path / "m.vq")
+    again = vq.load(tmp_path / "m.vq", digits.model())
+    x = digits.load().test.images
+    with torch.no_grad():
+        assert torch.equal(small.eval()(x), again(x))
+
+
 def test_norms_train_and_frozen_parameters_do_not() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))

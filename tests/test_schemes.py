@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 import vq_plugin as vq
 
-COMMON = {
-    "codebook_dtype": st.sampled_from(["float16", "bfloat16", "float32"]),
-    "scale": st.sampled_from([None, "row"]),
-}
+FLOATS = ["float16", "bfloat16", "float32"]
+SCALE = st.sampled_from([None, "row"])
+COMMON = {"codebook_dtype": st.sampled_from([*FLOATS, "int8"]), "scale": SCALE}
 SIDES = {
     "axis": st.sampled_from(["in", "out"]),
     "codebooks": st.sampled_from(["subspace", "tensor"]),
@@ -27,7 +26,7 @@ SCHEMES: st.SearchStrategy[vq.Scheme] = st.one_of(
     st.builds(vq.KM, k=K, group=st.none() | SMALL, keep_zeros=st.booleans(), **COMMON),
     st.builds(vq.PQ, k=K, dim=SMALL, **SIDES, **COMMON),
     st.builds(vq.RQ, k=K, stages=SMALL, dim=st.none() | SMALL, **SIDES, **COMMON),
-    st.builds(vq.Binary, **COMMON),
+    st.builds(vq.Binary, codebook_dtype=st.sampled_from(FLOATS), scale=SCALE),
 )
 
 
@@ -123,6 +122,7 @@ def test_unreadable_text_says_what_is_wrong(text: str, message: str) -> None:
         (vq.PQ, {"codebooks": "layer"}, "pq: codebooks .* got 'layer'"),
         (vq.RQ, {"stages": 0}, "rq: stages .* got 0"),
         (vq.RQ, {"dim": -1}, "rq: dim .* got -1"),
+        (vq.PQ, {"codebook_dtype": "int4"}, "pq: codebook_dtype .* 'int8', got 'int4'"),
         (vq.Binary, {"codebook_dtype": "int8"}, "binary: codebook_dtype .* got 'int8'"),
     ],
 )

@@ -190,7 +190,8 @@ def _inspect(options: argparse.Namespace) -> int:
     header, sizes = read_header(options.file)
     rows = []
     for name, layer in header.layers.items():
-        parts = [f"{name}.{leaf}" if name else leaf for leaf in ("codes", "codebooks", "scale")]
+        leaves = ("codes", "codebooks", "exponents", "scale")
+        parts = [f"{name}.{leaf}" if name else leaf for leaf in leaves]
         nbytes = sum(sizes.get(part, 0) for part in parts)
         tied = header.aliases.get(parts[0], "").rpartition(".")[0]
         # Of coded codes the mean, with their tables.

@@ -95,9 +95,10 @@ class CodebookWeight:
             holds ``k - 1`` (uint8 up to 256 centers); ``(stages, rows, subspaces)``, where
             ``rows`` is the other side of the 2-D view than the scheme's axis.
         codebooks: Centers in the scheme's ``codebook_dtype``,
-            ``(stages, groups, books, k, dim)``; ``k`` may be below the scheme's, see
+            ``(stages, groups, books, k, dim)``; int8 ones in float16, see
+            :func:`vq_plugin.rounding.round_centers`. ``k`` may be below the scheme's, see
             :func:`vq_plugin.quantize_weight`.
-        scale: Row scales ``(rows,)`` in the ``codebook_dtype``, or ``None``.
+        scale: Row scales ``(rows,)`` in the dtype of ``codebooks``, or ``None``.
         scheme: The scheme that was asked for.
         shape: Shape of the weight.
         dtype: Dtype of the weight, and of :meth:`decode`.
@@ -164,7 +165,7 @@ class CodebookWeight:
         """Bytes of a fixed-length file: packed codes, codebooks and scales."""
         code_bytes = -(-self.codes.numel() * code_bits(self.k) // 8)
         scale_bytes = 0 if self.scale is None else self.scale.nbytes
-        return code_bytes + self.codebooks.nbytes + scale_bytes
+        return code_bytes + codebook_nbytes(tuple(self.codebooks.shape), self.scheme) + scale_bytes
 
     @property
     def bits_per_weight(self) -> float:
@@ -193,6 +194,23 @@ def code_dtype(k: int) -> torch.dtype:
     return torch.uint8 if k <= 256 else torch.int16 if k <= 1 << 15 else torch.int32
 
 
+def codebook_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
+    """Bytes of codebooks in a file.
+
+    Args:
+        shape: Theirs, ``(stages, groups, books, k, dim)``.
+        scheme: With int8 every codebook has a byte more, for the exponent of its step.
+
+    Example:
+        >>> from vq_plugin.schemes import PQ
+        >>> [codebook_nbytes((1, 1, 8, 16, 4), PQ(codebook_dtype=d)) for d in ("float16", "int8")]
+        [1024, 520]
+    """
+    if scheme.codebook_dtype == "int8":
+        return math.prod(shape) + math.prod(shape[:3])
+    return math.prod(shape) * scheme.torch_codebook_dtype.itemsize
+
+
 def expected_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
     """``CodebookWeight.nbytes`` of a weight before it is fitted, if no two sub-vectors are equal.
 
@@ -219,7 +237,6 @@ def expected_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
     subspaces = -(-length // dim)
     books = 1 if shared else subspaces
     k = min(scheme.k, -(-rows // groups) * subspaces // books)
-    item = scheme.torch_codebook_dtype.itemsize
     code_bytes = -(-stages * rows * subspaces * code_bits(k) // 8)
-    centers = stages * groups * books * k * dim
-    return code_bytes + item * (centers + (rows if scheme.scale == "row" else 0))
+    scale_bytes = scheme.torch_codebook_dtype.itemsize * rows if scheme.scale == "row" else 0
+    return code_bytes + codebook_nbytes((stages, groups, books, k, dim), scheme) + scale_bytes

@@ -17,9 +17,9 @@ import torch
 
 Axis = Literal["in", "out"]
 CodebookSharing = Literal["subspace", "tensor"]
-CodebookDtype = Literal["float16", "bfloat16", "float32"]
+CodebookDtype = Literal["float16", "bfloat16", "float32", "int8"]
 
-_CODEBOOK_DTYPES = ("float16", "bfloat16", "float32")
+_FLOATS: tuple[CodebookDtype, ...] = ("float16", "bfloat16", "float32")
 _MAX_K = 1 << 16
 
 
@@ -39,14 +39,16 @@ class Scheme:
     """What every scheme has in common; use one of its subclasses.
 
     Attributes:
-        codebook_dtype: How centers (and row scales) are stored: ``"float16"``, ``"bfloat16"`` or
-            ``"float32"``. Centers are rounded to it during the fit, so what is evaluated is
-            what the file holds.
+        codebook_dtype: How centers (and row scales) are stored: ``"float16"``, ``"bfloat16"``,
+            ``"float32"``, or, but for ``Binary``, ``"int8"``: integers of one byte times a power of
+            two for each codebook, and row scales in float16. Centers are rounded to it during the
+            fit, so what is evaluated is what the file holds.
         scale: ``"row"`` divides every row of the 2-D view by its own scale before the fit and
             stores the scales; ``None`` stores none. Rows run along the other side than ``axis``.
     """
 
     method: ClassVar[str]
+    codebook_dtypes: ClassVar[tuple[CodebookDtype, ...]] = (*_FLOATS, "int8")
 
     if TYPE_CHECKING:
 
@@ -58,7 +60,7 @@ class Scheme:
     scale: Literal["row"] | None = None
 
     def __post_init__(self) -> None:
-        _require_choice(self.method, "codebook_dtype", self.codebook_dtype, _CODEBOOK_DTYPES)
+        _require_choice(self.method, "codebook_dtype", self.codebook_dtype, self.codebook_dtypes)
         _require_choice(self.method, "scale", self.scale, (None, "row"))
 
     @property
@@ -68,8 +70,9 @@ class Scheme:
 
     @property
     def torch_codebook_dtype(self) -> torch.dtype:
-        """``codebook_dtype`` as a ``torch.dtype``."""
-        dtype: torch.dtype = getattr(torch, self.codebook_dtype)
+        """What holds ``CodebookWeight.codebooks`` and row scales; float16 for int8 centers."""
+        name = "float16" if self.codebook_dtype == "int8" else self.codebook_dtype
+        dtype: torch.dtype = getattr(torch, name)
         return dtype
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,6 +223,8 @@ class Binary(Scheme):
     """
 
     method: ClassVar[str] = "binary"
+    # Two centers have no bytes to spare.
+    codebook_dtypes: ClassVar[tuple[CodebookDtype, ...]] = _FLOATS
 
     @property
     def k(self) -> int:

@@ -5,7 +5,7 @@ import math
 import zlib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -16,13 +16,13 @@ GOLDEN = Path(__file__).parent / "golden"
 WAYS = ["layer", "stage", "row", "subspace", "previous"]
 
 
-def golden_model() -> nn.Module:
+def golden_model(kind: Literal["Model", "Int8Model"] = "Model") -> nn.Module:
     spec = spec_from_file_location("golden_make", GOLDEN / "make.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    model: nn.Module = module.Model()
+    model: nn.Module = getattr(module, kind)()
     return model
 
 

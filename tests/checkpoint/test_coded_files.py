@@ -1,7 +1,9 @@
 """Files with coded codes: golden, read by parts, damaged and forged."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,52 @@ def test_saving_a_golden_file_again_gives_what_the_others_hold(
             assert header[key] == expected[key]
         assert tensors.keys() == stored.keys()
         assert all(torch.equal(tensors[key], value) for key, value in stored.items())
+
+
+def test_the_golden_file_of_int8_codebooks_loads_and_is_written_as_ever(tmp_path: Path) -> None:
+    loaded = vq.load(GOLDEN / "int8.vq", golden_model("Int8Model"))
+    expected, state = load_file(GOLDEN / "int8_state.safetensors"), loaded.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+    vq.save(loaded, tmp_path / "m.vq")
+    again, tensors = contents(tmp_path / "m.vq")
+    header, stored = contents(GOLDEN / "int8.vq")
+    # Not the bytes of the whole: another zlib may compress the header otherwise.
+    assert again == header
+    assert list(tensors) == list(stored)
+    assert all(torch.equal(tensors[key], value) for key, value in stored.items())
+    for name in ("tied", "books"):
+        part = vq.load(GOLDEN / "int8.vq", golden_model("Int8Model").get_submodule(name), part=name)
+        assert torch.equal(part.weight, loaded.get_submodule(name).weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("books.exponents"), "exponents of its int8 codebooks are missing"),
+        (lambda t: t["books.exponents"].fill_(10), "out of range"),
+        (lambda t: t["books.codebooks"].fill_(-128), "out of range"),
+        (lambda t: t.update({"books.codebooks": t["books.codebooks"].half()}), "torch.float16"),
+        (lambda t: t.update({"books.exponents": torch.zeros(1, 1, 7).char()}), "do not fit"),
+        (lambda t: t.update({"norm.exponents": torch.zeros(1).char()}), r"norm\.exponents"),
+    ],
+)
+def test_int8_codebooks_that_were_never_written_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], Any], message: str, tmp_path: Path
+) -> None:
+    header, tensors = contents(GOLDEN / "int8.vq")
+    change(tensors)
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
+    with pytest.raises(vq.CheckpointError, match=message):
+        vq.load(tmp_path / "m.vq", golden_model("Int8Model"))
+
+
+def test_exponents_of_other_codebooks_are_refused(tmp_path: Path) -> None:
+    header, tensors = contents(GOLDEN / "format2.vq")
+    tensors["packed.exponents"] = torch.zeros(1, 1, 4).char()
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
+    with pytest.raises(vq.CheckpointError, match=r"packed\.exponents"):
+        vq.load(tmp_path / "m.vq", golden_model())
 
 
 def test_the_golden_file_holds_every_way_to_code() -> None:

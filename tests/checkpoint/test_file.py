@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import vq_plugin as vq
+from tests.checkpoint.forging import contents
 from tests.checkpoint.models import INDEX, Net, assert_same_state, compressed
 from vq_plugin.checkpoint import read_header
 
@@ -23,6 +25,9 @@ SCHEMES: list[vq.Scheme] = [
     vq.PQ(k=9, dim=3, codebooks="tensor", codebook_dtype="float32"),
     vq.RQ(k=3, stages=2),
     vq.RQ(k=4, stages=3, dim=4, axis="out", codebooks="tensor"),
+    vq.KM(k=5, keep_zeros=True, codebook_dtype="int8"),
+    vq.PQ(k=6, dim=5, axis="out", scale="row", codebook_dtype="int8"),
+    vq.RQ(k=4, stages=2, dim=4, codebook_dtype="int8"),
     vq.Binary(),
     vq.Binary(scale="row"),
 ]
@@ -69,7 +74,7 @@ def test_a_trained_model_computes_the_same_after_loading(scheme: vq.Scheme, tmp_
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("scheme", [SCHEMES[2], SCHEMES[4], SCHEMES[5]], ids=str)
+@pytest.mark.parametrize("scheme", [SCHEMES[2], SCHEMES[4], SCHEMES[5], SCHEMES[9]], ids=str)
 def test_other_dtypes_round_trip(dtype: torch.dtype, scheme: vq.Scheme, tmp_path: Path) -> None:
     torch.manual_seed(0)
     for small in (vq.compress(Net().to(dtype), scheme), vq.compress(Net(), scheme).to(dtype)):
@@ -89,6 +94,30 @@ def test_three_bit_codes_take_three_bits_in_the_file(tmp_path: Path) -> None:
     assert nbytes == {"codes": codes, "codebooks": 16}
 
 
+def test_int8_codebooks_take_half_the_bytes_and_one_for_each(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = vq.compress(nn.Linear(64, 32, bias=False), vq.PQ(codebook_dtype="int8"))
+    vq.save(small, tmp_path / "m.vq")
+    _, nbytes = read_header(tmp_path / "m.vq")
+    assert nbytes == {"codes": 256, "codebooks": 16 * 16 * 4, "exponents": 16}
+    # The centers, read by hand.
+    _, tensors = contents(tmp_path / "m.vq")
+    exponents = tensors["exponents"].numpy().astype(float)[..., None, None]
+    centers = tensors["codebooks"].numpy() * 2**exponents
+    weight = np.concatenate(
+        [centers[0, 0, s, small.codes[0, :, s].numpy()] for s in range(16)], axis=1
+    )
+    assert np.array_equal(weight, small.weight.detach().numpy())
+
+
+def test_int8_codebooks_that_training_has_broken_are_not_saved(tmp_path: Path) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(8, 8)), vq.PQ(k=4, codebook_dtype="int8"))
+    small[0].codebooks.data[0, 0, 0, 0, 0] = torch.nan  # type: ignore[index, union-attr, operator]
+    with pytest.raises(ValueError, match="layer '0': a center is NaN"):
+        vq.save(small, tmp_path / "m.vq")
+    assert not (tmp_path / "m.vq").exists()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_nbytes_are_the_bytes_in_the_file_or_more_where_codes_are_coded(
     scheme: vq.Scheme, tmp_path: Path
@@ -97,7 +126,7 @@ def test_nbytes_are_the_bytes_in_the_file_or_more_where_codes_are_coded(
     vq.save(small, tmp_path / "m.vq")
     header, nbytes = read_header(tmp_path / "m.vq")
     for row in vq.summary(small).rows:
-        leaves = (f"{row.name}.{leaf}" for leaf in ("codes", "codebooks", "scale"))
+        leaves = (f"{row.name}.{leaf}" for leaf in ("codes", "codebooks", "exponents", "scale"))
         stored = sum(nbytes.get(leaf, 0) for leaf in leaves)
         assert stored < row.nbytes if row.name in header.coded else stored == row.nbytes
     assert sum(nbytes.values()) <= vq.summary(small).nbytes + vq.summary(small).other_nbytes

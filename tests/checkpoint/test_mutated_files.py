@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -154,25 +154,43 @@ def damaged(random_: random.Random, content: bytes, other: bytes) -> bytes:
     return bytes(changed)
 
 
-def mutations(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
+class Case(NamedTuple):
+    """Golden files of one model: those to forge, one in the compact layout, those to damage."""
+
+    kind: Literal["Model", "Int8Model"]
+    state: str
+    forged: list[str]
+    compact: str
+    damaged: list[str]
+
+
+CASES = {
+    "formats": Case(
+        "Model", "state", ["format2", "format3"], "format3", ["format2", "format1", "format3"]
+    ),
+    "int8": Case("Int8Model", "int8_state", ["int8"], "int8", ["int8", "format3"]),
+}
+
+
+def mutations(case: Case, count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
     """Files, and whether their checksums are right."""
     random_ = random.Random(seed)
-    files = [(GOLDEN / f"format{version}.vq").read_bytes() for version in (2, 1, 3)]
+    files = [(GOLDEN / f"{name}.vq").read_bytes() for name in case.damaged]
     for i in range(count):
         if i % 9 == 0:
-            yield forged_layout(random_, GOLDEN / "format3.vq"), True
+            yield forged_layout(random_, GOLDEN / f"{case.compact}.vq"), True
         elif i % 3 == 0:
-            yield forged(random_, GOLDEN / f"format{random_.choice([2, 3])}.vq"), True
+            yield forged(random_, GOLDEN / f"{random_.choice(case.forged)}.vq"), True
         else:
             content, other = random_.sample(files, 2)
             yield damaged(random_, content, other), False
 
 
-def try_mutations(count: int, seed: int, folder: Path) -> int:
+def try_mutations(case: Case, count: int, seed: int, folder: Path) -> int:
     """Loads mutations; how many were refused. Anything but a refusal or right tensors is raised."""
-    expected = load_file(GOLDEN / "state.safetensors")
-    fresh, refused = golden_model(), 0
-    for content, forgery in mutations(count, seed):
+    expected = load_file(GOLDEN / f"{case.state}.safetensors")
+    fresh, refused = golden_model(case.kind), 0
+    for content, forgery in mutations(case, count, seed):
         (folder / "m.vq").write_bytes(content)
         try:
             state = vq.load(folder / "m.vq", fresh).state_dict()
@@ -185,8 +203,9 @@ def try_mutations(count: int, seed: int, folder: Path) -> int:
     return refused
 
 
-def test_mutated_files_are_refused_or_right(tmp_path: Path) -> None:
-    assert try_mutations(1000, 0, tmp_path) > 800
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_mutated_files_are_refused_or_right(case: Case, tmp_path: Path) -> None:
+    assert try_mutations(case, 1000, 0, tmp_path) > 800
 
 
 if __name__ == "__main__":
@@ -194,4 +213,6 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as name:
         count = int(sys.argv[1])
-        print(f"{try_mutations(count, 1, Path(name))} of {count} refused, the rest right")
+        for what, case in CASES.items():
+            refused = try_mutations(case, count, 1, Path(name))
+            print(f"{what}: {refused} of {count} refused, the rest right")

@@ -16,6 +16,7 @@ from vq_plugin.fit.feedback import descend, feedback
 from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.objective import Fitted, Objective, damped
 from vq_plugin.fit.refit import refit
+from vq_plugin.rounding import round_centers
 
 SCHEMES = [
     vq.KM(k=4),
@@ -207,18 +208,22 @@ def test_the_output_error_on_other_inputs_falls(scheme: vq.Scheme, groups: int) 
     samples=st.integers(1, 30),
     groups=st.sampled_from([1, 3]),
     dtype=st.sampled_from([torch.float32, torch.float16]),
+    codebook_dtype=st.sampled_from(["float16", "int8"]),
 )
 def test_any_shape_is_no_worse_than_without(
-    rows, length, dim, axis, codebooks, scale, stages, samples, groups, dtype
+    rows, length, dim, axis, codebooks, scale, stages, samples, groups, dtype, codebook_dtype
 ) -> None:
     weight = torch.randn(rows * groups, length).to(dtype)
     kind = {"k": 4, "dim": dim, "axis": axis, "codebooks": codebooks, "scale": scale}
+    kind["codebook_dtype"] = codebook_dtype
     scheme = vq.PQ(**kind) if stages == 1 else vq.RQ(**kind, stages=stages)
     moments = moments_of(correlated_inputs(samples, groups * length), groups, bias=False)
     small = vq.quantize_weight(weight, scheme, moments=moments)
     plain = vq.quantize_weight(weight, scheme, moments.importance)
     assert small.decode().shape == weight.shape
     assert small.nbytes == plain.nbytes
+    for cw in (small, plain):
+        assert torch.equal(round_centers(cw.codebooks, codebook_dtype), cw.codebooks)
     judge = Moments(torch.ones(()), damped(moments))
     errors = [judge.output_error(cw.decode() - weight) for cw in (small, plain)]
     assert errors[0] <= errors[1] * (1 + 1e-3) + 1e-6

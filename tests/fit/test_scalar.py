@@ -125,7 +125,7 @@ def test_k_above_the_distinct_values_is_reduced_to_them(distinct: set[int], more
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 16, 256])
-@pytest.mark.parametrize("codebook_dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("codebook_dtype", ["float16", "bfloat16", "float32", "int8"])
 def test_kept_zeros_are_exactly_zero(k: int, codebook_dtype: str) -> None:
     weight = values("pruned", 6000).reshape(60, 100)
     scheme = vq.KM(k=k, keep_zeros=True, codebook_dtype=codebook_dtype)  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """``quantize_weight``: what a user passes in, and what importance and scales do."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -259,6 +261,54 @@ def test_what_is_no_weight_is_refused(weight: Tensor, message: str) -> None:
 def test_centers_that_half_precision_cannot_hold_are_an_error(scheme: vq.Scheme) -> None:
     for size in (1e6, 1e-9):
         with pytest.raises(ValueError, match="codebook_dtype='float32'"):
+            vq.quantize_weight(torch.randn(12, 16) * size, scheme)
+
+
+INT8 = [
+    vq.PQ(k=16, dim=4, codebook_dtype="int8"),
+    vq.PQ(k=8, dim=3, axis="out", codebook_dtype="int8"),
+    vq.PQ(k=64, dim=8, codebooks="tensor", codebook_dtype="int8"),
+    vq.KM(k=8, group=20, codebook_dtype="int8"),
+]
+
+
+@pytest.mark.parametrize("scheme", INT8, ids=str)
+def test_int8_centers_are_the_exact_ones_rounded_and_codes_the_nearest_of_them(
+    scheme: vq.Scheme,
+) -> None:
+    weight = torch.randn(60, 48)
+    small = vq.quantize_weight(weight, scheme)
+    exact = vq.quantize_weight(weight, replace(scheme, codebook_dtype="float32"))
+    centers = exact.codebooks.double().numpy()
+    largest = np.abs(centers).max((3, 4), keepdims=True)
+    step = 2 ** np.ceil(np.log2(largest / 127.5))
+    expected = torch.from_numpy(np.rint(centers / step) * step)
+    assert torch.equal(small.codebooks.double(), expected)
+    # No code of another center would be nearer.
+    rows = weight if scheme.view_axis == "in" else weight.T
+    dim = expected.shape[4]
+    points = torch.nn.functional.pad(rows, (0, -rows.shape[1] % dim)).unflatten(1, (-1, dim))
+    owner = torch.arange(len(rows)) // (small.group or len(rows))
+    books = expected[0][owner].expand(-1, points.shape[1], -1, -1)
+    distances = (points.double().unsqueeze(2) - books).square().sum(3)
+    found = distances.gather(2, small.codes[0].long().unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(found, distances.amin(2), rtol=1e-5, atol=1e-7)
+    assert sse(weight, small) <= 1.005 * sse(weight, exact)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_int8_centers_of_zeros_are_zeros(k: int) -> None:
+    scheme = vq.KM(k=k, keep_zeros=True, codebook_dtype="int8")
+    small = vq.quantize_weight(torch.zeros(4, 4), scheme)
+    assert small.k == 1
+    assert small.nbytes == 2
+    assert not small.decode().any()
+
+
+@pytest.mark.parametrize("scheme", INT8, ids=str)
+def test_int8_centers_are_too_large_where_float16_is(scheme: vq.Scheme) -> None:
+    for size in (1e6, 1e-9):
+        with pytest.raises(ValueError, match=r"codebook_dtype='int8'.* use .*'float32'"):
             vq.quantize_weight(torch.randn(12, 16) * size, scheme)
 
 

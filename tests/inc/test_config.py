@@ -33,6 +33,7 @@ PQ = st.builds(
     dim=st.integers(1, 9),
     axis=st.sampled_from(["in", "out"]),
     codebooks=st.sampled_from(["subspace", "tensor"]),
+    codebook_dtype=st.sampled_from(["float16", "int8"]),
 )
 RQ = st.builds(RQConfig, stages=st.integers(1, 3), dim=st.none() | st.integers(1, 9))
 VQ = st.builds(VQConfig, st.sampled_from([vq.KM(k=3), vq.Binary(), "rq(k=4)", None]))

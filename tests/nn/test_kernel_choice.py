@@ -27,6 +27,19 @@ def test_a_layer_that_the_kernel_serves_holds_no_float_weight() -> None:
     assert layer._decoded._weight is None
 
 
+def test_int8_centers_are_rounded_once_and_follow_their_codebooks() -> None:
+    layer = vq.compress(nn.Linear(512, 512), vq.PQ(k=16, dim=4, codebook_dtype="int8"))
+    x = torch.randn(1, 512)
+    with torch.no_grad():
+        layer(x)
+        before = layer._int8_centers._weight
+        layer(x)
+        assert before is layer._int8_centers._weight is not None
+        layer.codebooks.data.mul_(1.37)
+        expected = functional.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_layer_that_plain_code_would_slow_down_keeps_its_weight() -> None:
     ops.use_isa("scalar")
     layer = vq.compress(nn.Linear(512, 512), vq.KM(k=16))

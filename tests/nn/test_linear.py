@@ -14,6 +14,7 @@ SCHEMES = [
     vq.KM(k=8),
     vq.KM(k=4, group=5, scale="row"),
     vq.PQ(k=8, dim=4),
+    vq.PQ(k=8, dim=4, codebook_dtype="int8", scale="row"),
     vq.PQ(k=8, dim=5, axis="out", codebooks="tensor", codebook_dtype="bfloat16"),
     vq.RQ(k=8, stages=2, dim=8, codebook_dtype="float32"),
     vq.Binary(scale="row"),

@@ -69,7 +69,7 @@ def test_gradients_of_all_parameters_match_finite_differences(scheme: vq.Scheme)
             assert numeric == pytest.approx(grad.view(-1)[i].item(), rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("codebook_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("codebook_dtype", ["float16", "bfloat16", "int8"])
 def test_gradients_pass_through_the_rounding(codebook_dtype: str) -> None:
     scheme = vq.PQ(k=5, dim=3, scale="row", codebook_dtype=codebook_dtype)  # type: ignore[arg-type]
     layer = CodebookLinear.from_float(nn.Linear(10, 8), scheme)
@@ -110,6 +110,7 @@ def train(small: nn.Module, steps: int = 30) -> list[float]:
         vq.KM(k=16, keep_zeros=True),
         vq.PQ(k=8, dim=4, scale="row"),
         vq.RQ(k=4, dim=4, codebook_dtype="bfloat16"),
+        vq.PQ(k=8, dim=4, codebook_dtype="int8"),
         vq.Binary(scale="row"),
     ],
     ids=str,

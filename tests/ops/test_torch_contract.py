@@ -22,6 +22,8 @@ SCHEMES = [
     vq.KM(k=5, scale="row"),
     vq.RQ(k=20, stages=2, dim=4, codebook_dtype="float32"),
 ]
+# The layer rounds these centers, not the operator.
+INT8 = vq.PQ(k=8, dim=3, codebook_dtype="int8")
 
 
 def arguments(scheme: vq.Scheme) -> tuple[Any, ...]:
@@ -46,7 +48,7 @@ def test_opcheck(scheme: vq.Scheme) -> None:
     )
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("scheme", [*SCHEMES, INT8], ids=str)
 def test_gradients_are_those_of_the_decoded_layer(scheme: vq.Scheme) -> None:
     layer = vq.compress(nn.Linear(14, 10), scheme)
     x = torch.randn(6, 14, requires_grad=True)
@@ -63,8 +65,9 @@ def operators(graph: torch.fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if "vq." in str(node.target)]
 
 
-def test_the_operator_survives_export_with_a_dynamic_batch() -> None:
-    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), vq.PQ(k=8))
+@pytest.mark.parametrize("scheme", [SCHEMES[0], INT8], ids=str)
+def test_the_operator_survives_export_with_a_dynamic_batch(scheme: vq.Scheme) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), scheme)
     x = torch.randn(4, 32)
     batch = {0: torch.export.Dim("batch")}
     program = torch.export.export(small.eval(), (x,), dynamic_shapes=(batch,), strict=False)
@@ -74,8 +77,9 @@ def test_the_operator_survives_export_with_a_dynamic_batch() -> None:
         assert torch.equal(program.module()(x), small(x))
 
 
-def test_it_compiles_without_a_break() -> None:
-    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), vq.KM(k=8))
+@pytest.mark.parametrize("scheme", [SCHEMES[2], INT8], ids=str)
+def test_it_compiles_without_a_break(scheme: vq.Scheme) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), scheme)
     compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
     x = torch.randn(3, 32)
     with torch.no_grad():

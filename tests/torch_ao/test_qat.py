@@ -69,6 +69,7 @@ SCHEMES = [
     vq.KM(k=4),
     vq.KM(k=4, group=3, codebook_dtype="bfloat16"),
     vq.PQ(k=8, dim=4),
+    vq.PQ(k=8, dim=4, codebook_dtype="int8"),
     vq.PQ(k=8, dim=3, axis="out", scale="row"),
     vq.PQ(k=8, dim=2, codebooks="tensor", codebook_dtype="float32"),
     vq.RQ(k=8, stages=2),

@@ -1,8 +1,8 @@
 """Compressed models as safetensors files: nothing is ever pickled.
 
 The file holds the whole ``state_dict``. Codes are packed to their exact width, or entropy-coded
-where that is smaller. Codebooks and scales keep the scheme's ``codebook_dtype``, everything else
-keeps its own.
+where that is smaller. Codebooks and scales keep the scheme's ``codebook_dtype``, int8 codebooks
+the exponents of their steps beside them. Everything else keeps its own.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from vq_plugin.checkpoint.packing import pack, unpack
 from vq_plugin.checkpoint.size import may_be_coded
 from vq_plugin.codebook import CodebookWeight, matrix_view
 from vq_plugin.nn import CodebookLayer, codebook_type
-from vq_plugin.schemes import Axis, parse_scheme
+from vq_plugin.rounding import from_int8, to_int8
+from vq_plugin.schemes import Axis, Scheme, parse_scheme
 
 # Tensors of the weight of a codebook layer.
 _LEAVES = ("codes", "codebooks", "scale")
+# One more of int8 codebooks.
+_EXPONENTS = "exponents"
 
 
 def save(
@@ -53,8 +56,8 @@ def save(
         Bytes of the file.
 
     Raises:
-        ValueError: If the model has no codebook layer, or state that is not a tensor, or ``rest``
-            is none of the above.
+        ValueError: If the model has no codebook layer, or state that is not a tensor, or int8
+            centers that are NaN or infinite, or ``rest`` is none of the above.
 
     Example:
         >>> import tempfile
@@ -83,17 +86,23 @@ def save(
                 f"{key!r} holds a {type(value).__name__}, which a file without pickle cannot keep"
             )
         name, _, leaf = key.rpartition(".")
+        layer = every_name.get(name)
         # Codes are unpacked for every name: layers are tied if they share their codebooks.
-        own = every_name[name].codebooks if leaf == "codes" and name in every_name else value
+        own = layer.codebooks if layer is not None and leaf == "codes" else value
         owner = first.setdefault((id(own), leaf == "codes"), key)
         if owner != key:
             header.aliases[key] = owner
+            if layer is not None and leaf == "codebooks" and _is_int8(layer.scheme):
+                there = join(owner.rpartition(".")[0], _EXPONENTS)
+                header.aliases[join(name, _EXPONENTS)] = there
             continue
+        parts = {key: value.detach()}
+        if layer is not None and leaf in _LEAVES:
+            parts = _stored(layer, name, leaf, value.detach(), header.coded)
+        elif rest is not None:
+            parts = {key: _rounded(value.detach(), key, header.rounded)}
         # A copy: safetensors refuses tensors that share memory.
-        stored = _stored(layers.get(name), leaf, value, name, header.coded)
-        if rest is not None and not (name in every_name and leaf in _LEAVES):
-            stored = _rounded(stored, key, header.rounded)
-        tensors[key] = stored.cpu().contiguous().clone()
+        tensors.update((k, part.cpu().contiguous().clone()) for k, part in parts.items())
     header = replace(header, format=2 if header.coded or header.rounded else 1)
     data = container.to_bytes(header, tensors)
     write_atomically(Path(path), data)
@@ -212,6 +221,11 @@ def _rebuild(
                 f"convert the model with .to(torch.{entry.dtype}) first"
             )
         scheme = parse_scheme(entry.scheme)
+        if _is_int8(scheme):
+            exponents = stored(_EXPONENTS)
+            if exponents is None:
+                raise ValueError("the exponents of its int8 codebooks are missing")
+            codebooks = from_int8(codebooks, exponents)
         codes = _codes(entry, header.coding(name), packed, codebooks, weight, scheme.view_axis)
         small = CodebookWeight(
             codes=codes.to(weight.device),
@@ -225,6 +239,10 @@ def _rebuild(
     except (ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: layer {name!r}: {error}") from error
     return layer
+
+
+def _is_int8(scheme: Scheme) -> bool:
+    return scheme.codebook_dtype == "int8"
 
 
 def _fits(layer: CodebookLayer, owner: CodebookLayer) -> bool:
@@ -268,6 +286,11 @@ def _load_rest(
     path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
 ) -> None:
     done = {join(name, leaf) for name in header.layers for leaf in _LEAVES}
+    done.update(
+        join(name, _EXPONENTS)
+        for name, entry in header.layers.items()
+        if _is_int8(parse_scheme(entry.scheme))
+    )
     done.update(alias for alias, owner in header.aliases.items() if owner in done)
     expected = model.state_dict()
     state = {key: value for key, value in expected.items() if key in done}
@@ -299,25 +322,25 @@ def _entry(layer: CodebookLayer) -> LayerEntry:
 
 
 def _stored(
-    layer: CodebookLayer | None,
-    leaf: str,
-    value: Tensor,
-    name: str,
-    coded: dict[str, entropy.Coding],
-) -> Tensor:
-    """What the file keeps of a tensor; how codes were coded goes into ``coded``."""
-    value = value.detach()
-    if layer is not None and leaf == "codes":
+    layer: CodebookLayer, name: str, leaf: str, value: Tensor, coded: dict[str, entropy.Coding]
+) -> dict[str, Tensor]:
+    """What the file keeps of a tensor, by name; how codes were coded goes into ``coded``."""
+    key = join(name, leaf)
+    if leaf == "codes":
         k = layer.codebook_weight.k
         few = may_be_coded(value.numel(), math.prod(layer.weight_shape))
         found = entropy.encode(value, k) if few else None
         if found is None:
-            return pack(value, k)
+            return {key: pack(value, k)}
         coded[name], data = found
-        return data
-    if layer is not None and leaf in ("codebooks", "scale"):
-        return value.to(layer.scheme.torch_codebook_dtype)
-    return value
+        return {key: data}
+    if leaf == "codebooks" and _is_int8(layer.scheme):
+        try:
+            integers, exponents = to_int8(value)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        return {key: integers, join(name, _EXPONENTS): exponents}
+    return {key: value.to(layer.scheme.torch_codebook_dtype)}
 
 
 def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "float64"]]) -> Tensor:

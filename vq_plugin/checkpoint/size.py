@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from vq_plugin.checkpoint.entropy import coded_size
 from vq_plugin.checkpoint.packing import packed_size
-from vq_plugin.codebook import CodebookWeight
+from vq_plugin.codebook import CodebookWeight, codebook_nbytes
 
 # Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
 _MOST_CODES = 16
@@ -37,8 +35,8 @@ def file_nbytes(small: CodebookWeight) -> int:
         (1546, True)
     """
     codes, k = small.codes, small.k
-    parts: list[Tensor | None] = [small.codebooks, small.scale]
     size = packed_size(codes.numel(), k)
     if may_be_coded(codes.numel(), math.prod(small.shape)):
         size = coded_size(codes, k)
-    return size + sum(part.nbytes for part in parts if part is not None)
+    scale_bytes = 0 if small.scale is None else small.scale.nbytes
+    return size + codebook_nbytes(tuple(small.codebooks.shape), small.scheme) + scale_bytes

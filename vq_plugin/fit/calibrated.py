@@ -5,11 +5,13 @@ from __future__ import annotations
 from vq_plugin.fit.feedback import descend, feedback
 from vq_plugin.fit.objective import Fitted, Objective
 from vq_plugin.fit.refit import refit
+from vq_plugin.rounding import round_centers
+from vq_plugin.schemes import CodebookDtype
 
 _ROUNDS = 1
 
 
-def calibrate(objective: Objective, fitted: Fitted) -> Fitted:
+def calibrate(objective: Objective, fitted: Fitted, codebook_dtype: CodebookDtype) -> Fitted:
     """Lowers the error of a layer's output, from a fit that knows no correlations.
 
     Error feedback gives the first codes. Then codebooks are refitted to the codes and codes
@@ -18,12 +20,12 @@ def calibrate(objective: Objective, fitted: Fitted) -> Fitted:
 
     Args:
         objective: The error of the output.
-        fitted: Where to start; codebooks in the dtype that they are stored in.
+        fitted: Where to start, with rounded codebooks.
+        codebook_dtype: What they are rounded to.
 
     Returns:
-        Codes and codebooks of the same shapes and dtype; ``fitted`` where nothing is better.
+        Codes and rounded codebooks of the same shapes; ``fitted`` where nothing is better.
     """
-    dtype = fitted.codebooks.dtype
     start = Fitted(fitted.codes.long(), fitted.codebooks.float())
     found = feedback(objective, start)
     if _value(objective, found) > _value(objective, start):
@@ -31,7 +33,7 @@ def calibrate(objective: Objective, fitted: Fitted) -> Fitted:
     for _ in range(_ROUNDS):
         found = descend(objective, refit(objective, found))
     found = refit(objective, found)
-    rounded = found.codebooks.to(dtype)
+    rounded = round_centers(found.codebooks, codebook_dtype)
     if not bool(rounded.isfinite().all()):
         return fitted
     found = descend(objective, Fitted(found.codes, rounded.float()))

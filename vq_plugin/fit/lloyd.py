@@ -21,6 +21,7 @@ from vq_plugin.fit.weight import (
     quantize_weight,
     sub_vectors,
 )
+from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, PQ, RQ, Binary
 
 
@@ -150,8 +151,8 @@ class _View:
         else:
             grid = torch.cat([part.flatten() for (part,) in codes])
             tables = torch.stack([table for (table,) in centers]).unsqueeze(0)
-        tables = tables.to(scheme.torch_codebook_dtype)
-        check_codebooks(tables, self.matrix)
+        tables = round_centers(tables, scheme.codebook_dtype)
+        check_codebooks(tables, self.matrix, scheme)
         return replace(
             small,
             codes=grid.reshape(stages, rows, subspaces).to(small.codes.dtype).to(self._device),

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vq_plugin.fit.assignment import Batch, assign
 from vq_plugin.fit.exchange import improve
+from vq_plugin.rounding import round_centers
+from vq_plugin.schemes import CodebookDtype
 
 _REFIT_ROUNDS = 2
 _BLOCK_WEIGHTS = 1 << 22
@@ -23,7 +25,7 @@ def fit_residual(
     *,
     seed: int,
     fit: FitVector,
-    dtype: torch.dtype,
+    codebook_dtype: CodebookDtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Codebooks whose sum minimizes the (weighted) squared error of sub-vectors.
 
@@ -37,10 +39,10 @@ def fit_residual(
         stages: Number of stages.
         seed: Seed of the first stage; stage t takes ``seed + t``.
         fit: K-means for one stage, ``(batch, k, seed) -> (centers, codes)``.
-        dtype: Dtype that centers are rounded to.
+        codebook_dtype: What centers are rounded to.
 
     Returns:
-        For every stage centers in ``dtype``, ``(books, k', dim)``, and codes,
+        For every stage rounded centers, ``(books, k', dim)``, and codes,
         ``(books, n)``.
     """
     centers, codes = _fit_stages(batch, k, stages, seed, fit)
@@ -59,7 +61,7 @@ def fit_residual(
             _add(left, centers[stage], codes[stage], sign=-1)
         if not moved:
             break
-    return _round(batch, left, centers, codes, dtype)
+    return _round(batch, left, centers, codes, codebook_dtype)
 
 
 def _fit_stages(
@@ -78,9 +80,13 @@ def _fit_stages(
 
 
 def _round(
-    batch: Batch, left: Tensor, centers: list[Tensor], codes: list[Tensor], dtype: torch.dtype
+    batch: Batch,
+    left: Tensor,
+    centers: list[Tensor],
+    codes: list[Tensor],
+    codebook_dtype: CodebookDtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    rounded = [stage.to(dtype) for stage in centers]
+    rounded = [round_centers(stage, codebook_dtype) for stage in centers]
     for stage, exact in enumerate(centers):
         _add(left, exact - rounded[stage].float(), codes[stage], sign=1)
     for stage, stage_centers in enumerate(rounded):

@@ -18,6 +18,7 @@ from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.objective import Fitted, Objective
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.residual import fit_residual
+from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme
 
 Backend = Literal["torch", "sklearn"]
@@ -102,12 +103,12 @@ def _quantize(
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
     check_range(matrix)
     fitted = _fit(matrix, weights, scheme, seed, backend)
-    check_codebooks(fitted.codebooks, matrix)
+    check_codebooks(fitted.codebooks, matrix, scheme)
     if moments is not None and not isinstance(scheme, Binary):
         dim = fitted.codebooks.shape[4]
         objective = Objective.build(matrix, row_scale, scheme, moments, dim)
         if objective is not None:
-            fitted = calibrate(objective, fitted)
+            fitted = calibrate(objective, fitted, scheme.codebook_dtype)
     small = CodebookWeight(
         codes=fitted.codes.to(code_dtype(fitted.codebooks.shape[3])).to(weight.device),
         codebooks=fitted.codebooks.to(weight.device),
@@ -128,7 +129,7 @@ def _fit(
         raise ValueError(f"backend must be 'torch' or 'sklearn', got {backend!r}")
     match scheme:
         case Binary():
-            return _fit_binary(matrix, importance, scheme.torch_codebook_dtype)
+            return _fit_binary(matrix, importance, scheme)
         case KM():
             return _fit_km(matrix, importance, scheme, seed, backend)
         case PQ() | RQ():
@@ -136,11 +137,11 @@ def _fit(
     raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
 
 
-def _fit_binary(matrix: Tensor, importance: Tensor | None, dtype: torch.dtype) -> Fitted:
+def _fit_binary(matrix: Tensor, importance: Tensor | None, scheme: Binary) -> Fitted:
     size = matrix.abs()
     mean = size.mean() if importance is None else (size * importance).sum() / importance.sum()
-    codebooks = torch.stack([-mean, mean]).to(dtype).reshape(1, 1, 1, 2, 1)
-    return Fitted((matrix >= 0).unsqueeze(0), codebooks)
+    codebooks = torch.stack([-mean, mean]).reshape(1, 1, 1, 2, 1)
+    return Fitted((matrix >= 0).unsqueeze(0), round_centers(codebooks, scheme.codebook_dtype))
 
 
 def _fit_km(
@@ -156,11 +157,12 @@ def _fit_km(
         if backend == "sklearn"
         else scalar.fit_scalar
     )
-    centers = [
-        fit(part, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros).to(
-            scheme.torch_codebook_dtype
-        )
+    exact = [
+        fit(part, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros)
         for part, mass in zip(parts, masses, strict=True)
+    ]
+    centers = [
+        round_centers(found.unsqueeze(1), scheme.codebook_dtype).squeeze(1) for found in exact
     ]
     codes = [scalar.assign_scalar(part, found) for part, found in zip(parts, centers, strict=True)]
     k = max(map(len, centers))
@@ -180,13 +182,13 @@ def _fit_sub_vectors(
     shared = scheme.codebooks == "tensor"
     batch = sub_vectors(matrix, importance, dim=dim, shared=shared)
     fit = sklearn_backend.fit_vector if backend == "sklearn" else vector.fit_vector
-    dtype = scheme.torch_codebook_dtype
+    dtype = scheme.codebook_dtype
     if isinstance(scheme, RQ):
         centers, codes = fit_residual(
-            batch, scheme.k, scheme.stages, seed=seed, fit=fit, dtype=dtype
+            batch, scheme.k, scheme.stages, seed=seed, fit=fit, codebook_dtype=dtype
         )
     else:
-        centers = [fit(batch, scheme.k, seed)[0].to(dtype)]
+        centers = [round_centers(fit(batch, scheme.k, seed)[0], dtype)]
         codes = [assign(batch, centers[0].float())]
     k = max(stage.shape[1] for stage in centers)
     codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
@@ -299,9 +301,9 @@ def check_range(matrix: Tensor) -> None:
         )
 
 
-def check_codebooks(codebooks: Tensor, matrix: Tensor) -> None:
-    """Raises ``ValueError`` for centers of ``matrix`` that their dtype cannot hold."""
-    name = str(codebooks.dtype).removeprefix("torch.")
+def check_codebooks(codebooks: Tensor, matrix: Tensor, scheme: Scheme) -> None:
+    """Raises ``ValueError`` for centers of ``matrix`` that ``codebook_dtype`` cannot hold."""
+    name = scheme.codebook_dtype
     largest = _largest(matrix)
     if not bool(codebooks.isfinite().all()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The decoded weight of a layer, kept from one forward pass to the next."""
+"""What a layer decodes, kept from one forward pass to the next."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from vq_plugin.ops import native
 
 
 class Decoded:
-    """Decodes again only when what the weight is made of has changed.
+    """Decodes again only when what is decoded has changed.
 
-    For layers that no kernel serves faster than the float layer. It takes the memory of the float
-    weight, from the first forward pass on; copies and pickles of a layer leave it behind.
+    The weight of layers that no kernel serves faster than the float layer: it takes the memory of
+    the float weight, from the first forward pass on. And the int8 centers of those that one does,
+    which take longer to round than some kernels to run. Copies and pickles leave it behind.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Decoded:
         self._weight: Tensor | None = None
 
     def get(self, codes: Tensor, tables: list[Tensor], decode: Callable[[], Tensor]) -> Tensor:
-        """The weight that ``decode`` gives for its codes and its tables, codebooks and scale."""
+        """What ``decode`` gives for codes and tables, codebooks and scale."""
         # Codebooks are small, and values written through ``.data`` leave no other trace.
         fresh = self._codes is codes and all(map(_same, self._tables, tables))
         if self._weight is None or not fresh:

@@ -21,6 +21,7 @@ from vq_plugin.ops import (
     unpack_codes,
     warn_without_native,
 )
+from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, Scheme
 
 
@@ -73,7 +74,7 @@ class CodebookLayer(nn.Module):
         self.scheme = small.scheme
         self.weight_shape = small.shape
         self.register_buffer("_codes", None, persistent=False)
-        self._decoded = Decoded()
+        self._decoded, self._int8_centers = Decoded(), Decoded()
         trains = source.weight.requires_grad
         self.codebooks = nn.Parameter(
             small.codebooks.to(small.dtype, copy=True), requires_grad=trains
@@ -223,12 +224,18 @@ class CodebookLayer(nn.Module):
     def _decode(self, codes: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         return decode(
             codes,
-            _stored(self.codebooks, self.scheme),
-            None if scale is None else _stored(scale, self.scheme),
+            self._rounded_codebooks(),
+            None if scale is None else _rounded_scale(scale, self.scheme),
             shape=shape,
             axis=self.scheme.view_axis,
             group=self.group,
         )
+
+    def _rounded_codebooks(self) -> Tensor:
+        codebooks, dtype = self.codebooks, self.scheme.codebook_dtype
+        if dtype == "float32":
+            return codebooks
+        return _through(codebooks, round_centers(codebooks.detach(), dtype))
 
     @property
     def codebook_weight(self) -> CodebookWeight:
@@ -236,7 +243,7 @@ class CodebookLayer(nn.Module):
         dtype = self.scheme.torch_codebook_dtype
         return CodebookWeight(
             codes=self.codes,
-            codebooks=self.codebooks.detach().to(dtype),
+            codebooks=round_centers(self.codebooks.detach(), self.scheme.codebook_dtype),
             scale=None if self.scale is None else self.scale.detach().to(dtype),
             scheme=self.scheme,
             shape=self.weight_shape,
@@ -283,12 +290,24 @@ class CodebookLayer(nn.Module):
         return operator(
             input,
             self._buffers["_codes"],
-            parameters["codebooks"],
+            self._operand(),
             parameters["scale"],
             parameters["bias"],
             *self._settings,
             self.precision == "fast",
         )
+
+    def _operand(self) -> Tensor | None:
+        """Codebooks for an operator, which rounds them to float dtypes by itself."""
+        codebooks = self._parameters["codebooks"]
+        if self.scheme.codebook_dtype != "int8":
+            return codebooks
+        if self._trains() or torch.compiler.is_compiling():
+            return self._rounded_codebooks()
+        codes = self._buffers["_codes"]
+        assert codes is not None
+        assert codebooks is not None
+        return self._int8_centers.get(codes, [codebooks], self._rounded_codebooks)
 
     def _kept_weight(self) -> Tensor:
         """:attr:`weight`, decoded once where no gradient has to reach the codebooks."""
@@ -340,24 +359,28 @@ def _copy(parameter: Tensor) -> nn.Parameter:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Rounds to a dtype and back; the gradient passes unchanged (Bengio et al. 2013)."""
+    """Takes rounded values; the gradient passes unchanged (Bengio et al. 2013)."""
 
     @staticmethod
-    def forward(ctx: object, values: Tensor, dtype: torch.dtype) -> Tensor:
-        return values.to(dtype).to(values.dtype)
+    def forward(ctx: object, values: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
-_round_through: Callable[[Tensor, torch.dtype], Tensor] = _StraightThrough.apply
+_replace: Callable[[Tensor, Tensor], Tensor] = _StraightThrough.apply
 
 
-def _stored(values: Tensor, scheme: Scheme) -> Tensor:
-    dtype = scheme.torch_codebook_dtype
-    if dtype in (torch.float32, values.dtype):
-        return values
+def _through(values: Tensor, rounded: Tensor) -> Tensor:
+    """``rounded`` in the dtype of ``values``, which get its gradient."""
+    rounded = rounded.to(values.dtype)
     if torch.is_grad_enabled() and values.requires_grad:
-        return _round_through(values, dtype)
-    return values.to(dtype).to(values.dtype)
+        return _replace(values, rounded)
+    return rounded
+
+
+def _rounded_scale(scale: Tensor, scheme: Scheme) -> Tensor:
+    dtype = scheme.torch_codebook_dtype
+    return scale if dtype is torch.float32 else _through(scale, scale.detach().to(dtype))

@@ -15,6 +15,7 @@ from vq_plugin.fit.lloyd import lloyd_step, nearest_codes
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.importance import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, codebook_type
+from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, Scheme
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
@@ -110,12 +111,12 @@ class CodebookFakeQuantize(FakeQuantizeBase):
         """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""
         assert self.codes is not None
         assert self.codebooks is not None
-        dtype = self.plan.scheme.torch_codebook_dtype
+        scheme = self.plan.scheme
         return CodebookWeight(
             codes=self.codes,
-            codebooks=self.codebooks.to(dtype),
-            scale=None if self.scale is None else self.scale.to(dtype),
-            scheme=self.plan.scheme,
+            codebooks=round_centers(self.codebooks, scheme.codebook_dtype),
+            scale=None if self.scale is None else self.scale.to(scheme.torch_codebook_dtype),
+            scheme=scheme,
             shape=tuple(weight.shape),
             dtype=weight.dtype,
         )

@@ -1,10 +1,12 @@
-"""What the golden files hold, and how format1.vq was made: `python make.py format1.vq`.
+"""What the golden files hold, and how they were made: `python make.py format1.vq`, and int8.vq.
 
-It was run with the last code that wrote only format 1. format2.vq and format3.vq are what saving
-format1.vq again gave when those were new, and state.safetensors the loaded model's state_dict.
+format1.vq is of the last code that wrote only format 1. format2.vq and format3.vq are what saving
+it again gave when those were new, and state.safetensors the loaded model's state_dict. int8.vq is
+of the first code that wrote int8 codebooks, int8_state.safetensors the model's state_dict.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -54,5 +56,35 @@ def compressed() -> nn.Module:
     return small
 
 
+INT8: dict[str, vq.Scheme] = {
+    "coded": vq.KM(k=5, keep_zeros=True, codebook_dtype="int8"),
+    "books": vq.PQ(k=4, dim=4, codebook_dtype="int8"),
+    "sum": vq.RQ(k=4, stages=2, dim=4, axis="out", scale="row", codebook_dtype="int8"),
+}
+
+
+class Int8Model(nn.Module):
+    """Layers with int8 codebooks: codes coded, a codebook per subspace, stages, and a tie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coded = nn.Linear(64, 64, bias=False)
+        self.books = nn.Linear(30, 16)
+        self.sum = nn.Conv2d(4, 8, 3)
+        self.tied = nn.Linear(64, 64, bias=False)
+        self.tied.weight = self.coded.weight
+
+
+def compressed_int8() -> nn.Module:
+    torch.manual_seed(0)
+    model = Int8Model()
+    with torch.no_grad():
+        model.coded.weight *= torch.rand(64, 64) < 0.1
+        model.books.weight[:, :4] = 0  # a codebook of zeros
+        model.books.weight[:, 4:8] *= 1e-5  # of float16's smallest numbers
+    return vq.compress(model, {**INT8, "tied": INT8["coded"]})
+
+
 if __name__ == "__main__":
-    vq.save(compressed(), sys.argv[1])
+    path = Path(sys.argv[1])
+    vq.save(compressed_int8() if path.stem == "int8" else compressed(), path)

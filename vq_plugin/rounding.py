@@ -1,0 +1,112 @@
+"""How centers are rounded to what a file holds, and int8 centers as integers and exponents.
+
+A codebook of int8 centers has one power of two as its step, as the blocks of MXINT8 have (OCP
+Microscaling Formats 1.0, 2023). Integers of seven bits times a power of two are exact in float16,
+bfloat16 and float32 alike, so layers, kernels and hosts meet ordinary float16 codebooks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vq_plugin.schemes import CodebookDtype
+
+# Steps whose multiples float16 holds: from its smallest number, to where 127 of them reach its
+# largest.
+LEAST_EXPONENT, MOST_EXPONENT = -24, 9
+MOST_STEPS = 127
+
+
+def round_centers(codebooks: Tensor, dtype: CodebookDtype) -> Tensor:
+    """Centers rounded to what a file holds; rounding them again changes nothing.
+
+    Args:
+        codebooks: Floats, ``(..., k, dim)``; one codebook in the last two dimensions.
+        dtype: The scheme's ``codebook_dtype``. ``"int8"`` makes them multiples of a step: the
+            smallest power of two, at least 2^-24, of which none needs more than 127.
+
+    Returns:
+        Same shape, in the dtype; int8 centers in float16, which holds them exactly. Centers
+        beyond its range become infinite.
+
+    Example:
+        >>> round_centers(torch.tensor([[0.5, -0.3], [0.1, 0.0]]), "int8").tolist()
+        [[0.5, -0.296875], [0.1015625, 0.0]]
+    """
+    if dtype != "int8":
+        return codebooks.to(getattr(torch, dtype))
+    wide = codebooks.float()
+    steps = _steps(_exponents(wide))
+    # A file has no -0.
+    return ((wide / steps).round() * steps + 0.0).half()
+
+
+def to_int8(codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounded centers as integers and the exponents of their steps.
+
+    Args:
+        codebooks: Floats, ``(..., k, dim)``.
+
+    Returns:
+        ``integers``, int8, ``(..., k, dim)``, in [-127, 127], and ``exponents``, int8, ``(...)``,
+        in [-24, 9]. ``integers · 2^exponents`` are the centers that :func:`round_centers` gives.
+
+    Raises:
+        ValueError: If a center is NaN, infinite, or beyond the range of float16.
+
+    Example:
+        >>> integers, exponents = to_int8(torch.tensor([[0.5, -0.3], [0.1, 0.0]]))
+        >>> integers.tolist(), exponents.tolist()
+        ([[64, -38], [13, 0]], -7)
+    """
+    rounded = round_centers(codebooks, "int8").float()
+    if not bool(rounded.isfinite().all()):
+        raise ValueError("a center is NaN, infinite or beyond 65024, which int8 cannot keep")
+    exponents = _exponents(rounded)
+    return (rounded / _steps(exponents)).to(torch.int8), exponents.to(torch.int8)
+
+
+def from_int8(integers: Tensor, exponents: Tensor) -> Tensor:
+    """Undoes :func:`to_int8`.
+
+    Args:
+        integers: As it gives them.
+        exponents: As it gives them.
+
+    Returns:
+        Float16, the shape of ``integers``.
+
+    Raises:
+        ValueError: If shapes, dtypes or values are not such as it gives.
+    """
+    if integers.dtype != torch.int8 or exponents.dtype != torch.int8:
+        raise ValueError(f"int8 codebooks of {integers.dtype} with exponents of {exponents.dtype}")
+    if exponents.shape != integers.shape[:-2]:
+        raise ValueError(
+            f"exponents of shape {tuple(exponents.shape)} do not fit codebooks of shape "
+            f"{tuple(integers.shape)}"
+        )
+    in_range = (exponents >= LEAST_EXPONENT) & (exponents <= MOST_EXPONENT)
+    if not bool(in_range.all()) or bool((integers < -MOST_STEPS).any()):
+        raise ValueError("int8 codebooks or their exponents are out of range")
+    return (integers.float() * _steps(exponents.long())).half()
+
+
+def _exponents(codebooks: Tensor) -> Tensor:
+    """Of every codebook's step; one more than the most where float16 cannot hold the centers."""
+    largest = codebooks.abs().amax((-2, -1))
+    # Compared with them all: logarithms are rounded one way here and another there. From half a
+    # step above 127 on a center is rounded to 128.
+    bounds = (MOST_STEPS + 0.5) * _powers(largest.device)[:-1]
+    return (largest.unsqueeze(-1) >= bounds).sum(-1) + LEAST_EXPONENT
+
+
+def _steps(exponents: Tensor) -> Tensor:
+    return _powers(exponents.device)[exponents - LEAST_EXPONENT][..., None, None]
+
+
+def _powers(device: torch.device) -> Tensor:
+    # Not every machine's exp2 is exact.
+    exponents = range(LEAST_EXPONENT, MOST_EXPONENT + 2)
+    return torch.tensor([2.0**exponent for exponent in exponents], device=device)
