@@ -157,12 +157,12 @@ def damaged(random_: random.Random, content: bytes, other: bytes) -> bytes:
 def mutations(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
     """Files, and whether their checksums are right."""
     random_ = random.Random(seed)
-    files = [(GOLDEN / f"format{version}.vq").read_bytes() for version in (2, 1, 3)]
+    files = [(GOLDEN / f"format{version}.vq").read_bytes() for version in (2, 1, 3, 4)]
     for i in range(count):
         if i % 9 == 0:
-            yield forged_layout(random_, GOLDEN / "format3.vq"), True
+            yield forged_layout(random_, GOLDEN / f"format{random_.choice([3, 4])}.vq"), True
         elif i % 3 == 0:
-            yield forged(random_, GOLDEN / f"format{random_.choice([2, 3])}.vq"), True
+            yield forged(random_, GOLDEN / f"format{random_.choice([2, 3, 4])}.vq"), True
         else:
             content, other = random_.sample(files, 2)
             yield damaged(random_, content, other), False

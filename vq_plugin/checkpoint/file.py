@@ -94,7 +94,9 @@ def save(
         if rest is not None and not (name in every_name and leaf in _LEAVES):
             stored = _rounded(stored, key, header.rounded)
         tensors[key] = stored.cpu().contiguous().clone()
-    header = replace(header, format=2 if header.coded or header.rounded else 1)
+    ways = {coding.along for coding in header.coded.values()}
+    version = 4 if "class" in ways else 2 if ways or header.rounded else 1
+    header = replace(header, format=version)
     data = container.to_bytes(header, tensors)
     write_atomically(Path(path), data)
     return len(data)

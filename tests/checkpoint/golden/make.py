@@ -1,6 +1,6 @@
 """What the golden files hold, and how format1.vq was made: `python make.py format1.vq`.
 
-It was run with the last code that wrote only format 1. format2.vq and format3.vq are what saving
+It was run with the last code that wrote only format 1. The files of formats 2 to 4 are what saving
 format1.vq again gave when those were new, and state.safetensors the loaded model's state_dict.
 """
 
