@@ -47,7 +47,7 @@ def test_blocks_run(
 
 def test_readme_and_main_pages_have_blocks() -> None:
     names = {page.name for page in PAGES}
-    assert {"README.md", "index.md", "quickstart.md", "concepts.md", "files.md"} <= names
+    assert {"README.md", "index.md", "quickstart.md", "concepts.md", "format.md"} <= names
 
 
 def test_sizes_of_the_concepts_page() -> None:

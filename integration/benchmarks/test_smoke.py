@@ -134,6 +134,13 @@ def test_qat(tmp_path: Path) -> None:
     assert values(result, "digits", "1 epoch")[0] > 0.95
 
 
+def test_codebook_dtype(tmp_path: Path) -> None:
+    _, result = run_quick("codebook_dtype", tmp_path / "codebook_dtype.json")
+    (half,) = values(result, "digits", "rate, float16")
+    (whole,) = values(result, "digits", "rate, int8")
+    assert whole > 1.1 * half
+
+
 def test_calibrated(tmp_path: Path) -> None:
     _, result = run_quick("calibrated", tmp_path / "calibrated.json")
     assert values(result, "digits", "schemes") == ["pq(k=16,dim=4,axis=out)"]

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent / "golden"
-WAYS = ["layer", "stage", "row", "subspace", "previous"]
+WAYS = ["layer", "stage", "row", "subspace", "previous", "class"]
 
 
 def golden_model(kind: Literal["Model", "Int8Model"] = "Model") -> nn.Module:
@@ -57,7 +57,7 @@ def sealed(header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
         key: zlib.crc32(raw[key], zlib.crc32(f"{dtype}{shape}".encode()))
         for key, (dtype, shape) in kinds.items()
     }
-    if header["format"] != 3:
+    if header["format"] not in (3, 4):
         return save(tensors, {"vq_plugin": with_checksum(header)})
     rounded = header.pop("rounded")
     rounded = rounded if isinstance(rounded, dict) else {}
@@ -83,9 +83,10 @@ def unpacked(content: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(zlib.decompress(content[size:end])), content[end:]
 
 
-def packed(header: dict[str, Any], body: bytes, shift: int = 0) -> bytes:
+def packed(header: dict[str, Any], body: bytes, shift: int = 0, outer: int = 0) -> bytes:
     """A compact file; `shift` is added to the length of the header that it says."""
     text = zlib.compress(with_checksum(header).encode(), 9)
     data = torch.frombuffer(bytearray(text + body), dtype=torch.uint8)
-    pointer = json.dumps({"format": 3, "header": len(text) + shift}, separators=(",", ":"))
+    version = outer or header["format"]
+    pointer = json.dumps({"format": version, "header": len(text) + shift}, separators=(",", ":"))
     return save({"data": data}, {"vq_plugin": pointer})

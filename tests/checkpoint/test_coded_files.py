@@ -17,14 +17,17 @@ from tests.checkpoint.forging import (
     WAYS,
     contents,
     golden_model,
+    packed,
     sealed,
+    unpacked,
 )
+from tests.checkpoint.models import assert_same_state
 from vq_plugin.checkpoint import read_header
 
 pytest.importorskip("constriction")
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_golden_files_load_as_ever(version: int) -> None:
     path = GOLDEN / f"format{version}.vq"
     assert read_header(path)[0].format == version
@@ -36,20 +39,30 @@ def test_golden_files_load_as_ever(version: int) -> None:
         assert torch.equal(state[key], value), key
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_saving_a_golden_file_again_gives_what_the_others_hold(
     version: int, tmp_path: Path
 ) -> None:
     vq.save(vq.load(GOLDEN / f"format{version}.vq", golden_model()), tmp_path / "m.vq")
     header, tensors = contents(tmp_path / "m.vq")
     # Not the bytes of the whole: another zlib may compress the header otherwise.
-    assert header["format"] == 3
-    for other in (2, 3):
+    assert header["format"] == 4
+    for other in (2, 3, 4):
         expected, stored = contents(GOLDEN / f"format{other}.vq")
-        for key in ("layers", "aliases", "coded", "rounded", "checksums"):
+        for key in ("layers", "aliases", "rounded"):
             assert header[key] == expected[key]
         assert tensors.keys() == stored.keys()
-        assert all(torch.equal(tensors[key], value) for key, value in stored.items())
+        for key, value in stored.items():
+            name = key.removesuffix(".codes")
+            if header["coded"].get(name) == expected["coded"].get(name):
+                assert header["checksums"][key] == expected["checksums"][key]
+                assert torch.equal(tensors[key], value)
+            else:
+                # Classes came with format 4, and are there where they are smaller.
+                assert header["coded"][name]["along"] == "class"
+                assert name in ("row", "subspace")
+                assert other < 4
+                assert tensors[key].numel() < value.numel()
 
 
 def test_the_golden_file_of_int8_codebooks_loads_and_is_written_as_ever(tmp_path: Path) -> None:
@@ -73,6 +86,7 @@ def test_the_golden_file_of_int8_codebooks_loads_and_is_written_as_ever(tmp_path
     ("change", "message"),
     [
         (lambda t: t.pop("books.exponents"), "exponents of its int8 codebooks are missing"),
+        (lambda t: t.pop("sum.scale"), "layer 'sum': its row scales are missing"),
         (lambda t: t["books.exponents"].fill_(10), "out of range"),
         (lambda t: t["books.codebooks"].fill_(-128), "out of range"),
         (lambda t: t.update({"books.codebooks": t["books.codebooks"].half()}), "torch.float16"),
@@ -80,7 +94,7 @@ def test_the_golden_file_of_int8_codebooks_loads_and_is_written_as_ever(tmp_path
         (lambda t: t.update({"norm.exponents": torch.zeros(1).char()}), r"norm\.exponents"),
     ],
 )
-def test_int8_codebooks_that_were_never_written_are_refused(
+def test_what_was_never_written_of_int8_codebooks_is_refused(
     change: Callable[[dict[str, torch.Tensor]], Any], message: str, tmp_path: Path
 ) -> None:
     header, tensors = contents(GOLDEN / "int8.vq")
@@ -98,11 +112,64 @@ def test_exponents_of_other_codebooks_are_refused(tmp_path: Path) -> None:
         vq.load(tmp_path / "m.vq", golden_model())
 
 
-def test_the_golden_file_holds_every_way_to_code() -> None:
-    header, _ = read_header(GOLDEN / "format2.vq")
-    assert {name: coding.along for name, coding in header.coded.items()} == {
-        name: name for name in WAYS
+def test_the_golden_files_hold_every_way_to_code() -> None:
+    ways = {
+        version: {
+            name: coding.along
+            for name, coding in read_header(GOLDEN / f"format{version}.vq")[0].coded.items()
+        }
+        for version in (2, 3, 4)
     }
+    old = {name: name for name in WAYS if name != "class"}
+    assert ways[2] == ways[3] == old
+    assert ways[4] == {**old, "row": "class", "subspace": "class"}
+
+
+def test_a_large_file_with_classes_keeps_its_readable_header(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(800, 800)
+    with torch.no_grad():
+        layer.weight[::2] *= torch.rand(400, 800) < 0.1
+        layer.weight[:, ::2] *= torch.rand(800, 400) < 0.1
+    small = vq.compress(layer, vq.KM(k=15, keep_zeros=True))
+    vq.save(small, tmp_path / "m.vq")
+    header, _ = read_header(tmp_path / "m.vq")
+    assert header.format == 4
+    assert not header.tensors
+    assert header.coded[""].along == "class"
+    assert_same_state(vq.load(tmp_path / "m.vq", nn.Linear(800, 800)), small)
+
+
+@pytest.mark.parametrize("outer", [3, 4, 5])
+def test_the_format_outside_of_a_compact_header_is_that_inside(outer: int, tmp_path: Path) -> None:
+    for version in {3, 4} - {outer}:
+        header, body = unpacked((GOLDEN / f"format{version}.vq").read_bytes())
+        (tmp_path / "m.vq").write_bytes(packed(header, body, outer=outer))
+        expected = "format 5 is newer" if outer == 5 else "the header is damaged"
+        with pytest.raises(vq.CheckpointError, match=rf"m\.vq: {expected}"):
+            vq.load(tmp_path / "m.vq", golden_model())
+
+
+@pytest.mark.parametrize("numbers", [(0, 2), (2, 0), (1, 2), (2, 1), (255, 255)])
+def test_forged_numbers_of_classes_are_an_error_that_names_the_layer(
+    numbers: tuple[int, int], tmp_path: Path
+) -> None:
+    header, tensors = contents(GOLDEN / "format4.vq")
+    tensors["row.codes"][:2] = torch.tensor(numbers, dtype=torch.uint8)
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
+    with pytest.raises(vq.CheckpointError, match=r"m\.vq: layer 'row': "):
+        vq.load(tmp_path / "m.vq", golden_model())
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 9])
+def test_classes_that_are_cut_off_are_an_error_that_names_the_layer(
+    size: int, tmp_path: Path
+) -> None:
+    header, tensors = contents(GOLDEN / "format4.vq")
+    tensors["row.codes"] = tensors["row.codes"][:size].clone()
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
+    with pytest.raises(vq.CheckpointError, match=r"m\.vq: layer 'row': "):
+        vq.load(tmp_path / "m.vq", golden_model())
 
 
 def test_a_file_without_coded_codes_is_format_1(tmp_path: Path) -> None:
@@ -114,8 +181,10 @@ def test_a_file_without_coded_codes_is_format_1(tmp_path: Path) -> None:
     assert "coded" not in header
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-@pytest.mark.parametrize("name", [*WAYS, "packed", "tied"])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "name", ["layer", "row", "subspace", "stage", "previous", "packed", "tied"]
+)
 def test_a_part_is_the_same_as_in_the_whole(name: str, version: int) -> None:
     path = GOLDEN / f"format{version}.vq"
     whole = vq.load(path, golden_model()).get_submodule(name).state_dict()

@@ -29,18 +29,19 @@ def entropy_bytes(codes: Tensor) -> float:
 
 
 def decoded_by_integers(
-    data: NDArray[np.uint8], bits: int, symbols: list[int], k: int
+    data: NDArray[np.uint8], bits: int, tables: list[tuple[int, int]]
 ) -> list[list[int]]:
-    """The documented format, read with Python's integers; ``symbols`` for every table."""
-    values = len(symbols) * k
+    """The documented format, read with Python's integers; symbols and counts of every table."""
+    values = sum(k for _, k in tables)
     size = packed_size(values, 1 << bits)
-    stored = unpack(torch.from_numpy(data[:size]), values, 1 << bits).reshape(-1, k)
+    stored = unpack(torch.from_numpy(data[:size]), values, 1 << bits)
     words = [int(word) for word in data[size:].view("<u4")]
     state = 0
     for _ in range(2):
         state = state << 32 | (words.pop() if words else 0)
     found = []
-    for counts, length in zip(stored.tolist(), symbols, strict=True):
+    for part, (length, k) in zip(stored.split([k for _, k in tables]), tables, strict=True):
+        counts = part.tolist()
         shares = [count * (2**24 - k) // sum(counts) for count in counts]
         shares[counts.index(max(counts))] += 2**24 - k - sum(shares)
         starts = [sum(shares[:i]) + i for i in range(k)]
@@ -81,6 +82,41 @@ def test_codes_come_back(shape: tuple[int, int, int], k: int, skew: float, seed:
     assert torch.equal(second[1], data)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(2, 60), st.integers(2, 60)),
+    k=st.sampled_from([2, 3, 16, 40]),
+    levels=st.lists(st.floats(0.002, 1.0), min_size=2, max_size=7),
+    seed=st.integers(0, 1000),
+)
+def test_codes_of_uneven_rows_and_subspaces_come_back(
+    shape: tuple[int, int, int], k: int, levels: list[float], seed: int
+) -> None:
+    stages, rows, subspaces = shape
+    rng = np.random.default_rng(seed)
+    kept = rng.choice(levels, (stages, rows, 1)) * rng.choice(levels, subspaces)
+    codes = rng.integers(k, size=shape) * (rng.random(shape) < kept)
+    tensor = torch.from_numpy(codes).to(code_dtype(k))
+    found = encode(tensor, k)
+    size = packed_size(tensor.numel(), k) if found is None else found[1].numel()
+    assert size <= coded_size(tensor, k) <= size + 8
+    if found is not None:
+        assert torch.equal(decode(found[1], found[0], shape, k), tensor)
+
+
+def test_pruned_rows_and_subspaces_take_fewer_bytes_than_independent_codes() -> None:
+    # Nonzeros by a rank-one model: a code's own probability is known, its entropy the bound.
+    rng = np.random.default_rng(0)
+    kept = rng.choice([0.001, 0.02, 0.1], (400, 1)) * rng.choice([0.05, 0.3, 1.0], 500)
+    codes = torch.from_numpy((rng.random((1, 400, 500)) < kept).astype(np.uint8))
+    bound = -(kept * np.log2(kept) + (1 - kept) * np.log2(1 - kept)).sum() / 8
+    sides = (400 + 500) * np.log2(3) / 8
+    found = encode(codes, 2)
+    assert found is not None
+    assert found[0].along == "class"
+    assert found[1].numel() < 1.05 * bound + sides < 0.9 * entropy_bytes(codes)
+
+
 @pytest.mark.parametrize("k", [2, 16, 256])
 @pytest.mark.parametrize("skew", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("shape", [(1, 1024, 1024), (3, 300, 70)])
@@ -95,22 +131,24 @@ def test_the_size_is_within_one_percent_of_the_entropy(
     assert size <= packed_size(codes.numel(), k)
 
 
-def four_ways() -> dict[str, Tensor]:
+def six_ways() -> dict[str, Tensor]:
     plain, skewed = codes_of((2, 96, 80), 8, 0.0, 1), codes_of((2, 96, 80), 8, 4.0, 2)
     odd_rows = (torch.arange(96) % 2).bool()[:, None]
     odd_subspaces = (torch.arange(80) % 2).bool()
     return {
         "layer": skewed,
         "stage": torch.stack([plain[0], skewed[0]]),
-        "row": torch.where(odd_rows, plain, skewed),
-        "subspace": torch.where(odd_subspaces, plain, skewed),
+        # Each has another commonest code: classes cannot tell them apart.
+        "row": (skewed + torch.arange(96)[:, None]) % 8,
+        "subspace": (skewed + torch.arange(80)) % 8,
+        "class": torch.where(odd_rows | odd_subspaces, skewed, plain),
         "previous": torch.stack([plain[0], (plain[0] * 3 + skewed[1]) % 8]),
     }
 
 
-@pytest.mark.parametrize("along", four_ways())
+@pytest.mark.parametrize("along", six_ways())
 def test_tables_lie_where_the_codes_differ_and_integers_read_them(along: str) -> None:
-    codes = four_ways()[along]
+    codes = six_ways()[along]
     found = encode(codes, 8)
     assert found is not None
     coding, data = found
@@ -122,9 +160,20 @@ def test_tables_lie_where_the_codes_differ_and_integers_read_them(along: str) ->
         "row": list(codes.reshape(2 * 96, -1)),
         "subspace": list(codes.transpose(1, 2).reshape(2 * 80, -1)),
         "previous": [codes[0].flatten(), *(codes[1][codes[0] == c] for c in range(8))],
+        # Odd ones are the first class. Both stages have the same subspaces.
+        "class": [
+            torch.arange(1, 193) % 2,
+            torch.arange(1, 81) % 2,
+            *(codes[:, a::2, b::2].flatten() for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))),
+        ],
     }
     expected = [group.tolist() for group in groups[along]]
-    assert decoded_by_integers(data.numpy(), coding.bits, list(map(len, expected)), 8) == expected
+    tables = [(len(group), 8) for group in expected]
+    if along == "class":
+        assert data[:2].tolist() == [2, 2]
+        data = data[2:]
+        tables[:2] = [(192, 2), (80, 2)]
+    assert decoded_by_integers(data.numpy(), coding.bits, tables) == expected
 
 
 @given(
@@ -204,7 +253,7 @@ def test_without_constriction_codes_stay_packed_and_coded_ones_say_what_to_insta
 @settings(max_examples=500, deadline=None)
 @given(
     data=st.binary(max_size=120),
-    along=st.sampled_from(["layer", "stage", "row", "subspace", "previous"]),
+    along=st.sampled_from(["layer", "stage", "row", "subspace", "previous", "class"]),
     bits=st.integers(-1, 20),
     k=st.integers(-1, 40),
     shape=st.tuples(st.integers(-1, 3), st.integers(0, 9), st.integers(0, 9)),

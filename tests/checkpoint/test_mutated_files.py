@@ -155,20 +155,24 @@ def damaged(random_: random.Random, content: bytes, other: bytes) -> bytes:
 
 
 class Case(NamedTuple):
-    """Golden files of one model: those to forge, one in the compact layout, those to damage."""
+    """Golden files of one model: those to forge, compact ones among them, those to damage."""
 
     kind: Literal["Model", "Int8Model"]
     state: str
     forged: list[str]
-    compact: str
+    compact: list[str]
     damaged: list[str]
 
 
 CASES = {
     "formats": Case(
-        "Model", "state", ["format2", "format3"], "format3", ["format2", "format1", "format3"]
+        "Model",
+        "state",
+        forged=["format2", "format3", "format4"],
+        compact=["format3", "format4"],
+        damaged=["format2", "format1", "format3", "format4"],
     ),
-    "int8": Case("Int8Model", "int8_state", ["int8"], "int8", ["int8", "format3"]),
+    "int8": Case("Int8Model", "int8_state", ["int8"], ["int8"], ["int8", "format3"]),
 }
 
 
@@ -178,7 +182,7 @@ def mutations(case: Case, count: int, seed: int) -> Iterator[tuple[bytes, bool]]
     files = [(GOLDEN / f"{name}.vq").read_bytes() for name in case.damaged]
     for i in range(count):
         if i % 9 == 0:
-            yield forged_layout(random_, GOLDEN / f"{case.compact}.vq"), True
+            yield forged_layout(random_, GOLDEN / f"{random_.choice(case.compact)}.vq"), True
         elif i % 3 == 0:
             yield forged(random_, GOLDEN / f"{random_.choice(case.forged)}.vq"), True
         else:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vq_plugin.checkpoint.header import (
     COMPACT,
+    FORMAT,
     CheckpointError,
     Header,
     header_json,
@@ -35,7 +36,7 @@ _DATA = "data"
 _READABLE = 1 / 100
 # A header is so many times as long as it is compressed, at most: a few bytes cannot fill a machine.
 _MOST_EXPANDED = 64
-_POINTER = re.compile(rf'{{"format":{COMPACT},"header":([1-9][0-9]{{0,9}})}}')
+_POINTER = re.compile(rf'{{"format":([{COMPACT}-{FORMAT}]),"header":([1-9][0-9]{{0,9}})}}')
 # What any dtype that safetensors stores is called in a header.
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -52,8 +53,8 @@ def to_bytes(header: Header, tensors: dict[str, Tensor]) -> bytes:
     """The bytes of a file.
 
     Args:
-        header: Format 1 or 2, without checksums; format 2 becomes 3, the compact layout, where
-            the readable header would take more than 1 % of the file.
+        header: Format 1, 2 or 4, without checksums. Format 2 becomes 3, the compact layout, where
+            the readable header would take more than 1 % of the file; 4 has that layout then.
         tensors: Contiguous ones on the CPU that share no memory, by name.
 
     Raises:
@@ -110,14 +111,15 @@ def _compact(header: Header, tensors: dict[str, Tensor]) -> bytes | None:
         key: (str(value.dtype).removeprefix("torch."), list(value.shape))
         for key, value in tensors.items()
     }
-    text = _sealed(replace(header, format=COMPACT, tensors=kinds))
+    header = replace(header, format=max(header.format, COMPACT), tensors=kinds)
+    text = _sealed(header)
     packed = zlib.compress(text, 9)
     known = all(name in _DTYPES for name, _ in kinds.values())
     if not known or len(text) > _MOST_EXPANDED * len(packed):
         return None
     parts = [torch.frombuffer(bytearray(packed), dtype=torch.uint8)]
     data = torch.cat([*parts, *(_raw(value) for value in tensors.values())])
-    pointer = f'{{"format":{COMPACT},"header":{len(packed)}}}'
+    pointer = f'{{"format":{header.format},"header":{len(packed)}}}'
     found: bytes = to_safetensors({_DATA: data}, {_KEY: pointer})
     return found
 
@@ -139,7 +141,7 @@ def _opened(
                 yield parse_header(path, metadata[_KEY]), set(file.keys()), file.get_tensor
                 return
             try:
-                header, places, data = _open_compact(path, file, int(pointer[1]))
+                header, places, data = _open_compact(path, file, int(pointer[1]), int(pointer[2]))
             except (ValueError, zlib.error) as error:
                 if isinstance(error, CheckpointError):
                     raise
@@ -157,7 +159,7 @@ def _opened(
 
 
 def _open_compact(
-    path: str | os.PathLike[str], file: Any, size: int
+    path: str | os.PathLike[str], file: Any, version: int, size: int
 ) -> tuple[Header, dict[str, slice], Any]:
     """The header, where in the data every tensor is, and the data, of which nothing is read."""
     if set(file.keys()) != {_DATA}:
@@ -170,7 +172,7 @@ def _open_compact(
     text = inflate.decompress(data[:size].numpy().tobytes(), _MOST_EXPANDED * size)
     if not inflate.eof or inflate.unused_data:
         raise ValueError("it does not end where it should")
-    header = parse_header(path, text.decode(), compact=True)
+    header = parse_header(path, text.decode(), compact=version)
     places, end = {}, size
     for key, (name, lengths) in header.tensors.items():
         if name not in _DTYPES or any(length < 0 for length in lengths):

@@ -8,7 +8,7 @@ coder is given sums to a power of two minus the number of codes, which it keeps 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vq_plugin.checkpoint.classes import Classes, by_class
 from vq_plugin.checkpoint.packing import pack, packed_size, unpack
 from vq_plugin.codebook import code_dtype
 
-Along = Literal["layer", "stage", "row", "subspace", "previous"]
+Along = Literal["layer", "stage", "row", "subspace", "previous", "class"]
 
 # Frequencies of one table sum to 2^24: the coder's precision.
 PRECISION = 24
@@ -40,12 +41,46 @@ class Coding:
     Attributes:
         along: Which codes share a table: those of the whole layer, of a stage, of a row of a
             stage, of a subspace of a stage, or, in each stage but the first, those that follow the
-            same code of the stage before.
+            same code of the stage before, or those of a class of rows and a class of subspaces.
         bits: Bits of a count in the tables, 1 to 16.
     """
 
     along: Along
     bits: int
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Counts of the codes of every table, ``(tables, k)``; before them those of the classes."""
+
+    along: Along
+    counts: list[NDArray[np.int64]]
+    classes: Classes | None = None
+
+    def groups(self, array: NDArray[Any], k: int) -> list[NDArray[Any]]:
+        """What every table counts."""
+        if self.classes is not None:
+            lines = [self.classes.of_rows, self.classes.of_subspaces]
+            return [*lines, *self.classes.split(array)]
+        if self.along != "previous":
+            return list(_ordered(array, self.along))
+        groups = [array[0].reshape(-1)]
+        for before, codes in pairwise(array):
+            order, ends = _by_code(before, k)
+            groups += np.split(codes.reshape(-1)[order], ends)
+        return groups
+
+    def head(self) -> NDArray[np.uint8]:
+        """What stands before the tables."""
+        return np.array(() if self.classes is None else self.classes.numbers, np.uint8)
+
+    def stored(self, bits: int) -> int:
+        """Bytes before the stream."""
+        return len(self.head()) + packed_size(sum(part.size for part in self.counts), 1 << bits)
+
+    def entropy(self) -> int:
+        """Whole bytes that the stream takes at least."""
+        return sum(_entropy(part) for part in self.counts)
 
 
 def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
@@ -76,17 +111,18 @@ def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
     best = _cheapest(array, k, limit)
     if best is None:
         return None
-    _, coding, tables = best
-    for table, values in zip(tables[::-1], _groups(array, coding.along, k)[::-1], strict=True):
+    _, bits, way, tables = best
+    each = [table for part in tables for table in part]
+    for table, values in zip(each[::-1], way.groups(array, k)[::-1], strict=True):
         if not len(values):
             continue
         model = _model(table)
         for start in reversed(range(0, len(values), _RUN)):
             coder.encode_reverse(values[start : start + _RUN].astype(np.int32), model)
     stream = coder.get_compressed().astype("<u4").view(np.uint8)
-    packed = pack(torch.from_numpy(tables), 1 << coding.bits)
-    data = torch.cat([packed, torch.from_numpy(stream)])
-    return (coding, data) if data.numel() < limit else None
+    packed = pack(torch.from_numpy(np.concatenate(each)), 1 << bits)
+    data = torch.cat([torch.from_numpy(way.head()), packed, torch.from_numpy(stream)])
+    return (Coding(way.along, bits), data) if data.numel() < limit else None
 
 
 def coded_size(codes: Tensor, k: int) -> int:
@@ -131,11 +167,18 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
     if not (0 < coding.bits <= 16 and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
         raise ValueError(f"{coding} of {k} centers and shape {tuple(shape)} cannot be")
     stages, rows, subspaces = shape
-    values = _tables(shape, coding.along, k) * k
-    size = packed_size(values, 1 << coding.bits)
-    if data.dtype != torch.uint8 or data.dim() != 1 or data.numel() < size:
-        raise ValueError(f"{tuple(data.shape)} {data.dtype} cannot hold tables of {size} bytes")
-    tables = unpack(data[:size], values, 1 << coding.bits).reshape(-1, k).numpy().astype(np.int64)
+    if data.dtype != torch.uint8 or data.dim() != 1:
+        raise ValueError(f"{tuple(data.shape)} {data.dtype} is not a stream of bytes")
+    numbers = data[:2].tolist() if coding.along == "class" else []
+    if coding.along == "class" and (len(numbers) < 2 or min(numbers) < 2):
+        raise ValueError(f"{numbers} are not the numbers of two kinds of classes")
+    count = math.prod(numbers) if numbers else _tables(shape, coding.along, k)
+    values = sum(numbers) + count * k
+    size = len(numbers) + packed_size(values, 1 << coding.bits)
+    if data.numel() < size:
+        raise ValueError(f"{data.numel()} bytes cannot hold tables of {size} bytes")
+    stored = unpack(data[len(numbers) : size], values, 1 << coding.bits).numpy().astype(np.int64)
+    tables = stored[sum(numbers) :].reshape(-1, k)
     stream = data[size:].numpy()
     if stream.size % 4:
         raise ValueError("the stream is not made of whole words")
@@ -143,7 +186,15 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
     if coder is None:
         raise ValueError("its codes are entropy-coded: pip install constriction")
     codes = torch.empty(shape, dtype=code_dtype(k)).numpy()
-    if coding.along == "previous":
+    if coding.along == "class":
+        of_rows, of_subspaces = np.empty(stages * rows, np.uint8), np.empty(subspaces, np.uint8)
+        _fill([of_rows], stored[None, : numbers[0]], coder)
+        _fill([of_subspaces], stored[None, numbers[0] : sum(numbers)], coder)
+        classes = Classes(of_rows, of_subspaces, (numbers[0], numbers[1]))
+        groups = [np.empty(length, codes.dtype) for length in classes.sizes()]
+        _fill(groups, tables, coder)
+        codes = classes.join(groups, shape)
+    elif coding.along == "previous":
         _fill(codes[:1].reshape(1, -1), tables[:1], coder)
         for stage in range(1, stages):
             order, ends = _by_code(codes[stage - 1], k)
@@ -163,21 +214,21 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
 
 def _cheapest(
     array: NDArray[Any], k: int, limit: int
-) -> tuple[int, Coding, NDArray[np.int64]] | None:
-    """Size, way and tables that take the fewest bytes; ``None`` if none is below the limit."""
-    best: tuple[int, Coding, NDArray[np.int64]] | None = None
-    for along, counts in _all_counts(array, k, limit):
-        entropy = _entropy(counts)
+) -> tuple[int, int, _Way, list[NDArray[np.int64]]] | None:
+    """Size, width, way and tables of the fewest bytes; ``None`` if none is below the limit."""
+    best: tuple[int, int, _Way, list[NDArray[np.int64]]] | None = None
+    for way in _ways(array, k, limit):
+        entropy = way.entropy()
         for bits in _WIDTHS:
-            stored = packed_size(counts.size, 1 << bits)
+            stored = way.stored(bits)
             most = limit if best is None else best[0]
             # No table does better than the counts themselves.
             if stored + entropy >= most:
                 continue
-            tables = _quantized(counts, bits)
-            size = stored + _stream_size(counts, tables)
+            tables = [_quantized(part, bits) for part in way.counts]
+            size = stored + _stream_size(way.counts, tables)
             if size < most:
-                best = size, Coding(along, bits), tables
+                best = size, bits, way, tables
     return best
 
 
@@ -241,17 +292,6 @@ def _tables(shape: tuple[int, ...], along: Along, k: int) -> int:
     }[along]
 
 
-def _groups(array: NDArray[Any], along: Along, k: int) -> Sequence[NDArray[Any]]:
-    """The codes of every table."""
-    if along != "previous":
-        return list(_ordered(array, along))
-    groups = [array[0].reshape(-1)]
-    for before, codes in pairwise(array):
-        order, ends = _by_code(before, k)
-        groups += np.split(codes.reshape(-1)[order], ends)
-    return groups
-
-
 def _by_code(codes: NDArray[Any], k: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The order of positions by their code, and where those of each code but the last end."""
     flat = codes.reshape(-1)
@@ -266,26 +306,44 @@ def _ordered(array: NDArray[Any], along: Along) -> NDArray[Any]:
     return array.reshape({"layer": 1, "stage": stages, "row": stages * rows}[along], -1)
 
 
-def _all_counts(
-    array: NDArray[Any], k: int, limit: int
-) -> Iterator[tuple[Along, NDArray[np.int64]]]:
+def _ways(array: NDArray[Any], k: int, limit: int) -> Iterator[_Way]:
     stages, rows, subspaces = array.shape
     if limit < 1:
         return
     # Tables of a quarter of the packed codes, at 4 bits a count, hardly ever pay and take memory.
     affordable = limit // (2 * k)
     by_row = rows > 1 and stages * rows <= affordable
+    by_subspace = subspaces > 1 and stages * subspaces <= affordable
     counts = _counts(_ordered(array, "row" if by_row else "stage"), k)
     by_stage = counts.reshape(stages, -1, k).sum(1)
-    yield "layer", by_stage.sum(0, keepdims=True)
+    yield _Way("layer", [by_stage.sum(0, keepdims=True)])
     if 1 < stages <= affordable:
-        yield "stage", by_stage
+        yield _Way("stage", [by_stage])
     if by_row:
-        yield "row", counts
+        yield _Way("row", [counts])
     if stages > 1 and 1 + (stages - 1) * k <= affordable:
-        yield "previous", _counts_by_previous(array, k)
-    if subspaces > 1 and stages * subspaces <= affordable:
-        yield "subspace", _counts(_ordered(array, "subspace"), k)
+        yield _Way("previous", [_counts_by_previous(array, k)])
+    if not by_subspace:
+        return
+    across = _counts(_ordered(array, "subspace"), k)
+    yield _Way("subspace", [across])
+    if by_row and _differ(counts, across):
+        ways = [
+            _Way("class", [*classes.counts(), pairs], classes)
+            for classes, pairs in by_class(array, counts, across, affordable)
+        ]
+        # All widths of the one that looks best at that of most sparse layers.
+        yield from sorted(ways, key=lambda way: way.stored(12) + way.entropy())[:1]
+
+
+def _differ(by_row: NDArray[np.int64], by_subspace: NDArray[np.int64]) -> bool:
+    """Whether rows and subspaces tell much about their codes: classes take time to find."""
+    tables, k = len(by_row) + len(by_subspace), by_row.shape[1]
+    whole = _entropy(by_row.sum(0, keepdims=True))
+    saved = 2 * whole - _entropy(by_row) - _entropy(by_subspace)
+    # What tables of their own would save if codes were independent of them: (k - 1) / 2 nats each.
+    by_chance = tables * (k - 1) / (16 * math.log(2))
+    return bool(saved - by_chance > 0.02 * whole)
 
 
 def _counts(ordered: NDArray[Any], k: int) -> NDArray[np.int64]:
@@ -323,9 +381,11 @@ def _entropy(counts: NDArray[np.int64]) -> int:
     return math.floor(float(bits) / 8)
 
 
-def _stream_size(counts: NDArray[np.int64], tables: NDArray[np.int64]) -> int:
+def _stream_size(counts: list[NDArray[np.int64]], tables: list[NDArray[np.int64]]) -> int:
     """Bytes, but for a few; whole ones, so that equal sizes are equal on every machine."""
-    used = counts > 0
-    tables = np.where(tables.any(1, keepdims=True), tables, 1)
-    bits = counts[used] * (PRECISION - np.log2(frequencies(tables)[used]))
-    return round(float(bits.sum()) / 8) + 8
+    bits = 0.0
+    for part, table in zip(counts, tables, strict=True):
+        used = part > 0
+        found = frequencies(np.where(table.any(1, keepdims=True), table, 1))
+        bits += float((part[used] * (PRECISION - np.log2(found[used]))).sum())
+    return round(bits / 8) + 8

@@ -103,7 +103,9 @@ def save(
             parts = {key: _rounded(value.detach(), key, header.rounded)}
         # A copy: safetensors refuses tensors that share memory.
         tensors.update((k, part.cpu().contiguous().clone()) for k, part in parts.items())
-    header = replace(header, format=2 if header.coded or header.rounded else 1)
+    ways = {coding.along for coding in header.coded.values()}
+    version = 4 if "class" in ways else 2 if ways or header.rounded else 1
+    header = replace(header, format=version)
     data = container.to_bytes(header, tensors)
     write_atomically(Path(path), data)
     return len(data)
@@ -226,6 +228,8 @@ def _rebuild(
             if exponents is None:
                 raise ValueError("the exponents of its int8 codebooks are missing")
             codebooks = from_int8(codebooks, exponents)
+        if scheme.scale == "row" and scale is None:
+            raise ValueError("its row scales are missing")
         codes = _codes(entry, header.coding(name), packed, codebooks, weight, scheme.view_axis)
         small = CodebookWeight(
             codes=codes.to(weight.device),

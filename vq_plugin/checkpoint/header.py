@@ -11,7 +11,9 @@ from typing import Any, Literal
 from vq_plugin.checkpoint.entropy import Coding
 
 # The format of files whose header is compressed: it says what safetensors says of the others.
-COMPACT = FORMAT = 3
+COMPACT = 3
+# With codes in classes, in either layout.
+FORMAT = 4
 
 
 class CheckpointError(ValueError):
@@ -47,10 +49,10 @@ class Header:
         checksums: CRC-32 of dtype, shape and bytes of every tensor.
         checksum: CRC-32 of the header's own text, with a 0 in this place.
         format: Version of the format: 1, or 2 where codes are entropy-coded or tensors rounded,
-            or 3, the same in the compact layout.
-        coded: How the codes of layers were coded; those of the others are packed. Format 2 and 3.
-        rounded: Dtypes in the model of tensors that are stored as float16. Format 2 and 3.
-        tensors: Dtypes and shapes, in the order of the tensors. Format 3.
+            or 3, the same in the compact layout, or 4, with codes in classes, in either layout.
+        coded: How the codes of layers were coded; those of the others are packed. From format 2 on.
+        rounded: Dtypes in the model of tensors that are stored as float16. From format 2 on.
+        tensors: Dtypes and shapes, in the order of the tensors. Compact layout only.
     """
 
     layers: dict[str, LayerEntry] = field(default_factory=dict)
@@ -74,7 +76,7 @@ def header_json(header: Header) -> bytes:
     tensors, rounded = content.pop("tensors"), header.rounded
     if header.format == 1:
         del content["coded"], content["rounded"]
-    if header.format == COMPACT:
+    if header.tensors:
         # Every name once: names are most of a header.
         del content["rounded"]
         content["checksums"] = [header.checksums[key] for key in tensors]
@@ -85,13 +87,13 @@ def header_json(header: Header) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def parse_header(path: str | os.PathLike[str], text: str, *, compact: bool = False) -> Header:
+def parse_header(path: str | os.PathLike[str], text: str, *, compact: int | None = None) -> Header:
     """Reads the text of a header.
 
     Args:
         path: The file, for messages.
         text: What :func:`header_json` wrote, or anything else.
-        compact: Whether the file has the compact layout.
+        compact: The format that a file of the compact layout says outside of its header.
 
     Raises:
         CheckpointError: If it is damaged or of a newer version.
@@ -104,7 +106,7 @@ def parse_header(path: str | os.PathLike[str], text: str, *, compact: bool = Fal
         if version < 1:
             raise ValueError(f"there is no format {version}")
         if version <= FORMAT:
-            if (version == COMPACT) is not compact:
+            if compact != (version if compact or version == COMPACT else None):
                 raise ValueError(f"it is not that of a file of format {version}")
             full = json.dumps(_with_names(content)) if compact else text
             header: Header = TypeAdapter(Header).validate_json(full, strict=True)

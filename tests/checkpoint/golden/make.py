@@ -1,6 +1,6 @@
 """What the golden files hold, and how they were made: `python make.py format1.vq`, and int8.vq.
 
-format1.vq is of the last code that wrote only format 1. format2.vq and format3.vq are what saving
+format1.vq is of the last code that wrote only format 1. The files of formats 2 to 4 are what saving
 it again gave when those were new, and state.safetensors the loaded model's state_dict. int8.vq is
 of the first code that wrote int8 codebooks, int8_state.safetensors the model's state_dict.
 """
