@@ -125,6 +125,15 @@ def test_compress_rounds_the_rest_on_request(tmp_path: Path) -> None:
     assert any(key.endswith("bias") for key in sizes[0])
 
 
+def test_inspect_counts_the_exponents_of_int8_codebooks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = vq.compress(torch.nn.Linear(64, 32), vq.PQ(k=16, dim=4, codebook_dtype="int8"))
+    vq.save(small, tmp_path / "m.vq")
+    assert main(["inspect", str(tmp_path / "m.vq")]) == 0
+    assert f" {vq.summary(small).nbytes / 1000:.1f} kB" in capsys.readouterr().out
+
+
 def test_compress_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.vq"
     model = "vq_plugin.workloads.digits:model"

@@ -102,6 +102,7 @@ SCHEMES: st.SearchStrategy[vq.Scheme] = st.one_of(
         dim=st.integers(1, 16),
         axis=st.sampled_from(["in", "out"]),
         codebooks=st.sampled_from(["subspace", "tensor"]),
+        codebook_dtype=st.sampled_from(["float16", "int8"]),
     ),
     st.builds(vq.RQ, stages=st.integers(1, 4), dim=st.none() | st.integers(1, 16)),
     st.builds(vq.Binary, scale=st.sampled_from([None, "row"])),
