@@ -25,7 +25,10 @@ _SETTINGS = {
         r"re:classifier\.[03]": (
             "pq(k=16,dim=4)",
             "pq(k=16,dim=4,axis=out)",
+            "pq(k=8,dim=4,axis=out)",
             "pq(k=8,dim=8,axis=out)",
+            "pq(k=16,dim=8,axis=out)",
+            "pq(k=16,dim=8)",
             "pq(k=256,dim=8,axis=out)",
             "pq(k=256,dim=8,codebooks=tensor)",
             "rq(k=256,stages=2,dim=none)",
