@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +27,14 @@ from vq_plugin.checkpoint.header import (
     join,
 )
 from vq_plugin.checkpoint.packing import pack, unpack
+from vq_plugin.checkpoint.rest import LEAVES, Rest, check_rest, stored_rest
 from vq_plugin.checkpoint.size import may_be_coded
 from vq_plugin.codebook import CodebookWeight, matrix_view
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.schemes import Axis, parse_scheme
 
-# Tensors of the weight of a codebook layer.
-_LEAVES = ("codes", "codebooks", "scale")
 
-
-def save(
-    model: nn.Module, path: str | os.PathLike[str], *, rest: Literal["float16"] | None = None
-) -> int:
+def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
     Args:
@@ -66,8 +61,7 @@ def save(
         >>> bool(torch.equal(again.weight, small.weight))
         True
     """
-    if rest not in (None, "float16"):
-        raise ValueError(f"rest={rest!r} is neither None nor 'float16'")
+    check_rest(rest)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
@@ -91,8 +85,10 @@ def save(
             continue
         # A copy: safetensors refuses tensors that share memory.
         stored = _stored(layers.get(name), leaf, value, name, header.coded)
-        if rest is not None and not (name in every_name and leaf in _LEAVES):
-            stored = _rounded(stored, key, header.rounded)
+        if not (name in every_name and leaf in LEAVES):
+            stored = stored_rest(stored, rest)
+            if stored.dtype != value.dtype:
+                header.rounded[key] = "float32" if value.dtype is torch.float32 else "float64"
         tensors[key] = stored.cpu().contiguous().clone()
     ways = {coding.along for coding in header.coded.values()}
     version = 4 if "class" in ways else 2 if ways or header.rounded else 1
@@ -269,7 +265,7 @@ def _codes(
 def _load_rest(
     path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
 ) -> None:
-    done = {join(name, leaf) for name in header.layers for leaf in _LEAVES}
+    done = {join(name, leaf) for name in header.layers for leaf in LEAVES}
     done.update(alias for alias, owner in header.aliases.items() if owner in done)
     expected = model.state_dict()
     state = {key: value for key, value in expected.items() if key in done}
@@ -320,14 +316,3 @@ def _stored(
     if layer is not None and leaf in ("codebooks", "scale"):
         return value.to(layer.scheme.torch_codebook_dtype)
     return value
-
-
-def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "float64"]]) -> Tensor:
-    """A tensor in float16, where that holds its values; its own dtype then goes into ``dtypes``."""
-    if value.dtype not in (torch.float32, torch.float64):
-        return value
-    half = value.half()
-    if bool((half.isinf() & value.isfinite()).any()):
-        return value
-    dtypes[key] = "float32" if value.dtype is torch.float32 else "float64"
-    return half
