@@ -105,7 +105,7 @@ def test_functions() -> None:
         "calibration": None,
         "seed": 0,
     }
-    assert parameters(vq.summary) == {"model": ...}
+    assert parameters(vq.summary) == {"model": ..., "rest": None}
     assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
     assert parameters(vq.load) == {"path": ..., "model": ..., "part": ""}
     assert parameters(vq.parse_scheme) == {"text": ...}
@@ -126,6 +126,7 @@ def test_tune() -> None:
         "backend": "loky",
         "start": None,
         "recovery": None,
+        "rest": None,
         "folder": None,
         "recipe": None,
     }

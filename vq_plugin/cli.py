@@ -177,7 +177,7 @@ def _compress(options: argparse.Namespace) -> int:
     calibration = None if options.calibration is None else resolve(options.calibration)()
     small = compress(model, schemes, calibration, options.seed)
     save(small, options.output, rest=options.rest)
-    sizes = summary(small)
+    sizes = summary(small, rest=options.rest)
     print(sizes)
     print(f"file: {options.output} (file rate {file_rate(sizes, options.output):.1f}x)")
     if options.evaluate is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint import file_nbytes
+from vq_plugin.checkpoint import Rest, check_rest, file_nbytes, rest_tensors, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.schemes import KM
@@ -112,11 +112,12 @@ class Summary:
     __repr__ = __str__
 
 
-def summary(model: nn.Module) -> Summary:
+def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     """Sizes of the codebook layers of a model, and of the rest.
 
     Args:
         model: A model from :func:`vq_plugin.compress`, :func:`vq_plugin.load` or a host.
+        rest: As for :func:`vq_plugin.save`: what everything else takes in such a file.
 
     Returns:
         The summary; weights that several layers share count once. Sizes in a file take about
@@ -131,6 +132,7 @@ def summary(model: nn.Module) -> Summary:
         (model)  CodebookLinear  32x32  km(k=16)         4.25  544 B  7.5x  544 B
         compressed weights: 4.1 kB -> 544 B (layer rate 7.5x), 544 B in a file; everything else: 0 B
     """
+    check_rest(rest)
     rows: list[LayerRow] = []
     counted: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -138,19 +140,10 @@ def summary(model: nn.Module) -> Summary:
             continue
         tied = counted.setdefault(id(module.codebooks), name)
         rows.append(_row(name, module, "" if tied == name else f"tied to {tied}"))
-    own = {
-        f"{name}.{leaf}" if name else leaf
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, CodebookLayer)
-        for leaf in ("codes", "codebooks", "scale")
-    }
-    others: dict[int, Tensor] = {
-        id(value): value
-        for key, value in model.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor) and key not in own
-    }
+    others = {id(value): value for value in rest_tensors(model).values()}
     sizes = [
-        (v.nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes) for v in others.values()
+        (stored_rest(v, rest).nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes)
+        for v in others.values()
     ]
     return Summary(tuple(rows), sum(size for size, _ in sizes), sum(wide for _, wide in sizes))
 

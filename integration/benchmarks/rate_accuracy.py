@@ -1,12 +1,16 @@
-"""Accuracy lost at each rate without retraining, beside coremltools' and torchao's codebooks.
+"""Accuracy lost at each rate, without training and with it, beside coremltools' and torchao's.
 
-python -m integration.benchmarks.rate_accuracy [--workload digits] [--quick]
+    python -m integration.benchmarks.rate_accuracy [--workload lenet5] [--seeds 3] [--quick]
 
-One trained checkpoint, the same layers for all. The loss is absolute, in points of accuracy: of
-the tuning split, by which anything "best" is chosen, and of the test split, which is reported. The
-rate is that of the compressed layers, counted as :mod:`integration.benchmarks.peers` says. The
-error is the squared error of these layers' weights over the sum of their squares. Beside each
-comparison of losses stands the standard error of the difference, for images paired.
+First single layers' codebooks without any training, then whole files after pruning, training and
+coding (:mod:`integration.benchmarks.trained`, minutes to an hour; ``--seeds 0`` leaves them out).
+
+Without training: one trained checkpoint, the same layers for all. The loss is absolute, in points
+of accuracy: of the tuning split, by which anything "best" is chosen, and of the test split, which
+is reported. The rate is that of the compressed layers, counted as
+:mod:`integration.benchmarks.peers` says. The error is the squared error of these layers' weights
+over the sum of their squares. Beside each comparison of losses stands the standard error of the
+difference, for images paired.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from integration.benchmarks import peers, settings
+from integration.benchmarks import peers, settings, trained
 from integration.benchmarks.harness import (
     Check,
     Report,
@@ -244,7 +248,8 @@ def main() -> None:
     arguments = parse_arguments(__doc__ or "", _options)
     quick = arguments.quick
     name = arguments.workload or ("digits" if quick else "fashion_mnist_cnn")
-    chosen = {"quick": quick, "rounds": arguments.rounds, "workload": name}
+    seeds = min(arguments.seeds, 1) if quick else arguments.seeds
+    chosen = {"quick": quick, "rounds": arguments.rounds, "workload": name, "seeds": seeds}
     report = Report(f"rate_accuracy_{name}", chosen)
     bench = Bench(settings.WORKLOADS[name], name, arguments.rounds)
     pairs = []
@@ -273,12 +278,15 @@ def main() -> None:
         report.add(best_table(pairs, ours, calibrated=True))
         if promised:
             check_coremltools(report, same_sizes, plain_best)
+    if seeds:
+        trained.measure(report, name, seeds)
     report.finish(arguments.output)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", choices=settings.WORKLOADS)
     parser.add_argument("--rounds", type=int, default=1, help="fits of each setting (1)")
+    parser.add_argument("--seeds", type=int, default=3, help="of training (3)")
 
 
 if __name__ == "__main__":

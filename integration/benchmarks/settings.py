@@ -10,18 +10,29 @@ from torch import nn
 
 import vq_plugin as vq
 from integration.benchmarks import peers
-from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_cnn, fashion_mnist_resnet20
+from vq_plugin.workloads import (
+    digits,
+    fashion_mnist,
+    fashion_mnist_cnn,
+    fashion_mnist_lenet5,
+    fashion_mnist_lenet_300_100,
+    fashion_mnist_resnet20,
+)
 from vq_plugin.workloads.data import Samples
 
 WORKLOADS: dict[str, ModuleType] = {
     "fashion_mnist_cnn": fashion_mnist_cnn,
     "digits": digits,
     "resnet20": fashion_mnist_resnet20,
+    "lenet_300_100": fashion_mnist_lenet_300_100,
+    "lenet5": fashion_mnist_lenet5,
 }
 # The dense layers that hold nearly all weights; the ResNet has none, all its layers are compressed.
 _DENSE = {
     "fashion_mnist_cnn": ("classifier.0", "classifier.3"),
     "digits": ("classifier.0",),
+    "lenet_300_100": ("classifier.1", "classifier.3"),
+    "lenet5": ("classifier.0",),
 }
 
 

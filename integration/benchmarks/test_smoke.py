@@ -62,6 +62,9 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     assert values(result, "Peers, and ours", "peer").count("coremltools") == 2
     same = values(result, "Peers, and ours", "error / theirs")
     assert all(0.5 < ratio < 1.5 for ratio in same)
+    assert values(result, "Prune", "stage") == ["P", "P+Q", "P+Q+E", "Q", "Q"]
+    sizes = values(result, "Prune", "bytes")
+    assert sizes[0] > sizes[1] > sizes[2]
     assert "## Bounds" in printed
 
 
@@ -184,15 +187,6 @@ def test_publish_refuses_tiny_sizes(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text(json.dumps({"settings": {"quick": True}}))
     with pytest.raises(SystemExit, match="--quick"):
         publish("<!-- fit -->\nold\n<!-- end fit -->", tmp_path)
-
-
-def test_trained(tmp_path: Path) -> None:
-    pytest.importorskip("coremltools", reason="the benchmark compares with coremltools")
-    _, result = run_quick("trained", tmp_path / "trained.json")
-    stages = ["P", "P+Q", "P+Q+E", "Q", "Q"]
-    assert values(result, "digits", "stage") == stages
-    sizes = values(result, "digits", "bytes")
-    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_deep_compression_counts_as_its_paper_does() -> None:

@@ -1,7 +1,5 @@
 """Whole files after pruning, codebooks, training and coding, stage by stage, beside others.
 
-    python -m integration.benchmarks.trained [--net lenet5] [--seeds 3] [--quick]
-
 The training images are used without labels: the float model teaches. Sparsity and k were chosen on
 the tuning split with seed 0; losses are absolute, in points of accuracy. P is the pruned model with
 its nonzeros as float32 and their positions at their entropy, P+Q the codebooks with codes of fixed
@@ -9,15 +7,17 @@ length, P+Q+E the file on disk; biases and norms are float32 in P and float16 af
 Compression has its own coding of positions (:mod:`integration.benchmarks.deep_compression`) and
 learns from labels for as many passes; coremltools compresses without training, and DKM with it.
 Their sizes are counted as :mod:`integration.benchmarks.peers` says, with all else as float16.
+
+Pruned models are kept where the trained ones are, so that a killed run goes on; delete them to
+prune again.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,25 +26,13 @@ from types import ModuleType
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from integration.benchmarks import deep_compression, peers
+from integration.benchmarks import deep_compression, peers, settings
 from integration.benchmarks.deep_compression import LayerSetting
-from integration.benchmarks.harness import (
-    Check,
-    Report,
-    Table,
-    missing_peer,
-    parse_arguments,
-)
+from integration.benchmarks.harness import Check, Report, Table, missing_peer
 from vq_plugin.nn import codebook_type
 from vq_plugin.select import Pattern
-from vq_plugin.workloads import (
-    digits,
-    fashion_mnist,
-    fashion_mnist_cnn,
-    fashion_mnist_lenet5,
-    fashion_mnist_lenet_300_100,
-    fashion_mnist_resnet20,
-)
+from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_resnet20
+from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.data import Batches, Samples
 
 
@@ -53,7 +41,6 @@ class Setting:
     """How one network is compressed.
 
     Attributes:
-        workload: The network and its data.
         sparsity: Share of zeros.
         k: Centers of a layer, zero among them.
         convolutions: Centers of a convolution, where they are others.
@@ -66,7 +53,6 @@ class Setting:
         dkm: Whether coremltools' DKM ends within minutes.
     """
 
-    workload: ModuleType
     sparsity: float
     k: int
     convolutions: int | None = None
@@ -94,21 +80,21 @@ SETTINGS = {
     # Densities, bits and index bits: tables 2 and 3 of the paper for LeNets, table 4's for AlexNet
     # where layers are alike in the CNN, which it does not have.
     "lenet_300_100": Setting(
-        fashion_mnist_lenet_300_100, 0.96, 7, batch=32, lr=3e-3, bound=80,
+        0.96, 7, batch=32, lr=3e-3, bound=80,
         paper={
             "classifier.1": LayerSetting(0.08, 6, 5), "classifier.3": LayerSetting(0.09, 6, 5),
             "classifier.5": LayerSetting(0.26, 6, 5),
         },
     ),
     "lenet5": Setting(
-        fashion_mnist_lenet5, 0.967, 5, convolutions=9, batch=32, lr=2e-3, bound=110,
+        0.967, 5, convolutions=9, batch=32, lr=2e-3, bound=110,
         paper={
             "features.0": LayerSetting(0.66, 8, 5), "features.2": LayerSetting(0.12, 8, 5),
             "classifier.0": LayerSetting(0.08, 5, 5), "classifier.2": LayerSetting(0.19, 5, 5),
         },
     ),
-    "cnn": Setting(
-        fashion_mnist_cnn, 0.985, 5, bound=200,
+    "fashion_mnist_cnn": Setting(
+        0.9875, 5, bound=200,
         paper={
             "features.0": LayerSetting(0.84, 8, 4), "features.3": LayerSetting(0.38, 8, 4),
             "classifier.0": LayerSetting(0.09, 5, 4), "classifier.3": LayerSetting(0.09, 5, 4),
@@ -116,10 +102,10 @@ SETTINGS = {
         },
     ),
     "resnet20": Setting(
-        fashion_mnist_resnet20, 0.85, 5, batch=128, epochs=(3, 1), bound=20,
+        0.87, 5, batch=128, epochs=(3, 1), bound=20,
         augment=fashion_mnist_resnet20.shift_and_flip,
     ),
-    "digits": Setting(digits, 0.8, 5, lr=5e-3, dkm=True),
+    "digits": Setting(0.8, 5, lr=5e-3, dkm=True),
 }  # fmt: skip
 
 
@@ -132,60 +118,64 @@ class Row:
     seed: int
     nbytes: int
     model: nn.Module
-    seconds: float
 
 
-def ours(setting: Setting, data: Samples, seed: int) -> Iterator[Row]:
+def pruned(name: str, setting: Setting, data: Samples, seed: int) -> nn.Module:
+    """The pruned model of one seed."""
+
+    def train(model: nn.Module) -> None:
+        sparse = vq.prune(
+            float_model().train(), setting.batches(data), setting.sparsity, teacher=float_model(),
+            epochs=setting.epochs[0], lr=setting.lr, seed=seed,
+        )  # fmt: skip
+        model.load_state_dict(sparse.state_dict())
+
+    float_model = settings.WORKLOADS[name].model
+    how = f"{setting.sparsity}_{setting.epochs[0]}x{setting.batch}_{setting.lr}_{seed}"
+    return trained(f"{name}_pruned_{how}", float_model(), train)
+
+
+def ours(name: str, setting: Setting, data: Samples, seed: int) -> Iterator[Row]:
     """Prune, quantize and train, code."""
-    teacher, loader = setting.workload.model(), setting.batches(data)
-    start = time.perf_counter()
-    sparse = vq.prune(
-        setting.workload.model().train(), loader, setting.sparsity, teacher=teacher,
-        epochs=setting.epochs[0], lr=setting.lr, seed=seed,
-    ).eval()  # fmt: skip
-    seconds = time.perf_counter() - start
-    yield Row("vq_plugin", "P", seed, _pruned_nbytes(sparse), sparse, seconds)
-    calibration = setting.workload.calibration()
+    sparse = pruned(name, setting, data, seed)
+    yield Row("vq_plugin", "P", seed, _pruned_nbytes(sparse), sparse)
+    workload, loader = settings.WORKLOADS[name], setting.batches(data)
+    calibration = workload.calibration()
     small = vq.compress(sparse, setting.schemes, calibration, seed)
-    vq.finetune(small, loader, teacher=teacher, epochs=setting.epochs[1], seed=seed)
-    seconds = time.perf_counter() - start
+    vq.finetune(small, loader, teacher=workload.model(), epochs=setting.epochs[1], seed=seed)
     fixed = vq.summary(small).nbytes + 2 * _others(small)
-    yield Row("vq_plugin", "P+Q", seed, fixed, small, seconds)
+    yield Row("vq_plugin", "P+Q", seed, fixed, small)
     with tempfile.TemporaryDirectory() as folder:
         nbytes = vq.save(small, Path(folder) / "model.vq", rest="float16")
-        loaded = vq.load(Path(folder) / "model.vq", setting.workload.model())
-    yield Row("vq_plugin", "P+Q+E", seed, nbytes, loaded, seconds)
+        loaded = vq.load(Path(folder) / "model.vq", workload.model())
+    yield Row("vq_plugin", "P+Q+E", seed, nbytes, loaded)
 
 
-def paper(setting: Setting, data: Samples) -> Iterator[Row]:
+def paper(workload: ModuleType, setting: Setting, data: Samples) -> Iterator[Row]:
     """Deep Compression, with as many passes, once."""
     if setting.paper is None:
         return
-    start = time.perf_counter()
     found = deep_compression.run(
-        setting.workload.model(), setting.batches(data, labels=True), setting.paper,
+        workload.model(), setting.batches(data, labels=True), setting.paper,
         rounds=setting.epochs[0], epochs=setting.epochs[1], seed=0,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
     for stage, nbytes in found.nbytes.items():
-        yield Row("Deep Compression", stage, 0, nbytes, found.models[stage], seconds)
+        yield Row("Deep Compression", stage, 0, nbytes, found.models[stage])
 
 
-def coremltools(setting: Setting, data: Samples) -> Iterator[Row]:
+def coremltools(workload: ModuleType, setting: Setting, data: Samples) -> Iterator[Row]:
     """Its palettization after training, and DKM, at two bits a weight."""
-    model = setting.workload.model()
+    model = workload.model()
     layers = [name for name, module in model.named_modules() if codebook_type(module)]
-    start = time.perf_counter()
     small = peers.coremltools(model, layers, 2, 1)
     nbytes = small.nbytes + 2 * _others(model)
-    yield Row("coremltools", "Q", 0, nbytes, small.model, time.perf_counter() - start)
+    yield Row("coremltools", "Q", 0, nbytes, small.model)
     if not setting.dkm:
         return
-    start = time.perf_counter()
     loader = setting.batches(data, labels=True)
     small = peers.coremltools_dkm(model, layers, 2, loader, sum(setting.epochs))
     nbytes = small.nbytes + 2 * _others(model)
-    yield Row("coremltools DKM", "Q", 0, nbytes, small.model, time.perf_counter() - start)
+    yield Row("coremltools DKM", "Q", 0, nbytes, small.model)
 
 
 def _others(model: nn.Module) -> int:
@@ -212,65 +202,50 @@ def _pruned_nbytes(model: nn.Module) -> int:
     return math.ceil(bits / 8)
 
 
-def measure(report: Report, name: str, seeds: int, rows: Iterator[Row]) -> None:
-    setting = SETTINGS[name]
-    model, workload = setting.workload.model(), setting.workload
+def measure(report: Report, name: str, seeds: int) -> None:
+    """Adds the table of a network, and its bounds, to a report.
+
+    Args:
+        report: Where to.
+        name: Of :data:`SETTINGS`.
+        seeds: Runs of ours; the others have one each.
+    """
+    workload, setting = settings.WORKLOADS[name], SETTINGS[name]
+    data = (digits if name == "digits" else fashion_mnist).load().train
+    model = workload.model()
     tuning, test = workload.evaluate(model), workload.test(model)
     nbytes = sum(value.nbytes for value in model.state_dict().values())
     schemes = ", ".join(dict.fromkeys(map(str, setting.schemes.values())))
     passes = " + ".join(map(str, setting.epochs))
     table = Table(
-        f"{name}: sparsity {setting.sparsity}, {schemes}, {passes} passes; float "
+        f"Prune, train, code: sparsity {setting.sparsity}, {schemes}, {passes} passes; float "
         f"{nbytes} bytes, {100 * tuning:.2f} % tuning, {100 * test:.2f} % test",
         {
             "by": "", "stage": "", "seed": "d", "bytes": "d", "rate": ".1f",
-            "loss (tuning)": ".2f", "loss (test)": ".2f", "seconds": ".0f",
+            "loss (tuning)": ".2f", "loss (test)": ".2f",
         },
     )  # fmt: skip
-    for row in rows:
+    rows = [ours(name, setting, data, seed) for seed in range(seeds)]
+    rows.append(paper(workload, setting, data))
+    if missing_peer("coremltools"):
+        report.note("coremltools is not installed: left out")
+    else:
+        rows.append(coremltools(workload, setting, data))
+    for row in itertools.chain.from_iterable(rows):
         table.rows.append({
             "by": row.by, "stage": row.stage, "seed": row.seed, "bytes": row.nbytes,
-            "rate": nbytes / row.nbytes, "seconds": row.seconds,
+            "rate": nbytes / row.nbytes,
             "loss (tuning)": 100 * (tuning - workload.evaluate(row.model)),
             "loss (test)": 100 * (test - workload.test(row.model)),
         })  # fmt: skip
+        # The next takes minutes.
         print(table.rows[-1], flush=True)
     report.add(table)
     files = [r for r in table.rows if (r["by"], r["stage"]) == ("vq_plugin", "P+Q+E")]
     if setting.bound is not None:
         rate = statistics.mean(row["rate"] for row in files)
         loss = statistics.mean(row["loss (test)"] for row in files)
-        report.checks.append(
-            Check(f"{name}: file rate, mean of {seeds} seeds", rate, setting.bound, at_least=True)
-        )
-        report.checks.append(Check(f"{name}: points lost on the test split", loss, 1))
-
-
-def main() -> None:
-    arguments = parse_arguments(__doc__.splitlines()[0], _options)
-    name = arguments.net or ("digits" if arguments.quick else "lenet5")
-    seeds = 1 if arguments.quick else arguments.seeds
-    report = Report(f"trained_{name}", {"quick": arguments.quick, "seeds": seeds, "net": name})
-    setting = SETTINGS[name]
-    data = (digits if name == "digits" else fashion_mnist).load().train
-
-    def rows() -> Iterator[Row]:
-        for seed in range(seeds):
-            yield from ours(setting, data, seed)
-        yield from paper(setting, data)
-        if missing_peer("coremltools"):
-            report.note("coremltools is not installed: left out")
-        else:
-            yield from coremltools(setting, data)
-
-    measure(report, name, seeds, rows())
-    report.finish(arguments.output)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--net", choices=SETTINGS)
-    parser.add_argument("--seeds", type=int, default=3)
-
-
-if __name__ == "__main__":
-    main()
+        report.checks += [
+            Check(f"file rate, mean of {seeds} seeds", rate, setting.bound, at_least=True),
+            Check(f"points lost by these files, mean of {seeds} seeds", loss, 1),
+        ]

@@ -286,7 +286,7 @@ class Progress:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workload", choices=settings.WORKLOADS)
+    parser.add_argument("--workload", choices=settings.PREDICTION)
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds of the fits (0 1 2)")
     parser.add_argument(
         "--resume", action="store_true", help="keep the finished seeds of an interrupted run"

@@ -191,6 +191,13 @@ def test_budgets_that_inc_does_not_know(recipe, criterion):
     assert tuning_config(digits.model(), path, 0.01).tolerable_loss == 0.01
 
 
+def test_a_rest_that_would_not_be_rounded_warns(recipe):
+    path = recipe()
+    path.write_text(path.read_text() + "\nrest: float16\n")
+    with pytest.warns(UserWarning, match="'rest' is for save"):
+        tuning_config(digits.model(), path)
+
+
 def test_a_timeout_warns(recipe):
     with pytest.warns(UserWarning, match="INC's autotune knows no timeout"):
         tuning_config(digits.model(), recipe(exit="{max_trials: 3, timeout: 10}"))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -81,7 +81,12 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_recipe_does_what_python_does(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", [None, "float16"])
+def test_a_recipe_does_what_python_does(
+    recipe: Path, tmp_path: Path, rest: Literal["float16"] | None
+) -> None:
+    if rest:
+        recipe.write_text(f"{RECIPE}rest: {rest}\n", encoding="utf-8")
     outcome = run_recipe(recipe, tmp_path / "run")
     model = digits.model()
     sparse = vq.prune(model, pruning_batches(), 0.8, epochs=3, seed=5)
@@ -89,7 +94,7 @@ def test_a_recipe_does_what_python_does(recipe: Path, tmp_path: Path) -> None:
     result = vq.tune(
         model, evaluate, vq.LossBudget(relative=0.01), digits.calibration(),
         candidates=candidates, max_trials=4, seed=5, start=sparse, folder=tmp_path / "python",
-        recovery=vq.Recovery(recovery_batches(), epochs=2, lr=0.02, max_trials=2),
+        recovery=vq.Recovery(recovery_batches(), epochs=2, lr=0.02, max_trials=2), rest=rest,
     )  # fmt: skip
     assert result.passed
     models = [(tmp_path / run / "model.vq").read_bytes() for run in ("run", "python")]

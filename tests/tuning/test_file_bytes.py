@@ -1,6 +1,8 @@
 """The search is for the smallest file, not for the fewest bytes of fixed length."""
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -27,9 +29,9 @@ def constant(_: nn.Module) -> float:
     return 1.0
 
 
-def saved(model: nn.Module, path: Path) -> int:
+def saved(model: nn.Module, path: Path, rest: Literal["float16"] | None = None) -> int:
     """Bytes of a file without its header."""
-    vq.save(model, path)
+    vq.save(model, path, rest=rest)
     return path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
 
 
@@ -46,6 +48,57 @@ def test_bytes_of_trials_are_those_of_their_files(model: nn.Module, tmp_path: Pa
         shown = vq.summary(small)
         assert trial.nbytes == shown.file_nbytes + shown.other_nbytes
     assert result.rate == max(trial.rate for trial in result.trials)
+
+
+def test_rounded_biases_and_layers_count_half_and_are_what_was_evaluated(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    seen = []
+
+    def evaluate(small: nn.Module) -> float:
+        seen.append({key: value.clone() for key, value in small.state_dict().items()})
+        return 1.0
+
+    batches = [torch.randn(64, 128)]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = vq.tune(
+        model, evaluate, calibration=batches, candidates={"0": [vq.KM(k=5), None], "2": None},
+        rest="float16", folder=tmp_path / "run",
+    )  # fmt: skip
+    assert result.passed
+    assert result.rest == "float16"
+    assert result.layers[0].float_nbytes == 4 * 128 * 128
+    assert result.layers[0].candidates[0].nbytes == 2 * 128 * 128
+    for trial in result.trials:
+        small = vq.compress(model, trial.schemes, batches)  # type: ignore[arg-type]
+        assert -8 <= saved(small, tmp_path / "m.vq", "float16") - trial.nbytes < 500
+        shown = vq.summary(small, rest="float16")
+        assert trial.nbytes == shown.file_nbytes + shown.other_nbytes
+        assert 2 * shown.other_nbytes == vq.summary(small).other_nbytes
+    best = min(result.trials, key=lambda trial: trial.nbytes)
+    assert result.rate == best.rate
+    # The float model is not rounded, every other model that was seen is.
+    baseline, *tried = seen
+    assert all(torch.equal(baseline[key], value) for key, value in before.items())
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert not torch.equal(before["2.weight"], before["2.weight"].half().float())
+    for state in tried:
+        assert torch.equal(state["2.weight"], before["2.weight"].half().float())
+    loaded = vq.load(tmp_path / "run" / "model.vq", model).state_dict()
+    for key, value in result.model.state_dict().items():
+        assert torch.equal(loaded[key], value), key
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert report["bytes"]["model"] == best.nbytes
+    assert report["bytes"]["other"] == best.nbytes - sum(
+        layer["chosen"]["nbytes"] for layer in report["layers"]
+    )
+
+
+def test_a_rest_that_does_not_exist_is_an_error(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="rest='int8'"):
+        vq.tune(model, constant, rest="int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rest='int8'"):
+        vq.summary(model, rest="int8")  # type: ignore[arg-type]
 
 
 def test_what_is_larger_when_packed_wins_where_its_file_is_smaller(

@@ -120,6 +120,20 @@ def test_the_same_bytes_again_and_with_any_workers(task: "Task", tmp_path: Path)
     assert len({path.read_bytes() for path in files}) == 1
 
 
+def test_what_was_trained_is_rounded_before_it_is_evaluated(task: "Task", tmp_path: Path) -> None:
+    result = tune(task, Loader(task.inputs), folder=tmp_path / "run", rest="float16")
+    memory = tune(task, Loader(task.inputs), rest="float16")
+    assert essence(result) == essence(memory)
+    assert result.passed
+    assert result.trials[-1].phase == "recovery"
+    loaded = vq.load(tmp_path / "run" / "model.vq", task.model).state_dict()
+    for key, value in result.model.state_dict().items():
+        assert torch.equal(loaded[key], value), key
+        if key.endswith("bias"):
+            assert torch.equal(memory.model.state_dict()[key], value), key
+            assert torch.equal(value.half().float(), value), key
+
+
 @pytest.mark.parametrize("kill", [1, 3, 4])
 def test_a_run_that_is_killed_trains_nothing_twice(task: "Task", tmp_path: Path, kill: int) -> None:
     settings = {"max_trials": 2, "recovery": {"epochs": 2, "max_trials": 3}}

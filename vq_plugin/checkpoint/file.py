@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +27,18 @@ from vq_plugin.checkpoint.header import (
     join,
 )
 from vq_plugin.checkpoint.packing import pack, unpack
+from vq_plugin.checkpoint.rest import LEAVES, Rest, check_rest, stored_rest
 from vq_plugin.checkpoint.size import may_be_coded
 from vq_plugin.codebook import CodebookWeight, matrix_view
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.rounding import from_int8, to_int8
 from vq_plugin.schemes import Axis, Scheme, parse_scheme
 
-# Tensors of the weight of a codebook layer.
-_LEAVES = ("codes", "codebooks", "scale")
-# One more of int8 codebooks.
+# One tensor more of a codebook layer, beside int8 codebooks.
 _EXPONENTS = "exponents"
 
 
-def save(
-    model: nn.Module, path: str | os.PathLike[str], *, rest: Literal["float16"] | None = None
-) -> int:
+def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
     Args:
@@ -69,8 +65,7 @@ def save(
         >>> bool(torch.equal(again.weight, small.weight))
         True
     """
-    if rest not in (None, "float16"):
-        raise ValueError(f"rest={rest!r} is neither None nor 'float16'")
+    check_rest(rest)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
@@ -96,11 +91,12 @@ def save(
                 there = join(owner.rpartition(".")[0], _EXPONENTS)
                 header.aliases[join(name, _EXPONENTS)] = there
             continue
-        parts = {key: value.detach()}
-        if layer is not None and leaf in _LEAVES:
+        if layer is not None and leaf in LEAVES:
             parts = _stored(layer, name, leaf, value.detach(), header.coded)
-        elif rest is not None:
-            parts = {key: _rounded(value.detach(), key, header.rounded)}
+        else:
+            parts = {key: stored_rest(value.detach(), rest)}
+            if parts[key].dtype != value.dtype:
+                header.rounded[key] = "float32" if value.dtype is torch.float32 else "float64"
         # A copy: safetensors refuses tensors that share memory.
         tensors.update((k, part.cpu().contiguous().clone()) for k, part in parts.items())
     ways = {coding.along for coding in header.coded.values()}
@@ -289,7 +285,7 @@ def _codes(
 def _load_rest(
     path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
 ) -> None:
-    done = {join(name, leaf) for name in header.layers for leaf in _LEAVES}
+    done = {join(name, leaf) for name in header.layers for leaf in LEAVES}
     done.update(
         join(name, _EXPONENTS)
         for name, entry in header.layers.items()
@@ -345,14 +341,3 @@ def _stored(
             raise ValueError(f"layer {name!r}: {error}") from error
         return {key: integers, join(name, _EXPONENTS): exponents}
     return {key: value.to(layer.scheme.torch_codebook_dtype)}
-
-
-def _rounded(value: Tensor, key: str, dtypes: dict[str, Literal["float32", "float64"]]) -> Tensor:
-    """A tensor in float16, where that holds its values; its own dtype then goes into ``dtypes``."""
-    if value.dtype not in (torch.float32, torch.float64):
-        return value
-    half = value.half()
-    if bool((half.isinf() & value.isfinite()).any()):
-        return value
-    dtypes[key] = "float32" if value.dtype is torch.float32 else "float64"
-    return half

@@ -122,6 +122,11 @@ def tuning_config(
                     f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
                     "recipe with vq-plugin tune"
                 )
+        if prepared.recipe.rest is not None:
+            text = (
+                f"{path}: INC's autotune does not round what is not compressed: 'rest' is for save"
+            )
+            warnings.warn(text, stacklevel=2)
         if tuning.exit_policy.timeout is not None:
             text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
             warnings.warn(text, stacklevel=2)

@@ -69,6 +69,7 @@ def run_recipe(
         backend=backend,
         start=start,
         recovery=_recovery(prepared),
+        rest=recipe.rest,
         folder=folder,
         recipe=Path(path),
     )

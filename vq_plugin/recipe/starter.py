@@ -40,6 +40,9 @@ quantization:
 # pruning: {{loader: my_package:training_batches, sparsity: 0.9, epochs: 3}}
 # recovery: {{loader: my_package:training_batches, epochs: 1}}
 
+# Biases, norms and layers left as they are take half the bytes in the file.
+# rest: float16
+
 evaluation:
   # Function of a model that returns the metric on the data that settings are chosen by.
   tuning: {evaluate}

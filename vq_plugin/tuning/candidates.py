@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vq_plugin.checkpoint import file_nbytes
+from vq_plugin.checkpoint import Rest, file_nbytes, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
@@ -81,6 +81,7 @@ def fit_candidates(
     seed: int,
     workers: int,
     backend: str,
+    rest: Rest | None = None,
 ) -> Fits:
     """Fits and measures every candidate; keeps those that no other beats.
 
@@ -91,6 +92,7 @@ def fit_candidates(
         seed: Seed of the fits.
         workers: Processes that fit at a time; 1 uses the threads of this one.
         backend: Joblib's name of what runs them.
+        rest: How the weights of layers left in float are stored, as in :func:`vq_plugin.tune`.
 
     Returns:
         The candidates, those of one layer from the largest to the smallest.
@@ -129,7 +131,9 @@ def fit_candidates(
         measured[task.name].append(candidate)
     for name, ladder in space.items():
         if None in ladder:
-            measured[name].append(LayerCandidate(None, _weight(layers[name]).nbytes, 0.0, 0.0))
+            measured[name].append(
+                LayerCandidate(None, stored_rest(_weight(layers[name]), rest).nbytes, 0.0, 0.0)
+            )
     kept = {name: pareto(candidates) for name, candidates in measured.items()}
     if calibration is not None:
         kept = _measure(OutputChange(model, calibration), layers, kept, weights)

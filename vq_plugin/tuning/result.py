@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vq_plugin.checkpoint import Rest
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.budget import LossBudget
 
@@ -123,6 +124,7 @@ class TuneResult:
         stopped: Why the budget was not reached, or ``None``.
         search_seconds: Time of everything but the user's evaluations.
         resumed: How many evaluations came from the journal of an interrupted run.
+        rest: How to :func:`vq_plugin.save` ``model`` so that it takes what was counted.
     """
 
     model: nn.Module
@@ -145,3 +147,4 @@ class TuneResult:
     stopped: str | None = None
     search_seconds: float = 0.0
     resumed: int = 0
+    rest: Rest | None = None

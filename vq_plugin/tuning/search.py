@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint import save
+from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.model import Calibration
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import fit_candidates
@@ -38,6 +38,7 @@ def tune(
     backend: str = "loky",
     start: nn.Module | None = None,
     recovery: Recovery | None = None,
+    rest: Rest | None = None,
     folder: str | os.PathLike[str] | None = None,
     recipe: Path | None = None,
 ) -> TuneResult:
@@ -78,6 +79,9 @@ def tune(
         recovery: How settings past the budget are trained, with ``model`` as the teacher. One at a
             time and in this process, whatever ``workers`` says: each of its ``max_trials`` takes as
             long as :func:`vq_plugin.finetune` and an evaluation.
+        rest: ``"float16"`` rounds biases, norms and layers left as they are, as in
+            :func:`vq_plugin.save`: in every model that is evaluated, in all sizes, and in
+            ``model.vq``.
         folder: Where ``model.vq``, ``report.json`` and ``report.html`` are written, and meanwhile
             a journal of the evaluations: a run that was killed goes on from there when it is
             started again. ``None`` keeps everything in memory.
@@ -90,7 +94,7 @@ def tune(
         TypeError: If a pattern or a candidate is of the wrong type.
         ValueError: If the float model's metric is not finite, a limit is not positive, a pattern
             of the candidates matches nothing, a layer cannot be compressed, ``start`` is of
-            another architecture, or another run is using the folder.
+            another architecture, ``rest`` is none of the above, or another run is using the folder.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -111,6 +115,7 @@ def tune(
             f"{budget!r}"
         )
     _check_limits(max_trials, timeout, workers)
+    check_rest(rest)
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)
@@ -135,12 +140,14 @@ def tune(
             # Fails at once, not after the search, if the budget is relative and this is 0.
             budget.loss(test_baseline.mean, test_baseline.mean)
         fits = fit_candidates(
-            start, space, calibration, seed=seed, workers=workers, backend=backend
+            start, space, calibration, seed=seed, workers=workers, backend=backend, rest=rest
         )
         trainer = None
         if recovery is not None:
             trainer = Trainer(recovery, model, own, seed, journal.files)
-        search = Session(start, _digest(start), fits, judge, tuning, max_trials, deadline, trainer)
+        search = Session(
+            start, _digest(start), fits, judge, tuning, max_trials, deadline, trainer, rest
+        )
         search.run()
         if trainer is not None:
             search.recover()
@@ -152,7 +159,7 @@ def tune(
         if place is not None:
             model_path = place / MODEL_FILE if result.passed else None
             if model_path is not None:
-                save(result.model, model_path)
+                save(result.model, model_path, rest=rest)
             # The schemas of reports take longer to import than all else.
             from vq_plugin.tuning.report import write_report
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vq_plugin.checkpoint import Rest, round_rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.model import assemble, owners_of_parameters
 from vq_plugin.tuning.allocation import Setting, frontier
@@ -47,6 +48,7 @@ class Session:
     max_trials: int
     deadline: float | None
     trainer: Trainer | None = None
+    rest: Rest | None = None
     cut: str | None = None
     metrics: dict[Tried, Metric] = field(default_factory=dict)
     outcomes: dict[Setting, Outcome] = field(default_factory=dict)
@@ -67,12 +69,12 @@ class Session:
         }
         # Pruning and the like keep a weight in parts: weight_orig, weight_mask.
         own = {
-            id(value): int(value.nbytes)
+            id(value)
             for ladder in self.fits.layers
             for key, value in modules[ladder.name].state_dict(keep_vars=True).items()
             if key.startswith("weight")
         }
-        self.others = sum(value.nbytes for value in tensors) - sum(own.values())
+        self.others = sum(stored_rest(v, self.rest).nbytes for v in tensors if id(v) not in own)
         self.float_nbytes = sum(
             4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
         )
@@ -113,7 +115,7 @@ class Session:
                 tried = Tried(setting, trained=True)
                 if self.evaluator.known(self._key(tried)) is None:
                     self.evaluator.run_after(
-                        partial(self.trainer, self._key(tried), model=self.model),
+                        partial(self._train, tried),
                         self._key(tried),
                         self._model(Tried(setting)),
                     )
@@ -146,6 +148,7 @@ class Session:
             budget=self.judge.budget,
             test_baseline=None if test_baseline is None else test_baseline.mean,
             cut=self.cut,
+            rest=self.rest,
         )
         if not sure:
             return replace(result, stopped=self._why_not(bool(held)))
@@ -292,11 +295,13 @@ class Session:
         return self.others + self.landscape.nbytes(setting)
 
     def _model(self, tried: Tried) -> nn.Module:
-        small = assemble(self.model, self.fits.chosen(tried.setting))
-        if not tried.trained:
-            return small
+        # The values of the file: what is evaluated is what is shipped.
+        small = round_rest(assemble(self.model, self.fits.chosen(tried.setting)), self.rest)
+        return self._train(tried, small) if tried.trained else small
+
+    def _train(self, tried: Tried, small: nn.Module) -> nn.Module:
         assert self.trainer is not None
-        return self.trainer(self._key(tried), small, self.model)
+        return round_rest(self.trainer(self._key(tried), small, self.model), self.rest)
 
     def _key(self, tried: Tried) -> str:
         """Names the model, whatever led to it."""
@@ -310,6 +315,8 @@ class Session:
         if tried.trained:
             assert self.trainer is not None
             parts.append(self.trainer.settings)
+        if self.rest is not None:
+            parts.append(self.rest)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

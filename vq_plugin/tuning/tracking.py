@@ -204,7 +204,7 @@ def _verdict(result: TuneResult) -> str:
 def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
     from mlflow.entities import Param
 
-    sizes = summary(result.model)
+    sizes = summary(result.model, rest=result.rest)
     metrics = {
         "baseline": result.baseline,
         "score": result.score,

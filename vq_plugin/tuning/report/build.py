@@ -30,7 +30,7 @@ def build_report(
     Returns:
         The report.
     """
-    sizes = summary(result.model)
+    sizes = summary(result.model, rest=result.rest)
     layers = _layers(result, sizes)
     return schema.Report(
         report_version=schema.REPORT_VERSION,
