@@ -61,7 +61,7 @@ def value(objective: Objective, fitted: Fitted) -> float:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_the_refit_is_least_squares(scheme: vq.Scheme) -> None:
     objective, fitted = problem(scheme)
-    found = refit(objective, fitted, iterations=3000, tolerance=1e-7)
+    found = refit(objective, objective.place(fitted), iterations=3000, tolerance=1e-7).fitted
     # One column per number in the codebooks: what a one there adds to the weighted weight.
     factor = np.linalg.cholesky(objective.hessian.double().numpy())
     mass = objective.mass.reshape(len(factor), 1, -1).double().numpy()
@@ -83,7 +83,9 @@ def test_the_refit_is_least_squares(scheme: vq.Scheme) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_few_iterations_of_the_refit_lower_the_error(scheme: vq.Scheme) -> None:
     objective, fitted = problem(scheme)
-    values = [value(objective, refit(objective, fitted, iterations=n)) for n in (1, 2, 4, 8)]
+    start = objective.place(fitted)
+    found = [refit(objective, start, iterations=n).fitted for n in (1, 2, 4, 8)]
+    values = [value(objective, each) for each in found]
     assert value(objective, fitted) > values[0] > values[1] >= values[2] >= values[3]
 
 
@@ -161,7 +163,7 @@ def test_descending_does_not_raise_the_error(scheme: vq.Scheme) -> None:
     objective, fitted = problem(scheme)
     values = [value(objective, fitted)]
     for _ in range(4):
-        fitted = descend(objective, fitted)
+        fitted = descend(objective, objective.place(fitted)).fitted
         values.append(value(objective, fitted))
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(values))
 
@@ -170,7 +172,7 @@ def test_descending_does_not_raise_the_error(scheme: vq.Scheme) -> None:
 def test_descent_ends_where_no_single_code_helps(scheme: vq.Scheme) -> None:
     objective, fitted = problem(scheme, shape=(5, 10))
     for _ in range(50):
-        fitted = descend(objective, fitted)
+        fitted = descend(objective, objective.place(fitted)).fitted
     least = value(objective, fitted)
     for place in itertools.product(*map(range, fitted.codes.shape)):
         for code in range(fitted.codebooks.shape[3]):

@@ -24,22 +24,18 @@ def calibrate(objective: Objective, fitted: Fitted) -> Fitted:
         Codes and codebooks of the same shapes and dtype; ``fitted`` where nothing is better.
     """
     dtype = fitted.codebooks.dtype
-    start = Fitted(fitted.codes.long(), fitted.codebooks.float())
-    found = feedback(objective, start)
-    if _value(objective, found) > _value(objective, start):
+    start = objective.place(Fitted(fitted.codes.long(), fitted.codebooks.float()))
+    found = objective.place(feedback(objective, start.fitted))
+    least = objective.value(start)
+    if objective.value(found) > least:
         found = start
     for _ in range(_ROUNDS):
         found = descend(objective, refit(objective, found))
     found = refit(objective, found)
-    rounded = found.codebooks.to(dtype)
+    rounded = found.fitted.codebooks.to(dtype)
     if not bool(rounded.isfinite().all()):
         return fitted
-    found = descend(objective, Fitted(found.codes, rounded.float()))
-    if _value(objective, found) >= _value(objective, start):
+    found = descend(objective, objective.place(Fitted(found.fitted.codes, rounded.float())))
+    if objective.value(found) >= least:
         return fitted
-    return Fitted(found.codes, rounded)
-
-
-def _value(objective: Objective, fitted: Fitted) -> float:
-    error = objective.weight - objective.decode(fitted)
-    return objective.value(error, objective.pull(error))
+    return Fitted(found.fitted.codes, rounded)

@@ -38,6 +38,20 @@ class Fitted(NamedTuple):
     codebooks: Tensor
 
 
+class Placed(NamedTuple):
+    """Codes and codebooks, and what they are in the objective.
+
+    Attributes:
+        fitted: Codes and codebooks.
+        error: The weight less what they stand for, ``(groups, inputs, outputs)``.
+        pull: :meth:`Objective.pull` of the error.
+    """
+
+    fitted: Fitted
+    error: Tensor
+    pull: Tensor
+
+
 @dataclass(frozen=True)
 class Objective:
     """``Σ_o mass_o · (w_o − q_o) H (w_o − q_o)ᵀ`` over the outputs o of a layer.
@@ -149,9 +163,14 @@ class Objective:
         deterministic_map(fill, range(0, error.shape[1], _PRODUCT_ROWS))
         return result
 
-    def value(self, error: Tensor, pull: Tensor) -> float:
-        """The objective for ``error``, the weight less what is decoded, and its pull."""
-        by_output = (error * pull).sum(1, dtype=torch.float64).flatten()
+    def place(self, fitted: Fitted) -> Placed:
+        """What codes and codebooks are in this objective."""
+        error = self.weight - self.decode(fitted)
+        return Placed(fitted, error, self.pull(error))
+
+    def value(self, placed: Placed) -> float:
+        """The objective."""
+        by_output = (placed.error * placed.pull).sum(1, dtype=torch.float64).flatten()
         return float(by_output @ self.mass.double())
 
     def gather(self, gradient: Tensor, fitted: Fitted) -> Tensor:
