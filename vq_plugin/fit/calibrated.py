@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vq_plugin.fit.feedback import descend, feedback
+from vq_plugin.fit.feedback import Factor, descend, feedback
 from vq_plugin.fit.objective import Fitted, Objective
 from vq_plugin.fit.refit import refit
 
@@ -24,11 +24,12 @@ def calibrate(objective: Objective, fitted: Fitted) -> Fitted:
         Codes and codebooks of the same shapes and dtype; ``fitted`` where nothing is better.
     """
     dtype = fitted.codebooks.dtype
-    start = objective.place(Fitted(fitted.codes.long(), fitted.codebooks.float()))
-    found = objective.place(feedback(objective, start.fitted))
-    least = objective.value(start)
+    start = Fitted(fitted.codes.long(), fitted.codebooks.float())
+    factor = Factor.of(objective, start)
+    least = factor.value(objective, start)
+    found = feedback(objective, start, factor)
     if objective.value(found) > least:
-        found = start
+        found = objective.place(start)
     for _ in range(_ROUNDS):
         found = descend(objective, refit(objective, found))
     found = refit(objective, found)

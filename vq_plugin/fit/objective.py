@@ -23,7 +23,7 @@ _ROUNDING = 1e-5
 # What padding counts beside a true input or output.
 _LEAST = 1e-8
 # Rows of a matrix product that one thread computes.
-_PRODUCT_ROWS = 512
+PRODUCT_ROWS = 512
 
 
 class Fitted(NamedTuple):
@@ -157,10 +157,10 @@ class Objective:
         result = torch.empty_like(error)
 
         def fill(start: int) -> None:
-            rows = slice(start, start + _PRODUCT_ROWS)
+            rows = slice(start, start + PRODUCT_ROWS)
             result[:, rows] = self.hessian[:, rows] @ error
 
-        deterministic_map(fill, range(0, error.shape[1], _PRODUCT_ROWS))
+        deterministic_map(fill, range(0, error.shape[1], PRODUCT_ROWS))
         return result
 
     def place(self, fitted: Fitted) -> Placed:

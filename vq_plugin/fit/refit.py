@@ -23,8 +23,9 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         objective: What to lower.
         placed: Codes, and where to start.
         iterations: Most iterations; each costs one product with the second moments.
-        tolerance: Stops where the gradient (in the norm of the preconditioner) is that part of
-            what it was.
+        tolerance: Stops where another iteration is expected to lower the objective by less than
+            this part of it, and where the gradient (in the norm of the preconditioner) is this part
+            of what it was.
 
     Returns:
         The codes, and new codebooks. Centers without weights, and zeros that stay, are kept.
@@ -45,9 +46,12 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
     found, left = fitted.codebooks.double(), gather(pull)
     step = scale * left
     direction, size = step, (left * step).sum()
-    goal = size * tolerance**2
+    goal, value = float(size) * tolerance**2, objective.value(placed)
+    lengths: list[float] = []
     for _ in range(iterations):
-        if not bool(size > goal):
+        # With a step as long as the longest, the iteration would lower the value by that.
+        gain = float(size) * max(lengths, default=1.0)
+        if not (float(size) > goal and gain > value * tolerance):
             break
         # Everything is linear in the codebooks, the error and its pull too.
         added = objective.decode(Fitted(fitted.codes, direction.float()))
@@ -57,6 +61,8 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         if not bool(curvature > 0):
             break
         part = size / curvature
+        value -= float(part * size)
+        lengths.append(float(part))
         found, left = found + part * direction, left - part * along
         error, pull = error - part.float() * added, pull - part.float() * pulled
         step = scale * left

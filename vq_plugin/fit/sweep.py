@@ -70,6 +70,7 @@ def sweep(
     factor: Tensor,
     base: Tensor,
     pull: Tensor,
+    onward: bool,
 ) -> tuple[Tensor, Tensor]:
     """Assigns every step in turn to ``base`` + what the errors of the other inputs ask of it.
 
@@ -80,11 +81,11 @@ def sweep(
         fitted: Codes to start from, and codebooks.
         order: Of the steps.
         matrix: How the error of one input (row) counts at another, ``(groups, inputs, inputs)``;
-            this and all below in that order. Zero below the blocks on its diagonal where inputs
-            count only at those after them.
+            this and all below in that order.
         factor: Lower factor of every step's metric, ``(groups, steps, dim, dim)``.
         base: What stands there now, ``(groups, inputs, outputs)``.
         pull: ``matrixᵀ`` times the error of ``base``; becomes that of what is chosen.
+        onward: Whether ``matrix`` is zero below the blocks on its diagonal.
 
     Returns:
         Codes of the shape of the former ones, int64, and ``base`` less the centers chosen.
@@ -114,7 +115,8 @@ def sweep(
             )  # fmt: skip
             found = chooser.block(order[steps], here, problem)
             change[:, rows, here] = found
-            pulled.baddbmm_(matrix[:, rows].mT, found)
+            reached = slice(rows.start if onward else 0, None)
+            pulled[:, reached].baddbmm_(matrix[:, rows, reached].mT, found)
         pull[:, :, here] = pulled
 
     deterministic_map(run, range(0, outputs, strip))
@@ -178,7 +180,9 @@ class _Native:
         kept = None if self.kept is None else self.kept[:, steps, own].contiguous()
         padding = 0
         if self.along_out:
-            padding = int((self.objective.mass.reshape(len(problem.base), -1)[-1, strip] == 0).sum())
+            padding = int(
+                (self.objective.mass.reshape(len(problem.base), -1)[-1, strip] == 0).sum()
+            )
         codes, change = native.sweep_block(
             problem.inner.contiguous(), problem.pull.contiguous(), problem.base.contiguous(),
             problem.inverse.contiguous(), factor, codebooks.contiguous(), scored.contiguous(),
