@@ -52,15 +52,16 @@ def test_threads_do_not_change_a_byte(
     assert results[0] == results[1] == results[2]
 
 
+# More inputs than one thread multiplies at a time; more outputs than one thread sweeps.
+@pytest.mark.parametrize("shape", [(24, 600), (600, 40)], ids=str)
 @pytest.mark.parametrize(
     "scheme", [SCHEMES[0], SCHEMES[4], SCHEMES[6], SCHEMES[10], SCHEMES[11]], ids=str
 )
 def test_threads_do_not_change_a_byte_of_a_calibrated_fit(
-    scheme: vq.Scheme, set_threads: Callable[[int], None]
+    scheme: vq.Scheme, shape: tuple[int, int], set_threads: Callable[[int], None]
 ) -> None:
-    # More inputs than one thread multiplies at a time.
-    values = torch.randn(24, 600, generator=torch.Generator().manual_seed(3))
-    moments = moments_of(correlated_inputs(500, 600))
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    moments = moments_of(correlated_inputs(500, shape[1]))
     results = []
     for threads in (1, 3):
         set_threads(threads)

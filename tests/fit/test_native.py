@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 import vq_plugin as vq
+from tests.fit.problems import correlated_inputs, moments_of
 from vq_plugin.checkpoint import packing
 from vq_plugin.fit import scalar
 from vq_plugin.fit.assignment import Batch, assign_with_error, update
+from vq_plugin.fit.calibrated import calibrate
 from vq_plugin.fit.exchange import improve
+from vq_plugin.fit.feedback import descend
+from vq_plugin.fit.objective import Fitted, Objective
 from vq_plugin.fit.optimal import optimal_starts
 from vq_plugin.fit.seeding import plus_plus
 from vq_plugin.fit.vector import fit_vector
@@ -225,3 +229,75 @@ def test_the_operators_refuse_what_would_lead_them_astray() -> None:
         native.pack_bits(codes.flatten(), 9)
     with pytest.raises(RuntimeError, match="another shape"):
         native.unpack_bits(codes.flatten(), 1000, 4)
+
+
+CALIBRATED = [
+    vq.KM(k=4),
+    vq.KM(k=300),
+    vq.KM(k=4, group=5, keep_zeros=True),
+    vq.KM(k=4, group=100, scale="row"),
+    vq.PQ(k=8, dim=4),
+    vq.PQ(k=8, dim=1),
+    vq.PQ(k=8, dim=5, codebooks="tensor", scale="row"),
+    vq.PQ(k=8, dim=4, axis="out"),
+    vq.PQ(k=8, dim=7, axis="out"),
+    vq.PQ(k=8, dim=7, axis="out", codebooks="tensor"),
+    vq.RQ(k=8, stages=3, dim=4),
+    vq.RQ(k=8, stages=2, dim=7, axis="out", codebooks="tensor"),
+]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("scheme", CALIBRATED, ids=str)
+def test_calibrated_fits_reach_what_they_reach_in_torch(
+    scheme: vq.Scheme, groups: int, in_torch: InTorch
+) -> None:
+    # More outputs than one thread takes, more inputs than one block.
+    weight = torch.randn(672, 140 // groups, generator=torch.Generator().manual_seed(5))
+    weight[weight.abs() < 0.1] = 0
+    moments = moments_of(correlated_inputs(300, groups * weight.shape[1]), groups)
+    # One start for all: k-means differs more.
+    small = vq.quantize_weight(weight, scheme)
+    view = weight.T if scheme.view_axis == "out" else weight
+    if small.scale is not None:
+        view = view / small.scale.float().unsqueeze(1)
+    objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
+    assert objective is not None
+    start = Fitted(small.codes, small.codebooks)
+
+    def value() -> float:
+        found = calibrate(objective, start, "float16")
+        return objective.value(objective.place(Fitted(found.codes, found.codebooks.float())))
+
+    before = isa()
+    assert before is not None
+    expected = in_torch(value)
+    try:
+        values = []
+        for name in isas():
+            use_isa(name)
+            values.append(value())
+    finally:
+        use_isa(before)
+    assert len(set(values)) == 1
+    assert values[0] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("scheme", CALIBRATED, ids=str)
+def test_a_sweep_chooses_the_codes_that_it_chooses_in_torch(
+    scheme: vq.Scheme, in_torch: InTorch
+) -> None:
+    weight = torch.randn(300, 140, generator=torch.Generator().manual_seed(6))
+    small = vq.quantize_weight(weight, scheme)
+    view = weight.T if scheme.view_axis == "out" else weight
+    moments = moments_of(correlated_inputs(300, 140))
+    objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
+    assert objective is not None
+    start = objective.place(Fitted(small.codes.long(), small.codebooks.float()))
+
+    def codes() -> Tensor:
+        found = descend(objective, start)
+        assert torch.allclose(found.error, objective.place(found.fitted).error, atol=1e-5)
+        return found.fitted.codes
+
+    assert float((codes() == in_torch(codes)).float().mean()) > 0.999

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vq_plugin.fit.feedback import descend, feedback
+from vq_plugin.fit.feedback import Factor, descend, feedback
 from vq_plugin.fit.objective import Fitted, Objective
 from vq_plugin.fit.refit import refit
 from vq_plugin.rounding import round_centers
@@ -27,21 +27,18 @@ def calibrate(objective: Objective, fitted: Fitted, codebook_dtype: CodebookDtyp
         Codes and rounded codebooks of the same shapes; ``fitted`` where nothing is better.
     """
     start = Fitted(fitted.codes.long(), fitted.codebooks.float())
-    found = feedback(objective, start)
-    if _value(objective, found) > _value(objective, start):
-        found = start
+    factor = Factor.of(objective, start)
+    least = factor.value(objective, start)
+    found = feedback(objective, start, factor)
+    if objective.value(found) > least:
+        found = objective.place(start)
     for _ in range(_ROUNDS):
         found = descend(objective, refit(objective, found))
     found = refit(objective, found)
-    rounded = round_centers(found.codebooks, codebook_dtype)
+    rounded = round_centers(found.fitted.codebooks, codebook_dtype)
     if not bool(rounded.isfinite().all()):
         return fitted
-    found = descend(objective, Fitted(found.codes, rounded.float()))
-    if _value(objective, found) >= _value(objective, start):
+    found = descend(objective, objective.place(Fitted(found.fitted.codes, rounded.float())))
+    if objective.value(found) >= least:
         return fitted
-    return Fitted(found.codes, rounded)
-
-
-def _value(objective: Objective, fitted: Fitted) -> float:
-    error = objective.weight - objective.decode(fitted)
-    return objective.value(error, objective.pull(error))
+    return Fitted(found.fitted.codes, rounded)

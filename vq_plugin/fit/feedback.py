@@ -2,52 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vq_plugin.fit.assignment import Batch
-from vq_plugin.fit.beam import nearest_sum
-from vq_plugin.fit.objective import Fitted, Objective
-
-# Inputs after which the error reaches all others at once, as one matrix product.
-_BLOCK = 64
-_LEAST = 1e-8
+from vq_plugin.fit.objective import PRODUCT_ROWS, Fitted, Objective, Placed
+from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.fit.sweep import own_blocks, sweep
 
 
-def feedback(objective: Objective, fitted: Fitted) -> Fitted:
+@dataclass(frozen=True)
+class Factor:
+    """``H = M·Mᵀ`` with the inputs in the order of error feedback.
+
+    Attributes:
+        order: Of the steps, the largest inputs first.
+        columns: The inputs in that order.
+        matrix: M, ``(groups, inputs, inputs)``, zero below the blocks on its diagonal.
+    """
+
+    order: Tensor
+    columns: Tensor
+    matrix: Tensor
+
+    @classmethod
+    def of(cls, objective: Objective, fitted: Fitted) -> Factor:
+        """Of the second moments of an objective, for steps as long as its codebooks want them."""
+        hessian, dim = objective.hessian, _step_length(objective, fitted)
+        size = hessian.diagonal(0, 1, 2).sum(0).reshape(-1, dim).sum(1)
+        order = size.argsort(descending=True, stable=True)
+        # What LAPACK factors from the first input to the last is taken from the last to the first.
+        columns = _columns(order.flip(0), dim)
+        permuted = hessian[:, columns][:, :, columns].double()
+        lower = torch.linalg.cholesky(permuted).float()
+        groups, inputs, _ = lower.shape
+        by_step = lower.reshape(groups, len(order), dim, len(order), dim)
+        matrix = by_step.flip(1, 3).reshape(groups, inputs, inputs)
+        return cls(order, _columns(order, dim), matrix)
+
+    @property
+    def dim(self) -> int:
+        """Inputs of a step."""
+        return len(self.columns) // len(self.order)
+
+    def value(self, objective: Objective, fitted: Fitted) -> float:
+        """The objective of codes and codebooks, for half of what their pull takes."""
+        error = (objective.weight - objective.decode(fitted))[:, self.columns]
+        weighed = self._product(error, lambda rows: slice(0, rows.stop), self.matrix.mT)
+        return objective.value(Placed(fitted, weighed, weighed))
+
+    def pull(self, weighed: Tensor) -> Tensor:
+        """``H·error``, of the inputs in the factor's order, from ``Mᵀ·error``."""
+        return self._product(weighed, lambda rows: slice(rows.start, None), self.matrix)
+
+    def _product(self, right: Tensor, part: Callable[[slice], slice], left: Tensor) -> Tensor:
+        """``left · right`` where ``left`` is zero outside some columns of every row."""
+        result = torch.empty_like(right)
+        step = -(-PRODUCT_ROWS // self.dim) * self.dim
+
+        def fill(start: int) -> None:
+            rows = slice(start, min(start + step, right.shape[1]))
+            columns = part(rows)
+            result[:, rows] = left[:, rows, columns] @ right[:, columns]
+
+        deterministic_map(fill, range(0, right.shape[1], step))
+        return result
+
+
+def feedback(objective: Objective, fitted: Fitted, factor: Factor) -> Placed:
     """Assigns codes to one input (or ``dim`` of them) after the other, largest inputs first.
 
-    With ``H = L·Lᵀ`` the objective is ``Σ_j ‖e_j·L_jj + Σ_i e_i·L_ij‖²``, where i runs over the
-    inputs after j in the order of ``L``. Taken from the last to the first, each input sees the
-    errors that its choice can make up for. That is GPTQ (Frantar et al. 2022, arXiv 2210.17323)
-    without an inverse, and for sub-vectors along the inputs GPTVQ (van Baalen et al. 2024, arXiv
-    2402.15319) with the metric ``L_jj·L_jjᵀ``.
+    With ``H = M·Mᵀ`` the objective is ``Σ_j ‖e_j·M_jj + Σ_i e_i·M_ij‖²``, where i runs over the
+    inputs before j: each input sees the errors that its choice can make up for. That is GPTQ
+    (Frantar et al. 2022, arXiv 2210.17323) without an inverse, and for sub-vectors along the inputs
+    GPTVQ (van Baalen et al. 2024, arXiv 2402.15319) with the metric ``M_jj·M_jjᵀ``.
 
     Args:
         objective: What to lower.
         fitted: Its codebooks are used and kept.
+        factor: Of the objective.
 
     Returns:
         New codes, and the codebooks.
     """
-    dim = _step_length(objective, fitted)
-    size = objective.hessian.diagonal(0, 1, 2).sum(0).reshape(-1, dim).sum(1)
-    order = size.argsort(descending=True, stable=True)
-    columns = _columns(order.flip(0), dim)
-    permuted = objective.hessian[:, columns][:, :, columns]
-    factor = torch.linalg.cholesky(permuted.double()).float()
-    # Back at the inputs' own places.
-    matrix = torch.empty_like(factor)
-    matrix[:, columns.unsqueeze(1), columns] = factor
-    nothing = torch.zeros_like(objective.weight)
-    own = _own_blocks(matrix, dim)
-    return _sweep(objective, fitted, matrix, own, order, nothing, nothing.clone())
+    base = objective.weight[:, factor.columns]
+    weighed = torch.zeros_like(base)
+    codes, change = sweep(
+        objective, fitted, order=factor.order, matrix=factor.matrix,
+        factor=own_blocks(factor.matrix, factor.dim), base=base, pull=weighed, onward=True,
+    )  # fmt: skip
+    error, pull = torch.empty_like(change), torch.empty_like(change)
+    error[:, factor.columns] = change
+    pull[:, factor.columns] = factor.pull(weighed)
+    return Placed(Fitted(codes, fitted.codebooks), error, pull)
 
 
-def descend(objective: Objective, fitted: Fitted) -> Fitted:
+def descend(objective: Objective, placed: Placed) -> Placed:
     """Assigns codes to one input (or ``dim`` of them) at a time, all others being as they are.
 
     Coordinate descent on the objective: each choice is the best one for the errors of all other
@@ -55,17 +107,20 @@ def descend(objective: Objective, fitted: Fitted) -> Fitted:
 
     Args:
         objective: What to lower.
-        fitted: Where to start.
+        placed: Where to start.
 
     Returns:
         New codes, and the codebooks.
     """
-    dim = _step_length(objective, fitted)
-    hessian = objective.hessian
-    factors = torch.linalg.cholesky(_own_blocks(hessian, dim).double()).float()
-    order = torch.arange(factors.shape[1])
-    error = objective.weight - objective.decode(fitted)
-    return _sweep(objective, fitted, hessian, factors, order, error, objective.pull(error))
+    dim = _step_length(objective, placed.fitted)
+    hessian, pull = objective.hessian, placed.pull.clone()
+    factor = torch.linalg.cholesky(own_blocks(hessian, dim).double()).float()
+    codes, change = sweep(
+        objective, placed.fitted, order=torch.arange(factor.shape[1]), matrix=hessian,
+        factor=factor, base=objective.weight - placed.error, pull=pull,
+        onward=False,
+    )  # fmt: skip
+    return Placed(Fitted(codes, placed.fitted.codebooks), placed.error + change, pull)
 
 
 def _step_length(objective: Objective, fitted: Fitted) -> int:
@@ -74,145 +129,3 @@ def _step_length(objective: Objective, fitted: Fitted) -> int:
 
 def _columns(steps: Tensor, dim: int) -> Tensor:
     return (steps.unsqueeze(1) * dim + torch.arange(dim)).flatten()
-
-
-def _own_blocks(matrix: Tensor, dim: int) -> Tensor:
-    """The blocks on the diagonal, ``(groups, steps, dim, dim)``."""
-    groups, inputs, _ = matrix.shape
-    blocks = matrix.reshape(groups, inputs // dim, dim, inputs // dim, dim)
-    return blocks.diagonal(0, 1, 3).permute(0, 3, 1, 2)
-
-
-def _sweep(
-    objective: Objective,
-    fitted: Fitted,
-    matrix: Tensor,
-    factors: Tensor,
-    order: Tensor,
-    error: Tensor,
-    pull: Tensor,
-) -> Fitted:
-    """Assigns every step in turn to ``w + pull of the other inputs``.
-
-    Args:
-        objective: Gives the weight.
-        fitted: Codes to start from, and codebooks.
-        matrix: How the error of one input counts at another, ``(groups, inputs, inputs)``.
-        factors: Lower factor of every step's metric, ``(groups, steps, dim, dim)``.
-        order: Of the steps.
-        error: Of the inputs so far, ``(groups, inputs, outputs)``; changed.
-        pull: ``matrixᵀ · error``; changed.
-    """
-    dim = factors.shape[2]
-    inverse = torch.linalg.inv(_own_blocks(matrix, dim).double()).float()
-    assigner = _Assigner(objective, fitted)
-    for some in torch.split(order, max(1, _BLOCK // dim)):
-        columns = _columns(some, dim)
-        rows = matrix[:, columns]
-        inner = rows[:, :, columns]
-        weight, own, pulled = objective.weight[:, columns], error[:, columns], pull[:, columns]
-        before = own.clone()
-        for i, step in enumerate(some.tolist()):
-            here = slice(i * dim, (i + 1) * dim)
-            square, mine, original = inner[:, here, here], own[:, here], weight[:, here]
-            others = torch.baddbmm(pulled[:, here], square.mT, mine, alpha=-1)
-            # Row vectors times the inverse; these are columns.
-            target = torch.baddbmm(original, inverse[:, step].mT, others)
-            left = original - assigner.assign(step, target, factors[:, step])
-            pulled.baddbmm_(inner[:, here].mT, left - mine)
-            mine.copy_(left)
-        error[:, columns] = own
-        pull += rows.mT @ (own - before)
-    return Fitted(assigner.codes, fitted.codebooks)
-
-
-@dataclass
-class _Assigner:
-    """Codes of one step at a time.
-
-    Attributes:
-        objective: Gives shapes, and the zeros that stay.
-        fitted: Gives the codebooks.
-        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
-    """
-
-    objective: Objective
-    fitted: Fitted
-
-    def __post_init__(self) -> None:
-        self.codes = self.fitted.codes.long()
-        self._importance: Tensor | None = None
-        mass, dim = self.objective.mass, self.fitted.codebooks.shape[4]
-        if self.objective.along_out and not bool((mass > 0).all()):
-            # Padding, which must not choose.
-            self._importance = (mass > 0).float().clamp_min(_LEAST).reshape(-1, dim)
-        if self.objective.zeros is not None:
-            tables = self.fitted.codebooks[0, :, 0, :, 0]
-            self._zero_code = (tables == 0).float().argmax(1)
-            self._has_zero = (tables == 0).any(1)
-
-    def assign(self, step: int, target: Tensor, factor: Tensor) -> Tensor:
-        """Codes of one step.
-
-        Args:
-            step: Index of the input (or of ``dim`` of them).
-            target: What would be best, ``(groups, dim, outputs)``.
-            factor: Lower factor of the metric, ``(groups, dim, dim)``.
-
-        Returns:
-            What was chosen instead, of the same shape.
-        """
-        if self.objective.along_out:
-            return self._along_out(step, target)
-        tables = self.fitted.codebooks[:, :, min(step, self.fitted.codebooks.shape[2] - 1)]
-        if target.shape[1] == 1:
-            return self._single(step, target, tables)
-        groups, dim, outputs = target.shape
-        points = target.mT @ factor
-        centers = tables @ factor
-        before = self.codes[:, :, step].reshape(len(tables), groups, outputs)
-        codes = nearest_sum(Batch(points, None), centers, before).reshape(len(tables), -1)
-        self.codes[:, :, step] = codes
-        chosen = _sum_of(tables[:, 0], codes)
-        return chosen.reshape(groups, outputs, dim).mT
-
-    def _along_out(self, step: int, target: Tensor) -> Tensor:
-        codebooks, dim = self.fitted.codebooks[:, 0], self.fitted.codebooks.shape[4]
-        points = target.reshape(-1, dim)
-        importance, shared = self._importance, codebooks.shape[1] == 1
-        books = 0 if shared else 1
-        batch = Batch(
-            points.unsqueeze(books),
-            None if importance is None else importance.unsqueeze(books),
-        )
-        before = self.codes[:, step].unsqueeze(books + 1)
-        codes = nearest_sum(batch, codebooks, before).reshape(len(codebooks), -1)
-        self.codes[:, step] = codes
-        flat = codes if shared else codes + torch.arange(len(points)) * codebooks.shape[2]
-        return _sum_of(codebooks.flatten(1, 2), flat).reshape(target.shape)
-
-    def _single(self, step: int, target: Tensor, tables: Tensor) -> Tensor:
-        """One weight per code; groups of rows may have tables of their own."""
-        stages, groups, k, _ = tables.shape
-        values = target.flatten()
-        rows = self.objective.row_group if groups > 1 else len(values)
-        assert rows is not None
-        padded = functional.pad(values, (0, groups * rows - len(values)))
-        batch = Batch(padded.reshape(groups, rows, 1), None)
-        # There are no stages of single weights but of RQ, which has no groups of rows.
-        codes = nearest_sum(batch, tables, self.codes[:, :, step].unsqueeze(1))
-        codes = codes.reshape(stages, -1)[:, : len(values)]
-        owner = torch.arange(len(values)) // rows
-        if self.objective.zeros is not None:
-            stays = self.objective.zeros[:, step].flatten() & self._has_zero[owner]
-            codes = torch.where(stays, self._zero_code[owner], codes)
-        self.codes[:, :, step] = codes
-        return _sum_of(tables.flatten(1, 2), codes + owner * k).reshape(target.shape)
-
-
-def _sum_of(tables: Tensor, codes: Tensor) -> Tensor:
-    """Sums over stages of the rows of ``tables``, ``(stages, n, dim)``, that codes choose."""
-    chosen = tables[0][codes[0]]
-    for table, own in zip(tables[1:], codes[1:], strict=True):
-        chosen = chosen + table[own]
-    return chosen

@@ -23,7 +23,7 @@ _ROUNDING = 1e-5
 # What padding counts beside a true input or output.
 _LEAST = 1e-8
 # Rows of a matrix product that one thread computes.
-_PRODUCT_ROWS = 512
+PRODUCT_ROWS = 512
 
 
 class Fitted(NamedTuple):
@@ -36,6 +36,20 @@ class Fitted(NamedTuple):
 
     codes: Tensor
     codebooks: Tensor
+
+
+class Placed(NamedTuple):
+    """Codes and codebooks, and what they are in the objective.
+
+    Attributes:
+        fitted: Codes and codebooks.
+        error: The weight less what they stand for, ``(groups, inputs, outputs)``.
+        pull: :meth:`Objective.pull` of the error.
+    """
+
+    fitted: Fitted
+    error: Tensor
+    pull: Tensor
 
 
 @dataclass(frozen=True)
@@ -143,15 +157,20 @@ class Objective:
         result = torch.empty_like(error)
 
         def fill(start: int) -> None:
-            rows = slice(start, start + _PRODUCT_ROWS)
+            rows = slice(start, start + PRODUCT_ROWS)
             result[:, rows] = self.hessian[:, rows] @ error
 
-        deterministic_map(fill, range(0, error.shape[1], _PRODUCT_ROWS))
+        deterministic_map(fill, range(0, error.shape[1], PRODUCT_ROWS))
         return result
 
-    def value(self, error: Tensor, pull: Tensor) -> float:
-        """The objective for ``error``, the weight less what is decoded, and its pull."""
-        by_output = (error * pull).sum(1, dtype=torch.float64).flatten()
+    def place(self, fitted: Fitted) -> Placed:
+        """What codes and codebooks are in this objective."""
+        error = self.weight - self.decode(fitted)
+        return Placed(fitted, error, self.pull(error))
+
+    def value(self, placed: Placed) -> float:
+        """The objective."""
+        by_output = (placed.error * placed.pull).sum(1, dtype=torch.float64).flatten()
         return float(by_output @ self.mass.double())
 
     def gather(self, gradient: Tensor, fitted: Fitted) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.objective import Fitted, Objective
+from vq_plugin.fit.objective import Fitted, Objective, Placed
 
 _ITERATIONS = 8
 _TOLERANCE = 1e-3
 
 
-def refit(objective: Objective, fitted: Fitted, *, iterations: int = _ITERATIONS,
-          tolerance: float = _TOLERANCE) -> Fitted:  # fmt: skip
+def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS,
+          tolerance: float = _TOLERANCE) -> Placed:  # fmt: skip
     """Codebooks that minimize the objective while the codes stay.
 
     The decoded weight is linear in the codebooks, so the objective is quadratic in them. Its normal
@@ -21,14 +21,16 @@ def refit(objective: Objective, fitted: Fitted, *, iterations: int = _ITERATIONS
 
     Args:
         objective: What to lower.
-        fitted: Codes, and where to start.
+        placed: Codes, and where to start.
         iterations: Most iterations; each costs one product with the second moments.
-        tolerance: Stops where the gradient (in the norm of the preconditioner) is that part of
-            what it was.
+        tolerance: Stops where another iteration is expected to lower the objective by less than
+            this part of it, and where the gradient (in the norm of the preconditioner) is this part
+            of what it was.
 
     Returns:
         The codes, and new codebooks. Centers without weights, and zeros that stay, are kept.
     """
+    fitted, error, pull = placed
     free = torch.ones_like(fitted.codebooks)
     if objective.zeros is not None:
         free = (fitted.codebooks != 0).float()
@@ -38,24 +40,32 @@ def refit(objective: Objective, fitted: Fitted, *, iterations: int = _ITERATIONS
     scale = objective.gather(diagonal * mass, fitted)
     scale = torch.where(scale > 0, free / scale, 0.0)
 
-    def gradient(error: Tensor) -> Tensor:
-        return objective.gather(objective.pull(error) * mass, fitted)
+    def gather(pull: Tensor) -> Tensor:
+        return objective.gather(pull * mass, fitted).double()
 
-    found = fitted.codebooks.double()
-    left = gradient(objective.weight - objective.decode(fitted)).double()
+    found, left = fitted.codebooks.double(), gather(pull)
     step = scale * left
     direction, size = step, (left * step).sum()
-    goal = size * tolerance**2
+    goal, value = float(size) * tolerance**2, objective.value(placed)
+    lengths: list[float] = []
     for _ in range(iterations):
-        if not bool(size > goal):
+        # With a step as long as the longest, the iteration would lower the value by that.
+        gain = float(size) * max(lengths, default=1.0)
+        if not (float(size) > goal and gain > value * tolerance):
             break
-        along = gradient(objective.decode(Fitted(fitted.codes, direction.float()))).double()
+        # Everything is linear in the codebooks, the error and its pull too.
+        added = objective.decode(Fitted(fitted.codes, direction.float()))
+        pulled = objective.pull(added)
+        along = gather(pulled)
         curvature = (direction * along).sum()
         if not bool(curvature > 0):
             break
-        found = found + size / curvature * direction
-        left = left - size / curvature * along
+        part = size / curvature
+        value -= float(part * size)
+        lengths.append(float(part))
+        found, left = found + part * direction, left - part * along
+        error, pull = error - part.float() * added, pull - part.float() * pulled
         step = scale * left
         before, size = size, (left * step).sum()
         direction = step + size / before * direction
-    return Fitted(fitted.codes, found.float())
+    return Placed(Fitted(fitted.codes, found.float()), error, pull)

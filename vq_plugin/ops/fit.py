@@ -6,7 +6,7 @@ dtypes and codes, and raise ``RuntimeError``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ for _schema in (
     "-> (Tensor, Tensor)",
     "seed_centers(Tensor x, Tensor mass, Tensor first, Tensor draws) -> (Tensor, Tensor)",
     "exchange_codes(Tensor x, Tensor? importance, Tensor codes, int k, int sweeps) -> Tensor",
+    "sweep_block(Tensor inner, Tensor pull, Tensor base, Tensor inverse, Tensor? factor, "
+    "Tensor centers, Tensor scored, Tensor? before, Tensor? kept, bool along_out, int padding, "
+    "int per_step, int first, int of_group, int rows) -> (Tensor, Tensor)",
     "scalar_cells(Tensor values, Tensor? importance, Tensor offset, Tensor shift) -> Tensor",
     "scalar_codes(Tensor values, Tensor boundaries) -> Tensor",
     "optimal_intervals(Tensor mass, Tensor moment, int k) -> Tensor",
@@ -169,6 +172,75 @@ def exchange_codes(
     """
     better: Tensor = _operators().exchange_codes(x, importance, codes.contiguous(), k, sweeps)
     return better
+
+
+class Books(NamedTuple):
+    """Which point of a sweep has which codebook.
+
+    Point p of group g has book ``step · per_step + (first + g · of_group + p) // rows``.
+    """
+
+    per_step: int
+    first: int
+    of_group: int
+    rows: int
+
+
+def sweep_block(
+    inner: Tensor,
+    pull: Tensor,
+    base: Tensor,
+    inverse: Tensor,
+    factor: Tensor | None,
+    centers: Tensor,
+    scored: Tensor,
+    before: Tensor | None,
+    kept: Tensor | None,
+    books: Books,
+    *,
+    along_out: bool,
+    padding: int,
+) -> tuple[Tensor, Tensor]:
+    """Some steps of :func:`vq_plugin.fit.sweep.sweep`: codes that make up for each other's error.
+
+    A step takes ``dim`` inputs of every output, or one input and the outputs ``dim`` at a time;
+    its ``size`` is ``dim`` or 1, and its points are the outputs, or a ``dim``-th of them.
+
+    Args:
+        inner: How the error of an input (row) counts at those after it, float32,
+            ``(groups, inputs, inputs)``.
+        pull: What the errors of other inputs ask of each, float32, ``(groups, inputs, outputs)``.
+        base: What stands there now, of the same shape.
+        inverse: Of the metric of every step, float32, ``(groups, steps, size, size)``.
+        factor: Lower factors of the metrics, of the same shape; ``None`` where ``size`` is 1.
+        centers: Float32, ``(stages, books, k, dim)``, k at most 256.
+        scored: The centers times the factor, of the same shape, or one after the other for every
+            group.
+        before: With several stages, the codes so far, uint8, ``(groups, stages, steps, points)``.
+        kept: Codes that have to be, -1 for a free choice, int32, ``(groups, steps, points)``.
+        books: Whose centers a point takes.
+        along_out: Whether sub-vectors run along the outputs.
+        padding: Last outputs that do not count, along the outputs.
+
+    Returns:
+        Codes, uint8, ``(groups, stages, steps, points)``, and ``base`` less the centers chosen.
+
+    Example:
+        >>> inner = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])  # the second makes up for the first
+        >>> base, ones = torch.tensor([[[0.4], [0.4]]]), torch.ones(1, 2, 1, 1)
+        >>> centers = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1)
+        >>> if native_fits():
+        ...     codes, change = sweep_block(
+        ...         inner, torch.zeros(1, 2, 1), base, ones, None, centers, centers, None, None,
+        ...         Books(0, 0, 0, 1), along_out=False, padding=0,
+        ...     )  # fmt: skip
+        ...     assert codes.flatten().tolist() == [0, 1]
+    """
+    codes, change = _operators().sweep_block(
+        inner, pull, base, inverse, factor, centers, scored, before, kept,
+        along_out, padding, *books,
+    )  # fmt: skip
+    return codes, change
 
 
 def scalar_cells(

@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "fit.h"
 #include "fit_scalar.h"
+#include "fit_sweep.h"
 #include "kernels.h"
 #include "random.h"
 
@@ -133,6 +134,56 @@ inline int check_scalar(const std::vector<const vq::Kernels*>& isas, int number)
   return 0;
 }
 
+// A sweep in which inputs count only at themselves: every choice is the nearest center.
+inline int check_sweep(const std::vector<const vq::Kernels*>& isas, int number) {
+  Random random(static_cast<uint64_t>(number) + 1);
+  vq::Block b{};
+  b.along_out = random.one_in(2), b.dim = random.size(9), b.steps = random.size(6);
+  b.k = random.size(40), b.stages = random.one_in(3) ? random.between(2, 3) : 1;
+  const int64_t points = random.size(90);
+  b.outputs = b.along_out ? points * b.dim : points;
+  b.padding = b.along_out ? random.between(0, b.dim - 1) : 0;
+  b.per_step = random.between(0, 1), b.rows = random.size(points), b.first = random.between(0, 5);
+  b.books = (b.steps - 1) * b.per_step + (b.first + points - 1) / b.rows + 1;
+  const int64_t inputs = b.inputs(), size = b.size();
+  Buffer<float> inner(inputs * inputs, 0, 0.0f), pull(inputs * b.outputs, 0, 0.0f),
+      base(inputs * b.outputs, 0, 0.0f), inverse(b.steps * size * size, 0, 0.0f),
+      centers(b.stages * b.books * b.k * b.dim, 0, 0.0f);
+  for (int64_t s = 0; s < b.steps; ++s)
+    for (int64_t i = 0; i < size; ++i) inverse[(s * size + i) * size + i] = 1;
+  for (int64_t i = 0; i < base.size(); ++i) base[i] = random.normal(), pull[i] = random.normal();
+  for (int64_t i = 0; i < centers.size(); ++i) centers[i] = random.normal();
+  Buffer<uint8_t> before(b.stages * b.steps * points, 0, uint8_t{0});
+  b.inner = inner.data(), b.pull = pull.data(), b.base = base.data(), b.inverse = inverse.data();
+  b.centers = b.scored = centers.data(), b.before = before.data();
+  Buffer<uint8_t> first(before.size(), 0, uint8_t{0}), codes(before.size(), 0, uint8_t{0});
+  Buffer<float> change(base.size(), 0, 0.0f);
+  for (const vq::Kernels* kernels : isas) {
+    vq::sweep_block(*kernels->fit, b, codes.data(), change.data());
+    if (kernels == isas.front()) std::copy_n(codes.data(), codes.size(), first.data());
+    if (!std::equal(codes.data(), codes.data() + codes.size(), first.data()))
+      return fail(number, kernels->name);
+  }
+  for (int64_t at = 0; b.stages == 1 && at < codes.size(); ++at) {
+    const int64_t s = at / points, p = at % points;
+    const float* table = centers.data() + (s * b.per_step + (b.first + p) / b.rows) * b.k * b.dim;
+    const auto distance = [&](int64_t c) {
+      double sum = 0;
+      for (int64_t j = 0; j < b.dim; ++j) {
+        const int64_t output = b.along_out ? p * b.dim + j : p;
+        const int64_t place = (s * size + (b.along_out ? 0 : j)) * b.outputs + output;
+        const double d = double(base[place]) + pull[place] - table[c * b.dim + j];
+        if (!b.along_out || output < b.outputs - b.padding) sum += d * d;
+      }
+      return sum;
+    };
+    for (int64_t c = 0; c < b.k; ++c)
+      if (distance(codes[at]) > distance(c) + 1e-4 * (1 + distance(c)))
+        return fail(number, "a sweep's code is not the nearest center's");
+  }
+  return 0;
+}
+
 inline int check_bits(int number) {
   Random random(static_cast<uint64_t>(number) + 1);
   const int64_t n = random.size(200) - 1, bits = random.between(1, 8);
@@ -151,7 +202,8 @@ inline int check_bits(int number) {
 }
 
 inline int check(const std::vector<const vq::Kernels*>& isas, int number) {
-  return check_book(isas, number) + check_scalar(isas, number) + check_bits(number);
+  return check_book(isas, number) + check_scalar(isas, number) + check_sweep(isas, number) +
+         check_bits(number);
 }
 
 }  // namespace fits

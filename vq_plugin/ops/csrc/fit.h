@@ -56,6 +56,11 @@ struct FitKernels {
                  float* after, float* sums);
   // The center that costs least: Σ_j M/(M + w) · w · (x − c)²; w is 1 where weight is null.
   Joined (*cheapest)(const float* x, const float* weight, const Join&);
+  // The cost of every center of a point without weight.
+  void (*costs)(const float* x, const Join&, float* cost);
+  // sums[i] += Σ_j factors[j · factor_step] · rows[j · n + i], in the order of j.
+  void (*add_products)(const float* factors, int64_t factor_step, const float* rows, int64_t count,
+                       int64_t n, float* sums);
   // How many of the boundaries, a few, are below each value.
   void (*count_below)(const float* values, int64_t n, const float* boundaries, int64_t count,
                       uint8_t* codes);

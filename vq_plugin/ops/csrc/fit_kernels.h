@@ -133,6 +133,40 @@ Joined cheapest(const float* x, const float* weight, const Join& p) {
   return joined;
 }
 
+void costs(const float* x, const Join& p, float* cost) {
+  for (int64_t c = 0; c < p.k; c += Vec::kWidth) Vec::store(cost + c, joining(x, nullptr, p, c));
+}
+
+// kRegisters side by side, as each waits for its own last sum.
+template <int kRegisters>
+inline void add_products_side(const float* factors, int64_t factor_step, const float* rows,
+                              int64_t count, int64_t n, float* sums) {
+  Vec::F sum[kRegisters];
+  for (int r = 0; r < kRegisters; ++r) sum[r] = Vec::load(sums + r * Vec::kWidth);
+  for (int64_t j = 0; j < count; ++j) {
+    const Vec::F factor = Vec::set1(factors[j * factor_step]);
+    for (int r = 0; r < kRegisters; ++r)
+      sum[r] = Vec::fused(factor, Vec::load(rows + j * n + r * Vec::kWidth), sum[r]);
+  }
+  for (int r = 0; r < kRegisters; ++r) Vec::store(sums + r * Vec::kWidth, sum[r]);
+}
+
+void add_products(const float* factors, int64_t factor_step, const float* rows, int64_t count,
+                  int64_t n, float* sums) {
+  constexpr int kMany = 8;
+  int64_t i = 0;
+  for (; i + kMany * Vec::kWidth <= n; i += kMany * Vec::kWidth)
+    add_products_side<kMany>(factors, factor_step, rows + i, count, n, sums + i);
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth)
+    add_products_side<1>(factors, factor_step, rows + i, count, n, sums + i);
+  if (i == n) return;
+  Vec::F sum = Vec::load_part(sums + i, n - i);
+  for (int64_t j = 0; j < count; ++j)
+    sum = Vec::fused(Vec::set1(factors[j * factor_step]), Vec::load_part(rows + j * n + i, n - i),
+                     sum);
+  Vec::store_part(sums + i, n - i, sum);
+}
+
 inline void count_tile(const float* values, const float* boundaries, int64_t count,
                        uint8_t* codes) {
   const Vec::F one = Vec::set1(1.0f), zero = Vec::zero();
@@ -166,7 +200,7 @@ void count_below(const float* values, int64_t n, const float* boundaries, int64_
   std::copy_n(rest_codes, n - i, codes + i);
 }
 
-constexpr FitKernels kFit = {nearest, closer, cheapest, count_below};
+constexpr FitKernels kFit = {nearest, closer, cheapest, costs, add_products, count_below};
 
 }  // namespace
 }  // namespace vq

@@ -6,6 +6,7 @@
 #include "boxed.h"
 #include "fit.h"
 #include "fit_scalar.h"
+#include "fit_sweep.h"
 #include "library.h"
 
 namespace vq {
@@ -161,6 +162,75 @@ void exchange_codes(Value* stack, uint64_t, uint64_t) {
   give(stack, std::move(codes));
 }
 
+// inner, pull, base, inverse, factor, centers, scored, before, kept, along_out, padding, per_step,
+// first, of_group, rows
+void sweep_block_of(Value* stack, uint64_t, uint64_t) {
+  const Tensor inner = take(stack[0]), pull = take(stack[1]), base = take(stack[2]),
+               inverse = take(stack[3]), factor = take_optional(stack[4]), centers = take(stack[5]),
+               scored = take(stack[6]), before = take_optional(stack[7]),
+               kept = take_optional(stack[8]);
+  const bool along_out = (stack[9] & 1) != 0;
+  const auto padding = static_cast<int64_t>(stack[10]), per_step = static_cast<int64_t>(stack[11]),
+             first = static_cast<int64_t>(stack[12]), of_group = static_cast<int64_t>(stack[13]),
+             rows = static_cast<int64_t>(stack[14]);
+  const int32_t float32 = functions().float32;
+  expect(pull, "pull", float32, {-1, -1, -1});
+  expect(inverse, "inverse", float32, {pull.sizes[0], -1, -1, -1});
+  expect(centers, "centers", float32, {-1, -1, -1, -1});
+  const int64_t groups = pull.sizes[0], steps = inverse.sizes[1];
+  Block block{};
+  block.steps = steps, block.outputs = pull.sizes[2], block.dim = centers.sizes[3];
+  block.along_out = along_out, block.padding = padding;
+  block.stages = centers.sizes[0], block.books = centers.sizes[1], block.k = centers.sizes[2];
+  block.per_step = per_step, block.rows = rows;
+  const int64_t size = block.size(), inputs = block.inputs();
+  if (block.dim < 1 || block.stages < 1 || block.k < 1 || block.k > kMostCenters)
+    fail("centers " + shape(centers) + " are not 1 to 256 of a book");
+  if (along_out && block.outputs % block.dim != 0)
+    fail("outputs " + shape(pull) + " are not whole sub-vectors");
+  const int64_t points = block.points();
+  expect(pull, "pull", float32, {groups, inputs, block.outputs});
+  expect(base, "base", float32, {groups, inputs, block.outputs});
+  expect(inner, "inner", float32, {groups, inputs, inputs});
+  expect(inverse, "inverse", float32, {groups, steps, size, size});
+  if (factor) expect(factor, "factor", float32, {groups, steps, size, size});
+  expect(scored, "scored", float32, {-1, block.books, block.k, block.dim});
+  // With factors of their own groups have scores of their own.
+  const bool own_scores = scored.sizes[0] == groups * block.stages;
+  if (!own_scores && scored.sizes[0] != block.stages) fail("scored has no centers of some stages");
+  if (!before && block.stages > 1) fail("sweep_block: codes from before are missing");
+  if (before)
+    expect(before, "codes", functions().uint8, {groups, block.stages, steps, points});
+  if (kept) expect(kept, "kept codes", functions().int32, {groups, steps, points});
+  if (rows < 1 || first < 0 || of_group < 0 || per_step < 0 || padding < 0 || steps < 1 ||
+      points < 1 || groups < 1 ||
+      (steps - 1) * per_step + (first + (groups - 1) * of_group + points - 1) / rows >= block.books)
+    fail("sweep_block: points without a book");
+  for (int64_t i = 0; before && i < before.numel(); ++i)
+    if (before.as<uint8_t>()[i] >= block.k) fail("a code is outside the centers");
+  for (int64_t i = 0; kept && i < kept.numel(); ++i)
+    if (kept.as<int32_t>()[i] >= block.k) fail("a code is outside the centers");
+  Tensor codes = empty({groups, block.stages, steps, points}, functions().uint8);
+  Tensor change = empty({groups, inputs, block.outputs}, float32);
+  block.centers = centers.as<float>();
+  for (int64_t g = 0; g < groups; ++g) {
+    block.inner = inner.as<float>() + g * inputs * inputs;
+    block.pull = pull.as<float>() + g * inputs * block.outputs;
+    block.base = base.as<float>() + g * inputs * block.outputs;
+    block.inverse = inverse.as<float>() + g * steps * size * size;
+    block.factor = factor ? factor.as<float>() + g * steps * size * size : nullptr;
+    block.scored = scored.as<float>() + (own_scores ? g * centers.numel() : 0);
+    block.first = first + g * of_group;
+    const int64_t place = g * block.stages * steps * points;
+    block.before = before ? before.as<uint8_t>() + place : nullptr;
+    block.kept = kept ? kept.as<int32_t>() + g * steps * points : nullptr;
+    sweep_block(kernels(), block, codes.as<uint8_t>() + place,
+                change.as<float>() + g * inputs * block.outputs);
+  }
+  give(stack, std::move(codes));
+  give(stack + 1, std::move(change));
+}
+
 // values, importance, offset, shift
 void scalar_cells(Value* stack, uint64_t, uint64_t) {
   constexpr int64_t most_cells = 1 << 24;
@@ -245,6 +315,7 @@ void register_fit_operators(torch_abi::LibraryHandle library) {
   add("lloyd", lloyd_books);
   add("seed_centers", seed_centers);
   add("exchange_codes", exchange_codes);
+  add("sweep_block", sweep_block_of);
   add("scalar_cells", scalar_cells);
   add("scalar_codes", scalar_codes);
   add("optimal_intervals", optimal_intervals);
