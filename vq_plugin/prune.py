@@ -19,8 +19,6 @@ _MOMENTS = 100
 _RAMP = 0.5
 # A ramp over half of them needs a step that is past it.
 _LEAST_EPOCHS = 3
-# What a weight counts whose gradient was always 0, beside the mean: its square still orders it.
-_DAMPING = 1e-3
 
 
 def prune(
@@ -39,11 +37,10 @@ def prune(
     """Sets most weights of a model to zero, more and more of them, while the others train.
 
     The share of zeros rises along a cubic to ``sparsity`` at half of the training (Zhu & Gupta
-    2017, arXiv 1710.01878). One ranking of all weights decides, by what each would cost: its square
-    times the mean square of its gradient, which Adam keeps (optimal brain damage, LeCun et al.
-    1990, with the Fisher information for the curvature, as Theis et al. 2018, arXiv 1801.05787).
-    All parameters train, with Adam and a learning rate that falls to zero along a cosine, on what
-    the float model says (Hinton et al. 2015, arXiv 1503.02531).
+    2017, arXiv 1710.01878). One ranking of all weights decides: a weight's square over the sum of
+    the squares of its layer that are no smaller (LAMP, Lee et al. 2021, arXiv 2010.07611). All
+    parameters train, with Adam and a learning rate that falls to zero along a cosine, on what the
+    float model says (Hinton et al. 2015, arXiv 1503.02531).
 
     What comes out is an ordinary float model. Compress it with ``KM(keep_zeros=True)``, whose zeros
     take few bits in a file. A model that was pruned in another way, as by
@@ -97,7 +94,6 @@ def prune(
         )
     sparse = assemble(model, {})
     weights = _weights(sparse, layers)
-    optimizer = Adam([p for p in sparse.parameters() if p.requires_grad], lr=lr)
     total = sum(weight.numel() for weight in weights)
     gone: list[Tensor] = []
     moment = -1
@@ -109,7 +105,7 @@ def prune(
         if now > moment:
             moment = now
             share = sparsity * (1 - (1 - now / _MOMENTS) ** 3)
-            _keep_best(weights, optimizer, total - round(share * total))
+            _keep_largest(weights, total - round(share * total))
         # From the weights themselves, so that a run that goes on from a checkpoint has them, too.
         gone[:] = [weight == 0 for weight in weights]
 
@@ -121,7 +117,7 @@ def prune(
     Training(
         "prune",
         sparse,
-        optimizer,
+        Adam([p for p in sparse.parameters() if p.requires_grad], lr=lr),
         model if teacher is None and loss is None else teacher,
         loss,
         epochs,
@@ -134,7 +130,7 @@ def prune(
         after_step=after_step,
     )
     # Where there were too few steps to get there.
-    _keep_best(weights, optimizer, total - round(sparsity * total))
+    _keep_largest(weights, total - round(sparsity * total))
     return sparse
 
 
@@ -158,19 +154,13 @@ def _weights(model: nn.Module, layers: Sequence[Pattern]) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _keep_best(weights: Sequence[nn.Parameter], optimizer: Adam, count: int) -> None:
+def _keep_largest(weights: Sequence[Tensor], count: int) -> None:
     """Sets all weights but ``count`` to zero, those of the smallest scores."""
     nonzero = [weight.flatten().nonzero().flatten() for weight in weights]
-    surplus = sum(map(len, nonzero)) - count
+    scores = torch.cat([_scores(w.flatten()[i]) for w, i in zip(weights, nonzero, strict=True)])
+    surplus = len(scores) - count
     if surplus <= 0:
         return
-    values = torch.cat([w.flatten()[i] for w, i in zip(weights, nonzero, strict=True)]).double()
-    curvature = torch.cat(
-        [_square_gradients(w, optimizer)[i] for w, i in zip(weights, nonzero, strict=True)]
-    ).double()
-    mean = float(curvature.mean())
-    # Without any gradient yet it is the largest weights that stay.
-    scores = values.square() * (curvature / mean + _DAMPING if mean > 0 else 1.0)
     limit = scores.kthvalue(surplus).values
     smallest = scores < limit
     # Of equal scores the first go: which these are must not depend on threads.
@@ -181,8 +171,8 @@ def _keep_best(weights: Sequence[nn.Parameter], optimizer: Adam, count: int) -> 
         weight.view(-1)[indices[part]] = 0
 
 
-def _square_gradients(weight: nn.Parameter, optimizer: Adam) -> Tensor:
-    """Adam's mean squares of the gradients, ``(n,)``; 0 before the first."""
-    state = optimizer.state.get(weight)
-    found: Tensor = state["exp_avg_sq"] if state else torch.zeros_like(weight)
-    return found.flatten()
+def _scores(values: Tensor) -> Tensor:
+    """Squares, each over the sum of itself and all larger ones, ``(n,)``."""
+    ordered, order = values.square().sort(descending=True, stable=True)
+    shares = ordered / ordered.cumsum(0, dtype=torch.float64)
+    return torch.empty_like(shares).scatter_(0, order, shares)

@@ -33,7 +33,6 @@ tuning:
     timeout: 60
   random_seed: 3
 output: out
-rest: float16
 pruning:
   loader: vq_plugin.workloads.digits:training_batches
   sparsity: 0.9
