@@ -43,6 +43,7 @@ recovery:
   epochs: 2
   learning_rate: 0.02
   max_trials: 3
+rest: float16
 """
 
 
