@@ -1,9 +1,9 @@
 """Accuracy lost at each rate, without training and with it, beside coremltools' and torchao's.
 
-    python -m integration.benchmarks.rate_accuracy [--workload lenet5] [--seeds 3] [--quick]
+    python -m integration.benchmarks.rate_accuracy [--workload lenet5] [--parts files] [--quick]
 
-First single layers' codebooks without any training, then whole files after pruning, training and
-coding (:mod:`integration.benchmarks.trained`, minutes to an hour; ``--seeds 0`` leaves them out).
+Two parts, and a report of each: layers' codebooks without any training, and whole files after
+pruning, training and coding (:mod:`integration.benchmarks.trained`, minutes to an hour).
 
 Without training: one trained checkpoint, the same layers for all. The loss is absolute, in points
 of accuracy: of the tuning split, by which anything "best" is chosen, and of the test split, which
@@ -38,6 +38,8 @@ from integration.benchmarks.harness import (
     squared_error,
 )
 from vq_plugin.workloads.training import correct
+
+PARTS = ("layers", "files")
 
 
 @dataclass(frozen=True)
@@ -244,12 +246,10 @@ def check_coremltools(report: Report, same: Table, best: Table) -> None:
         report.checks.append(Check(f"time over {against}, best", took, 1))
 
 
-def main() -> None:
-    arguments = parse_arguments(__doc__ or "", _options)
+def layers(name: str, arguments: argparse.Namespace) -> None:
+    """The part without training."""
     quick = arguments.quick
-    name = arguments.workload or ("digits" if quick else "fashion_mnist_cnn")
-    seeds = min(arguments.seeds, 1) if quick else arguments.seeds
-    chosen = {"quick": quick, "rounds": arguments.rounds, "workload": name, "seeds": seeds}
+    chosen = {"quick": quick, "rounds": arguments.rounds, "workload": name}
     report = Report(f"rate_accuracy_{name}", chosen)
     bench = Bench(settings.WORKLOADS[name], name, arguments.rounds)
     pairs = []
@@ -278,13 +278,29 @@ def main() -> None:
         report.add(best_table(pairs, ours, calibrated=True))
         if promised:
             check_coremltools(report, same_sizes, plain_best)
-    if seeds:
-        trained.measure(report, name, seeds)
     report.finish(arguments.output)
+
+
+def files(name: str, arguments: argparse.Namespace) -> None:
+    """The part with training."""
+    seeds = 1 if arguments.quick else arguments.seeds
+    chosen = {"quick": arguments.quick, "seeds": seeds, "workload": name}
+    report = Report(f"trained_{name}", chosen)
+    trained.measure(report, name, seeds)
+    output = arguments.output
+    report.finish(output and output.with_stem(f"{output.stem}_trained"))
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__ or "", _options)
+    name = arguments.workload or ("digits" if arguments.quick else "fashion_mnist_cnn")
+    for part in arguments.parts:
+        {"layers": layers, "files": files}[part](name, arguments)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", choices=settings.WORKLOADS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=1, help="fits of each setting (1)")
     parser.add_argument("--seeds", type=int, default=3, help="of training (3)")
 

@@ -62,10 +62,11 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     assert values(result, "Peers, and ours", "peer").count("coremltools") == 2
     same = values(result, "Peers, and ours", "error / theirs")
     assert all(0.5 < ratio < 1.5 for ratio in same)
-    assert values(result, "Prune", "stage") == ["P", "P+Q", "P+Q+E", "Q", "Q"]
-    sizes = values(result, "Prune", "bytes")
-    assert sizes[0] > sizes[1] > sizes[2]
     assert "## Bounds" in printed
+    trained = json.loads((tmp_path / "rate_trained.json").read_text())
+    assert values(trained, "digits", "stage") == ["P", "P+Q", "P+Q+E", "Q", "Q"]
+    sizes = values(trained, "digits", "bytes")
+    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_tuning(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Loader:
 
 
 def tune(task: "Task", loader: Any, **more: Any) -> TuneResult:
-    recovery = vq.Recovery(loader, **{"epochs": 3, **more.pop("recovery", {})})
+    recovery = vq.Recovery(loader, **{"epochs": 6, **more.pop("recovery", {})})
     return untrained(task, recovery=recovery, **more)
 
 
