@@ -18,6 +18,7 @@ from torch import nn
 import vq_plugin
 from vq_plugin import ops
 from vq_plugin.checkpoint import read_header, save
+from vq_plugin.checkpoint.header import join
 from vq_plugin.codebook import code_bits
 from vq_plugin.model import compress
 from vq_plugin.recipe import run_recipe
@@ -191,7 +192,7 @@ def _inspect(options: argparse.Namespace) -> int:
     rows = []
     for name, layer in header.layers.items():
         leaves = ("codes", "codebooks", "exponents", "scale")
-        parts = [f"{name}.{leaf}" if name else leaf for leaf in leaves]
+        parts = [join(name, leaf) for leaf in leaves]
         nbytes = sum(sizes.get(part, 0) for part in parts)
         tied = header.aliases.get(parts[0], "").rpartition(".")[0]
         # Of coded codes the mean, with their tables.

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -218,12 +219,8 @@ def check(report: Report, rows: list[dict[str, Any]], workload: str) -> None:
     report.checks.append(Check("its worst loss (test)", max(first["calibrated"]), 1))
     for row in rows:
         for other in ("plain", "squares"):
-            more = _mean(row["calibrated"]) - _mean(row[other])
+            more = fmean(row["calibrated"]) - fmean(row[other])
             report.checks.append(Check(f"{row['schemes']}: points beyond {other}", more, 0))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

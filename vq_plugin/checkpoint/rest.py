@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.checkpoint.header import join
 from vq_plugin.nn import CodebookLayer
 
 Rest = Literal["float16"]
@@ -24,7 +25,7 @@ def check_rest(rest: str | None) -> None:
 def rest_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the ``state_dict`` that are not of a codebook, by name."""
     own = {
-        f"{name}.{leaf}" if name else leaf
+        join(name, leaf)
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, CodebookLayer)
         for leaf in LEAVES
