@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vq_plugin import LossBudget
 from vq_plugin.tuning.confidence import Judge
-from vq_plugin.tuning.metric import Metric, mismatch, p_value
+from vq_plugin.tuning.metric import Metric, loss_bound, mismatch, p_value
 
 LIMIT = 0.02
 SURE = LossBudget(absolute=LIMIT, confidence=0.95)
@@ -31,8 +31,8 @@ def models(
 
 def accepted(judge: Judge, candidates: list[Metric]) -> list[int]:
     """Indexes of the models that a search over all of them may return."""
-    held = {(i,): m for i, m in enumerate(candidates) if judge.outcome(m).held}
-    return [setting[0] for setting in judge.confirmed(held)]
+    found = dict(enumerate(candidates))
+    return judge.confirmed(found, {i: -i for i in found})
 
 
 def test_many_models_just_over_the_budget_rarely_pass() -> None:
@@ -78,28 +78,42 @@ def _moves(judge: Judge, index: int) -> bool:
     return judge.outcome(metric(changed)).level != level
 
 
-def test_the_second_part_confirms_by_the_rule_of_holm() -> None:
+def test_the_second_part_confirms_from_the_safest_to_the_smallest() -> None:
     judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(450)))
-    lost = [(0, 2), (2, 12), (4, 18), (6, 20), (3, 45), (6, 0)]
-    found = {(i,): vector(judge, pair) for i, pair in enumerate(lost)}
-    assert all(judge.outcome(m).held for m in found.values())
+    # By losses in the first part 5 < 3 < 1 < 2 < 0 < 4; by size they get smaller in that order,
+    # but for 2, which is larger than 1.
+    lost = [(8, 45), (3, 12), (4, 0), (2, 18), (9, 0), (0, 2)]
+    nbytes = dict(enumerate([30, 50, 55, 60, 20, 70]))
+    found = {i: vector(judge, pair) for i, pair in enumerate(lost)}
     second = judge._parts()[1]
-    values = np.array(
-        [
-            p_value(judge.budget, torch.ones(300).double(), m.samples[second])  # type: ignore[index]
-            for m in found.values()
-        ]
-    )
-    assert values[4] > 0.5
-    order = np.argsort(values)
-    adjusted = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    expected = {(int(i),) for i in order[adjusted <= 0.05]}
-    assert 1 < len(expected) < 5
+    passing = {
+        i: p_value(judge.budget, torch.ones(300).double(), m.samples[second]) <= 0.05  # type: ignore[index]
+        for i, m in found.items()
+    }
+    assert passing == {0: False, 1: True, 2: True, 3: True, 4: True, 5: True}
     for given in (found, dict(reversed(found.items()))):
-        assert set(judge.confirmed(given)) == expected
-    assert judge.confirmed({(5,): found[5,]}) == [(5,)]
-    assert judge.confirmed({(4,): found[4,]}) == []
-    assert judge.confirmed({}) == []
+        # 4 would pass, but comes after 0, which does not.
+        assert judge.confirmed(given, nbytes) == [5, 3, 1]
+    assert judge.confirmed({4: found[4]}, nbytes) == [4]
+    assert judge.confirmed({0: found[0]}, nbytes) == []
+    assert judge.confirmed({}, {}) == []
+
+
+def test_the_doubt_is_how_far_the_parts_are_apart() -> None:
+    rng, runs = np.random.default_rng(0), 300
+    apart, doubts = [], []
+    for _ in range(runs):
+        baseline, (model,) = models(rng, 1, lost=0.03, won=0.01)
+        judge = Judge(SURE, baseline)
+        outcome = judge.outcome(model)
+        second = judge._parts()[1]
+        assert baseline.samples is not None
+        assert model.samples is not None
+        apart.append(
+            outcome.level - loss_bound(SURE, baseline.samples[second], model.samples[second])
+        )
+        doubts.append(outcome.doubt)
+    assert np.std(apart) == pytest.approx(np.mean(doubts), rel=0.15)
 
 
 def test_a_third_is_for_the_search_and_both_parts_are_mixed() -> None:
@@ -122,8 +136,9 @@ def test_without_a_confidence_the_mean_decides() -> None:
     held, failed = judge.outcome(Metric(0.8)), judge.outcome(Metric(0.79))
     assert (held.held, failed.held) == (True, False)
     assert held.level == pytest.approx(0.1)
-    settings = {(1,): Metric(0.8), (0,): Metric(0.85)}
-    assert judge.confirmed(settings) == [(1,), (0,)]
+    found = {1: Metric(0.8), 0: Metric(0.85), 2: Metric(0.79)}
+    assert judge.confirmed(found, {0: 5, 1: 6, 2: 4}) == [1, 0]
+    assert held.doubt == 0
     lower = Judge(LossBudget(absolute=0.1, higher_is_better=False), Metric(0.9))
     assert lower.outcome(Metric(1.0)).held
     assert not lower.outcome(Metric(1.01)).held

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def landscape(seed: int, layers: int = 3, rungs: int = 4) -> Landscape:
 
 
 def search(
-    land: Landscape, truth: Callable[[Setting], float], most: int = 10_000
+    land: Landscape, truth: Callable[[Setting], float], most: int = 10_000, doubt: float = 0.0
 ) -> tuple[list[Proposal], dict[Setting, Outcome]]:
     """Runs to the end; ``truth`` gives the level of a setting."""
     asked: list[Proposal] = []
@@ -41,7 +42,7 @@ def search(
     while len(asked) < most and (proposal := propose(land, outcomes)) is not None:
         asked.append(proposal)
         level = truth(proposal.setting)
-        outcomes[proposal.setting] = Outcome(level, level <= LIMIT)
+        outcomes[proposal.setting] = Outcome(level, level <= LIMIT, doubt)
     return asked, outcomes
 
 
@@ -68,8 +69,39 @@ def test_bisection_finds_the_edge_of_a_monotone_frontier(seed: int, scale: float
         assert len(asked) == len(first)
 
 
-@given(SEEDS, st.floats(1e-4, 1.0), st.booleans())
-def test_it_ends_and_never_asks_twice(seed: int, scale: float, additive_truth: bool) -> None:
+@given(SEEDS, st.floats(1e-4, 1.0), st.floats(0.2, 0.9))
+def test_in_doubt_a_setting_is_near_the_edge_wherever_it_is(
+    seed: int, scale: float, doubt: float
+) -> None:
+    land = landscape(seed, layers=4, rungs=12)
+    truth = additive(land, scale)
+    asked, outcomes = search(land, truth, doubt=doubt * LIMIT)
+    assert {p.phase for p in asked} == {"frontier"}
+    assert len({p.setting for p in asked}) == len(asked)
+    known = sorted(outcomes, key=land.nbytes, reverse=True)
+    for larger, smaller in pairwise(known):
+        sizes = land.nbytes(larger), land.nbytes(smaller)
+        if truth(larger) > (1 + doubt) * LIMIT or truth(smaller) < (1 - doubt) * LIMIT:
+            continue
+        ratio = sizes[0] / sizes[1]
+        middle = [
+            s for s in land.frontier if ratio**0.25 <= land.nbytes(s) / sizes[1] <= ratio**0.75
+        ]
+        assert ratio <= 1.06 or not middle
+
+
+@given(SEEDS, st.floats(1e-3, 0.1))
+def test_a_small_doubt_leaves_the_local_steps(seed: int, scale: float) -> None:
+    land = landscape(seed)
+    found = [search(land, additive(land, scale), doubt=d)[0] for d in (0.0, 0.01 * LIMIT)]
+    sure, nearly = ("local" in {p.phase for p in asked} for asked in found)
+    assert sure == nearly
+
+
+@given(SEEDS, st.floats(1e-4, 1.0), st.booleans(), st.sampled_from([0.0, 0.5]))
+def test_it_ends_and_never_asks_twice(
+    seed: int, scale: float, additive_truth: bool, doubt: float
+) -> None:
     land = landscape(seed)
     rng = np.random.default_rng(seed)
     levels: dict[Setting, float] = {}
@@ -77,7 +109,8 @@ def test_it_ends_and_never_asks_twice(seed: int, scale: float, additive_truth: b
     def random(setting: Setting) -> float:
         return levels.setdefault(setting, float(rng.choice([0.5, 1.5, 100, math.nan]) * LIMIT))
 
-    asked, outcomes = search(land, additive(land, scale) if additive_truth else random, most=65)
+    truth = additive(land, scale) if additive_truth else random
+    asked, outcomes = search(land, truth, most=65, doubt=doubt * LIMIT)
     assert len(asked) <= 4**3
     assert propose(land, outcomes) is None
     settings = [p.setting for p in asked]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.metric import Metric, loss_bound, p_value
+from vq_plugin.tuning.metric import Metric, expected_bound, loss_bound, p_value
 from vq_plugin.tuning.propose import Outcome
 
 K = TypeVar("K", bound=Hashable)
@@ -23,9 +23,11 @@ class Judge:
 
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
-    first third the search does what it likes; the rest, which it never sees, confirms its findings.
-    Holm's procedure (1979, "A simple sequentially rejective multiple test procedure") keeps the
-    chance that any of them is wrongly confirmed below 1 - confidence, however many there are.
+    first third the search does what it likes, and puts what it found in an order, from the safest
+    model to the smallest. The rest, which it never sees, tests them in this order up to the first
+    that is not confirmed. The chance that any is wrongly confirmed is below 1 - confidence, however
+    many there are, since one of them is the first that should not be (fixed sequence testing;
+    Angelopoulos et al. 2021, arXiv 2110.01052, section 3.2).
 
     Attributes:
         budget: The budget.
@@ -68,31 +70,43 @@ class Judge:
         if metric is None:
             return Outcome(float("nan"), held=False)
         if self.budget.confidence is None:
-            level = self.budget.loss(self.baseline.mean, metric.mean)
+            level, doubt = self.budget.loss(self.baseline.mean, metric.mean), 0.0
         else:
-            level = self._expected_bound(metric)
-        return Outcome(level, level <= self.budget.limit + 1e-12)
+            level, doubt = self._expected_bound(metric)
+        return Outcome(level, level <= self.budget.limit + 1e-12, doubt)
 
-    def confirmed(self, metrics: Mapping[K, Metric]) -> list[K]:
-        """The models that are within the budget, of those that held in the search."""
+    def confirmed(self, metrics: Mapping[K, Metric], nbytes: Mapping[K, int]) -> list[K]:
+        """The models that are within the budget.
+
+        Args:
+            metrics: All models that were evaluated.
+            nbytes: Their sizes.
+
+        Returns:
+            Without a confidence all that hold. With one, those that are confirmed, from the safest
+            to the smallest; what is neither the safest of its size nor smaller is not tested.
+        """
+        found = {key: self.outcome(metric) for key, metric in metrics.items()}
         if self.budget.confidence is None:
-            return list(metrics)
-        values = {key: self._p_value(metric) for key, metric in metrics.items()}
+            return [key for key, outcome in found.items() if outcome.held]
         sure: list[K] = []
-        for key in sorted(values, key=lambda k: values[k]):
-            if values[key] > (1 - self.budget.confidence) / (len(values) - len(sure)):
+        smallest = math.inf
+        for key in sorted(found, key=lambda k: (found[k].level, nbytes[k])):
+            if nbytes[key] >= smallest:
+                continue
+            if self._p_value(metrics[key]) > 1 - self.budget.confidence:
                 break
+            smallest = nbytes[key]
             sure.append(key)
         return sure
 
-    def _expected_bound(self, metric: Metric) -> float:
-        """The bound that the second part would give if it were like the first."""
+    def _expected_bound(self, metric: Metric) -> tuple[float, float]:
+        """The bound that the second part would give if it were like the first, and its error."""
         assert metric.samples is not None
         assert self.baseline.samples is not None
         first, second = self._parts()
-        return loss_bound(
-            self.budget, self.baseline.samples[first], metric.samples[first], len(second)
-        )
+        samples = self.baseline.samples[first], metric.samples[first]
+        return expected_bound(self.budget, *samples, len(second))
 
     def _p_value(self, metric: Metric) -> float:
         assert metric.samples is not None

@@ -95,9 +95,7 @@ def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Inter
     return loss - reach, loss + reach
 
 
-def loss_bound(
-    budget: LossBudget, baseline: Tensor, samples: Tensor, count: int | None = None
-) -> float:
+def loss_bound(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:
     """One-sided upper bound of the loss at the budget's confidence, from paired samples.
 
     Where almost all samples that differ are losses, their number is skewed as a Poisson variable
@@ -108,13 +106,30 @@ def loss_bound(
         budget: Says what a loss is, and the confidence.
         baseline: The float model's results.
         samples: The compressed model's.
-        count: If given, the bound is what that many samples like these would give.
+    """
+    return expected_bound(budget, baseline, samples, len(samples))[0]
+
+
+def expected_bound(
+    budget: LossBudget, baseline: Tensor, samples: Tensor, count: int
+) -> tuple[float, float]:
+    """The :func:`loss_bound` of other samples, if they are like these, and how far it may be off.
+
+    Args:
+        budget: Says what a loss is, and the confidence.
+        baseline: The float model's results.
+        samples: The compressed model's.
+        count: How many others there are.
+
+    Returns:
+        The bound, and its standard error, from these samples and from the others.
     """
     assert budget.confidence is not None
     loss, error, step = _loss_and_error(budget, baseline, samples)
-    fewer = 1.0 if count is None else len(samples) / count
+    fewer = len(samples) / count
     quantile = NormalDist().inv_cdf(budget.confidence)
-    return loss + quantile * error * math.sqrt(fewer) + step * fewer * (1 + 2 * quantile**2) / 6
+    bound = loss + quantile * error * math.sqrt(fewer) + step * fewer * (1 + 2 * quantile**2) / 6
+    return bound, error * math.sqrt(1 + fewer)
 
 
 def p_value(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ _DOUBT = 0.3
 _SCATTER = 0.1
 # Steps less likely than this to hold are not worth an evaluation, whatever they save.
 _HOPELESS = 0.1
+# Where losses are in doubt, settings closer than this in bytes, as a factor, are not told apart.
+_SPACING = 1.06
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,13 @@ class Outcome:
     Attributes:
         level: The loss, or its upper bound if the budget asks for confidence; NaN if it failed.
         held: Whether it is within the budget.
+        doubt: Standard error of the level as a prediction of what the samples that confirm it will
+            say; 0 where the level itself decides.
     """
 
     level: float
     held: bool
+    doubt: float = 0.0
 
 
 class Proposal(NamedTuple):
@@ -72,9 +78,11 @@ class Landscape:
 def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Proposal | None:
     """The next setting to evaluate; a pure function, so that a resumed run takes the same path.
 
-    First bisection along the frontier finds a setting that holds next to one that does not. Then
-    every proposal is the change of one or two layers of the best setting so far that promises
-    most: bytes saved times the probability to hold.
+    First bisection along the frontier finds a setting that holds next to one that does not. Where
+    levels are in doubt, the true edge is somewhere around, and the frontier is filled there, so
+    that wherever it turns out to be, a setting is near. Elsewhere every further proposal is the
+    change of one or two layers of the best setting so far that promises most: bytes saved times the
+    probability to hold.
 
     Args:
         landscape: The candidates.
@@ -94,10 +102,40 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
         else:
             high = middle
     held = [setting for setting, outcome in outcomes.items() if outcome.held]
+    if any(outcome.doubt > _SCATTER * landscape.limit for outcome in outcomes.values()):
+        between = _in_doubt(landscape, outcomes)
+        return None if between is None else Proposal(between, "frontier")
     if not held:
         return None
     best = min(held, key=lambda setting: (landscape.nbytes(setting), setting))
     return _local(landscape, outcomes, best)
+
+
+def _in_doubt(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
+    """A setting in the middle of the widest gap that the edge may be in.
+
+    Points of the frontier can be far apart. Between them it is the least harmful of those that are
+    one or two steps from an end of the gap.
+    """
+    known = [s for s, outcome in outcomes.items() if math.isfinite(outcome.level)]
+    known.sort(key=lambda s: (-landscape.nbytes(s), s))
+    gaps = [
+        (landscape.nbytes(larger) / landscape.nbytes(smaller), larger, smaller)
+        for larger, smaller in pairwise(known)
+        if outcomes[larger].level - outcomes[larger].doubt < landscape.limit
+        and outcomes[smaller].level + outcomes[smaller].doubt > landscape.limit
+    ]
+    for ratio, larger, smaller in sorted(gaps, reverse=True):
+        if ratio <= _SPACING:
+            break
+        least = landscape.nbytes(smaller) * ratio**0.25
+        most = landscape.nbytes(larger) / ratio**0.25
+        near = {*_neighbours(landscape, larger), *_neighbours(landscape, smaller)}
+        near = near.union(landscape.frontier).difference(outcomes)
+        between = [setting for setting in near if least <= landscape.nbytes(setting) <= most]
+        if between:
+            return min(between, key=lambda s: (landscape.harm(s), s))
+    return None
 
 
 def _local(
@@ -149,6 +187,7 @@ class _Belief:
         levels = np.array(list(known.values()))
         # Far beyond the budget the sum is only roughly right.
         noise = (_SCATTER * np.maximum(np.abs(levels) - self.limit, 0.1 * self.limit)) ** 2
+        noise += np.array([outcomes[setting].doubt for setting in known]) ** 2
         self.choices = np.array(list(known))
         totals = self._harms(self.choices).sum(1)
         weights = totals / (noise + (_SCATTER * self.limit) ** 2)

@@ -125,11 +125,11 @@ class Session:
 
     def result(self, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
         """The verdict; the test split decides where there is one."""
-        held = {t: self.metrics[t] for t, trial in self.trials.items() if trial.held}
-        sure = self.judge.confirmed(held)
-        for tried in held:
-            if tried not in sure:
-                self.trials[tried] = replace(self.trials[tried], held=False)
+        likely = any(trial.held for trial in self.trials.values())
+        sizes = {tried: self._nbytes(tried.setting) for tried in self.metrics}
+        sure = self.judge.confirmed(self.metrics, sizes)
+        for tried, trial in self.trials.items():
+            self.trials[tried] = replace(trial, held=tried in sure)
         result = TuneResult(
             model=self.model,
             schemes=None,
@@ -151,7 +151,7 @@ class Session:
             rest=self.rest,
         )
         if not sure:
-            return replace(result, stopped=self._why_not(bool(held)))
+            return replace(result, stopped=self._why_not(likely))
         best = min(sure, key=lambda tried: (self._nbytes(tried.setting), tried))
         stopped = None
         if test is not None and test_baseline is not None:
@@ -247,9 +247,10 @@ class Session:
             asked = proposal.setting
             if asked not in wanted and self.evaluator.known(self._key(Tried(asked))) is None:
                 wanted.append(asked)
+            doubt = max((outcome.doubt for outcome in outcomes.values()), default=0.0)
             for part, held in ((1.2, False), (0.8, True)):
                 level = part * self.landscape.limit
-                imagined.append({**outcomes, asked: Outcome(level, held)})
+                imagined.append({**outcomes, asked: Outcome(level, held, doubt)})
         return wanted
 
     def _limit_reached(self) -> str | None:
