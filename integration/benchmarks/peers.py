@@ -62,8 +62,11 @@ def coremltools(model: nn.Module, layers: Collection[str], n_bits: int, dim: int
     """coremltools' ``PostTrainingPalettizer``: one codebook per tensor.
 
     With ``dim > 1`` sub-vectors run along the outputs; layers whose outputs ``dim`` does not
-    divide are left alone by it.
+    divide are left alone by it. So are, here, those of fewer sub-vectors than centers, at which it
+    raises an error.
     """
+    sizes = {name: model.get_submodule(name).weight.numel() // dim for name in layers}
+    large = [name for name, size in sizes.items() if size >= 1 << n_bits]
     with quiet():
         from coremltools.optimize.torch.palettization import (
             PostTrainingPalettizer,
@@ -72,7 +75,7 @@ def coremltools(model: nn.Module, layers: Collection[str], n_bits: int, dim: int
 
         settings = {"n_bits": n_bits, "cluster_dim": dim}
         config = PostTrainingPalettizerConfig.from_dict(
-            {"module_name_configs": dict.fromkeys(layers, settings)}
+            {"module_name_configs": dict.fromkeys(large, settings)}
         )
         # It draws its first centers from the global generators.
         np.random.seed(0)

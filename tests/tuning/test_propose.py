@@ -90,6 +90,15 @@ def test_in_doubt_a_setting_is_near_the_edge_wherever_it_is(
         assert ratio <= 1.06 or not middle
 
 
+@given(SEEDS, st.floats(1e-5, 1.0), st.floats(0.2, 0.9))
+def test_in_doubt_one_setting_is_safe(seed: int, scale: float, doubt: float) -> None:
+    """It is the first to be confirmed, and the last if it is not."""
+    land = landscape(seed, layers=4, rungs=12)
+    _, outcomes = search(land, additive(land, scale), doubt=doubt * LIMIT)
+    safest = min(outcome.level for outcome in outcomes.values())
+    assert safest + 2 * doubt * LIMIT < LIMIT or land.frontier[0] in outcomes
+
+
 @given(SEEDS, st.floats(1e-3, 0.1))
 def test_a_small_doubt_leaves_the_local_steps(seed: int, scale: float) -> None:
     land = landscape(seed)

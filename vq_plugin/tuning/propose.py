@@ -103,12 +103,24 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
             high = middle
     held = [setting for setting, outcome in outcomes.items() if outcome.held]
     if any(outcome.doubt > _SCATTER * landscape.limit for outcome in outcomes.values()):
-        between = _in_doubt(landscape, outcomes)
-        return None if between is None else Proposal(between, "frontier")
+        setting = _safe(landscape, outcomes) or _in_doubt(landscape, outcomes)
+        return None if setting is None else Proposal(setting, "frontier")
     if not held:
         return None
     best = min(held, key=lambda setting: (landscape.nbytes(setting), setting))
     return _local(landscape, outcomes, best)
+
+
+def _safe(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
+    """A setting about twice as large as all known, unless one of them will hold for sure.
+
+    What confirms settings starts with the safest, and ends there if it is not safe enough.
+    """
+    if any(o.level + 2 * o.doubt < landscape.limit for o in outcomes.values()):
+        return None
+    largest = max(landscape.nbytes(setting) for setting in outcomes)
+    larger = [s for s in landscape.frontier if landscape.nbytes(s) > largest]
+    return min(larger, key=lambda s: abs(landscape.nbytes(s) - 2 * largest), default=None)
 
 
 def _in_doubt(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:

@@ -15,18 +15,19 @@ Ladder: TypeAlias = Scheme | Sequence[Scheme | None] | None
 Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
 
 # From about 120x to 4x of a large layer, then float. Along the outputs each input feature has
-# codebooks of its own, which suits large layers; shared codebooks weigh nothing on small ones. Not
-# here: what takes long to fit and is seldom chosen.
+# codebooks of its own, which suits large layers; one byte for each number keeps them small. Shared
+# codebooks weigh nothing even on small layers. Not here: what takes long to fit and is seldom
+# chosen.
 LADDER: tuple[Scheme | None, ...] = (
-    PQ(k=4, dim=8, axis="out"),
-    PQ(k=8, dim=12, axis="out"),
-    PQ(k=16, dim=16, axis="out"),
-    PQ(k=8, dim=8, axis="out"),
-    PQ(k=32, dim=16, axis="out"),
-    PQ(k=8, dim=6, axis="out"),
-    PQ(k=16, dim=8, axis="out"),
-    PQ(k=32, dim=8, axis="out"),
-    PQ(k=16, dim=4, axis="out"),
+    PQ(k=4, dim=8, axis="out", codebook_dtype="int8"),
+    PQ(k=8, dim=12, axis="out", codebook_dtype="int8"),
+    PQ(k=16, dim=16, axis="out", codebook_dtype="int8"),
+    PQ(k=8, dim=8, axis="out", codebook_dtype="int8"),
+    PQ(k=32, dim=16, axis="out", codebook_dtype="int8"),
+    PQ(k=8, dim=6, axis="out", codebook_dtype="int8"),
+    PQ(k=16, dim=8, axis="out", codebook_dtype="int8"),
+    PQ(k=32, dim=8, axis="out", codebook_dtype="int8"),
+    PQ(k=16, dim=4, axis="out", codebook_dtype="int8"),
     PQ(k=16, dim=8, codebooks="tensor"),
     PQ(k=32, dim=8, codebooks="tensor"),
     PQ(k=64, dim=8, codebooks="tensor"),
