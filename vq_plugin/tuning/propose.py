@@ -144,7 +144,12 @@ def _in_doubt(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Sett
         most = landscape.nbytes(larger) / ratio**0.25
         near = {*_neighbours(landscape, larger), *_neighbours(landscape, smaller)}
         near = near.union(landscape.frontier).difference(outcomes)
-        between = [setting for setting in near if least <= landscape.nbytes(setting) <= most]
+        between = [
+            setting
+            for setting in near
+            if least <= landscape.nbytes(setting) <= most
+            and landscape.harm(setting) < landscape.harm(smaller)
+        ]
         if between:
             return min(between, key=lambda s: (landscape.harm(s), s))
     return None
