@@ -99,6 +99,12 @@ def test_the_second_part_confirms_from_the_safest_to_the_smallest() -> None:
     assert judge.confirmed({}, {}) == []
 
 
+def test_of_models_alike_in_the_first_part_the_largest_comes_first() -> None:
+    judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(450)))
+    found = {i: vector(judge, (0, lost)) for i, lost in enumerate([40, 0, 10])}
+    assert judge.confirmed(found, {0: 10, 1: 30, 2: 20}) == [1, 2]
+
+
 def test_the_doubt_is_how_far_the_parts_are_apart() -> None:
     rng, runs = np.random.default_rng(0), 300
     apart, doubts = [], []

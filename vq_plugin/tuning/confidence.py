@@ -84,14 +84,15 @@ class Judge:
 
         Returns:
             Without a confidence all that hold. With one, those that are confirmed, from the safest
-            to the smallest; what is neither the safest of its size nor smaller is not tested.
+            to the smallest; what is no smaller than a safer one is not tested.
         """
         found = {key: self.outcome(metric) for key, metric in metrics.items()}
         if self.budget.confidence is None:
             return [key for key, outcome in found.items() if outcome.held]
         sure: list[K] = []
         smallest = math.inf
-        for key in sorted(found, key=lambda k: (found[k].level, nbytes[k])):
+        # Few samples hardly tell safe models apart: the larger first, as it is likely the safer.
+        for key in sorted(found, key=lambda k: (found[k].level + found[k].doubt, -nbytes[k])):
             if nbytes[key] >= smallest:
                 continue
             if self._p_value(metrics[key]) > 1 - self.budget.confidence:

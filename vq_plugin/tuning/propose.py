@@ -114,13 +114,19 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
 def _safe(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
     """A setting about twice as large as all known, unless one of them will hold for sure.
 
-    What confirms settings starts with the safest, and ends there if it is not safe enough.
+    What confirms settings starts with the safest, and ends there if it is not safe enough. Few
+    samples call nothing safe; then it is enough that the largest does no better than one of half
+    its size.
     """
     if any(o.level + 2 * o.doubt < landscape.limit for o in outcomes.values()):
         return None
-    largest = max(landscape.nbytes(setting) for setting in outcomes)
-    larger = [s for s in landscape.frontier if landscape.nbytes(s) > largest]
-    return min(larger, key=lambda s: abs(landscape.nbytes(s) - 2 * largest), default=None)
+    known = sorted(outcomes, key=lambda s: (-landscape.nbytes(s), s))
+    most = landscape.nbytes(known[0])
+    half = [s for s in known if landscape.nbytes(s) < most / 1.5]
+    if half and outcomes[known[0]].level >= outcomes[half[0]].level:
+        return None
+    larger = [s for s in landscape.frontier if landscape.nbytes(s) > most]
+    return min(larger, key=lambda s: abs(landscape.nbytes(s) - 2 * most), default=None)
 
 
 def _in_doubt(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
