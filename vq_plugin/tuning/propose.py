@@ -103,8 +103,8 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
             high = middle
     held = [setting for setting, outcome in outcomes.items() if outcome.held]
     if any(outcome.doubt > _SCATTER * landscape.limit for outcome in outcomes.values()):
-        setting = _safe(landscape, outcomes) or _in_doubt(landscape, outcomes)
-        return None if setting is None else Proposal(setting, "frontier")
+        around = _safe(landscape, outcomes) or _in_doubt(landscape, outcomes)
+        return None if around is None else Proposal(around, "frontier")
     if not held:
         return None
     best = min(held, key=lambda setting: (landscape.nbytes(setting), setting))
