@@ -259,7 +259,13 @@ def layers(name: str, arguments: argparse.Namespace) -> None:
         elif not peer.takes(bench.kinds):
             report.note(f"{peer.name} takes no convolutions: left out")
         else:
-            pairs.append(bench.pair(peer))
+            try:
+                pairs.append(bench.pair(peer))
+            except AssertionError as error:
+                # Sizes that it does not take.
+                report.note(
+                    f"{peer.name}, {peer.n_bits} bits, dim {peer.dim}, did not run: {error}"
+                )
     same = {point.setting: point for _, point in pairs}
     schemes = settings.QUICK_SCHEMES if quick else settings.SCHEMES
     plain = bench.own((s for s in schemes if str(s) not in same), calibrated=False)
