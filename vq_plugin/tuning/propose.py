@@ -79,10 +79,10 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
     """The next setting to evaluate; a pure function, so that a resumed run takes the same path.
 
     First bisection along the frontier finds a setting that holds next to one that does not. Where
-    levels are in doubt, the true edge is somewhere around, and the frontier is filled there, so
-    that wherever it turns out to be, a setting is near. Elsewhere every further proposal is the
-    change of one or two layers of the best setting so far that promises most: bytes saved times the
-    probability to hold.
+    levels are in doubt, one setting is made sure to be safe; and where the doubt is large, the true
+    edge is somewhere around, and the frontier is filled there, so that wherever it turns out to be,
+    a setting is near. Elsewhere every further proposal is the change of one or two layers of the
+    best setting so far that promises most: bytes saved times the probability to hold.
 
     Args:
         landscape: The candidates.
@@ -101,11 +101,17 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
             low = middle
         else:
             high = middle
+    known = [outcome for outcome in outcomes.values() if math.isfinite(outcome.level)]
+    if not known:
+        return None
+    doubt = min(known, key=lambda outcome: abs(outcome.level - landscape.limit)).doubt
+    around = _safe(landscape, outcomes) if doubt > 0 else None
+    if around is None and doubt > _SCATTER * landscape.limit:
+        around = _in_doubt(landscape, outcomes)
+    if around is not None:
+        return Proposal(around, "frontier")
     held = [setting for setting, outcome in outcomes.items() if outcome.held]
-    if any(outcome.doubt > _SCATTER * landscape.limit for outcome in outcomes.values()):
-        around = _safe(landscape, outcomes) or _in_doubt(landscape, outcomes)
-        return None if around is None else Proposal(around, "frontier")
-    if not held:
+    if not held or doubt > _SCATTER * landscape.limit:
         return None
     best = min(held, key=lambda setting: (landscape.nbytes(setting), setting))
     return _local(landscape, outcomes, best)
