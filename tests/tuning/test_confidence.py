@@ -78,11 +78,10 @@ def _moves(judge: Judge, index: int) -> bool:
     return judge.outcome(metric(changed)).level != level
 
 
-def test_the_second_part_confirms_from_the_safest_to_the_smallest() -> None:
+def test_the_second_part_confirms_from_the_largest_to_the_smallest() -> None:
     judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(450)))
-    # By losses in the first part 5 < 3 < 1 < 2 < 0 < 4; by size they get smaller in that order,
-    # but for 2, which is larger than 1.
-    lost = [(8, 45), (3, 12), (4, 0), (2, 18), (9, 0), (0, 2)]
+    # The first part finds 2 much worse than 1, which is smaller; 4 would pass, but comes after 0.
+    lost = [(8, 45), (3, 12), (14, 0), (2, 18), (9, 0), (0, 2)]
     nbytes = dict(enumerate([30, 50, 55, 60, 20, 70]))
     found = {i: vector(judge, pair) for i, pair in enumerate(lost)}
     second = judge._parts()[1]
@@ -92,17 +91,25 @@ def test_the_second_part_confirms_from_the_safest_to_the_smallest() -> None:
     }
     assert passing == {0: False, 1: True, 2: True, 3: True, 4: True, 5: True}
     for given in (found, dict(reversed(found.items()))):
-        # 4 would pass, but comes after 0, which does not.
         assert judge.confirmed(given, nbytes) == [5, 3, 1]
     assert judge.confirmed({4: found[4]}, nbytes) == [4]
     assert judge.confirmed({0: found[0]}, nbytes) == []
     assert judge.confirmed({}, {}) == []
 
 
-def test_of_models_alike_in_the_first_part_the_largest_comes_first() -> None:
-    judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(450)))
-    found = {i: vector(judge, (0, lost)) for i, lost in enumerate([40, 0, 10])}
-    assert judge.confirmed(found, {0: 10, 1: 30, 2: 20}) == [1, 2]
+def test_a_lucky_small_model_does_not_hide_a_safe_one() -> None:
+    judge = Judge(LossBudget(absolute=0.03, confidence=0.95), metric(torch.ones(900)))
+    found = {"big": vector(judge, (1, 2)), "small": vector(judge, (0, 14))}
+    assert judge.confirmed(found, {"big": 100, "small": 50}) == ["big"]
+
+
+def test_what_loses_too_much_of_all_samples_is_never_accepted() -> None:
+    judge = Judge(LossBudget(absolute=0.01, confidence=0.95), metric(torch.ones(5000)))
+    unlucky = vector(judge, (40, 18))
+    second = judge._parts()[1]
+    assert unlucky.samples is not None
+    assert p_value(judge.budget, torch.ones(3333).double(), unlucky.samples[second]) < 0.05
+    assert judge.confirmed({0: unlucky}, {0: 1}) == []
 
 
 def test_the_doubt_is_how_far_the_parts_are_apart() -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.propose import Landscape, Outcome, Proposal, propose
+from vq_plugin.tuning.propose import Landscape, Outcome, Proposal, ahead, propose
 from vq_plugin.tuning.result import LayerCandidate
 
 LIMIT = 0.01
@@ -94,6 +95,23 @@ def test_in_doubt_a_setting_is_near_the_edge_wherever_it_is(
         assert ratio <= 1.06 or not middle
 
 
+@given(SEEDS, st.floats(1e-3, 0.3), st.floats(0.2, 0.9))
+def test_in_doubt_only_gaps_with_the_edge_are_filled(seed: int, scale: float, doubt: float) -> None:
+    land = landscape(seed, layers=4, rungs=12)
+    asked, outcomes = search(land, additive(land, scale), doubt=doubt * LIMIT)
+    first = math.ceil(math.log2(len(land.frontier) + 1))
+    before = {p.setting: outcomes[p.setting] for p in asked[:first]}
+    for setting in (p.setting for p in asked[first:]):
+        sizes = {land.nbytes(s): o for s, o in before.items()}
+        larger = [n for n in sizes if n > land.nbytes(setting)]
+        if larger:
+            above = sizes[min(larger)]
+            below = sizes[max(n for n in sizes if n <= land.nbytes(setting))]
+            assert above.level < (1 + doubt) * LIMIT
+            assert below.level > (1 - doubt) * LIMIT
+        before[setting] = outcomes[setting]
+
+
 @given(SEEDS, st.floats(1e-5, 1.0), st.floats(0.01, 0.9))
 def test_in_doubt_one_setting_is_safe(seed: int, scale: float, doubt: float) -> None:
     """It is the first to be confirmed, and the last if it is not."""
@@ -172,6 +190,23 @@ def test_it_is_a_function_of_what_is_known(seed: int) -> None:
         again[proposal.setting] = outcomes[proposal.setting]
 
 
+@pytest.mark.parametrize("doubt", [0.0, 0.5])
+def test_what_is_asked_ahead(doubt: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many workers must not wait for an exponential number of imagined outcomes."""
+    land = landscape(0, layers=4, rungs=10)
+    asked, outcomes = search(land, additive(land, 0.005), most=6, doubt=doubt * LIMIT)
+    calls = Mock(side_effect=propose)
+    monkeypatch.setattr("vq_plugin.tuning.propose.propose", calls)
+    one = asked[-1].setting
+    found = ahead(land, outcomes, 16, lambda setting: setting == one)
+    assert found[0] == propose(land, outcomes).setting  # type: ignore[union-attr]
+    assert len({*found}) == len(found) <= 16
+    assert not {*found} & {*outcomes}
+    assert len(found) > 1
+    assert calls.call_count < 100
+    assert ahead(land, outcomes, 16, lambda setting: setting == found[0])[0] != found[0]
+
+
 def test_a_frontier_of_one_setting() -> None:
     single = [[LayerCandidate(None, 8, 0.0, 1.0)]]
     land = Landscape(single, frontier(single), LIMIT)
@@ -180,12 +215,27 @@ def test_a_frontier_of_one_setting() -> None:
     assert propose(land, {(0,): Outcome(1.0, held=False)}) is None
 
 
-def test_what_failed_is_as_if_it_did_not_hold() -> None:
+@pytest.mark.parametrize("doubt", [0.0, 0.5])
+def test_what_failed_is_as_if_it_did_not_hold(doubt: float) -> None:
     land = landscape(0)
-    failing, _ = search(land, lambda _: math.nan)
-    over, _ = search(land, lambda _: 2 * LIMIT)
+    failing, _ = search(land, lambda _: math.nan, doubt=doubt)
+    over, _ = search(land, lambda _: 1000 * LIMIT, doubt=doubt)
     assert failing == over
     assert failing[-1].setting == land.frontier[0]
+
+
+@given(SEEDS, st.floats(1e-3, 0.1))
+def test_a_failure_is_an_end_of_a_gap_as_a_loss_is(seed: int, scale: float) -> None:
+    land = landscape(seed, layers=4, rungs=12)
+    truth = additive(land, scale)
+
+    def path(end: float) -> list[Proposal]:
+        def level(setting: Setting) -> float:
+            return truth(setting) if truth(setting) < 3 * LIMIT else end
+
+        return search(land, level, doubt=0.5 * LIMIT)[0]
+
+    assert path(math.nan) == path(100 * LIMIT)
 
 
 @pytest.mark.parametrize("levels", [{}, {"gain": True}])

@@ -23,11 +23,11 @@ class Judge:
 
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
-    first third the search does what it likes, and puts what it found in an order, from the safest
-    model to the smallest. The rest, which it never sees, tests them in this order up to the first
-    that is not confirmed. The chance that any is wrongly confirmed is below 1 - confidence, however
-    many there are, since one of them is the first that should not be (fixed sequence testing;
-    Angelopoulos et al. 2021, arXiv 2110.01052, section 3.2).
+    first third the search does what it likes, and leaves out models that a smaller one clearly
+    beats. The rest, which it never sees, tests the others from the largest to the smallest, up to
+    the first that is not confirmed. To confirm any that is over the budget, the first of those has
+    to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos et al.
+    2021, "Learn then test", arXiv 2110.01052).
 
     Attributes:
         budget: The budget.
@@ -83,22 +83,24 @@ class Judge:
             nbytes: Their sizes.
 
         Returns:
-            Without a confidence all that hold. With one, those that are confirmed, from the safest
-            to the smallest; what is no smaller than a safer one is not tested.
+            Without a confidence all that hold. With one, those that are confirmed, the largest
+            first; what a smaller model clearly beats is not tested.
         """
         found = {key: self.outcome(metric) for key, metric in metrics.items()}
         if self.budget.confidence is None:
             return [key for key, outcome in found.items() if outcome.held]
+        # By size, as luck orders the levels of models that are nearly alike.
+        order = sorted(found, key=lambda key: (-nbytes[key], found[key].level))
         sure: list[K] = []
-        smallest = math.inf
-        # Few samples hardly tell safe models apart: the larger first, as it is likely the safer.
-        for key in sorted(found, key=lambda k: (found[k].level + found[k].doubt, -nbytes[k])):
-            if nbytes[key] >= smallest:
+        for key in order:
+            clearly = found[key].level - found[key].doubt
+            if any(nbytes[k] <= nbytes[key] and found[k].level < clearly for k in found):
                 continue
             if self._p_value(metrics[key]) > 1 - self.budget.confidence:
                 break
-            smallest = nbytes[key]
-            sure.append(key)
+            # Luck in the first part may be bad, too, but what is returned holds on all samples.
+            if self.budget.holds(self.baseline.mean, metrics[key].mean):
+                sure.append(key)
         return sure
 
     def _expected_bound(self, metric: Metric) -> tuple[float, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -89,7 +90,7 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
         outcomes: What is known, in the order in which it was asked for.
 
     Returns:
-        The proposal, or ``None`` when nothing smaller is left to try.
+        The proposal, or ``None`` when nothing is left to try.
     """
     low, high = -1, len(landscape.frontier)
     while high - low > 1:
@@ -117,12 +118,49 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
     return _local(landscape, outcomes, best)
 
 
+def ahead(
+    landscape: Landscape,
+    outcomes: Mapping[Setting, Outcome],
+    count: int,
+    known: Callable[[Setting], bool],
+) -> list[Setting]:
+    """What is asked next, and after that, however it turns out.
+
+    Args:
+        landscape: The candidates.
+        outcomes: What is known, in the order in which it was asked for.
+        count: The most settings to return.
+        known: Whether a setting has been evaluated without having been asked for.
+
+    Returns:
+        Settings that are not known, the likeliest first.
+    """
+    wanted: list[Setting] = []
+    seen: set[Setting] = set()
+    imagined = deque([dict(outcomes)])
+    while len(wanted) < count and imagined:
+        state = imagined.popleft()
+        proposal = propose(landscape, state)
+        # Once each: where outcomes hardly matter all ways lead to the same settings, and there are
+        # exponentially many ways.
+        if proposal is None or proposal.setting in seen:
+            continue
+        asked = proposal.setting
+        seen.add(asked)
+        if not known(asked):
+            wanted.append(asked)
+        doubt = max((outcome.doubt for outcome in state.values()), default=0.0)
+        for part, held in ((1.2, False), (0.8, True)):
+            imagined.append({**state, asked: Outcome(part * landscape.limit, held, doubt)})
+    return wanted
+
+
 def _safe(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
     """A setting about twice as large as all known, unless one of them will hold for sure.
 
     What confirms settings starts with the safest, and ends there if it is not safe enough. Few
-    samples call nothing safe; then it is enough that the largest does no better than one of half
-    its size.
+    samples call nothing safe; then it is enough that the largest does no better than one much
+    smaller.
     """
     if any(o.level + 2 * o.doubt < landscape.limit for o in outcomes.values()):
         return None
@@ -141,13 +179,13 @@ def _in_doubt(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Sett
     Points of the frontier can be far apart. Between them it is the least harmful of those that are
     one or two steps from an end of the gap.
     """
-    known = [s for s, outcome in outcomes.items() if math.isfinite(outcome.level)]
-    known.sort(key=lambda s: (-landscape.nbytes(s), s))
+    known = sorted(outcomes, key=lambda s: (-landscape.nbytes(s), s))
+    # Not ``>``, which what failed would not be.
     gaps = [
         (landscape.nbytes(larger) / landscape.nbytes(smaller), larger, smaller)
         for larger, smaller in pairwise(known)
         if outcomes[larger].level - outcomes[larger].doubt < landscape.limit
-        and outcomes[smaller].level + outcomes[smaller].doubt > landscape.limit
+        and not outcomes[smaller].level + outcomes[smaller].doubt <= landscape.limit
     ]
     for ratio, larger, smaller in sorted(gaps, reverse=True):
         if ratio <= _SPACING:

@@ -31,8 +31,9 @@ class Trial:
         loss: Its loss in the budget's unit; NaN if the trial failed.
         interval: Two-sided interval of the loss, or ``None`` where the metric is not given per
             sample.
-        held: Whether it is within the budget; with a confidence, whether that is also confirmed.
-        phase: ``"frontier"`` while looking for the most aggressive point of the predicted
+        held: Whether it is within the budget; with a confidence, whether that is also confirmed,
+            which is not tried of what a smaller model clearly beats.
+        phase: ``"frontier"`` while looking for the edge of the budget along the predicted
             frontier, ``"local"`` for the steps from there, ``"recovery"`` for settings that were
             trained.
         seconds: Time of the evaluation, and of the training if there was one.

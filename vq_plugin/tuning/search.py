@@ -47,7 +47,7 @@ def tune(
     Every layer is fitted with every candidate scheme once. What each does to the model's output on
     the calibration data predicts its harm, and the lower hull of harm against bytes gives a
     frontier of settings of the whole model. Evaluations find the most aggressive point of it that
-    holds the budget, then try smaller settings nearby while trials are left. With ``recovery``,
+    holds the budget, then try others nearby while trials are left. With ``recovery``,
     smaller ones that do not hold are then trained, and the smallest that holds afterwards is taken.
     The model that is returned was evaluated itself.
 

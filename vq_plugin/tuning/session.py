@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +22,7 @@ from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.journal import digest
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
-from vq_plugin.tuning.propose import Landscape, Outcome, Phase, propose
+from vq_plugin.tuning.propose import Landscape, Outcome, Phase, ahead, propose
 from vq_plugin.tuning.recovery import Trainer, next_to_train
 from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
 from vq_plugin.tuning.trials import Evaluator
@@ -91,7 +90,7 @@ class Session:
                     return
                 setting, phase = proposal
                 if self.evaluator.known(self._key(Tried(setting))) is None:
-                    wanted = map(Tried, self._ahead(setting))
+                    wanted = map(Tried, self._ahead())
                     self.evaluator.run({self._key(t): self._model(t) for t in wanted})
                 self.outcomes[setting] = self._keep(Tried(setting), phase)
                 bar.set_postfix(rate=self._best_rate())
@@ -235,26 +234,16 @@ class Session:
         )
         return outcome
 
-    def _ahead(self, setting: Setting) -> list[Setting]:
-        """The setting, and what would be asked next however it turns out, one for every worker."""
-        wanted = [setting]
-        imagined = deque([dict(self.outcomes)])
-        while len(wanted) < self.evaluator.workers and imagined:
-            outcomes = imagined.popleft()
-            proposal = propose(self.landscape, outcomes)
-            if proposal is None:
-                continue
-            asked = proposal.setting
-            if asked not in wanted and self.evaluator.known(self._key(Tried(asked))) is None:
-                wanted.append(asked)
-            doubt = max((outcome.doubt for outcome in outcomes.values()), default=0.0)
-            for part, held in ((1.2, False), (0.8, True)):
-                level = part * self.landscape.limit
-                imagined.append({**outcomes, asked: Outcome(level, held, doubt)})
-        return wanted
+    def _ahead(self) -> list[Setting]:
+        """What is asked for, and what will probably be asked next, one for every worker."""
+
+        def known(setting: Setting) -> bool:
+            return self.evaluator.known(self._key(Tried(setting))) is not None
+
+        return ahead(self.landscape, self.outcomes, self.evaluator.workers, known)
 
     def _limit_reached(self) -> str | None:
-        left = "smaller settings nearby were left untried"
+        left = "other settings were left untried"
         if self._smallest(self.outcomes) is None:
             untrained = "" if self.trainer is None else " untrained"
             left = f"no setting that holds{untrained} had been found"

@@ -86,9 +86,9 @@ def test_every_trial_is_a_mark_that_names_its_settings(results: dict[str, TuneRe
 
 def test_it_tells_what_is_not_sure_from_what_is_over(results: dict[str, TuneResult]) -> None:
     page = page_of(results["unsure"])
-    assert "within it, but not surely enough" in page
+    assert "within it, but not confirmed" in page
     assert re.search(r"<title>Trial 0, unsure: ", page)
-    assert "not surely enough" not in page_of(results["passed"])
+    assert "but not confirmed" not in page_of(results["passed"])
     assert "3 from an earlier run" in page_of(results["absolute, with confidence"])
 
 

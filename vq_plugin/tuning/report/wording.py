@@ -105,7 +105,7 @@ def kind_of(report: Report, trial: Trial) -> str:
 
     Returns:
         ``"held"``, ``"over"``, ``"failed"``, or ``"unsure"`` for a loss that is within the limit
-        but not with the confidence that the budget asks for.
+        but not confirmed with the confidence that the budget asks for.
     """
     if trial.loss is None:
         return "failed"
