@@ -103,6 +103,22 @@ def test_a_lucky_small_model_does_not_hide_a_safe_one() -> None:
     assert judge.confirmed(found, {"big": 100, "small": 50}) == ["big"]
 
 
+def test_what_was_trained_is_not_held_up_by_what_does_not_hold() -> None:
+    judge = Judge(LossBudget(absolute=0.1, confidence=0.95), metric(torch.ones(450)))
+    found = {
+        "untrained": vector(judge, (12, 40)),
+        "trained": vector(judge, (9, 9)),
+        "same, untrained": vector(judge, (10, 40)),
+    }
+    outcomes = [judge.outcome(m) for m in found.values()]
+    assert outcomes[0].level - outcomes[0].doubt < outcomes[1].level
+    assert [outcome.held for outcome in outcomes] == [False, True, True]
+    nbytes = {"untrained": 100, "trained": 90, "same, untrained": 90}
+    assert judge.confirmed(found, nbytes) == ["trained"]
+    del found["trained"]
+    assert judge.confirmed(found, nbytes) == []
+
+
 def test_what_loses_too_much_of_all_samples_is_never_accepted() -> None:
     judge = Judge(LossBudget(absolute=0.01, confidence=0.95), metric(torch.ones(5000)))
     unlucky = vector(judge, (40, 18))

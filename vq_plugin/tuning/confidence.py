@@ -89,12 +89,18 @@ class Judge:
         found = {key: self.outcome(metric) for key, metric in metrics.items()}
         if self.budget.confidence is None:
             return [key for key, outcome in found.items() if outcome.held]
+
+        def beats(key: K, other: K) -> bool:
+            mine, its = found[key], found[other]
+            if nbytes[key] == nbytes[other]:
+                return mine.level < its.level
+            clearly = mine.level < its.level - its.doubt or (mine.held and not its.held)
+            return nbytes[key] < nbytes[other] and clearly
+
         # By size, as luck orders the levels of models that are nearly alike.
-        order = sorted(found, key=lambda key: (-nbytes[key], found[key].level))
         sure: list[K] = []
-        for key in order:
-            clearly = found[key].level - found[key].doubt
-            if any(nbytes[k] <= nbytes[key] and found[k].level < clearly for k in found):
+        for key in sorted(found, key=lambda k: -nbytes[k]):
+            if any(beats(k, key) for k in found):
                 continue
             if self._p_value(metrics[key]) > 1 - self.budget.confidence:
                 break
