@@ -119,9 +119,10 @@ def test_what_was_trained_is_not_held_up_by_what_does_not_hold() -> None:
     assert judge.confirmed(found, nbytes) == []
 
 
-def test_what_loses_too_much_of_all_samples_is_never_accepted() -> None:
+@pytest.mark.parametrize("first", [40, 25])
+def test_what_is_not_within_the_budget_on_all_samples_is_never_accepted(first: int) -> None:
     judge = Judge(LossBudget(absolute=0.01, confidence=0.95), metric(torch.ones(5000)))
-    unlucky = vector(judge, (40, 18))
+    unlucky = vector(judge, (first, 18))
     second = judge._parts()[1]
     assert unlucky.samples is not None
     assert p_value(judge.budget, torch.ones(3333).double(), unlucky.samples[second]) < 0.05

@@ -23,8 +23,8 @@ class Judge:
 
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
-    first third the search does what it likes, and leaves out models that a smaller one clearly
-    beats. The rest, which it never sees, tests the others from the largest to the smallest, up to
+    first third the search does what it likes, and leaves out models that a smaller one beats, but
+    for safe ones. The rest, which it never sees, tests the others from the largest to the smallest, up to
     the first that is not confirmed. To confirm any that is over the budget, the first of those has
     to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos et al.
     2021, "Learn then test", arXiv 2110.01052).
@@ -84,7 +84,7 @@ class Judge:
 
         Returns:
             Without a confidence all that hold. With one, those that are confirmed, the largest
-            first; what a smaller model clearly beats is not tested.
+            first; what a smaller model beats is not tested.
         """
         found = {key: self.outcome(metric) for key, metric in metrics.items()}
         if self.budget.confidence is None:
@@ -94,18 +94,22 @@ class Judge:
             mine, its = found[key], found[other]
             if nbytes[key] == nbytes[other]:
                 return mine.level < its.level
-            clearly = mine.level < its.level - its.doubt or (mine.held and not its.held)
-            return nbytes[key] < nbytes[other] and clearly
+            # Luck must not hide a safe model behind a smaller one.
+            safe = its.level + 2 * its.doubt < self.budget.limit
+            better = mine.level + mine.doubt < its.level + its.doubt
+            return nbytes[key] < nbytes[other] and better and not safe
 
-        # By size, as luck orders the levels of models that are nearly alike.
+        assert self.baseline.samples is not None
         sure: list[K] = []
         for key in sorted(found, key=lambda k: -nbytes[k]):
             if any(beats(k, key) for k in found):
                 continue
+            samples = metrics[key].samples
+            assert samples is not None
             if self._p_value(metrics[key]) > 1 - self.budget.confidence:
                 break
-            # Luck in the first part may be bad, too, but what is returned holds on all samples.
-            if self.budget.holds(self.baseline.mean, metrics[key].mean):
+            # The first part may have been unlucky; what is returned is within the budget on all.
+            if p_value(self.budget, self.baseline.samples, samples) <= 1 - self.budget.confidence:
                 sure.append(key)
         return sure
 

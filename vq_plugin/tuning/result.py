@@ -32,7 +32,7 @@ class Trial:
         interval: Two-sided interval of the loss, or ``None`` where the metric is not given per
             sample.
         held: Whether it is within the budget; with a confidence, whether that is also confirmed,
-            which is not tried of what a smaller model clearly beats.
+            which is not tried of what a smaller model beats.
         phase: ``"frontier"`` while looking for the edge of the budget along the predicted
             frontier, ``"local"`` for the steps from there, ``"recovery"`` for settings that were
             trained.
