@@ -24,10 +24,10 @@ class Judge:
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
     first third the search does what it likes, and leaves out models that a smaller one beats, but
-    for safe ones. The rest, which it never sees, tests the others from the largest to the smallest, up to
-    the first that is not confirmed. To confirm any that is over the budget, the first of those has
-    to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos et al.
-    2021, "Learn then test", arXiv 2110.01052).
+    for safe ones. The rest, which it never sees, tests the others from the largest to the smallest,
+    up to the first that is not confirmed. To confirm any that is over the budget, the first of
+    those has to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos
+    et al. 2021, "Learn then test", arXiv 2110.01052).
 
     Attributes:
         budget: The budget.
