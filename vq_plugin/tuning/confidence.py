@@ -55,8 +55,9 @@ class Judge:
             return
         for part in self._parts():
             self.budget.loss(float(samples[part].mean()), float(samples[part].mean()))
-        last = samples[self._parts()[1]]
-        if p_value(self.budget, last, last) > 1 - self.budget.confidence:
+        _, second = self._parts()
+        if not self._shown(self.baseline, second):
+            last = samples[second]
             bound = loss_bound(self.budget, last, last)
             raise ValueError(
                 f"{len(samples)} samples cannot show a loss within {self.budget}: even for an "
@@ -95,21 +96,18 @@ class Judge:
             if nbytes[key] == nbytes[other]:
                 return mine.level < its.level
             # Luck must not hide a safe model behind a smaller one.
-            safe = its.level + 2 * its.doubt < self.budget.limit
             better = mine.level + mine.doubt < its.level + its.doubt
-            return nbytes[key] < nbytes[other] and better and not safe
+            return nbytes[key] < nbytes[other] and better and not its.safe(self.budget.limit)
 
-        assert self.baseline.samples is not None
+        _, second = self._parts()
         sure: list[K] = []
         for key in sorted(found, key=lambda k: -nbytes[k]):
             if any(beats(k, key) for k in found):
                 continue
-            samples = metrics[key].samples
-            assert samples is not None
-            if self._p_value(metrics[key]) > 1 - self.budget.confidence:
+            if not self._shown(metrics[key], second):
                 break
             # The first part may have been unlucky; what is returned is within the budget on all.
-            if p_value(self.budget, self.baseline.samples, samples) <= 1 - self.budget.confidence:
+            if self._shown(metrics[key], slice(None)):
                 sure.append(key)
         return sure
 
@@ -121,11 +119,13 @@ class Judge:
         samples = self.baseline.samples[first], metric.samples[first]
         return expected_bound(self.budget, *samples, len(second))
 
-    def _p_value(self, metric: Metric) -> float:
+    def _shown(self, metric: Metric, part: Tensor | slice) -> bool:
+        """Whether some of the samples show that the loss is within the budget."""
         assert metric.samples is not None
         assert self.baseline.samples is not None
-        _, second = self._parts()
-        return p_value(self.budget, self.baseline.samples[second], metric.samples[second])
+        assert self.budget.confidence is not None
+        value = p_value(self.budget, self.baseline.samples[part], metric.samples[part])
+        return value <= 1 - self.budget.confidence
 
     def _parts(self) -> tuple[Tensor, Tensor]:
         """Which samples are for the search, and which confirm."""

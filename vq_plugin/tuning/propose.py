@@ -45,6 +45,10 @@ class Outcome:
     held: bool
     doubt: float = 0.0
 
+    def safe(self, limit: float) -> bool:
+        """Whether what confirms it will hardly say otherwise."""
+        return self.level + 2 * self.doubt < limit
+
 
 class Proposal(NamedTuple):
     """A setting to evaluate, and why."""
@@ -162,7 +166,7 @@ def _safe(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting 
     samples call nothing safe; then it is enough that the largest does no better than one much
     smaller.
     """
-    if any(o.level + 2 * o.doubt < landscape.limit for o in outcomes.values()):
+    if any(outcome.safe(landscape.limit) for outcome in outcomes.values()):
         return None
     known = sorted(outcomes, key=lambda s: (-landscape.nbytes(s), s))
     most = landscape.nbytes(known[0])
