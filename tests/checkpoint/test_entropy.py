@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vq_plugin.checkpoint.entropy import Coding, coded_size, decode, encode, frequencies
 from vq_plugin.checkpoint.packing import packed_size, unpack
-from vq_plugin.codebook import code_dtype
+from vq_plugin.schemes import code_dtype
 
 pytest.importorskip("constriction")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vq_plugin.checkpoint import packing
 from vq_plugin.checkpoint.packing import pack, packed_size, unpack
-from vq_plugin.codebook import code_dtype
+from vq_plugin.schemes import code_dtype
 
 CENTERS = st.one_of(
     st.integers(1, 70_000), st.integers(0, 16).map(lambda b: 1 << b), st.integers(1, 20)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vq_plugin.checkpoint.classes import Classes, by_class
 from vq_plugin.checkpoint.packing import pack, packed_size, unpack
-from vq_plugin.codebook import code_dtype
+from vq_plugin.schemes import code_dtype
 
 Along = Literal["layer", "stage", "row", "subspace", "previous", "class"]
 

@@ -29,10 +29,10 @@ from vq_plugin.checkpoint.header import (
 from vq_plugin.checkpoint.packing import pack, unpack
 from vq_plugin.checkpoint.rest import LEAVES, Rest, check_rest, stored_rest
 from vq_plugin.checkpoint.size import may_be_coded
-from vq_plugin.codebook import CodebookWeight, matrix_view
-from vq_plugin.nn import CodebookLayer, codebook_type
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.nn import CodebookLayer, find_slots
 from vq_plugin.rounding import from_int8, to_int8
-from vq_plugin.schemes import Axis, Scheme, parse_scheme
+from vq_plugin.schemes import Scheme, parse_scheme
 
 # One tensor more of a codebook layer, beside int8 codebooks.
 _EXPONENTS = "exponents"
@@ -144,7 +144,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
             near = difflib.get_close_matches(name, modules, n=3)
             hint = f"; the nearest names are {', '.join(near)}" if near else ""
             raise CheckpointError(f"{path}: the model has no layer {name!r}{hint}")
-        kind = codebook_type(source)
+        slot = find_slots(source).get("")
+        kind = None if slot is None else slot.layer
         if kind is None:
             raise CheckpointError(
                 f"{path}: layer {name!r} of the model is a {type(source).__name__}, which has no "
@@ -226,7 +227,7 @@ def _rebuild(
             codebooks = from_int8(codebooks, exponents)
         if scheme.scale == "row" and scale is None:
             raise ValueError("its row scales are missing")
-        codes = _codes(entry, header.coding(name), packed, codebooks, weight, scheme.view_axis)
+        codes = _codes(entry, header.coding(name), packed, codebooks, weight, scheme)
         small = CodebookWeight(
             codes=codes.to(weight.device),
             codebooks=codebooks.to(weight.device),
@@ -259,7 +260,7 @@ def _codes(
     stored: Tensor,
     codebooks: Tensor,
     weight: Tensor,
-    axis: Axis,
+    scheme: Scheme,
 ) -> Tensor:
     """The codes, after it is sure that so many are wanted."""
     if tuple(entry.shape) != tuple(weight.shape):
@@ -271,8 +272,7 @@ def _codes(
         raise ValueError(
             f"codebooks of shape {tuple(codebooks.shape)} are not of {entry.k} centers"
         )
-    rows, length = matrix_view(weight.detach().to("meta"), axis).shape
-    shape = (codebooks.shape[0], rows, -(-length // codebooks.shape[4]))
+    shape = scheme.geometry(tuple(weight.shape)).code_shape
     # Packed codes of some bits are never more than the file is long.
     few = may_be_coded(math.prod(shape), weight.numel()) or (coding is None and entry.k > 1)
     if tuple(entry.codes) != shape or not few:

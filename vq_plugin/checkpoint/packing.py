@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vq_plugin.codebook import code_bits, code_dtype
+from vq_plugin.schemes import code_bits, code_dtype
 from vq_plugin.ops import fit as native
 
 # Whole bytes at every width; the bits of one run take 1 MB per bit of a code.

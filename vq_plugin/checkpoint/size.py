@@ -6,7 +6,7 @@ import math
 
 from vq_plugin.checkpoint.entropy import coded_size
 from vq_plugin.checkpoint.packing import packed_size
-from vq_plugin.codebook import CodebookWeight, codebook_nbytes
+from vq_plugin.codebook import CodebookWeight
 
 # Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
 _MOST_CODES = 16
@@ -38,5 +38,4 @@ def file_nbytes(small: CodebookWeight) -> int:
     size = packed_size(codes.numel(), k)
     if may_be_coded(codes.numel(), math.prod(small.shape)):
         size = coded_size(codes, k)
-    scale_bytes = 0 if small.scale is None else small.scale.nbytes
-    return size + codebook_nbytes(tuple(small.codebooks.shape), small.scheme) + scale_bytes
+    return size + small.geometry.table_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq_plugin.codebook import code_dtype
+from vq_plugin.schemes import code_dtype
 from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.ops import fit as native
 

@@ -13,7 +13,7 @@ from vq_plugin.codebook import decode
 from vq_plugin.fit.assignment import Batch, update
 from vq_plugin.fit.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import KM, Scheme
+from vq_plugin.schemes import Geometry, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
 # showed: part of the correlation is not believed, and every input counts a little.
@@ -82,8 +82,8 @@ class Objective:
         matrix: Tensor,
         row_scale: Tensor | None,
         scheme: Scheme,
+        geometry: Geometry,
         moments: Moments,
-        dim: int,
     ) -> Objective | None:
         """For a weight and its layer's inputs.
 
@@ -92,8 +92,8 @@ class Objective:
                 ``(rows, length)``.
             row_scale: Row scales, ``(rows,)``, or ``None``.
             scheme: What is done to the weight.
+            geometry: How the weight is cut into sub-vectors.
             moments: Moments of the inputs.
-            dim: Length of a sub-vector.
 
         Returns:
             The objective, or ``None`` where second moments are not known or all 0, or where
@@ -102,7 +102,7 @@ class Objective:
         if moments.second is None or not bool((moments.second.diagonal(0, 1, 2) > 0).any()):
             return None
         hessian = damped(moments)
-        along_out = scheme.view_axis == "out"
+        along_out, dim = geometry.axis == "out", geometry.dim
         groups, inputs, _ = hessian.shape
         weight = matrix.T if along_out else matrix
         mass = torch.ones(len(weight), dtype=torch.float32)
@@ -124,14 +124,13 @@ class Objective:
             hessian = functional.pad(hessian, (0, padding, 0, padding))
             hessian.diagonal(0, 1, 2)[:, inputs:] = diagonal
         weight = weight.reshape(groups, -1, weight.shape[1]).transpose(1, 2).contiguous()
-        keeps_zeros = isinstance(scheme, KM) and scheme.keep_zeros
         return cls(
             weight=weight,
             hessian=hessian,
             mass=mass,
             along_out=along_out,
-            row_group=scheme.group if isinstance(scheme, KM) else None,
-            zeros=weight == 0 if keeps_zeros else None,
+            row_group=geometry.group,
+            zeros=scheme.pinned(weight),
         )
 
     @property

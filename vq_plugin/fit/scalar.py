@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vq_plugin.codebook import code_dtype
+from vq_plugin.schemes import code_dtype
 from vq_plugin.fit.optimal import even_starts, optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.ops import fit as native

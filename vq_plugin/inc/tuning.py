@@ -15,7 +15,7 @@ from vq_plugin.codebook import CodebookWeight, expected_nbytes
 from vq_plugin.fit.moments import Moments
 from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.tolerance import Tolerance
-from vq_plugin.model import Calibration, owners_of_parameters, tied_weights
+from vq_plugin.calibration import Calibration, owners_of_parameters, tied_weights
 from vq_plugin.recipe.prepare import prepare
 from vq_plugin.recipe.schema import AccuracyCriterion
 from vq_plugin.schemes import Scheme, parse_scheme

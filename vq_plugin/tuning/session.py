@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from vq_plugin.checkpoint import Rest, round_rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.model import assemble, owners_of_parameters
+from vq_plugin.replace import assemble
+from vq_plugin.select import slots_by_name
+from vq_plugin.ties import sharing
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
@@ -60,19 +62,11 @@ class Session:
         self.landscape = Landscape(layers, settings, self.judge.budget.limit)
         state = {id(v): v for v in self.model.state_dict(keep_vars=True).values()}
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
-        modules = dict(self.model.named_modules())
-        owners = owners_of_parameters(self.model)
-        self.tied = {
-            ladder.name: owners.get(id(modules[ladder.name].weight), [ladder.name])
-            for ladder in self.fits.layers
-        }
-        # Pruning and the like keep a weight in parts: weight_orig, weight_mask.
-        own = {
-            id(value)
-            for ladder in self.fits.layers
-            for key, value in modules[ladder.name].state_dict(keep_vars=True).items()
-            if key.startswith("weight")
-        }
+        owners = sharing(self.model)
+        names = [ladder.name for ladder in self.fits.layers]
+        self.tied = {name: [slot.name for slot in owners[name]] for name in names}
+        slots = slots_by_name(self.model, names).values()
+        own = {id(value) for slot in slots for value in slot.tensors}
         self.others = sum(stored_rest(v, self.rest).nbytes for v in tensors if id(v) not in own)
         self.float_nbytes = sum(
             4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
