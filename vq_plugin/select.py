@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.nn import CodedWeight, Slot, coded_parameters, find_slots, other_parameters
+from vq_plugin.nn import CodedWeight, Slot, coded_parameters, find_slots, layer_types, other_parameters
 from vq_plugin.schemes import Scheme
 
 Pattern: TypeAlias = str | type[nn.Module]
@@ -86,6 +86,7 @@ def match(
     modules = _modules(model)
     owners: dict[str, Pattern] = {}
     ranks: dict[str, int] = {}
+    silent: list[Pattern] = []
     for pattern in patterns:
         ranked = [(slot, _rank(pattern, slot)) for slot in slots]
         if isinstance(pattern, str) and pattern != "*":
@@ -93,13 +94,13 @@ def match(
         matched = [(slot, rank) for slot, rank in ranked if rank is not None]
         if not matched:
             _check_modules(pattern, pattern in leaving, modules, slots)
+            silent.append(pattern)
         for slot, rank in matched:
             if rank < ranks.get(slot.name, _LAST):
                 owners[slot.name], ranks[slot.name] = pattern, rank
     chosen = {n for n, pattern in owners.items() if pattern not in leaving}
-    for pattern in leaving:
-        if not any(owner == pattern for owner in owners.values()):
-            _warn_of_containers(pattern, modules, [s for s in slots if s.name in chosen])
+    for pattern in silent:
+        _warn_of_containers(pattern, modules, [s for s in slots if s.name in chosen])
     order = [slot.name for slot in (*slots, *others) if slot.name in owners]
     return {name: owners[name] for name in order}
 
@@ -246,8 +247,8 @@ def _matches_nothing(
         return f"{_show(pattern)} matches nothing: the model's layers are compressed already"
     if not slots:
         return (
-            f"{_show(pattern)} matches nothing: the model has no layer with a slot, such as "
-            "Linear, Conv2d or LSTM"
+            f"{_show(pattern)} matches nothing: the model has no {', '.join(layer_types())} layer, "
+            "nor one that vq.register_slot knows"
         )
     if isinstance(pattern, type):
         kinds = sorted({type(slot.module).__name__ for slot in slots})

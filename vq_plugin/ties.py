@@ -28,6 +28,8 @@ def _identity(slot: Slot) -> tuple[int, str]:
 def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, str]:
     """Which chosen slots share the weight of an earlier one.
 
+    A parameter of a module without slots follows the weight that it is.
+
     Args:
         model: The float model.
         chosen: Schemes by the names of slots, from :func:`vq_plugin.select.select`.
@@ -39,9 +41,10 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, st
         ValueError: If slots that share a weight are not all chosen, with one scheme.
     """
     owners = sharing(model)
+    named = {*find_slots(model), *chosen}
     ties: dict[str, str] = {}
     for name, scheme in chosen.items():
-        first, *others = (slot.name for slot in owners[name])
+        first, *others = (slot.name for slot in owners[name] if slot.name in named)
         for other in {first, *others} - {name}:
             if chosen.get(other) != scheme:
                 raise ValueError(

@@ -38,11 +38,10 @@ def problem(scheme: vq.Scheme, groups: int = 1, shape: tuple[int, int] = (12, 10
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     moments = moments_of(correlated_inputs(60, groups * shape[1]), groups)
     small = vq.quantize_weight(weight, scheme)
-    view = weight.T if scheme.view_axis == "out" else weight
+    view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     if small.scale is not None:
         view = view / small.scale.float().unsqueeze(1)
-    dim = small.codebooks.shape[4]
-    objective = Objective.build(view, small.scale, scheme, moments, dim)
+    objective = Objective.build(view, small.scale, scheme, small.geometry, moments)
     assert objective is not None
     return objective, Fitted(small.codes.long(), small.codebooks.float())
 
@@ -196,7 +195,7 @@ def test_the_output_error_on_other_inputs_falls(scheme: vq.Scheme, groups: int) 
     small = vq.quantize_weight(weight, scheme, moments=seen)
     errors = [unseen.output_error(cw.decode() - weight) for cw in (small, plain)]
     # A whole row as one sub-vector leaves hardly any choice; 7 outputs reach beyond their group.
-    straddles = groups == 2 and "dim=7" in str(scheme) and scheme.view_axis == "out"
+    straddles = groups == 2 and "dim=7" in str(scheme) and scheme.geometry((1, 1)).axis == "out"
     bound = 1.0 if straddles or "dim=none" in str(scheme) else 0.9
     assert errors[0] <= bound * errors[1]
     assert small.nbytes == plain.nbytes

@@ -258,7 +258,7 @@ def test_calibrated_fits_reach_what_they_reach_in_torch(
     moments = moments_of(correlated_inputs(300, groups * weight.shape[1]), groups)
     # One start for all: k-means differs more.
     small = vq.quantize_weight(weight, scheme)
-    view = weight.T if scheme.view_axis == "out" else weight
+    view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     if small.scale is not None:
         view = view / small.scale.float().unsqueeze(1)
     objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
@@ -289,7 +289,7 @@ def test_a_sweep_chooses_the_codes_that_it_chooses_in_torch(
 ) -> None:
     weight = torch.randn(300, 140, generator=torch.Generator().manual_seed(6))
     small = vq.quantize_weight(weight, scheme)
-    view = weight.T if scheme.view_axis == "out" else weight
+    view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     moments = moments_of(correlated_inputs(300, 140))
     objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
     assert objective is not None

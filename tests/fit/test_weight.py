@@ -285,7 +285,7 @@ def test_int8_centers_are_the_exact_ones_rounded_and_codes_the_nearest_of_them(
     expected = torch.from_numpy(np.rint(centers / step) * step)
     assert torch.equal(small.codebooks.double(), expected)
     # No code of another center would be nearer.
-    rows = weight if scheme.view_axis == "in" else weight.T
+    rows = weight if scheme.geometry((1, 1)).axis == "in" else weight.T
     dim = expected.shape[4]
     points = torch.nn.functional.pad(rows, (0, -rows.shape[1] % dim)).unflatten(1, (-1, dim))
     owner = torch.arange(len(rows)) // (small.group or len(rows))

@@ -42,7 +42,7 @@ def decoded(layer: CodebookLayer) -> np.ndarray:
     dim = books.shape[4]
     shape = layer.weight_shape
     out, rest = shape[0], int(np.prod(shape[1:]))
-    length = rest if small.scheme.view_axis == "in" else out
+    length = rest if small.scheme.geometry((1, 1)).axis == "in" else out
     matrix = np.zeros((rows, subspaces * dim), np.float32)
     for r in range(rows):
         group = r // (small.group or rows)
@@ -53,7 +53,7 @@ def decoded(layer: CodebookLayer) -> np.ndarray:
         if small.scale is not None:
             matrix[r] *= small.scale.float().numpy()[r]
     matrix = matrix[:, :length]
-    return (matrix if small.scheme.view_axis == "in" else matrix.T).reshape(shape)
+    return (matrix if small.scheme.geometry((1, 1)).axis == "in" else matrix.T).reshape(shape)
 
 
 def quantized_weight(layer: nn.Module) -> Tensor:

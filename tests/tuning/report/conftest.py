@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.codebook import expected_nbytes
 from vq_plugin.summary import summary
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.result import FrontierPoint, LayerCandidate, LayerLadder, Trial, TuneResult
@@ -51,7 +50,7 @@ def network_with_nasty_names() -> nn.Module:
 def ladder_of(name: str, weight: torch.Tensor, sensitivity: float) -> LayerLadder:
     """Candidates whose harm grows as the bits shrink."""
     shape, nbytes = tuple(weight.shape), weight.nbytes
-    sizes = [nbytes if s is None else expected_nbytes(shape, s) for s in LADDER]
+    sizes = [nbytes if s is None else s.geometry(shape).nbytes for s in LADDER]
     candidates = [
         LayerCandidate(
             scheme=scheme,
