@@ -1,4 +1,4 @@
-"""KM, PQ and RQ as algorithms of Intel Neural Compressor (INC) 3.x.
+"""KM, PQ, RQ and every other scheme as algorithms of Intel Neural Compressor (INC) 3.x.
 
 Importing this module registers them; INC's own algorithms and default searches stay as they are.
 Every import of INC is inside this package; ``import vq_plugin`` needs none of it.
@@ -12,12 +12,34 @@ except ImportError as error:
     ) from error
 
 from vq_plugin.inc.config import VQConfig
-from vq_plugin.inc.engine import compress_in_place
-from vq_plugin.inc.files import load
-from vq_plugin.inc.methods import KMConfig, PQConfig, RQConfig
-from vq_plugin.inc.registry import register
+from vq_plugin.inc.engine import register
+from vq_plugin.inc.loading import load
+from vq_plugin.inc.schemes import register_known, scheme_config
 from vq_plugin.inc.tuning import tuning_config
+from vq_plugin.schemes import KM, PQ, RQ, Binary
 
-register((VQConfig, KMConfig, PQConfig, RQConfig), compress_in_place)
+register(VQConfig)
+register_known()
 
-__all__ = ["KMConfig", "PQConfig", "RQConfig", "VQConfig", "load", "tuning_config"]
+KMConfig = scheme_config(KM)
+"""The settings of :class:`vq_plugin.KM`; each may be a list. Registered as ``vq_km``."""
+
+PQConfig = scheme_config(PQ)
+"""The settings of :class:`vq_plugin.PQ`; each may be a list. Registered as ``vq_pq``."""
+
+RQConfig = scheme_config(RQ)
+"""The settings of :class:`vq_plugin.RQ`; each may be a list. Registered as ``vq_rq``."""
+
+BinaryConfig = scheme_config(Binary)
+"""The settings of :class:`vq_plugin.Binary`; each may be a list. Registered as ``vq_binary``."""
+
+__all__ = [
+    "BinaryConfig",
+    "KMConfig",
+    "PQConfig",
+    "RQConfig",
+    "VQConfig",
+    "load",
+    "scheme_config",
+    "tuning_config",
+]

@@ -10,12 +10,10 @@ from typing import Any, Self
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
-from neural_compressor.torch.quantization.config import TorchBaseConfig
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import nn
 
-from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.composition import Composition
 from vq_plugin.inc.keys import Key, WhiteList, checked_key, checked_keys, key_text
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
@@ -28,12 +26,11 @@ from vq_plugin.inc.plain import (
     plain,
     unique,
 )
-from vq_plugin.model import fit_layer
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
 
 
-class VQConfig(TorchBaseConfig):  # type: ignore[misc]
+class VQConfig(CodebookConfig):
     """Codebooks by any scheme, for Linear, Conv1d, Conv2d, Conv3d and Embedding layers.
 
     INC's own rules hold, made exact: a name is that of one layer, or a regular expression that
@@ -60,15 +57,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     name = "vq"
 
     # What the white list stands for, which changes with the settings.
-    _own: VQConfig | None = None
-
-    # What INC's weight-only algorithms read from the configs of layers that are not theirs:
-    # whether to leave the layer alone, and, from the last of the model, how to load layers.
-    dtype = "fp32"
-    use_layer_wise = False
-    use_block_wise = False
-    model_path = ""
-    quant_lm_head = False
+    _listed: VQConfig | None = None
 
     def __init__(
         self,
@@ -108,64 +97,23 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             f"leave the layers in float; got {scheme!r}"
         )
 
-    @property
-    def layer_scheme(self) -> Scheme | None:
-        """The scheme that a layer gets, ``None`` to leave it in float.
-
-        Raises:
-            ValueError: If a setting is a list.
-        """
-        for name, value in self._settings().items():
-            if isinstance(value, list):
-                raise ValueError(
-                    f"{type(self).__name__}: {name}={value!r} is a list, which autotune tries one "
-                    "by one; give quantize and prepare a single value"
-                )
-        return self._scheme(self._settings())
-
-    def fit(self, name: str, layer: nn.Module, moments: Moments | None) -> CodebookWeight:
-        """The compressed weight of one layer, for a config with a scheme; errors name the layer."""
-        scheme = self.layer_scheme
-        assert scheme is not None
-        return fit_layer(name, layer, scheme, moments=moments, seed=self.seed)
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings that make the scheme."""
-        return {name: getattr(self, name) for name in _parameters(type(self)) if name != "seed"}
-
     def _post_init(self) -> None:
         """What INC calls whenever a setting changes: checks it and hands it on to the layers."""
         # First: INC has unset it, and a refused setting must not be the last that is looked at.
         self._is_initialized = self.white_list is not None
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(
-                f"{type(self).__name__}: seed must be a whole number, got {self.seed!r}"
-            )
-        for name, value in self._settings().items():
-            if isinstance(value, list | tuple):
-                if not value:
-                    raise ValueError(f"{type(self).__name__}: {name} is an empty list")
-                self.__dict__[name] = list(value)
-        for single in self._singles():
-            self._scheme(single)
+        self._check_settings()
         self._global_config = None
         deviating = self._deviating()
         if self.white_list is None:
             # The config of one layer, which rules no others.
             return
-        self._own = self._with(white_list=None)
+        self._listed = self._with(white_list=None)
         if self.white_list == DEFAULT_WHITE_LIST:
-            self._global_config = self._own
+            self._global_config = self._listed
             self._local_config = deviating
         else:
             listed = checked_keys(type(self).__name__, self.white_list)
-            self._local_config = {**dict.fromkeys(listed, self._own), **deviating}
-
-    def _singles(self) -> list[dict[str, Any]]:
-        """The settings, or every combination of them where they are lists."""
-        settings = self._settings()
-        choices = [v if isinstance(v, list) else [v] for v in settings.values()]
-        return [dict(zip(settings, values, strict=True)) for values in product(*choices)]
+            self._local_config = {**dict.fromkeys(listed, self._listed), **deviating}
 
     def _with(self, *, white_list: WhiteList, **settings: Any) -> Self:
         return type(self)(
@@ -288,7 +236,9 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def _deviating(self) -> dict[Key, BaseConfig]:
         """The local configs that the white list has not put there."""
-        return {key: config for key, config in self.local_config.items() if config is not self._own}
+        return {
+            key: config for key, config in self.local_config.items() if config is not self._listed
+        }
 
     def get_params_dict(self) -> dict[str, Any]:
         """The settings as plain values, as they are in JSON."""
@@ -323,7 +273,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         if not isinstance(config_dict, Mapping):
             raise TypeError(f"{cls.__name__}: expected a dict of settings, got {config_dict!r}")
         if GLOBAL not in config_dict and LOCAL not in config_dict:
-            return cls(**known(config_dict, (*_parameters(cls), "white_list"), cls.name))
+            return cls(**known(config_dict, (*cls._parameters(), "white_list"), cls.name))
         sections = known(config_dict, (GLOBAL, LOCAL), cls.name)
         config = cls.from_dict(sections.get(GLOBAL, {}))
         local = sections.get(LOCAL, {})
@@ -383,8 +333,3 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 class _NoTrial(VQConfig):
     def expand(self) -> list[VQConfig]:
         return []
-
-
-def _parameters(cls: type[VQConfig]) -> list[str]:
-    names: list[str] = cls._generate_params_list()
-    return [name for name in names if name != "white_list"]

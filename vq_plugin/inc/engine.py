@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from neural_compressor.common.base_config import BaseConfig
+from neural_compressor.common.base_config import BaseConfig, register_config
 from neural_compressor.common.utils import Mode
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils import logger
+from neural_compressor.torch.utils.utility import register_algo
 from torch import nn
 from tqdm import tqdm
 
-from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
-from vq_plugin.importance import (
-    INPUT_STATS,
-    InputMoments,
-    attach_moments,
-    detach_moments,
-    named_moments,
+from vq_plugin.hosting.statistics import (
+    attach_statistics,
+    calibrated,
+    detach_statistics,
+    gathered_moments,
 )
-from vq_plugin.inc.config import VQConfig
-from vq_plugin.inc.files import enable_save
+from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.layers import check_codebooks
+from vq_plugin.inc.saving import enable_save
 from vq_plugin.model import swap
 from vq_plugin.nn import codebook_type
 from vq_plugin.summary import summary
+
+
+def register(config: type[CodebookConfig]) -> None:
+    """Makes INC know a config class, and the one algorithm that all of them ask for.
+
+    INC calls an algorithm once for every name that occurs among the configs of a model. The first
+    call does the work of all, so calibration runs once; the others find nothing left to do.
+    """
+    register_config(FRAMEWORK_NAME, config.name)(config)
+    register_algo(config.name)(compress_in_place)
 
 
 def compress_in_place(
@@ -53,14 +62,33 @@ def compress_in_place(
         ValueError: If a layer cannot be compressed or calibration does not reach it; the model is
             then as it was.
     """
-    layers = _pending(model, configs_mapping)
-    ties = check_codebooks(model, layers)
+    pending = _pending(model, configs_mapping)
+    layers = {name: model.get_submodule(name) for name in pending}
+    ties = check_codebooks(model, pending)
     if mode == Mode.PREPARE:
-        _forget(model, but=layers)
-        _observe(model, layers)
+        # An earlier prepare may have asked other layers.
+        detach_statistics(model, but=layers.values())
+        attach_statistics(layers.values())
         return model
-    weights = _fit_calibrated(model, layers, ties, run_fn, run_args or ()) if layers else {}
-    _forget(model)
+    fresh: list[nn.Module] = []
+    try:
+        if layers and run_fn is not None:
+            fresh = attach_statistics(layers.values())
+            run_fn(model, *(run_args or ()))
+        required = run_fn is not None or calibrated(layers.values())
+        moments = gathered_moments(layers) if required else {}
+        # All fits, before anything is replaced: a model that fails stays as it was.
+        bar = tqdm(pending.items(), desc="compress", unit="layer", leave=False, disable=None)
+        weights = {
+            name: config.fit(name, layers[name], moments.get(name))
+            for name, config in bar
+            if name not in ties
+        }
+    except BaseException:
+        for layer in fresh:
+            detach_statistics(layer)
+        raise
+    detach_statistics(model)
     if weights:
         model = swap(model, weights)
         for line in str(summary(model)).splitlines():
@@ -71,65 +99,12 @@ def compress_in_place(
 
 def _pending(
     model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]
-) -> dict[str, VQConfig]:
+) -> dict[str, CodebookConfig]:
     """The layers that are to become codebook layers and are none yet."""
     return {
         name: config
         for (name, _), config in configs.items()
-        if isinstance(config, VQConfig)
+        if isinstance(config, CodebookConfig)
         and config.layer_scheme is not None
         and codebook_type(model.get_submodule(name)) is not None
-    }
-
-
-def _observe(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """Lets layers gather statistics; those that had not done so yet."""
-    fresh = [layer for layer in map(model.get_submodule, names) if not hasattr(layer, INPUT_STATS)]
-    for layer in fresh:
-        attach_moments(layer)
-    return fresh
-
-
-def _forget(model: nn.Module, but: Iterable[str] = ()) -> None:
-    """Takes all statistics off, also those that an earlier ``prepare`` asked of other layers."""
-    kept = {model.get_submodule(name) for name in but}
-    for module in list(model.modules()):
-        if module not in kept:
-            detach_moments(module)
-
-
-def _fit_calibrated(
-    model: nn.Module,
-    layers: Mapping[str, VQConfig],
-    ties: Collection[str],
-    run_fn: Callable[..., object] | None,
-    arguments: tuple[Any, ...],
-) -> dict[str, CodebookWeight]:
-    """All fits, before anything is replaced: a model that fails stays as it was."""
-    fresh: list[nn.Module] = []
-    try:
-        if run_fn is not None:
-            fresh = _observe(model, layers)
-            run_fn(model, *arguments)
-        moments = _moments(model, layers, required=run_fn is not None)
-        bar = tqdm(layers.items(), desc="compress", unit="layer", leave=False, disable=None)
-        return {
-            name: config.fit(name, model.get_submodule(name), moments.get(name))
-            for name, config in bar
-            if name not in ties
-        }
-    except BaseException:
-        for layer in fresh:
-            detach_moments(layer)
-        raise
-
-
-def _moments(model: nn.Module, layers: Iterable[str], *, required: bool) -> dict[str, Moments]:
-    """From the statistics of the layers; nothing if they are not required and all empty."""
-    found = {name: getattr(model.get_submodule(name), INPUT_STATS, None) for name in layers}
-    observed = {name: own for name, own in found.items() if isinstance(own, InputMoments)}
-    if not required and not any(own.count > 0 for own in observed.values()):
-        return {}
-    return {
-        name: named_moments(name, model.get_submodule(name), own) for name, own in observed.items()
     }

@@ -5,20 +5,18 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
+from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.keys import Key
-from vq_plugin.inc.partners import is_codebooks, layers_of
+from vq_plugin.inc.partners import layers_of
 from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import NoMatchError, Pattern, match
-
-if TYPE_CHECKING:
-    from vq_plugin.inc.config import VQConfig
 
 Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
@@ -44,7 +42,7 @@ class ModelInfo(list[tuple[str, str]]):
         self.everywhere = everywhere
 
 
-def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
+def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
     """Resolves the names, regular expressions and types of a config.
 
     Args:
@@ -93,7 +91,9 @@ def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> 
             scheme.
     """
     check_codebooks(model, {name: config for (name, _), config in configs.items()})
-    return OrderedDict(sorted(configs.items(), key=lambda item: not is_codebooks(item[1])))
+    return OrderedDict(
+        sorted(configs.items(), key=lambda item: not isinstance(item[1], CodebookConfig))
+    )
 
 
 def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict[str, str]:
@@ -111,14 +111,14 @@ def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict
     """
     schemes: dict[str, Scheme] = {}
     for name, config in configs.items():
-        if is_codebooks(config) and config.layer_scheme is not None:
+        if isinstance(config, CodebookConfig) and config.layer_scheme is not None:
             check_layer(name, model.get_submodule(name))
             schemes[name] = config.layer_scheme
     return tied_weights(model, schemes)
 
 
 def _owners(
-    config: VQConfig, model: nn.Module, rules: Mapping[Pattern, BaseConfig]
+    config: CodebookConfig, model: nn.Module, rules: Mapping[Pattern, BaseConfig]
 ) -> dict[str, Pattern]:
     """Which rule decides about which layer."""
     kept = dict(rules)
@@ -153,7 +153,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
-    hosts = {id(rule): rule for rule in configs.values() if not is_codebooks(rule)}
+    hosts = {id(rule): rule for rule in configs.values() if not isinstance(rule, CodebookConfig)}
     taken = {key: set(layers_of(rule, model)) for key, rule in hosts.items()}
     for key, rule in configs.items():
         if id(rule) in taken and key not in taken[id(rule)]:
@@ -171,4 +171,4 @@ def _as_pattern(key: Key, names: set[str]) -> Pattern:
 
 def _stays_float(config: BaseConfig) -> bool:
     """Whether a config leaves layers as they are, and hence may name any module."""
-    return is_codebooks(config) and config.layer_scheme is None
+    return isinstance(config, CodebookConfig) and config.layer_scheme is None

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, config_registry
 from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 
-from vq_plugin.inc.partners import is_codebooks
+from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.schemes import Scheme
-
-if TYPE_CHECKING:
-    from vq_plugin.inc.config import VQConfig
 
 
 class Settings(dict[str, Any]):
@@ -24,7 +21,7 @@ class Settings(dict[str, Any]):
     theirs, so that JSON files and comparisons do without them.
     """
 
-    def __init__(self, settings: Mapping[str, Any], config: VQConfig) -> None:
+    def __init__(self, settings: Mapping[str, Any], config: CodebookConfig) -> None:
         super().__init__(settings)
         self._config = config
 
@@ -51,14 +48,14 @@ def plain(value: Any) -> Any:
 def local_to_dict(config: BaseConfig, within: type[BaseConfig]) -> dict[str, Any]:
     """A local config; one of another class than the config it is in goes under its name."""
     settings: dict[str, Any] = config.to_dict()
-    if not is_codebooks(config):
+    if not isinstance(config, CodebookConfig):
         # That adds what is no setting, and turns a white list into rules.
         names = [name for name in config.params_list if name != "white_list"]
         settings = {name: getattr(config, name, None) for name in names}
     return settings if config.name == within.name else {config.name: settings}
 
 
-def local_from_dict(settings: Any, within: type[VQConfig]) -> BaseConfig | None:
+def local_from_dict(settings: Any, within: type[BaseConfig]) -> BaseConfig | None:
     """Reads what :func:`local_to_dict` gives, or ``None``."""
     if settings is None:
         return None

@@ -13,16 +13,21 @@ from torch.ao.quantization.backend_config import BackendConfig, BackendPatternCo
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
-from vq_plugin.torch_ao.plan import Plan
+from vq_plugin.hosting.follower import CodebookFollower
+from vq_plugin.hosting.plan import Plan
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
+# The float layers that the host has a reference module for.
+LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.Embedding,
+)
+
 REFERENCES: dict[type[nn.Module], Any] = {
-    nn.Linear: reference.Linear,
-    nn.Conv1d: reference.Conv1d,
-    nn.Conv2d: reference.Conv2d,
-    nn.Conv3d: reference.Conv3d,
-    nn.Embedding: reference.Embedding,
+    kind: getattr(reference, kind.__name__) for kind in LAYERS
 }
 
 _WEIGHT_ONLY = DTypeConfig(
@@ -48,10 +53,10 @@ class CodebookReference(nn.Module):
             The layer that takes the place of ``module``.
 
         Raises:
-            ValueError: As :meth:`vq_plugin.torch_ao.plan.Plan.convert`.
+            ValueError: As :meth:`vq_plugin.hosting.plan.Plan.convert`.
         """
         ours = weight_qparams.get("scale")
-        if isinstance(ours, Plan | CodebookFakeQuantize):
+        if isinstance(ours, Plan | CodebookFollower):
             return ours.convert(module)
         stock: nn.Module = REFERENCES[type_before_parametrizations(module)].from_float(
             module, weight_qparams

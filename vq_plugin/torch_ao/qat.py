@@ -9,10 +9,11 @@ from torch import nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
+from vq_plugin.hosting.follower import TrainingPlan, training_plans
 from vq_plugin.model import check_layer, tied_weights
-from vq_plugin.nn import CODEBOOK_LAYERS
 from vq_plugin.select import Schemes, select
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize, TrainingPlan
+from vq_plugin.torch_ao.backend import LAYERS
+from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 
 
 def get_qat_qconfig_mapping(
@@ -58,11 +59,9 @@ def get_qat_qconfig_mapping(
     chosen = select(model, schemes)
     ties = tied_weights(model, chosen)
     mapping = QConfigMapping() if base is None else copy.deepcopy(base)
-    plans: dict[str, TrainingPlan] = {}
-    for name, scheme in chosen.items():
+    for name, plan in training_plans(chosen, ties, seed=seed).items():
         _check_trains(model, name, ties.get(name))
-        plans[name] = plans.get(ties.get(name, name)) or TrainingPlan(name, scheme, seed)
-        mapping.set_module_name(name, _qconfig(plans[name]))
+        mapping.set_module_name(name, _qconfig(plan))
     return mapping
 
 
@@ -87,7 +86,7 @@ def _check_trains(model: nn.Module, name: str, tied: str | None) -> None:
             f"layer {name!r}: FX does not trace into {outer!r} ({kind}), and what is inside would "
             f"not be converted; {leave}"
         )
-    if type(module) not in CODEBOOK_LAYERS:
+    if type(module) not in LAYERS:
         raise ValueError(
             f"layer {name!r} is {type(module).__name__}: torch.ao trains plain torch.nn layers "
             f"only; {leave}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import ObserverBase, PlaceholderObserver, QConfig
 
-from vq_plugin.torch_ao.plan import Plan
+from vq_plugin.hosting.plan import Plan
 
 # No configuration of the host uses it for weights, and the host swaps a layer only where it
 # takes the dtype of its weight for a quantized one.

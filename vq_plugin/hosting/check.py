@@ -1,0 +1,113 @@
+"""Everything that a host left undone without a word, as an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from vq_plugin.nn import CODEBOOK_LAYERS, CodebookLayer
+from vq_plugin.select import Schemes, as_patterns, select
+
+
+def float_twin(
+    converted: nn.Module,
+    float_type: Callable[[nn.Module], type[nn.Module] | None],
+    others: Mapping[str, type[nn.Module]],
+) -> nn.Module:
+    """The converted model with empty float layers where layers are or were.
+
+    :func:`vq_plugin.select.select` then decides by names and classes, as it does for ``compress``.
+
+    Args:
+        converted: What a host returned.
+        float_type: The float layer that one of the host's layers was, or is; ``None`` for what is
+            no layer. Codebook layers are known.
+        others: Layers that are no modules any more, by name.
+    """
+    twins: dict[nn.Module, nn.Module] = {}
+
+    def twin_of(module: nn.Module) -> nn.Module:
+        if module not in twins:
+            own = module.float_type if isinstance(module, CodebookLayer) else float_type(module)
+            twins[module] = _empty(own or type(module))
+            if own is None:
+                for name, child in module.named_children():
+                    twins[module].add_module(name, twin_of(child))
+        return twins[module]
+
+    root = twin_of(converted)
+    for name, kind in others.items():
+        root.set_submodule(name, _empty(kind))
+    return root
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    module: nn.Module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    return module
+
+
+def check_schemes(
+    converted: nn.Module,
+    twin: nn.Module,
+    schemes: Schemes,
+    why_not: Callable[[str], str],
+    *,
+    host: str,
+) -> None:
+    """Holds a converted model against the schemes that its host was given.
+
+    Args:
+        converted: What the host returned.
+        twin: Its float twin, see :func:`float_twin`.
+        schemes: One scheme, or patterns to schemes.
+        why_not: Says of a layer, by its name, what it is instead of a codebook layer, why, and
+            what to do.
+        host: Name of the host.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If a pattern matches nothing, or a layer has no or another scheme than asked
+            for; the message names every such layer.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> model = nn.Sequential(nn.Linear(4, 4))
+        >>> check_schemes(model, model, vq.KM(), lambda name: "it is still float", host="Host")
+        Traceback (most recent call last):
+            ...
+        ValueError: Host did not do what was asked for:
+          '0': asked for km(k=16) but it is still float
+    """
+    asked = select(twin, _layer_patterns(schemes))
+    found = {
+        name: module.scheme
+        for name, module in converted.named_modules()
+        if isinstance(module, CodebookLayer)
+    }
+    remedy = f"give the check the schemes that {host} got"
+    problems = []
+    for name, scheme in asked.items():
+        if name not in found:
+            problems.append(f"{name!r}: asked for {scheme} but {why_not(name)}")
+        elif found[name] != scheme:
+            problems.append(f"{name!r}: asked for {scheme} but it has {found[name]}; {remedy}")
+    for name, scheme in found.items():
+        if name not in asked:
+            problems.append(f"{name!r}: not asked for but it has {scheme}; {remedy}")
+    if problems:
+        raise ValueError(f"{host} did not do what was asked for:\n  " + "\n  ".join(problems))
+
+
+def _layer_patterns(schemes: Schemes) -> Schemes:
+    """Without what a converted model cannot match: other modules are folded away or fused."""
+    return {
+        pattern: scheme
+        for pattern, scheme in as_patterns(schemes).items()
+        if scheme is not None or isinstance(pattern, str) or _is_layer_class(pattern)
+    }
+
+
+def _is_layer_class(kind: type[nn.Module]) -> bool:
+    return any(issubclass(base, kind) or issubclass(kind, base) for base in CODEBOOK_LAYERS)

@@ -1,0 +1,83 @@
+"""Codebook layers that are fitted once, however often a host asks."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from vq_plugin.hosting.statistics import detach_statistics, gathered_moments
+from vq_plugin.model import compress_layer, tie_layer
+from vq_plugin.nn import CodebookLayer
+from vq_plugin.schemes import Scheme
+
+
+def _by_identity() -> MutableMapping[Any, CodebookLayer]:
+    return WeakIdKeyDictionary()
+
+
+@dataclass
+class Fits:
+    """The codebook layers of one conversion, found by what they came from.
+
+    Hosts ask once for every call of a module, and know nothing of tied weights. The keys are weak:
+    a prepared model that is kept around must not keep the float weights alive.
+
+    Attributes:
+        layers: Codebook layers by float layer.
+        weights: The first codebook layer of each float weight.
+    """
+
+    layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=_by_identity)
+    weights: MutableMapping[Tensor, CodebookLayer] = field(default_factory=_by_identity)
+
+    def layer(
+        self, module: nn.Module, scheme: Scheme, *, seed: int = 0, name: str | None = None
+    ) -> CodebookLayer:
+        """The codebook layer for a float layer, fitted at the first call for its weight.
+
+        Args:
+            module: Float layer; statistics of its inputs are taken off it, see
+                :func:`vq_plugin.hosting.statistics.attach_statistics`.
+            scheme: What to do.
+            seed: Seed of the fit.
+            name: Name of the layer in its model, for messages; else they show its settings.
+
+        Returns:
+            The codebook layer: the same for the same layer, and one that shares codes and codebooks
+            for another layer with the same weight.
+
+        Raises:
+            ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
+                with the same weight has another scheme.
+
+        Example:
+            >>> import vq_plugin as vq
+            >>> fits, layer = Fits(), nn.Linear(64, 32)
+            >>> fits.layer(layer, vq.KM(k=4)) is fits.layer(layer, vq.KM(k=4))
+            True
+        """
+        if module not in self.layers:
+            self.layers[module] = self._made(name or repr(module), module, scheme, seed)
+        return self.layers[module]
+
+    def _made(self, name: str, module: nn.Module, scheme: Scheme, seed: int) -> CodebookLayer:
+        moments = gathered_moments({name: module}).get(name)
+        # Some hosts keep hooks.
+        detach_statistics(module)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        first = self.weights.get(weight)
+        if first is None:
+            layer = compress_layer(name, module, scheme, moments=moments, seed=seed)
+            self.weights[weight] = layer
+            return layer
+        if first.scheme != scheme:
+            raise ValueError(
+                f"layer {name!r} shares its weight with a layer that was compressed with "
+                f"{first.scheme}: choose {scheme} for both, or for neither"
+            )
+        return tie_layer(module, first)
