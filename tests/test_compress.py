@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import vq_plugin as vq
-from vq_plugin.nn import CodebookConv2d, CodebookEmbedding, CodebookLayer, CodebookLinear
+from vq_plugin.nn import (
+    CodebookConv2d,
+    CodebookEmbedding,
+    CodebookLayer,
+    CodebookLinear,
+    coded_weights,
+    find_slots,
+)
 
 
 class Net(nn.Module):
