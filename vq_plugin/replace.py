@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, hold_coded
 from vq_plugin.nn.coded import CodedWeight
+from vq_plugin.nn.parameter import own_class
 from vq_plugin.ties import sharing
 
 # Where torch keeps hooks, and which of them take keyword arguments or always run.
@@ -136,6 +137,7 @@ def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
         parameter: Name of the weight.
         value: Its value.
     """
+    own_class(module)
     if parametrize.is_parametrized(module, parameter):
         parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
     if drop_weight_hooks(module, parameter):

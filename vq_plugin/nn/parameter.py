@@ -92,8 +92,8 @@ def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None
         parameter: Name of one of its parameters, an ordinary one.
         coded: What takes its place.
     """
-    first = parametrize.is_parametrized(module)
-    coded._owner = type(module).__mro__[int(first)].__name__
+    parametrized = parametrize.is_parametrized(module)
+    coded._owner = type(module).__mro__[int(parametrized)].__name__
     parametrize.register_parametrization(module, parameter, coded, unsafe=True)
     coded._held = True
     if _begin_pass not in module._forward_pre_hooks.values():
@@ -101,6 +101,18 @@ def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None
         module.register_forward_hook(_end_pass, always_call=True)
     if isinstance(module, nn.RNNBase):
         _forget_flat_weights(module)
+
+
+def own_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class that it shares with no module it was copied from.
+
+    Torch writes and deletes properties of the class, which a deep copy has in common with its
+    original.
+    """
+    if parametrize.is_parametrized(module):
+        cls = type(module)
+        names = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+        module.__class__ = type(cls.__name__, cls.__bases__, names)
 
 
 def coded_parameters(module: nn.Module) -> dict[str, CodedParameter]:

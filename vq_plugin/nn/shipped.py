@@ -46,10 +46,10 @@ for _upsampling in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         groups=_groups,
     )
 for _recurrent in (nn.LSTM, nn.GRU, nn.RNN):
-    register_slot(_recurrent, "weight_ih_l*", inputs=inputs.layer_input)
-    register_slot(_recurrent, "weight_hh_l*", inputs=inputs.layer_hidden)
+    register_slot(_recurrent, r"re:weight_ih_l\d+(_reverse)?", inputs=inputs.layer_input)
+    register_slot(_recurrent, r"re:weight_hh_l\d+(_reverse)?", inputs=inputs.layer_hidden)
 # The projection of its hidden state, which it does not show.
-register_slot(nn.LSTM, "weight_hr_l*")
+register_slot(nn.LSTM, r"re:weight_hr_l\d+(_reverse)?")
 for _cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
     register_slot(_cell, "weight_ih", inputs=inputs.cell_input)
     register_slot(_cell, "weight_hh", inputs=inputs.cell_hidden)

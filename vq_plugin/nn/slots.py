@@ -7,6 +7,7 @@ codebook layer that serves it, if there is one. What kinds of modules have slots
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -31,8 +32,8 @@ class SlotKind:
     """What the slots of one parameter of one class of modules have in common.
 
     Attributes:
-        parameter: Name of the parameter; ``*`` stands for any letters, and a dot leads to a
-            submodule whose forward pass the module does not run.
+        parameter: Name of the parameter, or ``"re:…"`` for all whose whole names match; a dot
+            leads to a submodule whose forward pass the module does not run.
         view: Makes the view from module and parameter; ``None`` where the parameter is the weight.
         inputs: Which inputs meet the weight, see :mod:`vq_plugin.nn.inputs`; ``None`` where that
             is not known, and fits go by the weight alone.
@@ -72,7 +73,8 @@ def register_slot(
         module: The class; those that derive from it have the slot, too. Or its full name, such as
             ``"transformers.pytorch_utils.Conv1D"``, which imports nothing; ``*`` stands for any
             letters.
-        parameter: Name of the parameter, of two dimensions or more; ``*`` stands for any letters.
+        parameter: Name of the parameter, of two dimensions or more; or ``"re:…"`` for all whose
+            whole names match.
         view: The order in which the parameter's dimensions are outputs, inputs and kernel, such as
             ``(1, 0)`` for ``(in, out)``; or a function of module and parameter that gives a
             :class:`vq_plugin.View`. ``None`` where they are in that order.
@@ -284,9 +286,12 @@ def _kinds_of(cls: type) -> list[SlotKind]:
 
 def _parameters(module: nn.Module, kind: SlotKind) -> list[str]:
     """Names of a module's parameters that are of a kind."""
-    if "*" in kind.parameter:
-        there = [*module._parameters, *_parametrized(module)]
-        return [name for name in fnmatch.filter(there, kind.parameter) if _is_there(module, name)]
+    if kind.parameter.startswith("re:"):
+        expression = re.compile(kind.parameter.removeprefix("re:"))
+        # Hooks of pruning and the like leave what they compute among other attributes.
+        there = dict.fromkeys((*module._parameters, *_parametrized(module), *vars(module)))
+        names = filter(expression.fullmatch, there)
+        return [name for name in names if _is_there(module, name)]
     return [kind.parameter] if _is_there(module, kind.parameter) else []
 
 
