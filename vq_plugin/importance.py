@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.eval_mode import eval_mode
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.patches import input_patches
 

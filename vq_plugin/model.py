@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tqdm import tqdm
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.weight import check_weight, quantize_weight
 from vq_plugin.importance import input_moments
 from vq_plugin.nn import CodebookLayer, codebook_type

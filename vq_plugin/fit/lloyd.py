@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vq_plugin.codebook import CodebookWeight, decode, matrix_view
-from vq_plugin.fit.assignment import Batch, assign, update
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.scalar import assign_scalar
 from vq_plugin.fit.weight import (
@@ -99,9 +100,9 @@ class _View:
         small: Where the weight was.
         matrix: Float32, ``(rows, length)``, not divided by row scales.
         importance: Of the matrix, or ``None``.
-        parts: The points, one part for each group of rows.
-        codes: By part and stage, ``(books, n)``.
-        centers: By part and stage, float32, ``(books, k, dim)``.
+        groups: The points, group by group of rows.
+        codes: By group and stage, ``(books, n)``.
+        centers: By group and stage, float32, ``(books, k, dim)``.
     """
 
     def __init__(self, weight: Tensor, small: CodebookWeight, importance: Tensor | None) -> None:
@@ -119,18 +120,18 @@ class _View:
         codes, tables = small.codes.cpu(), small.codebooks.cpu().float()
         if isinstance(scheme, PQ | RQ):
             dim, shared = tables.shape[4], scheme.codebooks == "tensor"
-            self.parts = [sub_vectors(points, masses, dim=dim, shared=shared)]
+            self.groups = [sub_vectors(points, masses, dim=dim, shared=shared)]
             by_book = codes.reshape(len(codes), 1, -1) if shared else codes.transpose(1, 2)
             self.codes = [list(by_book)]
             self.centers = [list(tables[:, 0])]
             return
         rows = small.group or len(points)
         cut = [None] * tables.shape[1] if masses is None else torch.split(masses, rows)
-        self.parts = [
-            Batch(part.reshape(1, -1, 1), None if mass is None else mass.reshape(1, -1, 1))
-            for part, mass in zip(torch.split(points, rows), cut, strict=True)
+        self.groups = [
+            Batch(group.reshape(1, -1, 1), None if mass is None else mass.reshape(1, -1, 1))
+            for group, mass in zip(torch.split(points, rows), cut, strict=True)
         ]
-        self.codes = [[part.reshape(1, -1)] for part in torch.split(codes[0], rows)]
+        self.codes = [[group.reshape(1, -1)] for group in torch.split(codes[0], rows)]
         self.centers = [[table] for table in tables[0]]
 
     def result(
@@ -139,7 +140,7 @@ class _View:
         centers: Sequence[Sequence[Tensor]],
         scale: Tensor | None,
     ) -> CodebookWeight:
-        """Codes and centers by part and stage as the weight that they make."""
+        """Codes and centers by group and stage as the weight that they make."""
         small = self.small
         scheme = small.scheme
         stages, rows, subspaces = small.codes.shape
@@ -149,7 +150,7 @@ class _View:
             grid = by_book if shared else by_book.transpose(1, 2)
             tables = torch.stack(list(centers[0])).unsqueeze(1)
         else:
-            grid = torch.cat([part.flatten() for (part,) in codes])
+            grid = torch.cat([group.flatten() for (group,) in codes])
             tables = torch.stack([table for (table,) in centers]).unsqueeze(0)
         tables = round_centers(tables, scheme.codebook_dtype)
         check_codebooks(tables, self.matrix, scheme)
@@ -166,47 +167,50 @@ def _decoded(codes: Tensor, centers: Tensor) -> Tensor:
     return centers.gather(1, codes.long().unsqueeze(2).expand(-1, -1, centers.shape[2]))
 
 
-def _left(batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int) -> Batch:
+def _residual(
+    batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int
+) -> Batch:
     """What the stages other than ``stage`` leave."""
-    left = batch.x
+    residual = batch.x
     for other, (c, table) in enumerate(zip(codes, centers, strict=True)):
         if other != stage:
-            left = left - _decoded(c, table)
-    return Batch(left, batch.importance)
+            residual = residual - _decoded(c, table)
+    return Batch(residual, batch.importance)
 
 
 def _assigned(view: _View) -> list[list[Tensor]]:
-    """Nearest codes by part and stage."""
+    """Nearest codes by group and stage."""
     scalar = isinstance(view.small.scheme, KM | Binary)
-    found = []
-    for batch, codes, centers in zip(view.parts, view.codes, view.centers, strict=True):
-        own = list(codes)
+    by_group = []
+    for batch, codes, centers in zip(view.groups, view.codes, view.centers, strict=True):
+        group_codes = list(codes)
         for stage, table in enumerate(centers):
-            left = _left(batch, own, centers, stage)
-            own[stage] = (
-                assign_scalar(left.x.flatten(), table.flatten()).unsqueeze(0)
+            residual = _residual(batch, group_codes, centers, stage)
+            group_codes[stage] = (
+                assign_scalar(residual.x.flatten(), table.flatten()).unsqueeze(0)
                 if scalar
-                else assign(left, table)
+                else best_kernels().assign(residual, table)
             )
-        found.append(own)
-    return found
+        by_group.append(group_codes)
+    return by_group
 
 
 def _means(view: _View, codes: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Means of what every center got, by part and stage."""
+    """Means of what every center got, by group and stage."""
     scheme = view.small.scheme
     pinned = isinstance(scheme, KM) and scheme.keep_zeros
-    found = []
-    for batch, own, centers in zip(view.parts, codes, view.centers, strict=True):
+    by_group = []
+    for batch, group_codes, centers in zip(view.groups, codes, view.centers, strict=True):
         moved = list(centers)
         for stage, table in enumerate(centers):
-            means, mass = update(_left(batch, own, moved, stage), own[stage], table.shape[1])
+            residual = _residual(batch, group_codes, moved, stage)
+            means, mass = best_kernels().means(residual, group_codes[stage], table.shape[1])
             stays = mass.amax(2, keepdim=True) == 0
             if pinned:
                 stays |= table == 0
             moved[stage] = torch.where(stays, table, means)
-        found.append(moved)
-    return found
+        by_group.append(moved)
+    return by_group
 
 
 def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:

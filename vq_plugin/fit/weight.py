@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vq_plugin.codebook import CodebookWeight, code_dtype, matrix_view
-from vq_plugin.fit import scalar, sklearn_backend, vector
-from vq_plugin.fit.assignment import Batch, assign
-from vq_plugin.fit.calibrated import calibrate
-from vq_plugin.fit.moments import Moments
-from vq_plugin.fit.objective import Fitted, Objective
+from vq_plugin.fit import scalar, vector
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
+from vq_plugin.fit.output.calibrated import calibrate
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.objective import Fitted, Objective
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme
-
-Backend = Literal["torch", "sklearn"]
 
 # Squares of weights beyond these sizes leave float32.
 _LARGEST, _SMALLEST = 1e15, 1e-15
@@ -36,7 +33,6 @@ def quantize_weight(
     seed: int = 0,
     *,
     moments: Moments | None = None,
-    backend: Backend = "torch",
 ) -> CodebookWeight:
     """Compresses one weight.
 
@@ -53,10 +49,9 @@ def quantize_weight(
         seed: Seed of the random starts.
         moments: Moments of the inputs of the weight's layer, in the place of ``importance``. The
             fit then lowers the error of the layer's output, see
-            :func:`vq_plugin.fit.calibrated.calibrate`, and the result says what the layer's bias
-            takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
+            :func:`vq_plugin.fit.output.calibrated.calibrate`, and the result says what the layer's
+            bias takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
             from one group of a convolution into the next go by ``moments.importance`` alone.
-        backend: ``"torch"``, or ``"sklearn"`` for scikit-learn's ``KMeans(n_init=1)``.
 
     Returns:
         The compressed weight, on the device of ``weight``.
@@ -85,7 +80,7 @@ def quantize_weight(
         importance = moments.importance
     # Workers are outside the caller's inference mode, and could not write to its tensors.
     with torch.inference_mode(False), worker_pool():
-        return _quantize(weight, scheme, importance, moments, seed, backend)
+        return _quantize(weight, scheme, importance, moments, seed)
 
 
 def _quantize(
@@ -94,7 +89,6 @@ def _quantize(
     importance: Tensor | None,
     moments: Moments | None,
     seed: int,
-    backend: Backend,
 ) -> CodebookWeight:
     matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
     weights = None if importance is None else importance_view(importance, weight, scheme)
@@ -102,7 +96,7 @@ def _quantize(
     if scheme.scale == "row":
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
     check_range(matrix)
-    fitted = _fit(matrix, weights, scheme, seed, backend)
+    fitted = _fit(matrix, weights, scheme, seed)
     check_codebooks(fitted.codebooks, matrix, scheme)
     if moments is not None and not isinstance(scheme, Binary):
         dim = fitted.codebooks.shape[4]
@@ -122,18 +116,14 @@ def _quantize(
     return replace(small, bias_shift=moments.bias_shift(small.decode() - weight.detach()))
 
 
-def _fit(
-    matrix: Tensor, importance: Tensor | None, scheme: Scheme, seed: int, backend: Backend
-) -> Fitted:
-    if backend not in ("torch", "sklearn"):
-        raise ValueError(f"backend must be 'torch' or 'sklearn', got {backend!r}")
+def _fit(matrix: Tensor, importance: Tensor | None, scheme: Scheme, seed: int) -> Fitted:
     match scheme:
         case Binary():
             return _fit_binary(matrix, importance, scheme)
         case KM():
-            return _fit_km(matrix, importance, scheme, seed, backend)
+            return _fit_km(matrix, importance, scheme)
         case PQ() | RQ():
-            return _fit_sub_vectors(matrix, importance, scheme, seed, backend)
+            return _fit_sub_vectors(matrix, importance, scheme, seed)
     raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
 
 
@@ -144,21 +134,14 @@ def _fit_binary(matrix: Tensor, importance: Tensor | None, scheme: Binary) -> Fi
     return Fitted((matrix >= 0).unsqueeze(0), round_centers(codebooks, scheme.codebook_dtype))
 
 
-def _fit_km(
-    matrix: Tensor, importance: Tensor | None, scheme: KM, seed: int, backend: Backend
-) -> Fitted:
+def _fit_km(matrix: Tensor, importance: Tensor | None, scheme: KM) -> Fitted:
     rows = scheme.group or len(matrix)
     parts = [part.flatten().contiguous() for part in torch.split(matrix, rows)]
     masses: list[Tensor | None] = [None] * len(parts)
     if importance is not None:
         masses = [mass.flatten() for mass in torch.split(importance, rows)]
-    fit = (
-        partial(sklearn_backend.fit_scalar, seed=seed)
-        if backend == "sklearn"
-        else scalar.fit_scalar
-    )
     exact = [
-        fit(part, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros)
+        scalar.fit_scalar(part, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros)
         for part, mass in zip(parts, masses, strict=True)
     ]
     centers = [
@@ -175,13 +158,13 @@ def _fit_km(
 
 
 def _fit_sub_vectors(
-    matrix: Tensor, importance: Tensor | None, scheme: PQ | RQ, seed: int, backend: Backend
+    matrix: Tensor, importance: Tensor | None, scheme: PQ | RQ, seed: int
 ) -> Fitted:
     rows, length = matrix.shape
     dim = min(scheme.dim or length, length)
     shared = scheme.codebooks == "tensor"
     batch = sub_vectors(matrix, importance, dim=dim, shared=shared)
-    fit = sklearn_backend.fit_vector if backend == "sklearn" else vector.fit_vector
+    fit = vector.fit_vector
     dtype = scheme.codebook_dtype
     if isinstance(scheme, RQ):
         centers, codes = fit_residual(
@@ -189,7 +172,7 @@ def _fit_sub_vectors(
         )
     else:
         centers = [round_centers(fit(batch, scheme.k, seed)[0], dtype)]
-        codes = [assign(batch, centers[0].float())]
+        codes = [best_kernels().assign(batch, centers[0].float())]
     k = max(stage.shape[1] for stage in centers)
     codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
     grid = torch.stack(codes)

@@ -15,7 +15,7 @@ from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import nn
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.inc.composition import Composition
 from vq_plugin.inc.keys import Key, WhiteList, checked_key, checked_keys, key_text
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.importance import (
     INPUT_STATS,
     InputMoments,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vq_plugin.checkpoint import Rest, file_nbytes, stored_rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.importance import input_moments
 from vq_plugin.model import Calibration, check_layer, fit_layer
