@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import vq_plugin as vq
 from vq_plugin import importance
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.importance import input_moments
 from vq_plugin.patches import input_patches
 

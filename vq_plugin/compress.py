@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.weight import check_weight, quantize_weight
 from vq_plugin.left_float import left_float
 from vq_plugin.nn import CodebookLayer, Memory, Slot, coded_weights

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import vq_plugin as vq
 from integration.benchmarks import settings
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.importance import input_moments
 from vq_plugin.model import assemble, fit_layer
 from vq_plugin.select import select

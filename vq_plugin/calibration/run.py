@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vq_plugin.calibration.statistics import InputMoments, named_moments
 from vq_plugin.eval_mode import eval_mode
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 
 Calibration: TypeAlias = Iterable[object] | Callable[[nn.Module], object]

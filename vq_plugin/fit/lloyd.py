@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vq_plugin.codebook import CodebookWeight, decode
-from vq_plugin.fit.assignment import Batch, assign, update
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.scalar import assign_scalar
 from vq_plugin.fit.schemes import sub_vectors
@@ -101,9 +102,9 @@ class _View:
         geometry: Its geometry.
         matrix: Float32, ``(rows, length)``, not divided by row scales.
         importance: Of the matrix, or ``None``.
-        parts: The points, one part for each group of rows.
-        codes: By part and stage, ``(books, n)``.
-        centers: By part and stage, float32, ``(books, k, dim)``.
+        groups: The points, group by group of rows.
+        codes: By group and stage, ``(books, n)``.
+        centers: By group and stage, float32, ``(books, k, dim)``.
     """
 
     def __init__(self, weight: Tensor, small: CodebookWeight, importance: Tensor | None) -> None:
@@ -118,7 +119,7 @@ class _View:
         check_range(points)
         self.geometry = geometry
         rows = geometry.group or geometry.rows
-        self.parts = [
+        self.groups = [
             sub_vectors(group, mass, dim=geometry.dim, shared=geometry.shared)
             for group, mass in zip(
                 torch.split(points, rows),
@@ -138,7 +139,7 @@ class _View:
         centers: Sequence[Sequence[Tensor]],
         scale: Tensor | None,
     ) -> CodebookWeight:
-        """Codes and centers by part and stage as the weight that they make."""
+        """Codes and centers by group and stage as the weight that they make."""
         small = self.small
         scheme = small.scheme
         stages, _, subspaces = self.geometry.code_shape
@@ -168,48 +169,51 @@ def _decoded(codes: Tensor, centers: Tensor) -> Tensor:
     return centers.gather(1, codes.long().unsqueeze(2).expand(-1, -1, centers.shape[2]))
 
 
-def _left(batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int) -> Batch:
+def _residual(
+    batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int
+) -> Batch:
     """What the stages other than ``stage`` leave."""
-    left = batch.x
+    residual = batch.x
     for other, (c, table) in enumerate(zip(codes, centers, strict=True)):
         if other != stage:
-            left = left - _decoded(c, table)
-    return Batch(left, batch.importance)
+            residual = residual - _decoded(c, table)
+    return Batch(residual, batch.importance)
 
 
 def _assigned(view: _View) -> list[list[Tensor]]:
-    """Nearest codes by part and stage."""
+    """Nearest codes by group and stage."""
     geometry = view.geometry
     scalar = geometry.dim == 1 and geometry.stages == 1 and geometry.shared
-    found = []
-    for batch, codes, centers in zip(view.parts, view.codes, view.centers, strict=True):
-        own = list(codes)
+    by_group = []
+    for batch, codes, centers in zip(view.groups, view.codes, view.centers, strict=True):
+        group_codes = list(codes)
         for stage, table in enumerate(centers):
-            left = _left(batch, own, centers, stage)
-            own[stage] = (
-                assign_scalar(left.x.flatten(), table.flatten()).unsqueeze(0)
+            residual = _residual(batch, group_codes, centers, stage)
+            group_codes[stage] = (
+                assign_scalar(residual.x.flatten(), table.flatten()).unsqueeze(0)
                 if scalar and bool((table.diff(dim=1) >= 0).all())
-                else assign(left, table)
+                else best_kernels().assign(residual, table)
             )
-        found.append(own)
-    return found
+        by_group.append(group_codes)
+    return by_group
 
 
 def _means(view: _View, codes: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Means of what every center got, by part and stage."""
+    """Means of what every center got, by group and stage."""
     scheme = view.small.scheme
-    found = []
-    for batch, own, centers in zip(view.parts, codes, view.centers, strict=True):
+    by_group = []
+    for batch, group_codes, centers in zip(view.groups, codes, view.centers, strict=True):
         moved = list(centers)
         for stage, table in enumerate(centers):
-            means, mass = update(_left(batch, own, moved, stage), own[stage], table.shape[1])
+            residual = _residual(batch, group_codes, moved, stage)
+            means, mass = best_kernels().means(residual, group_codes[stage], table.shape[1])
             stays = mass.amax(2, keepdim=True) == 0
             pinned = scheme.pinned(table)
             if pinned is not None:
                 stays |= pinned
             moved[stage] = torch.where(stays, table, means)
-        found.append(moved)
-    return found
+        by_group.append(moved)
+    return by_group
 
 
 def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq_plugin.fit import scalar, vector
-from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, PQ, RQ, Binary
@@ -60,7 +61,7 @@ def fit_pq(
     geometry = scheme.geometry(_shape(matrix, scheme))
     batch = sub_vectors(matrix, importance, dim=geometry.dim, shared=geometry.shared)
     centers = round_centers(vector.fit_vector(batch, scheme.k, seed)[0], scheme.codebook_dtype)
-    return _by_row([centers], [assign(batch, centers.float())], geometry.shared, len(matrix))
+    return _by_row([centers], [best_kernels().assign(batch, centers.float())], geometry.shared, len(matrix))
 
 
 def fit_rq(

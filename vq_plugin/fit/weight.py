@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.calibrated import calibrate
-from vq_plugin.fit.moments import Moments
-from vq_plugin.fit.objective import Fitted, Objective
+from vq_plugin.fit.output.calibrated import calibrate
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.objective import Fitted, Objective
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.schemes import LEAST_IMPORTANCE
 from vq_plugin.rounding import round_centers
@@ -43,8 +43,8 @@ def quantize_weight(
         seed: Seed of the random starts.
         moments: Moments of the inputs of the weight's layer, in the place of ``importance``. The
             fit then lowers the error of the layer's output, see
-            :func:`vq_plugin.fit.calibrated.calibrate`, and the result says what the layer's bias
-            takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
+            :func:`vq_plugin.fit.output.calibrated.calibrate`, and the result says what the layer's
+            bias takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
             from one group of a convolution into the next go by ``moments.importance`` alone.
 
     Returns:

@@ -11,7 +11,7 @@ from neural_compressor.torch.quantization.config import TorchBaseConfig
 from torch import nn
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.model import fit_layer
 from vq_plugin.schemes import Scheme
 

@@ -12,7 +12,7 @@ from neural_compressor.torch.quantization import TuningConfig
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight, expected_nbytes
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.calibration import Calibration, owners_of_parameters, tied_weights

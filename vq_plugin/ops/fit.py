@@ -97,7 +97,7 @@ def sums_by_code(
     return sums, mass
 
 
-def lloyd(
+def lloyd_iterations(
     x: Tensor, importance: Tensor | None, centers: Tensor, *, iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations in every book until its error falls by less than the tolerance.
@@ -117,11 +117,11 @@ def lloyd(
         >>> x = torch.tensor([[[0.0], [1.0], [4.0], [5.0]]])
         >>> start = torch.tensor([[[0.0], [1.0]]])
         >>> if native_fits():
-        ...     centers, codes = lloyd(x, None, start, iterations=20, tolerance=1e-4)
+        ...     centers, codes = lloyd_iterations(x, None, start, iterations=20, tolerance=1e-4)
         ...     assert centers.tolist() == [[[0.5], [4.5]]]
     """
-    found, codes = _operators().lloyd(x, importance, centers.contiguous(), iterations, tolerance)
-    return found, codes
+    means, codes = _operators().lloyd(x, importance, centers.contiguous(), iterations, tolerance)
+    return means, codes
 
 
 def seed_centers(x: Tensor, mass: Tensor, first: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,11 +142,11 @@ def seed_centers(x: Tensor, mass: Tensor, first: Tensor, draws: Tensor) -> tuple
         >>> first = torch.zeros(1, 1, dtype=torch.float64)
         >>> draws = torch.full((1, 1, 2), 0.5, dtype=torch.float64)
         >>> if native_fits():
-        ...     centers, found = seed_centers(x, torch.ones(1, 2), first, draws)
-        ...     assert centers.tolist() == [[[0.0], [1.0]]] and found.tolist() == [2]
+        ...     centers, distinct = seed_centers(x, torch.ones(1, 2), first, draws)
+        ...     assert centers.tolist() == [[[0.0], [1.0]]] and distinct.tolist() == [2]
     """
-    centers, found = _operators().seed_centers(x, mass, first, draws)
-    return centers, found
+    centers, distinct = _operators().seed_centers(x, mass, first, draws)
+    return centers, distinct
 
 
 def exchange_codes(
@@ -174,7 +174,7 @@ def exchange_codes(
     return better
 
 
-class Books(NamedTuple):
+class BookMap(NamedTuple):
     """Which point of a sweep has which codebook.
 
     Point p of group g has book ``step · per_step + (first + g · of_group + p) // rows``.
@@ -196,12 +196,12 @@ def sweep_block(
     scored: Tensor,
     before: Tensor | None,
     kept: Tensor | None,
-    books: Books,
+    books: BookMap,
     *,
     along_out: bool,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """Some steps of :func:`vq_plugin.fit.sweep.sweep`: codes that make up for each other's error.
+    """Some steps of a :func:`vq_plugin.fit.output.sweep.sweep`: codes that undo others' errors.
 
     A step takes ``dim`` inputs of every output, or one input and the outputs ``dim`` at a time;
     its ``size`` is ``dim`` or 1, and its points are the outputs, or a ``dim``-th of them.
@@ -232,7 +232,7 @@ def sweep_block(
         >>> if native_fits():
         ...     codes, change = sweep_block(
         ...         inner, torch.zeros(1, 2, 1), base, ones, None, centers, centers, None, None,
-        ...         Books(0, 0, 0, 1), along_out=False, padding=0,
+        ...         BookMap(0, 0, 0, 1), along_out=False, padding=0,
         ...     )  # fmt: skip
         ...     assert codes.flatten().tolist() == [0, 1]
     """

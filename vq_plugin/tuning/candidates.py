@@ -16,7 +16,7 @@ from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.checkpoint import Rest, file_nbytes, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.compress import check_slot, fit_named
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq_plugin.codebook import decode
-from vq_plugin.fit.assignment import Batch, update
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.schemes import Geometry, Scheme
 
@@ -134,6 +135,12 @@ class Objective:
         )
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, inputs and outputs of a group, padding included."""
+        groups, inputs, outputs = self.weight.shape
+        return groups, inputs, outputs
+
+    @property
     def outputs(self) -> int:
         """Outputs of all groups, padding included."""
         return len(self.mass)
@@ -185,8 +192,8 @@ class Objective:
         points = self._by_book(view.reshape(len(view), -1, dim), groups, books)
         sums = []
         for codes in fitted.codes:
-            own = self._by_book(codes.unsqueeze(2), groups, books).squeeze(2)
-            means, count = update(Batch(points, None), own, k)
+            by_book = self._by_book(codes.unsqueeze(2), groups, books).squeeze(2)
+            means, count = best_kernels().means(Batch(points, None), by_book, k)
             sums.append((means * count).reshape(groups, books, k, dim))
         return torch.stack(sums)
 
@@ -212,9 +219,9 @@ def damped(moments: Moments) -> Tensor:
     """
     assert moments.second is not None
     centered = moments.centered()
-    own = centered.diagonal(0, 1, 2).clamp_min(0)
+    diagonal = centered.diagonal(0, 1, 2).clamp_min(0)
     # Of the raw moments: of an input that hardly varies the centered ones are rounding errors.
     raw = moments.second.cpu().diagonal(0, 1, 2)
     hessian = centered * (1 - _SHRINKAGE)
-    hessian.diagonal(0, 1, 2).copy_(own + _ROUNDING * raw + _FLOOR * raw.mean())
+    hessian.diagonal(0, 1, 2).copy_(diagonal + _ROUNDING * raw + _FLOOR * raw.mean())
     return hessian

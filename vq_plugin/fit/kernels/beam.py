@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.assignment import Batch, nearest
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels.distances import nearest_center
 
 # Partial sums that are kept from stage to stage.
 _BEAM = 4
@@ -27,42 +28,42 @@ def nearest_sum(batch: Batch, centers: Tensor, before: Tensor) -> Tensor:
         Codes, int64, ``(stages, books, n)``.
     """
     if len(centers) == 1 and batch.n == 1:
-        # The kernels take many points per book.
+        # Matrix products take many points per book.
         square = (batch.x - centers[0]).square() * _weight(batch)
         return square.sum(2).argmin(1).reshape(1, -1, 1)
     if len(centers) == 1:
-        return nearest(batch, centers[0])[1].long().unsqueeze(0)
-    found = _beam_search(batch, centers)
-    better = _cost(batch, centers, found) < _cost(batch, centers, before)
-    return torch.where(better, found, before)
+        return nearest_center(batch, centers[0])[0].long().unsqueeze(0)
+    codes = _beam_search(batch, centers)
+    better = _cost(batch, centers, codes) < _cost(batch, centers, before)
+    return torch.where(better, codes, before)
 
 
 def _beam_search(batch: Batch, centers: Tensor) -> Tensor:
     stages, books, k, dim = centers.shape
     n, weight = batch.n, _weight(batch)
-    left = batch.x.unsqueeze(2)
+    residual = batch.x.unsqueeze(2)
     chosen = torch.zeros(books, n, 1, 0, dtype=torch.int64)
     for stage, table in enumerate(centers):
-        width = left.shape[2]
-        weighted = (left * weight.unsqueeze(2)).reshape(books, -1, dim)
+        width = residual.shape[2]
+        weighted = (residual * weight.unsqueeze(2)).reshape(books, -1, dim)
         product = (weighted @ table.mT).reshape(books, n, width, k)
         square = weight.expand(books, n, dim) @ table.square().mT
-        size = (left * left * weight.unsqueeze(2)).sum(3, keepdim=True)
+        size = (residual * residual * weight.unsqueeze(2)).sum(3, keepdim=True)
         cost = size - 2 * product + square.unsqueeze(2)
         keep = min(1 if stage + 1 == stages else _BEAM, width * k)
         best = cost.reshape(books, n, -1).topk(keep, dim=2, largest=False).indices
         parent, code = (best // k).unsqueeze(3), best % k
         chosen = torch.cat([chosen.gather(2, parent.expand(-1, -1, -1, stage)), code[..., None]], 3)
         added = _chosen(table, code.reshape(books, -1)).reshape(books, n, keep, dim)
-        left = left.gather(2, parent.expand(-1, -1, -1, dim)) - added
+        residual = residual.gather(2, parent.expand(-1, -1, -1, dim)) - added
     return chosen[:, :, 0].permute(2, 0, 1)
 
 
 def _cost(batch: Batch, centers: Tensor, codes: Tensor) -> Tensor:
-    left = batch.x
-    for table, own in zip(centers, codes, strict=True):
-        left = left - _chosen(table, own)
-    return (left * left * _weight(batch)).sum(2)
+    residual = batch.x
+    for table, stage_codes in zip(centers, codes, strict=True):
+        residual = residual - _chosen(table, stage_codes)
+    return (residual * residual * _weight(batch)).sum(2)
 
 
 def _chosen(table: Tensor, codes: Tensor) -> Tensor:

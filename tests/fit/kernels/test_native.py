@@ -10,19 +10,20 @@ from torch import Tensor
 import vq_plugin as vq
 from tests.fit.problems import correlated_inputs, moments_of
 from vq_plugin.checkpoint import packing
-from vq_plugin.fit import scalar
-from vq_plugin.fit.assignment import Batch, assign_with_error, update
-from vq_plugin.fit.calibrated import calibrate
+from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.exchange import improve
-from vq_plugin.fit.feedback import descend
-from vq_plugin.fit.objective import Fitted, Objective
+from vq_plugin.fit.kernels import best_kernels
+from vq_plugin.fit.kernels.native import _cell_map
 from vq_plugin.fit.optimal import optimal_starts
+from vq_plugin.fit.output.calibrated import calibrate
+from vq_plugin.fit.output.feedback import descend
+from vq_plugin.fit.output.objective import Fitted, Objective
 from vq_plugin.fit.seeding import plus_plus
 from vq_plugin.fit.vector import fit_vector
-from vq_plugin.ops import fit as native
+from vq_plugin.ops import fit as operators
 from vq_plugin.ops import isa, isas, use_isa
 
-pytestmark = pytest.mark.skipif(not native.native_fits(), reason="no native kernels here")
+pytestmark = pytest.mark.skipif(not operators.native_fits(), reason="no native kernels here")
 
 InTorch = Callable[[Callable[[], object]], object]
 
@@ -33,7 +34,7 @@ def in_torch(monkeypatch: pytest.MonkeyPatch) -> InTorch:
 
     def run(function: Callable[[], object]) -> object:
         with monkeypatch.context() as patch:
-            patch.setattr(native, "native_fits", lambda: False)
+            patch.setattr(operators, "native_fits", lambda: False)
             return function()
 
     return run
@@ -67,8 +68,8 @@ def test_codes_errors_and_means_are_those_of_torch(
     centers = torch.randn(books, k, dim)
 
     def run() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        codes, distance = assign_with_error(batch, centers)
-        return codes, distance, *update(batch, codes, k)
+        codes, distance = best_kernels().assign_with_error(batch, centers)
+        return codes, distance, *best_kernels().means(batch, codes, k)
 
     ours, theirs = run(), in_torch(run)
     assert torch.equal(ours[0], theirs[0])
@@ -111,17 +112,17 @@ def test_every_move_of_the_exchange_lowers_the_error() -> None:
     for weighted in (False, True):
         batch = points(5, 120, 3, weighted=weighted, seed=1)
         codes = torch.randint(20, (5, 120), dtype=torch.uint8)
-        means, _ = update(batch, codes, 20)
+        means, _ = best_kernels().means(batch, codes, 20)
         better, _ = improve(batch, codes, means)
-        moved = native.exchange_codes(batch.x, batch.importance, codes, 20, sweeps=1)
-        again = native.exchange_codes(batch.x, batch.importance, better, 20, sweeps=1)
+        moved = operators.exchange_codes(batch.x, batch.importance, codes, 20, sweeps=1)
+        again = operators.exchange_codes(batch.x, batch.importance, better, 20, sweeps=1)
         total = [float(_own_error(batch, c).sum()) for c in (codes, moved, better, again)]
         assert total[0] > total[1] >= total[2] * (1 - 1e-6)
         assert total[3] <= total[2] * (1 + 1e-6)
 
 
 def _own_error(batch: Batch, codes: Tensor) -> Tensor:
-    means, _ = update(batch, codes, 20)
+    means, _ = best_kernels().means(batch, codes, 20)
     own = means.gather(1, codes.long().unsqueeze(2).expand(-1, -1, batch.x.shape[2]))
     square = (batch.x - own).double().square()
     return square if batch.importance is None else square * batch.importance
@@ -160,8 +161,8 @@ def test_the_instruction_set_does_not_change_a_byte(scheme: vq.Scheme) -> None:
 def test_cells_hold_the_mass_and_the_moment_of_their_values(weighted: bool) -> None:
     values = torch.randn(70_000) * torch.logspace(-6, 2, 70_000)
     mass = torch.rand(len(values)) if weighted else None
-    offset, shift = scalar._cell_map(values[::7].contiguous())
-    cells = native.scalar_cells(values, mass, offset, shift)
+    offset, shift = _cell_map(values[::7].contiguous())
+    cells = operators.scalar_cells(values, mass, offset, shift)
     ones = torch.ones(len(values)) if mass is None else mass
     assert float(cells[:, 0].sum()) == pytest.approx(float(ones.double().sum()))
     moment = (ones.double() * values.double()).sum()
@@ -183,7 +184,7 @@ def test_scalar_codes_are_those_of_bucketize(count: int, kind: str) -> None:
         boundaries = torch.full((count,), 0.25)
     values = torch.cat([values, boundaries])
     expected = torch.bucketize(values, boundaries).to(torch.uint8)
-    assert torch.equal(native.scalar_codes(values, boundaries), expected)
+    assert torch.equal(operators.scalar_codes(values, boundaries), expected)
 
 
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 2), (50, 7), (1000, 16), (300, 300)])
@@ -191,7 +192,7 @@ def test_optimal_intervals_are_those_of_numpy(m: int, k: int) -> None:
     rng = np.random.default_rng(m)
     mass = np.cumsum(np.append(0.0, rng.random(m) + 0.01))
     moment = np.cumsum(np.append(0.0, np.diff(mass) * np.sort(rng.normal(size=m))))
-    ours = native.optimal_intervals(torch.from_numpy(mass), torch.from_numpy(moment), k)
+    ours = operators.optimal_intervals(torch.from_numpy(mass), torch.from_numpy(moment), k)
     assert ours.tolist() == optimal_starts(mass, moment, k).tolist()
 
 
@@ -209,26 +210,26 @@ def test_the_operators_refuse_what_would_lead_them_astray() -> None:
     x = torch.randn(2, 10, 3)
     codes = torch.full((2, 10), 4, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="code 4 is outside 4 centers"):
-        native.sums_by_code(x, None, codes, 4)
+        operators.sums_by_code(x, None, codes, 4)
     with pytest.raises(RuntimeError, match="centers"):
-        native.nearest_centers(x, None, torch.randn(2, 300, 3))
+        operators.nearest_centers(x, None, torch.randn(2, 300, 3))
     with pytest.raises(RuntimeError, match="float32"):
-        native.nearest_centers(x.double(), None, torch.randn(2, 3, 3))
+        operators.nearest_centers(x.double(), None, torch.randn(2, 3, 3))
     with pytest.raises(RuntimeError, match="another shape"):
-        native.lloyd(x, None, torch.randn(2, 3, 4), iterations=1, tolerance=0.0)
+        operators.lloyd_iterations(x, None, torch.randn(2, 3, 4), iterations=1, tolerance=0.0)
     with pytest.raises(RuntimeError, match="importance"):
-        native.exchange_codes(x, torch.ones(2, 10, 2), codes, 5, sweeps=1)
+        operators.exchange_codes(x, torch.ones(2, 10, 2), codes, 5, sweeps=1)
     with pytest.raises(RuntimeError, match="no map of cells"):
-        native.scalar_cells(
+        operators.scalar_cells(
             x.flatten(),
             None,
-            torch.full((native.CELL_BINS,), -1, dtype=torch.int32),
-            torch.zeros(native.CELL_BINS, dtype=torch.uint8),
+            torch.full((operators.CELL_BINS,), -1, dtype=torch.int32),
+            torch.zeros(operators.CELL_BINS, dtype=torch.uint8),
         )
     with pytest.raises(RuntimeError, match="bits"):
-        native.pack_bits(codes.flatten(), 9)
+        operators.pack_bits(codes.flatten(), 9)
     with pytest.raises(RuntimeError, match="another shape"):
-        native.unpack_bits(codes.flatten(), 1000, 4)
+        operators.unpack_bits(codes.flatten(), 1000, 4)
 
 
 CALIBRATED = [

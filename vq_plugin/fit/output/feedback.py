@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.objective import PRODUCT_ROWS, Fitted, Objective, Placed
+from vq_plugin.fit.output.objective import PRODUCT_ROWS, Fitted, Objective, Placed
+from vq_plugin.fit.output.sweep import diagonal_blocks, sweep
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.fit.sweep import own_blocks, sweep
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Factor:
         """``H·error``, of the inputs in the factor's order, from ``Mᵀ·error``."""
         return self._product(weighed, lambda rows: slice(rows.start, None), self.matrix)
 
-    def _product(self, right: Tensor, part: Callable[[slice], slice], left: Tensor) -> Tensor:
+    def _product(self, right: Tensor, columns_of: Callable[[slice], slice], left: Tensor) -> Tensor:
         """``left · right`` where ``left`` is zero outside some columns of every row."""
         result = torch.empty_like(right)
         step = -(-PRODUCT_ROWS // self.dim) * self.dim
 
         def fill(start: int) -> None:
             rows = slice(start, min(start + step, right.shape[1]))
-            columns = part(rows)
+            columns = columns_of(rows)
             result[:, rows] = left[:, rows, columns] @ right[:, columns]
 
         deterministic_map(fill, range(0, right.shape[1], step))
@@ -91,7 +91,7 @@ def feedback(objective: Objective, fitted: Fitted, factor: Factor) -> Placed:
     weighed = torch.zeros_like(base)
     codes, change = sweep(
         objective, fitted, order=factor.order, matrix=factor.matrix,
-        factor=own_blocks(factor.matrix, factor.dim), base=base, pull=weighed, onward=True,
+        factor=diagonal_blocks(factor.matrix, factor.dim), base=base, pull=weighed, onward=True,
     )  # fmt: skip
     error, pull = torch.empty_like(change), torch.empty_like(change)
     error[:, factor.columns] = change
@@ -114,7 +114,7 @@ def descend(objective: Objective, placed: Placed) -> Placed:
     """
     dim = _step_length(objective, placed.fitted)
     hessian, pull = objective.hessian, placed.pull.clone()
-    factor = torch.linalg.cholesky(own_blocks(hessian, dim).double()).float()
+    factor = torch.linalg.cholesky(diagonal_blocks(hessian, dim).double()).float()
     codes, change = sweep(
         objective, placed.fitted, order=torch.arange(factor.shape[1]), matrix=hessian,
         factor=factor, base=objective.weight - placed.error, pull=pull,

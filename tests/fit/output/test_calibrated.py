@@ -12,10 +12,10 @@ from torch.nn import functional
 
 import vq_plugin as vq
 from tests.fit.problems import correlated_inputs, moments_of
-from vq_plugin.fit.feedback import Factor, descend, feedback
-from vq_plugin.fit.moments import Moments
-from vq_plugin.fit.objective import Fitted, Objective, damped
-from vq_plugin.fit.refit import refit
+from vq_plugin.fit.output.feedback import Factor, descend, feedback
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.objective import Fitted, Objective, damped
+from vq_plugin.fit.output.refit import refit
 from vq_plugin.rounding import round_centers
 
 SCHEMES = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.objective import Fitted, Objective, Placed
+from vq_plugin.fit.output.objective import Fitted, Objective, Placed
 
 _ITERATIONS = 8
 _TOLERANCE = 1e-3
@@ -43,9 +43,9 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
     def gather(pull: Tensor) -> Tensor:
         return objective.gather(pull * mass, fitted).double()
 
-    found, left = fitted.codebooks.double(), gather(pull)
-    step = scale * left
-    direction, size = step, (left * step).sum()
+    codebooks, residual = fitted.codebooks.double(), gather(pull)
+    step = scale * residual
+    direction, size = step, (residual * step).sum()
     goal, value = float(size) * tolerance**2, objective.value(placed)
     lengths: list[float] = []
     for _ in range(iterations):
@@ -60,12 +60,12 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         curvature = (direction * along).sum()
         if not bool(curvature > 0):
             break
-        part = size / curvature
-        value -= float(part * size)
-        lengths.append(float(part))
-        found, left = found + part * direction, left - part * along
-        error, pull = error - part.float() * added, pull - part.float() * pulled
-        step = scale * left
-        before, size = size, (left * step).sum()
+        length = size / curvature
+        value -= float(length * size)
+        lengths.append(float(length))
+        codebooks, residual = codebooks + length * direction, residual - length * along
+        error, pull = error - length.float() * added, pull - length.float() * pulled
+        step = scale * residual
+        before, size = size, (residual * step).sum()
         direction = step + size / before * direction
-    return Placed(Fitted(fitted.codes, found.float()), error, pull)
+    return Placed(Fitted(fitted.codes, codebooks.float()), error, pull)

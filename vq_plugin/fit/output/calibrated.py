@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vq_plugin.fit.feedback import Factor, descend, feedback
-from vq_plugin.fit.objective import Fitted, Objective
-from vq_plugin.fit.refit import refit
+from vq_plugin.fit.output.feedback import Factor, descend, feedback
+from vq_plugin.fit.output.objective import Fitted, Objective
+from vq_plugin.fit.output.refit import refit
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import CodebookDtype
 
@@ -29,16 +29,16 @@ def calibrate(objective: Objective, fitted: Fitted, codebook_dtype: CodebookDtyp
     start = Fitted(fitted.codes.long(), fitted.codebooks.float())
     factor = Factor.of(objective, start)
     least = factor.value(objective, start)
-    found = feedback(objective, start, factor)
-    if objective.value(found) > least:
-        found = objective.place(start)
+    placed = feedback(objective, start, factor)
+    if objective.value(placed) > least:
+        placed = objective.place(start)
     for _ in range(_ROUNDS):
-        found = descend(objective, refit(objective, found))
-    found = refit(objective, found)
-    rounded = round_centers(found.fitted.codebooks, codebook_dtype)
+        placed = descend(objective, refit(objective, placed))
+    placed = refit(objective, placed)
+    rounded = round_centers(placed.fitted.codebooks, codebook_dtype)
     if not bool(rounded.isfinite().all()):
         return fitted
-    found = descend(objective, objective.place(Fitted(found.fitted.codes, rounded.float())))
-    if objective.value(found) >= least:
+    placed = descend(objective, objective.place(Fitted(placed.fitted.codes, rounded.float())))
+    if objective.value(placed) >= least:
         return fitted
-    return Fitted(found.fitted.codes, rounded)
+    return Fitted(placed.fitted.codes, rounded)
