@@ -289,7 +289,7 @@ def test_int8_centers_are_the_exact_ones_rounded_and_codes_the_nearest_of_them(
     rows = weight if scheme.geometry((1, 1)).axis == "in" else weight.T
     dim = expected.shape[4]
     points = torch.nn.functional.pad(rows, (0, -rows.shape[1] % dim)).unflatten(1, (-1, dim))
-    owner = torch.arange(len(rows)) // (small.group or len(rows))
+    owner = torch.arange(len(rows)) // (small.geometry.group or len(rows))
     books = expected[0][owner].expand(-1, points.shape[1], -1, -1)
     distances = (points.double().unsqueeze(2) - books).square().sum(3)
     found = distances.gather(2, small.codes[0].long().unsqueeze(2)).squeeze(2)

@@ -45,7 +45,7 @@ def decoded(layer: CodebookLayer) -> np.ndarray:
     length = rest if small.scheme.geometry((1, 1)).axis == "in" else out
     matrix = np.zeros((rows, subspaces * dim), np.float32)
     for r in range(rows):
-        group = r // (small.group or rows)
+        group = r // (small.geometry.group or rows)
         for s in range(subspaces):
             book = s if books.shape[2] > 1 else 0
             for t in range(stages):
