@@ -20,10 +20,10 @@ from vq_plugin.fit.output.feedback import descend
 from vq_plugin.fit.output.objective import Fitted, Objective
 from vq_plugin.fit.seeding import plus_plus
 from vq_plugin.fit.vector import fit_vector
-from vq_plugin.ops import fit as operators
-from vq_plugin.ops import isa, isas, use_isa
+from vq_plugin.ops import fit, isa, isas, use_isa
+from vq_plugin.ops.fit import operators
 
-pytestmark = pytest.mark.skipif(not operators.native_fits(), reason="no native kernels here")
+pytestmark = pytest.mark.skipif(not fit.native_fits(), reason="no native kernels here")
 
 InTorch = Callable[[Callable[[], object]], object]
 
@@ -34,7 +34,7 @@ def in_torch(monkeypatch: pytest.MonkeyPatch) -> InTorch:
 
     def run(function: Callable[[], object]) -> object:
         with monkeypatch.context() as patch:
-            patch.setattr(operators, "native_fits", lambda: False)
+            patch.setattr(fit, "native_fits", lambda: False)
             return function()
 
     return run
@@ -114,8 +114,8 @@ def test_every_move_of_the_exchange_lowers_the_error() -> None:
         codes = torch.randint(20, (5, 120), dtype=torch.uint8)
         means, _ = best_kernels().means(batch, codes, 20)
         better, _ = improve(batch, codes, means)
-        moved = operators.exchange_codes(batch.x, batch.importance, codes, 20, sweeps=1)
-        again = operators.exchange_codes(batch.x, batch.importance, better, 20, sweeps=1)
+        moved = operators().exchange_codes(batch.x, batch.importance, codes, 20, sweeps=1)
+        again = operators().exchange_codes(batch.x, batch.importance, better, 20, sweeps=1)
         total = [float(_own_error(batch, c).sum()) for c in (codes, moved, better, again)]
         assert total[0] > total[1] >= total[2] * (1 - 1e-6)
         assert total[3] <= total[2] * (1 + 1e-6)
@@ -162,7 +162,7 @@ def test_cells_hold_the_mass_and_the_moment_of_their_values(weighted: bool) -> N
     values = torch.randn(70_000) * torch.logspace(-6, 2, 70_000)
     mass = torch.rand(len(values)) if weighted else None
     offset, shift = _cell_map(values[::7].contiguous())
-    cells = operators.scalar_cells(values, mass, offset, shift)
+    cells = operators().scalar_cells(values, mass, offset, shift)
     ones = torch.ones(len(values)) if mass is None else mass
     assert float(cells[:, 0].sum()) == pytest.approx(float(ones.double().sum()))
     moment = (ones.double() * values.double()).sum()
@@ -184,7 +184,7 @@ def test_scalar_codes_are_those_of_bucketize(count: int, kind: str) -> None:
         boundaries = torch.full((count,), 0.25)
     values = torch.cat([values, boundaries])
     expected = torch.bucketize(values, boundaries).to(torch.uint8)
-    assert torch.equal(operators.scalar_codes(values, boundaries), expected)
+    assert torch.equal(operators().scalar_codes(values, boundaries), expected)
 
 
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 2), (50, 7), (1000, 16), (300, 300)])
@@ -192,7 +192,7 @@ def test_optimal_intervals_are_those_of_numpy(m: int, k: int) -> None:
     rng = np.random.default_rng(m)
     mass = np.cumsum(np.append(0.0, rng.random(m) + 0.01))
     moment = np.cumsum(np.append(0.0, np.diff(mass) * np.sort(rng.normal(size=m))))
-    ours = operators.optimal_intervals(torch.from_numpy(mass), torch.from_numpy(moment), k)
+    ours = operators().optimal_intervals(torch.from_numpy(mass), torch.from_numpy(moment), k)
     assert ours.tolist() == optimal_starts(mass, moment, k).tolist()
 
 
@@ -210,26 +210,26 @@ def test_the_operators_refuse_what_would_lead_them_astray() -> None:
     x = torch.randn(2, 10, 3)
     codes = torch.full((2, 10), 4, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="code 4 is outside 4 centers"):
-        operators.sums_by_code(x, None, codes, 4)
+        operators().sums_by_code(x, None, codes, 4)
     with pytest.raises(RuntimeError, match="centers"):
-        operators.nearest_centers(x, None, torch.randn(2, 300, 3))
+        operators().nearest_centers(x, None, torch.randn(2, 300, 3))
     with pytest.raises(RuntimeError, match="float32"):
-        operators.nearest_centers(x.double(), None, torch.randn(2, 3, 3))
+        operators().nearest_centers(x.double(), None, torch.randn(2, 3, 3))
     with pytest.raises(RuntimeError, match="another shape"):
-        operators.lloyd_iterations(x, None, torch.randn(2, 3, 4), iterations=1, tolerance=0.0)
+        operators().lloyd(x, None, torch.randn(2, 3, 4), iterations=1, tolerance=0.0)
     with pytest.raises(RuntimeError, match="importance"):
-        operators.exchange_codes(x, torch.ones(2, 10, 2), codes, 5, sweeps=1)
+        operators().exchange_codes(x, torch.ones(2, 10, 2), codes, 5, sweeps=1)
     with pytest.raises(RuntimeError, match="no map of cells"):
-        operators.scalar_cells(
+        operators().scalar_cells(
             x.flatten(),
             None,
-            torch.full((operators.CELL_BINS,), -1, dtype=torch.int32),
-            torch.zeros(operators.CELL_BINS, dtype=torch.uint8),
+            torch.full((fit.CELL_BINS,), -1, dtype=torch.int32),
+            torch.zeros(fit.CELL_BINS, dtype=torch.uint8),
         )
     with pytest.raises(RuntimeError, match="bits"):
-        operators.pack_bits(codes.flatten(), 9)
+        fit.pack_bits(codes.flatten(), 9)
     with pytest.raises(RuntimeError, match="another shape"):
-        operators.unpack_bits(codes.flatten(), 1000, 4)
+        fit.unpack_bits(codes.flatten(), 1000, 4)
 
 
 CALIBRATED = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from vq_plugin.fit.kernels.protocol import Chooser, Sweep
 from vq_plugin.fit.kernels.pure_torch import TorchKernels
 from vq_plugin.fit.optimal import Float64, Int64
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.ops import fit as operators
+from vq_plugin.ops.fit import CELL_BINS, MOST_CENTERS, operators
 
 # Longer sub-vectors are faster as matrix products.
 _LONGEST = 64
@@ -41,7 +40,10 @@ class NativeKernels(TorchKernels):
         if not _takes(block.x.shape[2], centers.shape[1]):
             return super()._nearest(block, centers)
         block = block.contiguous()
-        return operators.nearest_centers(block.x, block.importance, centers)
+        codes, distance = operators().nearest_centers(
+            block.x, block.importance, centers.contiguous()
+        )
+        return codes, distance
 
     def means(self, batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """In pieces, side by side, with sums in float64."""
@@ -54,7 +56,8 @@ class NativeKernels(TorchKernels):
 
         def add_up(piece: tuple[slice, slice]) -> tuple[slice, tuple[Tensor, Tensor]]:
             block = batch[piece]
-            return piece[0], operators.sums_by_code(block.x, block.importance, codes[piece], k)
+            piece_codes = codes[piece].contiguous()
+            return piece[0], operators().sums_by_code(block.x, block.importance, piece_codes, k)
 
         for rows, (piece_sums, piece_mass) in deterministic_map(add_up, self._pieces(batch, k)):
             sums[rows] += piece_sums
@@ -65,8 +68,9 @@ class NativeKernels(TorchKernels):
         """Book by book."""
         if not _takes(batch.x.shape[2], len(draws) + 1):
             return super().seeds(batch, mass, first, draws)
-        centers, distinct = operators.seed_centers(batch.x, mass, first, draws)
-        return centers[:, : int(distinct.max())]
+        seeds: Tensor
+        seeds, distinct = operators().seed_centers(batch.x, mass, first, draws)
+        return seeds[:, : int(distinct.max())]
 
     def lloyd_iterations(
         self, batch: Batch, centers: Tensor, *, iterations: int, tolerance: float
@@ -76,16 +80,17 @@ class NativeKernels(TorchKernels):
             return super().lloyd_iterations(
                 batch, centers, iterations=iterations, tolerance=tolerance
             )
-        return operators.lloyd_iterations(
-            batch.x, batch.importance, centers, iterations=iterations, tolerance=tolerance
+        centers, codes = operators().lloyd(
+            batch.x, batch.importance, centers.contiguous(), iterations, tolerance
         )
+        return centers, codes
 
     def _exchange(self, batch: Batch, codes: Tensor, k: int, sweeps: int) -> Tensor:
         if not _takes(batch.x.shape[2], k):
             return super()._exchange(batch, codes, k, sweeps)
         batch = batch.contiguous()
-        better = operators.exchange_codes(
-            batch.x, batch.importance, codes.to(torch.uint8), k, sweeps=sweeps
+        better: Tensor = operators().exchange_codes(
+            batch.x, batch.importance, codes.to(torch.uint8).contiguous(), k, sweeps
         )
         return better.to(codes.dtype)
 
@@ -101,15 +106,21 @@ class NativeKernels(TorchKernels):
     def interval_starts(self, mass: Float64, moment: Float64, k: int, *, even: bool) -> Int64:
         """Always by the recursion."""
         del even
-        return operators.optimal_intervals(
+        starts: Tensor = operators().optimal_intervals(
             torch.from_numpy(mass), torch.from_numpy(moment), k
-        ).numpy()
+        )
+        return starts.numpy()
 
     def code_search(self, boundaries: Tensor) -> Callable[[Tensor], Tensor]:
         """Up to 255 boundaries."""
-        if len(boundaries) < operators.MOST_CENTERS:
-            return partial(operators.scalar_codes, boundaries=boundaries)
-        return super().code_search(boundaries)
+        if len(boundaries) >= MOST_CENTERS:
+            return super().code_search(boundaries)
+
+        def search(values: Tensor) -> Tensor:
+            codes: Tensor = operators().scalar_codes(values.contiguous(), boundaries)
+            return codes
+
+        return search
 
     def chooser(self, sweep: Sweep) -> Chooser:
         """Strips of outputs, side by side."""
@@ -118,7 +129,7 @@ class NativeKernels(TorchKernels):
 
 
 def _takes(dim: int, k: int) -> bool:
-    return dim <= _LONGEST and k <= operators.MOST_CENTERS
+    return dim <= _LONGEST and k <= MOST_CENTERS
 
 
 def _cells(values: Tensor, importance: Tensor | None) -> line.Points:
@@ -130,7 +141,8 @@ def _cells(values: Tensor, importance: Tensor | None) -> line.Points:
     def sums(start: int) -> Tensor:
         block = slice(start, start + step)
         mass = None if importance is None else importance[block]
-        return operators.scalar_cells(values[block], mass, offset, shift)
+        cells: Tensor = operators().scalar_cells(values[block].contiguous(), mass, offset, shift)
+        return cells
 
     total: Float64 = sum(deterministic_map(sums, range(0, len(values), step))).numpy()  # type: ignore[union-attr]
     mass, moment = total[total[:, 0] > 0].T
@@ -141,20 +153,20 @@ def _cells(values: Tensor, importance: Tensor | None) -> line.Points:
 
 
 def _cell_map(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """First cell and shift of every bin, for :func:`vq_plugin.ops.fit.scalar_cells`.
+    """First cell and shift of every bin, for ``scalar_cells`` of :mod:`vq_plugin.ops.fit`.
 
     Every bin, the floats that share their upper 16 bits, gets one cell; those of the sample get
     more, together about ``line.CELLS``, as :func:`companded_starts` would place them.
     """
-    one_each = torch.arange(operators.CELL_BINS, dtype=torch.int32)
-    whole = torch.full((operators.CELL_BINS,), 16, dtype=torch.uint8)
-    count = operators.scalar_cells(sample, None, one_each, whole)[:, 0].numpy()
+    one_each = torch.arange(CELL_BINS, dtype=torch.int32)
+    whole = torch.full((CELL_BINS,), 16, dtype=torch.uint8)
+    count = operators().scalar_cells(sample, None, one_each, whole)[:, 0].numpy()
     used = np.flatnonzero(count)
     # Back from the order of the bins to floats: see `ascending_bits` in csrc/fit_scalar.cpp.
     upper = np.where(used < 1 << 15, ~used, used ^ (1 << 15)).astype(np.uint32) << 16
     width = np.spacing(np.abs((upper & 0x7FFFFFFF).view(np.float32))).astype(np.float64) * (1 << 16)
     cells = count[used] ** (1 / 3) * width ** (2 / 3)
-    bits = np.zeros(operators.CELL_BINS, dtype=np.int64)
+    bits = np.zeros(CELL_BINS, dtype=np.int64)
     bits[used] = np.rint(np.log2(line.CELLS * cells / cells.sum())).clip(0, 16)
     offset = np.cumsum(1 << bits) - (1 << bits)
     return torch.from_numpy(offset.astype(np.int32)), torch.from_numpy((16 - bits).astype(np.uint8))

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from vq_plugin.fit.kernels.protocol import Sweep, SweepBlock
-from vq_plugin.ops import fit as operators
+from vq_plugin.ops.fit import operators
 
 # Outputs of one thread, and of one call.
 _STRIP = 256
 
 
 class NativeChooser:
-    """Chooses by :func:`vq_plugin.ops.fit.sweep_block`.
+    """Chooses by the operator ``sweep_block``.
 
     Attributes:
         codes: The codes so far, int64, ``(stages, rows, subspaces)``.
@@ -74,14 +74,12 @@ class NativeChooser:
         if self._sweep.along_out:
             last_group = self._sweep.mass.reshape(len(block.base), -1)[-1, outputs]
             padding = int((last_group == 0).sum())
-        codes, change = operators.sweep_block(
+        change: Tensor
+        codes, change = operators().sweep_block(
             block.inner.contiguous(), block.pull.contiguous(), block.base.contiguous(),
             block.inverse.contiguous(), factor, codebooks.contiguous(), scored.contiguous(),
-            before, kept,
-            operators.BookMap(
-                int(self._by_step or size > 1), points.start, self._points, self._rows
-            ),
-            along_out=self._sweep.along_out, padding=padding,
+            before, kept, self._sweep.along_out, padding,
+            int(self._by_step or size > 1), points.start, self._points, self._rows,
         )  # fmt: skip
         self._by_group[:, :, steps, points] = codes.long()
         return change
