@@ -13,6 +13,8 @@ namespace {
 
 using namespace boxed;
 
+constexpr double kDecodedWeight = 400;  // picoseconds, of every stage
+
 // codes, codebooks, scale, shape, along_out, group, codebook_dtype
 void dequantize_codebook(Value* stack, uint64_t, uint64_t) {
   Tensor codes = take(stack[0]), codebooks = take(stack[1]), scale = take_optional(stack[2]);
@@ -54,6 +56,8 @@ void dequantize_codebook(Value* stack, uint64_t, uint64_t) {
   }
   Tensor weight = empty(shape, functions().float32);
   p.weight = weight.as<float>();
+  p.picoseconds =
+      double(p.rows) * double(p.length) * double(p.books.stages) * kDecodedWeight;
   kernels.decode(p, torch_pool());
   give(stack, std::move(weight));
 }

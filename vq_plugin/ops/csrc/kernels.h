@@ -52,6 +52,7 @@ struct Decoding {
   bool packed, along_out;
   const float* scale;  // one per row, rounded, or null
   float* weight;
+  double picoseconds;  // about what it takes, on one thread
 };
 
 struct FitKernels;  // see fit.h
