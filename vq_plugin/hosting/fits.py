@@ -29,26 +29,27 @@ class Fits:
     Attributes:
         layers: Codebook layers by float layer.
         weights: The first codebook layer of each float weight.
+        followers: Of a weight that trains and that layers share, the one which follows it.
+        followed: The codebook layers that followers made.
     """
 
     layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=_by_identity)
     weights: MutableMapping[Tensor, CodebookLayer] = field(default_factory=_by_identity)
+    followers: list[nn.Module] = field(default_factory=list)
+    followed: list[CodebookLayer] = field(default_factory=list)
 
-    def layer(
-        self, module: nn.Module, scheme: Scheme, *, seed: int = 0, name: str | None = None
-    ) -> CodebookLayer:
+    def layer(self, module: nn.Module, scheme: Scheme, seed: int, name: str) -> CodebookLayer:
         """The codebook layer for a float layer, fitted at the first call for its weight.
 
         Args:
-            module: Float layer; statistics of its inputs are taken off it, see
-                :func:`vq_plugin.hosting.statistics.attach_statistics`.
+            module: Float layer; statistics of its inputs are taken off it.
             scheme: What to do.
             seed: Seed of the fit.
-            name: Name of the layer in its model, for messages; else they show its settings.
+            name: Name of the layer, for messages.
 
         Returns:
-            The codebook layer: the same for the same layer, and one that shares codes and codebooks
-            for another layer with the same weight.
+            The same layer for the same ``module``, and one that shares codes and codebooks for
+            another with the same weight.
 
         Raises:
             ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
@@ -57,14 +58,14 @@ class Fits:
         Example:
             >>> import vq_plugin as vq
             >>> fits, layer = Fits(), nn.Linear(64, 32)
-            >>> fits.layer(layer, vq.KM(k=4)) is fits.layer(layer, vq.KM(k=4))
+            >>> fits.layer(layer, vq.KM(), 0, "fc") is fits.layer(layer, vq.KM(), 0, "fc")
             True
         """
         if module not in self.layers:
-            self.layers[module] = self._made(name or repr(module), module, scheme, seed)
+            self.layers[module] = self._new_layer(module, scheme, seed, name)
         return self.layers[module]
 
-    def _made(self, name: str, module: nn.Module, scheme: Scheme, seed: int) -> CodebookLayer:
+    def _new_layer(self, module: nn.Module, scheme: Scheme, seed: int, name: str) -> CodebookLayer:
         moments = gathered_moments({name: module}).get(name)
         # Some hosts keep hooks.
         detach_statistics(module)

@@ -11,14 +11,16 @@ except ImportError as error:
         f"vq_plugin.inc needs Intel Neural Compressor ({error}): pip install 'vq-plugin[inc]'"
     ) from error
 
+from neural_compressor.torch.utils.utility import register_algo
+
 from vq_plugin.inc.config import VQConfig
-from vq_plugin.inc.engine import register
-from vq_plugin.inc.loading import load
+from vq_plugin.inc.engine import compress_in_place
+from vq_plugin.inc.files import load
 from vq_plugin.inc.schemes import register_known, scheme_config
 from vq_plugin.inc.tuning import tuning_config
 from vq_plugin.schemes import KM, PQ, RQ, Binary
 
-register(VQConfig)
+register_algo(VQConfig.name)(compress_in_place)
 register_known()
 
 KMConfig = scheme_config(KM)

@@ -11,8 +11,6 @@ from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
 from vq_plugin.inc.base import CodebookConfig
-from vq_plugin.inc.keys import Key
-from vq_plugin.inc.partners import layers_of
 from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import Scheme
@@ -154,7 +152,7 @@ def _check_model(model: nn.Module) -> None:
 
 def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
     hosts = {id(rule): rule for rule in configs.values() if not isinstance(rule, CodebookConfig)}
-    taken = {key: set(layers_of(rule, model)) for key, rule in hosts.items()}
+    taken = {key: set(rule.get_model_info(model=model)) for key, rule in hosts.items()}
     for key, rule in configs.items():
         if id(rule) in taken and key not in taken[id(rule)]:
             raise ValueError(
@@ -163,7 +161,7 @@ def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConf
             )
 
 
-def _as_pattern(key: Key, names: set[str]) -> Pattern:
+def _as_pattern(key: Pattern, names: set[str]) -> Pattern:
     if not isinstance(key, str) or key in names or key == "*" or key.startswith("re:"):
         return key
     return LAYER_TYPES.get(key, f"re:{key}")

@@ -39,9 +39,11 @@ class Settings(dict[str, Any]):
 
 
 def plain(value: Any) -> Any:
-    """A setting, or a list of them, with schemes as texts."""
+    """A setting or key, or a list of them; schemes are texts, classes of layers their names."""
     if isinstance(value, list):
         return [plain(entry) for entry in value]
+    if isinstance(value, type):
+        return value.__name__
     return str(value) if isinstance(value, Scheme) else value
 
 

@@ -72,7 +72,7 @@ def assign_qconfigs(model: nn.Module, schemes: Schemes, *, seed: int = 0) -> nn.
         >>> [hasattr(layer, "qconfig") for layer in model]
         [False, True]
     """
-    by_name = plans(model, schemes, seed=seed)
+    by_name = plans(model, schemes, seed)
     model = copy.deepcopy(model)
     for name, plan in by_name.items():
         qconfig = plan_qconfig(plan)
