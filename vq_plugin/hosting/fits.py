@@ -54,18 +54,9 @@ class Fits:
         Raises:
             ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
                 with the same weight has another scheme.
-
-        Example:
-            >>> import vq_plugin as vq
-            >>> fits, layer = Fits(), nn.Linear(64, 32)
-            >>> fits.layer(layer, vq.KM(), 0, "fc") is fits.layer(layer, vq.KM(), 0, "fc")
-            True
         """
-        if module not in self.layers:
-            self.layers[module] = self._new_layer(module, scheme, seed, name)
-        return self.layers[module]
-
-    def _new_layer(self, module: nn.Module, scheme: Scheme, seed: int, name: str) -> CodebookLayer:
+        if module in self.layers:
+            return self.layers[module]
         moments = gathered_moments({name: module}).get(name)
         # Some hosts keep hooks.
         detach_statistics(module)
@@ -75,10 +66,12 @@ class Fits:
         if first is None:
             layer = compress_layer(name, module, scheme, moments=moments, seed=seed)
             self.weights[weight] = layer
-            return layer
-        if first.scheme != scheme:
+        elif first.scheme == scheme:
+            layer = tie_layer(module, first)
+        else:
             raise ValueError(
                 f"layer {name!r} shares its weight with a layer that was compressed with "
                 f"{first.scheme}: choose {scheme} for both, or for neither"
             )
-        return tie_layer(module, first)
+        self.layers[module] = layer
+        return layer

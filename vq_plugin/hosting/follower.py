@@ -41,14 +41,9 @@ class CodebookFollower(nn.Module):
 
     Example:
         >>> import vq_plugin as vq
-        >>> follower = CodebookFollower(Plan(((nn.Module, vq.KM(k=2)),), seed=0))
         >>> weight = nn.Parameter(torch.tensor([[0.1, 0.3], [0.9, 0.7]]))
-        >>> output = follower(weight)
-        >>> output.detach().unique().half()
-        tensor([0.2000, 0.7998], dtype=torch.float16)
-        >>> output.sum().backward()
-        >>> weight.grad.unique()
-        tensor([1.])
+        >>> CodebookFollower(Plan(((nn.Module, vq.KM(k=2)),), seed=0))(weight).unique().half()
+        tensor([0.2000, 0.7998], dtype=torch.float16, grad_fn=<ToCopyBackward0>)
     """
 
     codes: Tensor | None
@@ -82,7 +77,8 @@ class CodebookFollower(nn.Module):
                 setattr(self, name, getattr(leader, name))
             return output
         if self.codebooks is None:
-            if not self.quantizes or self._calibrates():
+            # The fit waits for the statistics that are gathered in eval mode.
+            if not self.quantizes or (hasattr(self, INPUT_STATS) and not self.training):
                 return weight
             self._fit(weight)
         elif self.training:
@@ -133,14 +129,10 @@ class CodebookFollower(nn.Module):
         return layer
 
     def observe_inputs(self, layer: nn.Module) -> bool:
-        """Makes room for the statistics of a layer's inputs, which every step then goes by.
+        """Makes room for statistics of a layer's inputs, for every step; whether there was none.
 
-        Args:
-            layer: The layer whose weight it follows. Its host registers a pre-hook that calls
-                :meth:`observe`, by way of the layer: a copy's hook must find the copy's follower.
-
-        Returns:
-            Whether there was none yet.
+        Its host then registers a pre-hook of the layer that calls :meth:`observe`, by way of the
+        layer: a copy's hook must find the copy's follower.
         """
         fresh = not hasattr(self, INPUT_STATS)
         if fresh:
@@ -162,7 +154,7 @@ class CodebookFollower(nn.Module):
         return str(self.plan.scheme)
 
     def _through(self, weight: Tensor, decoded: Tensor) -> Tensor:
-        """The decoded weight, whose gradient the latent one gets (Bengio et al. 2013, 1308.3432)."""
+        """The decoded weight; the latent one gets its gradient (Bengio et al., arXiv 1308.3432)."""
         latent = weight - weight.detach()
         scheme = self.plan.scheme
         if isinstance(scheme, KM) and scheme.keep_zeros:
@@ -203,10 +195,6 @@ class CodebookFollower(nn.Module):
     def _importance(self) -> Tensor | None:
         statistics = getattr(self, INPUT_STATS, None)
         return None if statistics is None else self._named(statistics.importance)
-
-    def _calibrates(self) -> bool:
-        """Whether statistics are gathered that the fit is to wait for."""
-        return not self.training and hasattr(self, INPUT_STATS)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

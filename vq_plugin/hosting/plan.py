@@ -64,15 +64,8 @@ class Plan:
 def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
     """A plan for every chosen layer by its name; layers that share a weight share theirs.
 
-    Args:
-        model: Float model.
-        schemes: As in :func:`vq_plugin.compress`.
-        seed: Seed of the fits.
-
-    Raises:
-        TypeError: If a pattern or a scheme is of the wrong type.
-        ValueError: If a pattern matches nothing, a layer cannot be compressed, or layers that
-            share a weight would get different schemes.
+    Arguments and errors are those of :func:`vq_plugin.compress`, but that weights are not looked
+    at yet.
 
     Example:
         >>> import vq_plugin as vq

@@ -43,11 +43,8 @@ def gathered_moments(
     """What the fits want to know of layers, from their statistics.
 
     Args:
-        layers: Float layers by name.
+        layers: Float layers by name; those without statistics get no moments.
         required: Whether it is an error if no layer at all has seen an input.
-
-    Returns:
-        Moments by name, of the layers that have statistics.
 
     Raises:
         ValueError: If calibration did not reach such a layer, or its inputs were not finite; the

@@ -24,16 +24,9 @@ register_algo(VQConfig.name)(compress_in_place)
 register_known()
 
 KMConfig = scheme_config(KM)
-"""The settings of :class:`vq_plugin.KM`; each may be a list. Registered as ``vq_km``."""
-
 PQConfig = scheme_config(PQ)
-"""The settings of :class:`vq_plugin.PQ`; each may be a list. Registered as ``vq_pq``."""
-
 RQConfig = scheme_config(RQ)
-"""The settings of :class:`vq_plugin.RQ`; each may be a list. Registered as ``vq_rq``."""
-
 BinaryConfig = scheme_config(Binary)
-"""The settings of :class:`vq_plugin.Binary`; each may be a list. Registered as ``vq_binary``."""
 
 __all__ = [
     "BinaryConfig",

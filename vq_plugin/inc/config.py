@@ -120,18 +120,16 @@ class VQConfig(CodebookConfig):
 
     def _keys(self) -> list[Pattern]:
         """The entries of a white list that is not ``"*"``."""
-        white_list = self.white_list
+        white_list, where = self.white_list, type(self).__name__
         if isinstance(white_list, str) or not isinstance(white_list, Iterable):
             raise TypeError(
-                f"{type(self).__name__}: white_list is a list of layer names and types, or '*' for "
-                f"all layers; got {white_list!r}"
+                f"{where}: white_list is a list of layer names and types, or '*' for all layers; "
+                f"got {white_list!r}"
             )
         for key in white_list:
             check_pattern_type(key)
         if not white_list:
-            raise ValueError(
-                f"{type(self).__name__}: white_list is empty; name layers or leave it out"
-            )
+            raise ValueError(f"{where}: white_list is empty; name layers or leave it out")
         return list(white_list)
 
     def _with(self, *, white_list: WhiteList, **settings: Any) -> Self:
@@ -272,7 +270,7 @@ class VQConfig(CodebookConfig):
         if not isinstance(config_dict, Mapping):
             raise TypeError(f"{cls.__name__}: expected a dict of settings, got {config_dict!r}")
         if GLOBAL not in config_dict and LOCAL not in config_dict:
-            return cls(**known(config_dict, (*cls._parameters(), "white_list"), cls.name))
+            return cls(**known(config_dict, cls._generate_params_list(), cls.name))
         sections = known(config_dict, (GLOBAL, LOCAL), cls.name)
         config = cls.from_dict(sections.get(GLOBAL, {}))
         local = sections.get(LOCAL, {})

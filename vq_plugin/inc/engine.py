@@ -37,21 +37,20 @@ def compress_in_place(
 ) -> nn.Module:
     """What INC calls in ``prepare``, ``convert`` and ``quantize``.
 
-    Args:
-        model: The float model, or a prepared one; changed in place.
-        configs_mapping: Config of every layer by ``(name, type)``, also of other algorithms.
-        mode: What INC was called for.
-        run_fn: Runs the model on calibration data; it may use gradients.
-        run_args: Arguments of ``run_fn`` after the model.
-
-    Returns:
-        The model; a new layer if the model is a bare one.
+    ``run_fn(model, *run_args)`` calibrates, and may use gradients. The model is changed in place; a
+    bare layer becomes a new one. ``configs_mapping`` has layers of other algorithms, too.
 
     Raises:
         ValueError: If a layer cannot be compressed or calibration does not reach it; the model is
             then as it was.
     """
-    pending = _pending(model, configs_mapping)
+    pending = {
+        name: config
+        for (name, _), config in configs_mapping.items()
+        if isinstance(config, CodebookConfig)
+        and config.layer_scheme is not None
+        and codebook_type(model.get_submodule(name)) is not None
+    }
     layers = {name: model.get_submodule(name) for name in pending}
     ties = check_codebooks(model, pending)
     if mode == Mode.PREPARE:
@@ -83,16 +82,3 @@ def compress_in_place(
             logger.info(line)
     enable_save(model, configs_mapping)
     return model
-
-
-def _pending(
-    model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]
-) -> dict[str, CodebookConfig]:
-    """The layers that are to become codebook layers and are none yet."""
-    return {
-        name: config
-        for (name, _), config in configs.items()
-        if isinstance(config, CodebookConfig)
-        and config.layer_scheme is not None
-        and codebook_type(model.get_submodule(name)) is not None
-    }

@@ -88,12 +88,7 @@ def _check_hosted(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> N
 
 
 def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
-    """Lets INC's ``save`` find ours: it asks the first config of a model, then the model.
-
-    Args:
-        model: A model that was quantized; changed in place.
-        configs: Config by ``(name, type)``.
-    """
+    """Lets INC's ``save`` find ours: it asks the first config of a model, then the model."""
     earlier = getattr(model, "qconfig", None)
     # Layers that an earlier call gave to another algorithm have their configs there.
     kept = earlier if isinstance(earlier, Mapping) else {}

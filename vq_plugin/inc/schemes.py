@@ -22,11 +22,7 @@ _CONFIGS: dict[type[Scheme], type[SchemeConfig]] = {}
 
 
 class SchemeConfig(VQConfig):
-    """Base of the classes that :func:`scheme_config` makes: their settings are a scheme's fields.
-
-    Attributes:
-        scheme_class: The class of the scheme.
-    """
+    """Base of the classes that :func:`scheme_config` makes; settings are the fields of a scheme."""
 
     scheme_class: ClassVar[type[Scheme]]
     __signature__: ClassVar[Signature]
@@ -78,6 +74,7 @@ def scheme_config(scheme: type[Scheme]) -> type[SchemeConfig]:
         parameter.replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
         for parameter in inspect.signature(scheme).parameters.values()
     ]
+    fields.sort(key=lambda field: field.default is not Parameter.empty)
 
     class Config(SchemeConfig):
         __doc__ = f"Config of ``{scheme.__name__}``. {scheme.__doc__}"

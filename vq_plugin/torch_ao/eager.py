@@ -12,12 +12,7 @@ from vq_plugin.select import Schemes
 from vq_plugin.torch_ao.backend import LAYERS, CodebookReference
 from vq_plugin.torch_ao.qconfig import plan_of, plan_qconfig
 
-_FUSED = (
-    intrinsic.LinearReLU,
-    intrinsic.ConvReLU1d,
-    intrinsic.ConvReLU2d,
-    intrinsic.ConvReLU3d,
-)
+_FUSED = (intrinsic.LinearReLU, intrinsic.ConvReLU1d, intrinsic.ConvReLU2d, intrinsic.ConvReLU3d)
 
 
 class FusedReference(nn.Module):

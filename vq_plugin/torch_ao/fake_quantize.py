@@ -25,12 +25,7 @@ class CodebookFakeQuantize(CodebookFollower, FakeQuantizeBase):
     ch_axis = 0
 
     def __init__(self, plan: Plan, factory_kwargs: dict[str, Any] | None = None) -> None:
-        """An empty one.
-
-        Args:
-            plan: What it is to do.
-            factory_kwargs: What the host passes; the fit is on the device of the weight.
-        """
+        """An empty one; the fit is on the device of the weight, whatever the host passes."""
         super().__init__(plan)
 
     @property
