@@ -10,76 +10,33 @@ from vq_plugin.nn import CODEBOOK_LAYERS, CodebookLayer
 from vq_plugin.select import Schemes, as_patterns, select
 
 
-def float_twin(
-    converted: nn.Module,
-    float_type: Callable[[nn.Module], type[nn.Module] | None],
-    others: Mapping[str, type[nn.Module]],
-) -> nn.Module:
-    """The converted model with empty float layers where layers are or were.
-
-    :func:`vq_plugin.select.select` then decides by names and classes, as it does for ``compress``.
-
-    Args:
-        converted: What a host returned.
-        float_type: The float layer that one of the host's layers was, or is; ``None`` for what is
-            no layer. Codebook layers are known.
-        others: Layers that are no modules any more, by name.
-    """
-    twins: dict[nn.Module, nn.Module] = {}
-
-    def twin_of(module: nn.Module) -> nn.Module:
-        if module not in twins:
-            own = module.float_type if isinstance(module, CodebookLayer) else float_type(module)
-            twins[module] = _empty(own or type(module))
-            if own is None:
-                for name, child in module.named_children():
-                    twins[module].add_module(name, twin_of(child))
-        return twins[module]
-
-    root = twin_of(converted)
-    for name, kind in others.items():
-        root.set_submodule(name, _empty(kind))
-    return root
-
-
-def _empty(kind: type[nn.Module]) -> nn.Module:
-    module: nn.Module = kind.__new__(kind)
-    nn.Module.__init__(module)
-    return module
-
-
 def check_schemes(
     converted: nn.Module,
-    twin: nn.Module,
     schemes: Schemes,
-    why_not: Callable[[str], str],
     *,
     host: str,
+    float_type: Callable[[nn.Module], type[nn.Module] | None],
+    functions: Mapping[str, type[nn.Module]],
+    why_not: Callable[[str], str],
 ) -> None:
     """Holds a converted model against the schemes that its host was given.
 
     Args:
         converted: What the host returned.
-        twin: Its float twin, see :func:`float_twin`.
         schemes: One scheme, or patterns to schemes.
-        why_not: Says of a layer, by its name, what it is instead of a codebook layer, why, and
-            what to do.
         host: Name of the host.
+        float_type: The float layer that one of the host's own layers was, ``None`` for others.
+        functions: Float layers that are no modules any more, by name.
+        why_not: Says of a layer by its name what it is instead, why, and what to do.
 
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
         ValueError: If a pattern matches nothing, or a layer has no or another scheme than asked
             for; the message names every such layer.
-
-    Example:
-        >>> import vq_plugin as vq
-        >>> model = nn.Sequential(nn.Linear(4, 4))
-        >>> check_schemes(model, model, vq.KM(), lambda name: "it is still float", host="Host")
-        Traceback (most recent call last):
-            ...
-        ValueError: Host did not do what was asked for:
-          '0': asked for km(k=16) but it is still float
     """
+    twin = _float_twin(converted, float_type)
+    for name, kind in functions.items():
+        twin.set_submodule(name, _empty(kind))
     asked = select(twin, _layer_patterns(schemes))
     found = {
         name: module.scheme
@@ -98,6 +55,33 @@ def check_schemes(
             problems.append(f"{name!r}: not asked for but it has {scheme}; {remedy}")
     if problems:
         raise ValueError(f"{host} did not do what was asked for:\n  " + "\n  ".join(problems))
+
+
+def _float_twin(
+    converted: nn.Module, float_type: Callable[[nn.Module], type[nn.Module] | None]
+) -> nn.Module:
+    """The converted model with empty float layers where layers are or were.
+
+    ``select`` then decides by names and classes, as it does for ``compress``.
+    """
+    twins: dict[nn.Module, nn.Module] = {}
+
+    def twin_of(module: nn.Module) -> nn.Module:
+        if module not in twins:
+            kind = module.float_type if isinstance(module, CodebookLayer) else float_type(module)
+            twins[module] = _empty(kind or type(module))
+            if kind is None:
+                for name, child in module.named_children():
+                    twins[module].add_module(name, twin_of(child))
+        return twins[module]
+
+    return twin_of(converted)
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    module: nn.Module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    return module
 
 
 def _layer_patterns(schemes: Schemes) -> Schemes:

@@ -29,42 +29,34 @@ class Fits:
     Attributes:
         layers: Codebook layers by float layer.
         weights: The first codebook layer of each float weight.
+        followers: Of a weight that trains and that layers share, the one which follows it.
+        followed: The codebook layers that followers made.
     """
 
     layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=_by_identity)
     weights: MutableMapping[Tensor, CodebookLayer] = field(default_factory=_by_identity)
+    followers: list[nn.Module] = field(default_factory=list)
+    followed: list[CodebookLayer] = field(default_factory=list)
 
-    def layer(
-        self, module: nn.Module, scheme: Scheme, *, seed: int = 0, name: str | None = None
-    ) -> CodebookLayer:
+    def layer(self, module: nn.Module, scheme: Scheme, seed: int, name: str) -> CodebookLayer:
         """The codebook layer for a float layer, fitted at the first call for its weight.
 
         Args:
-            module: Float layer; statistics of its inputs are taken off it, see
-                :func:`vq_plugin.hosting.statistics.attach_statistics`.
+            module: Float layer; statistics of its inputs are taken off it.
             scheme: What to do.
             seed: Seed of the fit.
-            name: Name of the layer in its model, for messages; else they show its settings.
+            name: Name of the layer, for messages.
 
         Returns:
-            The codebook layer: the same for the same layer, and one that shares codes and codebooks
-            for another layer with the same weight.
+            The same layer for the same ``module``, and one that shares codes and codebooks for
+            another with the same weight.
 
         Raises:
             ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
                 with the same weight has another scheme.
-
-        Example:
-            >>> import vq_plugin as vq
-            >>> fits, layer = Fits(), nn.Linear(64, 32)
-            >>> fits.layer(layer, vq.KM(k=4)) is fits.layer(layer, vq.KM(k=4))
-            True
         """
-        if module not in self.layers:
-            self.layers[module] = self._made(name or repr(module), module, scheme, seed)
-        return self.layers[module]
-
-    def _made(self, name: str, module: nn.Module, scheme: Scheme, seed: int) -> CodebookLayer:
+        if module in self.layers:
+            return self.layers[module]
         moments = gathered_moments({name: module}).get(name)
         # Some hosts keep hooks.
         detach_statistics(module)
@@ -74,10 +66,12 @@ class Fits:
         if first is None:
             layer = compress_layer(name, module, scheme, moments=moments, seed=seed)
             self.weights[weight] = layer
-            return layer
-        if first.scheme != scheme:
+        elif first.scheme == scheme:
+            layer = tie_layer(module, first)
+        else:
             raise ValueError(
                 f"layer {name!r} shares its weight with a layer that was compressed with "
                 f"{first.scheme}: choose {scheme} for both, or for neither"
             )
-        return tie_layer(module, first)
+        self.layers[module] = layer
+        return layer

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,53 +11,15 @@ from torch import Tensor, nn
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.lloyd import lloyd_step, nearest_codes
 from vq_plugin.fit.weight import quantize_weight
-from vq_plugin.hosting.straight_through import straight_through
+from vq_plugin.hosting.plan import Plan
 from vq_plugin.importance import INPUT_STATS, InputSquares
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, Scheme
+from vq_plugin.schemes import KM
 
 _STATE = ("codes", "codebooks", "scale")
 # How far codebooks go at each step; all the way, codes and weights chase each other.
 _PACE = 0.1
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What one layer, or layers that share one weight, are trained for.
-
-    It travels inside the host's settings, hence deep copies of it are equal to it.
-
-    Attributes:
-        name: Name of the layer in its model, of the first one where several share a weight.
-        scheme: What its weight becomes.
-        seed: Seed of the fit that training starts from.
-        followers: The one follower of a weight that several layers share, once it has run.
-        layers: The codebook layers that were made already.
-    """
-
-    name: str
-    scheme: Scheme
-    seed: int
-    followers: list[CodebookFollower] = field(default_factory=list, compare=False)
-    layers: list[CodebookLayer] = field(default_factory=list, compare=False)
-
-
-def training_plans(
-    chosen: Mapping[str, Scheme], ties: Mapping[str, str], *, seed: int = 0
-) -> dict[str, TrainingPlan]:
-    """A plan for every chosen layer; layers that share a weight share theirs.
-
-    Args:
-        chosen: Schemes by layer name, from :func:`vq_plugin.select.select`.
-        ties: Name of the first owner of a shared weight by each later one's, from
-            :func:`vq_plugin.model.tied_weights`.
-        seed: Seed of the fits that training starts from.
-    """
-    plans: dict[str, TrainingPlan] = {}
-    for name, scheme in chosen.items():
-        plans[name] = plans.get(ties.get(name, name)) or TrainingPlan(name, scheme, seed)
-    return plans
 
 
 class CodebookFollower(nn.Module):
@@ -73,21 +34,16 @@ class CodebookFollower(nn.Module):
     ``KM(keep_zeros=True)`` keeps. In eval mode nothing changes.
 
     Attributes:
-        plan: What it is to do; shared by layers that share one weight.
+        plan: What one layer is to become, or layers that share one weight and the plan.
         codes: Buffer as in :class:`vq_plugin.CodebookWeight`; ``None`` before the fit.
         codebooks: Buffer, float32; ``None`` before the fit.
         scale: Buffer, float32; ``None`` before the fit and where there are no row scales.
 
     Example:
         >>> import vq_plugin as vq
-        >>> follower = CodebookFollower(TrainingPlan("fc", vq.KM(k=2), seed=0))
         >>> weight = nn.Parameter(torch.tensor([[0.1, 0.3], [0.9, 0.7]]))
-        >>> output = follower(weight)
-        >>> output.detach().unique().half()
-        tensor([0.2000, 0.7998], dtype=torch.float16)
-        >>> output.sum().backward()
-        >>> weight.grad.unique()
-        tensor([1.])
+        >>> CodebookFollower(Plan(((nn.Module, vq.KM(k=2)),), seed=0))(weight).unique().half()
+        tensor([0.2000, 0.7998], dtype=torch.float16, grad_fn=<ToCopyBackward0>)
     """
 
     codes: Tensor | None
@@ -95,7 +51,7 @@ class CodebookFollower(nn.Module):
     scale: Tensor | None
     _place: Tensor
 
-    def __init__(self, plan: TrainingPlan) -> None:
+    def __init__(self, plan: Plan) -> None:
         """An empty one: hosts make several for each layer."""
         super().__init__()
         self.plan = plan
@@ -121,16 +77,15 @@ class CodebookFollower(nn.Module):
                 setattr(self, name, getattr(leader, name))
             return output
         if self.codebooks is None:
-            if not self.quantizes or self._calibrates():
+            # The fit waits for the statistics that are gathered in eval mode.
+            if not self.quantizes or (hasattr(self, INPUT_STATS) and not self.training):
                 return weight
             self._fit(weight)
         elif self.training:
             self._follow(weight)
         if not self.quantizes:
             return weight
-        scheme = self.plan.scheme
-        keep_zeros = isinstance(scheme, KM) and scheme.keep_zeros
-        return straight_through(weight, self.small(weight).decode(), keep_zeros=keep_zeros)
+        return self._through(weight, self.small(weight).decode())
 
     def small(self, weight: Tensor) -> CodebookWeight:
         """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""
@@ -166,22 +121,18 @@ class CodebookFollower(nn.Module):
             self._fit(weight)
         small = self.small(weight)
         layer = kind(module, small)
-        made = self.plan.layers
-        first = next((other for other in made if _same(other.codebook_weight, small)), None)
+        followed = self.plan.fits.followed
+        first = next((other for other in followed if _same(other.codebook_weight, small)), None)
         if first is not None:
             layer.share(first)
-        made.append(layer)
+        followed.append(layer)
         return layer
 
     def observe_inputs(self, layer: nn.Module) -> bool:
-        """Makes room for the statistics of a layer's inputs, which every step then goes by.
+        """Makes room for statistics of a layer's inputs, for every step; whether there was none.
 
-        Args:
-            layer: The layer whose weight it follows. Its host registers a pre-hook that calls
-                :meth:`observe`, by way of the layer: a copy's hook must find the copy's follower.
-
-        Returns:
-            Whether there was none yet.
+        Its host then registers a pre-hook of the layer that calls :meth:`observe`, by way of the
+        layer: a copy's hook must find the copy's follower.
         """
         fresh = not hasattr(self, INPUT_STATS)
         if fresh:
@@ -202,14 +153,23 @@ class CodebookFollower(nn.Module):
     def extra_repr(self) -> str:  # noqa: D102 - inherited
         return str(self.plan.scheme)
 
-    def _leader(self, weight: Tensor) -> CodebookFollower:
+    def _through(self, weight: Tensor, decoded: Tensor) -> Tensor:
+        """The decoded weight; the latent one gets its gradient (Bengio et al., arXiv 1308.3432)."""
+        latent = weight - weight.detach()
+        scheme = self.plan.scheme
+        if isinstance(scheme, KM) and scheme.keep_zeros:
+            latent = latent.masked_fill(weight == 0, 0)
+        return decoded + latent
+
+    def _leader(self, weight: Tensor) -> nn.Module:
         """The one follower of a weight which layers share."""
         # Where batch norm is folded in, the weight is a layer's own.
         if not (self.training and isinstance(weight, nn.Parameter)):
             return self
-        if not self.plan.followers:
-            self.plan.followers.append(self)
-        return self.plan.followers[0]
+        followers = self.plan.fits.followers
+        if not followers:
+            followers.append(self)
+        return followers[0]
 
     def _fit(self, weight: Tensor) -> None:
         small = self._named(
@@ -235,10 +195,6 @@ class CodebookFollower(nn.Module):
     def _importance(self) -> Tensor | None:
         statistics = getattr(self, INPUT_STATS, None)
         return None if statistics is None else self._named(statistics.importance)
-
-    def _calibrates(self) -> bool:
-        """Whether statistics are gathered that the fit is to wait for."""
-        return not self.training and hasattr(self, INPUT_STATS)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

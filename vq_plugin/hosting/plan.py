@@ -26,14 +26,22 @@ class Plan:
     Attributes:
         rules: Scheme by class of the float layer; the first class that fits decides.
         seed: Seed of the fits.
-        fits: What is done already, shared among the plans of one model.
-        name: Name of the layer in its model, where the plan is for one layer.
+        fits: What is done already.
+        name: Name of the layer in its model, of the first one where several share a weight; where
+            the plan is for more, messages show a layer's settings instead.
     """
 
     rules: Rules
     seed: int
-    fits: Fits = field(compare=False)
+    fits: Fits = field(default_factory=Fits, compare=False)
     name: str | None = None
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of a plan for one layer."""
+        ((_, scheme),) = self.rules
+        assert scheme is not None
+        return scheme
 
     def scheme_for(self, module: nn.Module) -> Scheme | None:
         """The scheme for a float layer, or ``None`` to leave it as it is."""
@@ -50,34 +58,25 @@ class Plan:
         scheme = self.scheme_for(module)
         if scheme is None:
             return module
-        return self.fits.layer(module, scheme, seed=self.seed, name=self.name)
+        return self.fits.layer(module, scheme, self.seed, self.name or repr(module))
 
 
-def plans(model: nn.Module, schemes: Schemes, *, seed: int = 0) -> dict[str, Plan]:
-    """A plan for every chosen layer.
+def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
+    """A plan for every chosen layer by its name; layers that share a weight share theirs.
 
-    Args:
-        model: Float model.
-        schemes: One scheme for every layer that can take it, or patterns to schemes, as in
-            :func:`vq_plugin.compress`.
-        seed: Seed of the fits.
-
-    Returns:
-        Plans by layer name, in the order of the model.
-
-    Raises:
-        TypeError: If a pattern or a scheme is of the wrong type.
-        ValueError: If a pattern matches nothing, a layer cannot be compressed, or layers that
-            share a weight would get different schemes.
+    Arguments and errors are those of :func:`vq_plugin.compress`, but that weights are not looked
+    at yet.
 
     Example:
         >>> import vq_plugin as vq
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        >>> plan = plans(model, {"1": vq.KM(k=4)})["1"]
-        >>> type(plan.convert(model[1])).__name__
+        >>> type(plans(model, {"1": vq.KM(k=4)}, seed=0)["1"].convert(model[1])).__name__
         'CodebookLinear'
     """
     chosen = select(model, schemes)
-    tied_weights(model, chosen)
-    fits = Fits()
-    return {name: Plan(((nn.Module, scheme),), seed, fits, name) for name, scheme in chosen.items()}
+    ties = tied_weights(model, chosen)
+    found: dict[str, Plan] = {}
+    for name, scheme in chosen.items():
+        shared = found.get(ties.get(name, name))
+        found[name] = shared or Plan(((nn.Module, scheme),), seed, name=name)
+    return found

@@ -22,14 +22,7 @@ from vq_plugin.importance import (
 
 
 def attach_statistics(layers: Iterable[nn.Module]) -> list[nn.Module]:
-    """Lets layers gather statistics of their inputs; those that do so already go on.
-
-    Args:
-        layers: Float layers; changed in place.
-
-    Returns:
-        Those that had not done so yet.
-    """
+    """Lets float layers gather statistics, in place; those that had not done so yet."""
     fresh = [layer for layer in layers if not hasattr(layer, INPUT_STATS)]
     for layer in fresh:
         attach_moments(layer)
@@ -44,38 +37,31 @@ def detach_statistics(model: nn.Module, but: Iterable[nn.Module] = ()) -> None:
             detach_moments(module)
 
 
-def gathered_moments(layers: Mapping[str, nn.Module]) -> dict[str, Moments]:
+def gathered_moments(
+    layers: Mapping[str, nn.Module], *, required: bool = True
+) -> dict[str, Moments]:
     """What the fits want to know of layers, from their statistics.
 
     Args:
-        layers: Float layers by name.
-
-    Returns:
-        Moments by name, of the layers that have statistics.
+        layers: Float layers by name; those without statistics get no moments.
+        required: Whether it is an error if no layer at all has seen an input.
 
     Raises:
         ValueError: If calibration did not reach such a layer, or its inputs were not finite; the
             message names it.
     """
-    statistics = {name: getattr(layer, INPUT_STATS, None) for name, layer in layers.items()}
-    return {
-        name: named_moments(name, layers[name], gathered)
-        for name, gathered in statistics.items()
-        if isinstance(gathered, InputMoments)
-    }
-
-
-def calibrated(layers: Iterable[nn.Module]) -> bool:
-    """Whether statistics of any of the layers have seen an input."""
-    statistics = [getattr(layer, INPUT_STATS, None) for layer in layers]
-    return any(isinstance(found, InputMoments) and found.count > 0 for found in statistics)
+    found = {name: getattr(layer, INPUT_STATS, None) for name, layer in layers.items()}
+    gathered = {name: own for name, own in found.items() if isinstance(own, InputMoments)}
+    if not required and not any(statistics.count > 0 for statistics in gathered.values()):
+        return {}
+    return {name: named_moments(name, layers[name], own) for name, own in gathered.items()}
 
 
 def shallow_copy(layer: nn.Module) -> nn.Module:
-    """A module that shares everything but its hooks and the list of its children with ``layer``.
+    """A module that shares with ``layer`` what statistics leave alone: all but hooks and children.
 
-    For hosts whose prepared model shares layers with the user's, which must not get statistics.
-    ``copy.copy`` refuses parametrized layers.
+    For hosts whose prepared model shares layers with the user's. ``copy.copy`` refuses
+    parametrized layers.
     """
     copied: nn.Module = object.__new__(type(layer))
     vars(copied).update(vars(layer))

@@ -11,27 +11,22 @@ except ImportError as error:
         f"vq_plugin.inc needs Intel Neural Compressor ({error}): pip install 'vq-plugin[inc]'"
     ) from error
 
+from neural_compressor.torch.utils.utility import register_algo
+
 from vq_plugin.inc.config import VQConfig
-from vq_plugin.inc.engine import register
-from vq_plugin.inc.loading import load
+from vq_plugin.inc.engine import compress_in_place
+from vq_plugin.inc.files import load
 from vq_plugin.inc.schemes import register_known, scheme_config
 from vq_plugin.inc.tuning import tuning_config
 from vq_plugin.schemes import KM, PQ, RQ, Binary
 
-register(VQConfig)
+register_algo(VQConfig.name)(compress_in_place)
 register_known()
 
 KMConfig = scheme_config(KM)
-"""The settings of :class:`vq_plugin.KM`; each may be a list. Registered as ``vq_km``."""
-
 PQConfig = scheme_config(PQ)
-"""The settings of :class:`vq_plugin.PQ`; each may be a list. Registered as ``vq_pq``."""
-
 RQConfig = scheme_config(RQ)
-"""The settings of :class:`vq_plugin.RQ`; each may be a list. Registered as ``vq_rq``."""
-
 BinaryConfig = scheme_config(Binary)
-"""The settings of :class:`vq_plugin.Binary`; each may be a list. Registered as ``vq_binary``."""
 
 __all__ = [
     "BinaryConfig",

@@ -61,15 +61,10 @@ class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
         assert scheme is not None
         return fit_layer(name, layer, scheme, moments=moments, seed=self.seed)
 
-    @classmethod
-    def _parameters(cls) -> list[str]:
-        """Names of the settings and of the seed."""
-        names: list[str] = cls._generate_params_list()
-        return [name for name in names if name != "white_list"]
-
     def _settings(self) -> dict[str, Any]:
         """The settings that make the scheme."""
-        return {name: getattr(self, name) for name in self._parameters() if name != "seed"}
+        names = [name for name in self.params_list if name not in ("seed", "white_list")]
+        return {name: getattr(self, name) for name in names}
 
     def _singles(self) -> list[dict[str, Any]]:
         """The settings, or every combination of them where they are lists."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-from neural_compressor.common.base_config import BaseConfig, ComposableConfig
+from neural_compressor.common.base_config import BaseConfig, ComposableConfig, register_config
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import nn
 
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.composition import Composition
-from vq_plugin.inc.keys import Key, WhiteList, checked_key, checked_keys, key_text
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
 from vq_plugin.inc.partners import check_partner
 from vq_plugin.inc.plain import (
@@ -28,8 +28,12 @@ from vq_plugin.inc.plain import (
 )
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
+from vq_plugin.select import Pattern, check_pattern_type
+
+WhiteList: TypeAlias = str | Sequence[Pattern] | None
 
 
+@register_config(FRAMEWORK_NAME, "vq")
 class VQConfig(CodebookConfig):
     """Codebooks by any scheme, for Linear, Conv1d, Conv2d, Conv3d and Embedding layers.
 
@@ -112,15 +116,28 @@ class VQConfig(CodebookConfig):
             self._global_config = self._listed
             self._local_config = deviating
         else:
-            listed = checked_keys(type(self).__name__, self.white_list)
-            self._local_config = {**dict.fromkeys(listed, self._listed), **deviating}
+            self._local_config = {**dict.fromkeys(self._keys(), self._listed), **deviating}
+
+    def _keys(self) -> list[Pattern]:
+        """The entries of a white list that is not ``"*"``."""
+        white_list, where = self.white_list, type(self).__name__
+        if isinstance(white_list, str) or not isinstance(white_list, Iterable):
+            raise TypeError(
+                f"{where}: white_list is a list of layer names and types, or '*' for all layers; "
+                f"got {white_list!r}"
+            )
+        for key in white_list:
+            check_pattern_type(key)
+        if not white_list:
+            raise ValueError(f"{where}: white_list is empty; name layers or leave it out")
+        return list(white_list)
 
     def _with(self, *, white_list: WhiteList, **settings: Any) -> Self:
         return type(self)(
             **{**self._settings(), "seed": self.seed, **settings, "white_list": white_list}
         )
 
-    def set_local(self, operator_name_or_list: Key | list[Key], config: BaseConfig) -> Self:
+    def set_local(self, operator_name_or_list: Pattern | list[Pattern], config: BaseConfig) -> Self:
         """Sets what some layers get instead.
 
         Args:
@@ -153,38 +170,18 @@ class VQConfig(CodebookConfig):
             config = copy.copy(config)
             config.local_config = {}
         for key in keys if isinstance(keys, list) else [keys]:
-            self._local_config[checked_key("set_local", key)] = config
+            check_pattern_type(key)
+            self._local_config[key] = config
         return self
 
     def get_model_info(self, model: nn.Module) -> ModelInfo:
-        """The layers of a model that this config, or a local one of it, is for.
-
-        Args:
-            model: The float model.
-
-        Returns:
-            ``(name, type)`` of every such layer, as INC wants it, and the config of each.
-
-        Raises:
-            ValueError: If a named layer cannot be compressed, or nothing is left to compress.
-        """
+        """What INC asks first: the layers, see :func:`vq_plugin.inc.layers.model_info`."""
         return model_info(self, model)
 
     def to_config_mapping(
         self, config_list: None = None, model_info: ModelInfo | None = None
     ) -> Configs:
-        """The config of every layer, as INC hands it to the algorithms.
-
-        Args:
-            config_list: Of INC; not used.
-            model_info: From :meth:`get_model_info`.
-
-        Returns:
-            Configs by ``(name, type)``, those of INC last.
-
-        Raises:
-            ValueError: If a layer cannot be compressed.
-        """
+        """What INC asks next: their configs, see :func:`vq_plugin.inc.layers.checked`."""
         assert model_info is not None
         return checked(model_info.model, model_info.configs)
 
@@ -234,7 +231,7 @@ class VQConfig(CodebookConfig):
             expanded.append(config)
         return expanded
 
-    def _deviating(self) -> dict[Key, BaseConfig]:
+    def _deviating(self) -> dict[Pattern, BaseConfig]:
         """The local configs that the white list has not put there."""
         return {
             key: config for key, config in self.local_config.items() if config is not self._listed
@@ -249,9 +246,9 @@ class VQConfig(CodebookConfig):
         """The config as plain values, which :meth:`from_dict` reads back."""
         result = Settings(self.get_params_dict(), self)
         if self.white_list not in (None, DEFAULT_WHITE_LIST):
-            result["white_list"] = [key_text(key) for key in self.white_list]
+            result["white_list"] = plain(self.white_list)
         local = {
-            key_text(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
+            plain(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
         }
         return {GLOBAL: result, LOCAL: local} if local else result
 
@@ -273,7 +270,7 @@ class VQConfig(CodebookConfig):
         if not isinstance(config_dict, Mapping):
             raise TypeError(f"{cls.__name__}: expected a dict of settings, got {config_dict!r}")
         if GLOBAL not in config_dict and LOCAL not in config_dict:
-            return cls(**known(config_dict, (*cls._parameters(), "white_list"), cls.name))
+            return cls(**known(config_dict, cls._generate_params_list(), cls.name))
         sections = known(config_dict, (GLOBAL, LOCAL), cls.name)
         config = cls.from_dict(sections.get(GLOBAL, {}))
         local = sections.get(LOCAL, {})

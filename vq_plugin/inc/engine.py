@@ -5,38 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from neural_compressor.common.base_config import BaseConfig, register_config
+from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.common.utils import Mode
-from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils import logger
-from neural_compressor.torch.utils.utility import register_algo
 from torch import nn
 from tqdm import tqdm
 
 from vq_plugin.hosting.statistics import (
     attach_statistics,
-    calibrated,
     detach_statistics,
     gathered_moments,
 )
 from vq_plugin.inc.base import CodebookConfig
+from vq_plugin.inc.files import enable_save
 from vq_plugin.inc.layers import check_codebooks
-from vq_plugin.inc.saving import enable_save
 from vq_plugin.model import swap
 from vq_plugin.nn import codebook_type
 from vq_plugin.summary import summary
 
 
-def register(config: type[CodebookConfig]) -> None:
-    """Makes INC know a config class, and the one algorithm that all of them ask for.
-
-    INC calls an algorithm once for every name that occurs among the configs of a model. The first
-    call does the work of all, so calibration runs once; the others find nothing left to do.
-    """
-    register_config(FRAMEWORK_NAME, config.name)(config)
-    register_algo(config.name)(compress_in_place)
-
-
+# INC calls an algorithm once for every name that occurs among the configs of a model. The first
+# call does the work of all, so calibration runs once; the others find nothing left to do.
 def compress_in_place(
     model: nn.Module,
     configs_mapping: Mapping[tuple[str, str], BaseConfig],
@@ -48,21 +37,20 @@ def compress_in_place(
 ) -> nn.Module:
     """What INC calls in ``prepare``, ``convert`` and ``quantize``.
 
-    Args:
-        model: The float model, or a prepared one; changed in place.
-        configs_mapping: Config of every layer by ``(name, type)``, also of other algorithms.
-        mode: What INC was called for.
-        run_fn: Runs the model on calibration data; it may use gradients.
-        run_args: Arguments of ``run_fn`` after the model.
-
-    Returns:
-        The model; a new layer if the model is a bare one.
+    ``run_fn(model, *run_args)`` calibrates, and may use gradients. The model is changed in place; a
+    bare layer becomes a new one. ``configs_mapping`` has layers of other algorithms, too.
 
     Raises:
         ValueError: If a layer cannot be compressed or calibration does not reach it; the model is
             then as it was.
     """
-    pending = _pending(model, configs_mapping)
+    pending = {
+        name: config
+        for (name, _), config in configs_mapping.items()
+        if isinstance(config, CodebookConfig)
+        and config.layer_scheme is not None
+        and codebook_type(model.get_submodule(name)) is not None
+    }
     layers = {name: model.get_submodule(name) for name in pending}
     ties = check_codebooks(model, pending)
     if mode == Mode.PREPARE:
@@ -75,8 +63,7 @@ def compress_in_place(
         if layers and run_fn is not None:
             fresh = attach_statistics(layers.values())
             run_fn(model, *(run_args or ()))
-        required = run_fn is not None or calibrated(layers.values())
-        moments = gathered_moments(layers) if required else {}
+        moments = gathered_moments(layers, required=run_fn is not None)
         # All fits, before anything is replaced: a model that fails stays as it was.
         bar = tqdm(pending.items(), desc="compress", unit="layer", leave=False, disable=None)
         weights = {
@@ -95,16 +82,3 @@ def compress_in_place(
             logger.info(line)
     enable_save(model, configs_mapping)
     return model
-
-
-def _pending(
-    model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]
-) -> dict[str, CodebookConfig]:
-    """The layers that are to become codebook layers and are none yet."""
-    return {
-        name: config
-        for (name, _), config in configs.items()
-        if isinstance(config, CodebookConfig)
-        and config.layer_scheme is not None
-        and codebook_type(model.get_submodule(name)) is not None
-    }

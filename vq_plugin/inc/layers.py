@@ -11,8 +11,6 @@ from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
 from vq_plugin.inc.base import CodebookConfig
-from vq_plugin.inc.keys import Key
-from vq_plugin.inc.partners import layers_of
 from vq_plugin.model import check_layer, tied_weights
 from vq_plugin.nn import LAYER_TYPES
 from vq_plugin.schemes import Scheme
@@ -43,15 +41,10 @@ class ModelInfo(list[tuple[str, str]]):
 
 
 def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
-    """Resolves the names, regular expressions and types of a config.
+    """The layers that a config or a local one of it is for, in the order of the model.
 
-    Args:
-        config: Config with or without local ones.
-        model: The float model.
-
-    Returns:
-        The layers that it is for, in the order of the model. A key that matches nothing is
-        warned about, with the nearest names: INC's users share configs among models.
+    A key that matches nothing is warned about, with the nearest names: INC's users share configs
+    among models.
 
     Raises:
         ValueError: If a named layer cannot be compressed, an algorithm of INC does not take a
@@ -79,12 +72,7 @@ def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
 def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> Configs:
     """The configs of a model, before any algorithm is at work.
 
-    Args:
-        model: The float model.
-        configs: Config by ``(name, type)``.
-
-    Returns:
-        Those of INC last: its algorithms read some settings off the last one, whosesoever it is.
+    Those of INC come last: its algorithms read some settings off the last one, whosesoever it is.
 
     Raises:
         ValueError: If a layer cannot be compressed, or layers that share a weight do not share a
@@ -97,18 +85,7 @@ def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> 
 
 
 def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict[str, str]:
-    """Finds layers that cannot be compressed.
-
-    Args:
-        model: The float model.
-        configs: Config by name of the layer.
-
-    Returns:
-        Of layers that share a weight, the first by each other one.
-
-    Raises:
-        ValueError: See :func:`checked`.
-    """
+    """As :func:`checked`, for configs by name; returns ties as :func:`tied_weights` does."""
     schemes: dict[str, Scheme] = {}
     for name, config in configs.items():
         if isinstance(config, CodebookConfig) and config.layer_scheme is not None:
@@ -124,7 +101,12 @@ def _owners(
     kept = dict(rules)
     unmatched = []
     while kept:
-        floating = [pattern for pattern, rule in kept.items() if _stays_float(rule)]
+        # What leaves layers as they are may name any module.
+        floating = [
+            pattern
+            for pattern, rule in kept.items()
+            if isinstance(rule, CodebookConfig) and rule.layer_scheme is None
+        ]
         try:
             return match(model, kept, floating)
         except NoMatchError as error:
@@ -154,7 +136,7 @@ def _check_model(model: nn.Module) -> None:
 
 def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
     hosts = {id(rule): rule for rule in configs.values() if not isinstance(rule, CodebookConfig)}
-    taken = {key: set(layers_of(rule, model)) for key, rule in hosts.items()}
+    taken = {key: set(rule.get_model_info(model=model)) for key, rule in hosts.items()}
     for key, rule in configs.items():
         if id(rule) in taken and key not in taken[id(rule)]:
             raise ValueError(
@@ -163,12 +145,7 @@ def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConf
             )
 
 
-def _as_pattern(key: Key, names: set[str]) -> Pattern:
+def _as_pattern(key: Pattern, names: set[str]) -> Pattern:
     if not isinstance(key, str) or key in names or key == "*" or key.startswith("re:"):
         return key
     return LAYER_TYPES.get(key, f"re:{key}")
-
-
-def _stays_float(config: BaseConfig) -> bool:
-    """Whether a config leaves layers as they are, and hence may name any module."""
-    return isinstance(config, CodebookConfig) and config.layer_scheme is None

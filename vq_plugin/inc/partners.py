@@ -15,7 +15,6 @@ from neural_compressor.torch.quantization import (
     TEQConfig,
 )
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
-from torch import nn
 
 from vq_plugin.inc.base import CodebookConfig
 
@@ -31,12 +30,6 @@ def check_partner(config: BaseConfig) -> None:
             f"{type(config).__name__} cannot share a model with codebooks, as it takes all of it; "
             f"those that can are {known}"
         )
-
-
-def layers_of(config: BaseConfig, model: nn.Module) -> list[tuple[str, str]]:
-    """``(name, type)`` of the layers that a config of INC can take."""
-    layers: list[tuple[str, str]] = config.get_model_info(model=model)
-    return layers
 
 
 def names_layer(config: BaseConfig, rule: BaseConfig, name: str, kind: str) -> bool:

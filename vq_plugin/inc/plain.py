@@ -39,9 +39,11 @@ class Settings(dict[str, Any]):
 
 
 def plain(value: Any) -> Any:
-    """A setting, or a list of them, with schemes as texts."""
+    """A setting or key, or a list of them; schemes are texts, classes of layers their names."""
     if isinstance(value, list):
         return [plain(entry) for entry in value]
+    if isinstance(value, type):
+        return value.__name__
     return str(value) if isinstance(value, Scheme) else value
 
 
@@ -68,11 +70,7 @@ def local_from_dict(settings: Any, within: type[BaseConfig]) -> BaseConfig | Non
 
 
 def known(given: Mapping[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
-    """The settings as given.
-
-    Raises:
-        ValueError: If one of them is unknown.
-    """
+    """The settings as given; raises ``ValueError`` for an unknown one."""
     for key in given:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
@@ -82,11 +80,7 @@ def known(given: Mapping[str, Any], names: Sequence[str], where: str) -> dict[st
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file, for ``object_pairs_hook``.
-
-    Raises:
-        ValueError: If a key is there twice.
-    """
+    """What reads an object of a JSON file; raises ``ValueError`` for a key that is there twice."""
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import cache
 from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
+from neural_compressor.common.base_config import register_config
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
+from neural_compressor.torch.utils.utility import algos_mapping, register_algo
+
 from vq_plugin.inc.config import VQConfig
-from vq_plugin.inc.engine import register
 from vq_plugin.schemes import SCHEMES, Scheme
 
 # What every config class takes beside the settings of its scheme.
 _COMMON = [Signature.from_callable(VQConfig).parameters[name] for name in ("seed", "white_list")]
 
 
-class SchemeConfig(VQConfig):
-    """Base of the classes that :func:`scheme_config` makes: their settings are a scheme's fields.
+_CONFIGS: dict[type[Scheme], type[SchemeConfig]] = {}
 
-    Attributes:
-        scheme_class: The class of the scheme.
-    """
+
+class SchemeConfig(VQConfig):
+    """Base of the classes that :func:`scheme_config` makes; settings are the fields of a scheme."""
 
     scheme_class: ClassVar[type[Scheme]]
     __signature__: ClassVar[Signature]
@@ -47,7 +48,6 @@ class SchemeConfig(VQConfig):
         return _empty, (self.scheme_class,), self.__dict__.copy()
 
 
-@cache
 def scheme_config(scheme: type[Scheme]) -> type[SchemeConfig]:
     """INC's config class for a scheme, such as ``PQConfig`` for :class:`vq_plugin.PQ`.
 
@@ -68,23 +68,27 @@ def scheme_config(scheme: type[Scheme]) -> type[SchemeConfig]:
         >>> PQConfig.name, [str(config.layer_scheme) for config in PQConfig(k=[16, 64]).expand()]
         ('vq_pq', ['pq(k=16,dim=4)', 'pq(k=64,dim=4)'])
     """
+    if scheme in _CONFIGS:
+        return _CONFIGS[scheme]
     fields = [
         parameter.replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
         for parameter in inspect.signature(scheme).parameters.values()
     ]
-    config = type(
-        f"{scheme.__name__}Config",
-        (SchemeConfig,),
-        {
-            "__doc__": f"Config of ``{scheme.__name__}``: {scheme.__doc__}",
-            "__module__": __name__,
-            "__signature__": Signature([*fields, *_COMMON]),
-            "name": f"vq_{scheme.method}",
-            "scheme_class": scheme,
-        },
-    )
-    register(config)
-    return config
+    fields.sort(key=lambda field: field.default is not Parameter.empty)
+
+    class Config(SchemeConfig):
+        __doc__ = f"Config of ``{scheme.__name__}``. {scheme.__doc__}"
+        __qualname__ = f"{scheme.__name__}Config"
+        __signature__ = Signature([*fields, *_COMMON])
+        name = f"vq_{scheme.method}"
+        scheme_class = scheme
+
+    Config.__name__ = Config.__qualname__
+    register_config(FRAMEWORK_NAME, Config.name)(Config)
+    # An alias: one algorithm is behind all the names.
+    register_algo(Config.name)(algos_mapping[VQConfig.name])
+    _CONFIGS[scheme] = Config
+    return Config
 
 
 def register_known() -> None:

@@ -18,13 +18,7 @@ from vq_plugin.hosting.plan import Plan
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
 # The float layers that the host has a reference module for.
-LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.Embedding,
-)
+LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 REFERENCES: dict[type[nn.Module], Any] = {
     kind: getattr(reference, kind.__name__) for kind in LAYERS
@@ -42,19 +36,7 @@ class CodebookReference(nn.Module):
 
     @classmethod
     def from_float(cls, module: nn.Module, weight_qparams: dict[str, Any]) -> nn.Module:
-        """Makes a codebook layer where the qconfig says so, else the host's reference module.
-
-        Args:
-            module: Float layer.
-            weight_qparams: What the weight's observer or fake-quantizer gave: a plan, the trained
-                quantizer, or the host's own parameters.
-
-        Returns:
-            The layer that takes the place of ``module``.
-
-        Raises:
-            ValueError: As :meth:`vq_plugin.hosting.plan.Plan.convert`.
-        """
+        """Makes a codebook layer where the qconfig says so, else the host's reference module."""
         ours = weight_qparams.get("scale")
         if isinstance(ours, Plan | CodebookFollower):
             return ours.convert(module)

@@ -9,7 +9,7 @@ from torch.ao.nn import qat, quantized
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
-from vq_plugin.hosting.check import check_schemes, float_twin
+from vq_plugin.hosting.check import check_schemes
 from vq_plugin.select import Schemes
 from vq_plugin.torch_ao.backend import LAYERS, REFERENCES
 from vq_plugin.torch_ao.fused import split_fused
@@ -69,14 +69,14 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
     if isinstance(converted, GraphModule):
         split_fused(converted)
         functions = _functional_layers(converted)
-    kinds = {name: _FUNCTIONAL[node.target] for name, node in functions.items()}  # type: ignore[index]
-    twin = float_twin(converted, _float_type, kinds)
-    modules = dict(converted.named_modules())
-
-    def why_not(name: str) -> str:
-        return _why_not(converted, name, modules.get(name), functions.get(name))
-
-    check_schemes(converted, twin, schemes, why_not, host="torch.ao")
+    check_schemes(
+        converted,
+        schemes,
+        host="torch.ao",
+        float_type=_float_type,
+        functions={name: _FUNCTIONAL[node.target] for name, node in functions.items()},  # type: ignore[index]
+        why_not=lambda name: _why_not(converted, name, functions.get(name)),
+    )
     return converted
 
 
@@ -103,9 +103,7 @@ def _functional_layers(converted: GraphModule) -> dict[str, Node]:
     return found
 
 
-def _why_not(
-    converted: nn.Module, name: str, module: nn.Module | None, function: Node | None
-) -> str:
+def _why_not(converted: nn.Module, name: str, function: Node | None) -> str:
     if function is not None:
         called = getattr(function.target, "__name__", function.target)
         return (
@@ -113,9 +111,9 @@ def _why_not(
             f"plain torch.nn layer inside the model, leave it with {{{name!r}: None}}, or use "
             "vq_plugin.compress"
         )
-    assert module is not None
     if not name:
         return "torch.ao replaces layers inside a model only: wrap it in nn.Sequential"
+    module = converted.get_submodule(name)
     kind = type(module).__name__
     if isinstance(module, tuple(kind for kinds in _QUANTIZED.values() for kind in kinds)):
         return (

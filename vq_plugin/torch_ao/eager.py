@@ -12,12 +12,7 @@ from vq_plugin.select import Schemes
 from vq_plugin.torch_ao.backend import LAYERS, CodebookReference
 from vq_plugin.torch_ao.qconfig import plan_of, plan_qconfig
 
-_FUSED = (
-    intrinsic.LinearReLU,
-    intrinsic.ConvReLU1d,
-    intrinsic.ConvReLU2d,
-    intrinsic.ConvReLU3d,
-)
+_FUSED = (intrinsic.LinearReLU, intrinsic.ConvReLU1d, intrinsic.ConvReLU2d, intrinsic.ConvReLU3d)
 
 
 class FusedReference(nn.Module):
@@ -72,7 +67,7 @@ def assign_qconfigs(model: nn.Module, schemes: Schemes, *, seed: int = 0) -> nn.
         >>> [hasattr(layer, "qconfig") for layer in model]
         [False, True]
     """
-    by_name = plans(model, schemes, seed=seed)
+    by_name = plans(model, schemes, seed)
     model = copy.deepcopy(model)
     for name, plan in by_name.items():
         qconfig = plan_qconfig(plan)

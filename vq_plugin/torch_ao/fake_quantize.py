@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.ao.quantization import FakeQuantizeBase
 
-from vq_plugin.hosting.follower import CodebookFollower, TrainingPlan
+from vq_plugin.hosting.follower import CodebookFollower
+from vq_plugin.hosting.plan import Plan
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
 
@@ -23,13 +24,8 @@ class CodebookFakeQuantize(CodebookFollower, FakeQuantizeBase):
     qscheme = torch.per_channel_affine_float_qparams
     ch_axis = 0
 
-    def __init__(self, plan: TrainingPlan, factory_kwargs: dict[str, Any] | None = None) -> None:
-        """An empty one.
-
-        Args:
-            plan: What it is to do.
-            factory_kwargs: What the host passes; the fit is on the device of the weight.
-        """
+    def __init__(self, plan: Plan, factory_kwargs: dict[str, Any] | None = None) -> None:
+        """An empty one; the fit is on the device of the weight, whatever the host passes."""
         super().__init__(plan)
 
     @property
