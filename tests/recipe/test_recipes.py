@@ -7,9 +7,10 @@ import pytest
 from torch import nn
 
 import vq_plugin as vq
+from integration.workloads import fashion_mnist_cnn, fashion_mnist_resnet20
 from vq_plugin.cli import main
 from vq_plugin.recipe import read_recipe
-from vq_plugin.workloads import digits, fashion_mnist_cnn, fashion_mnist_resnet20
+from vq_plugin.workloads import digits
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 ON_DIGITS = [path for path in RECIPES if "workloads.digits:model" in path.read_text()]
