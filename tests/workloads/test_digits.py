@@ -44,9 +44,7 @@ def test_the_file_holds_the_images_of_scikit_learn_split_as_it_splits_them() -> 
     from sklearn.model_selection import train_test_split
 
     pixels, labels = datasets.load_digits(return_X_y=True)
-    train, rest = train_test_split(
-        np.arange(1797), test_size=0.6, stratify=labels, random_state=0
-    )
+    train, rest = train_test_split(np.arange(1797), test_size=0.6, stratify=labels, random_state=0)
     tuning, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=0)
     data = digits.load()
     for split, index in ((data.train, train), (data.tuning, tuning), (data.test, test)):
