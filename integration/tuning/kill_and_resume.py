@@ -192,7 +192,7 @@ def _ends(log: Path) -> list[str]:
 
 def outcome(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
     """The compressed file, and the trials but for their times."""
-    trials = json.loads((folder / "report.json").read_text())["trials"]
+    trials = json.loads((folder / "report.json").read_text())["result"]["trials"]
     kept = [{key: v for key, v in trial.items() if key != "seconds"} for trial in trials]
     return (folder / "model.vq").read_bytes(), kept
 

@@ -31,7 +31,7 @@ def test_there_are_recipes_for_both_and_no_others() -> None:
 def test_a_recipe_on_digits_reaches_its_budget(path: Path, tmp_path: Path) -> None:
     assert main(["tune", str(path), "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert report["verdict"]["passed"] is True
+    assert report["result"]["passed"] is True
     small = vq.load(tmp_path / "model.vq", digits.DigitsCNN().eval())
     recipe, _ = read_recipe(path)
     budget = recipe.tuning.accuracy_criterion.budget()
@@ -46,7 +46,7 @@ def test_deep_compression_is_the_smallest_by_far(tmp_path: Path) -> None:
     path = next(path for path in ON_DIGITS if path.stem == "deep_compression_digits")
     assert main(["tune", str(path), "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert report["rates"]["file"] > 80
+    assert report["sizes"]["file_rate"] > 80
 
 
 def test_the_rules_of_digits_layers_are_kept(tmp_path: Path) -> None:

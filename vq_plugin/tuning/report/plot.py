@@ -110,18 +110,3 @@ class WhiskerPlot:
     ticks: list[Tick]
     limit_at: float
     limit_label: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of many small charts.
-
-    Attributes:
-        name: Its heading.
-        caption: What was chosen, in words.
-        plot: The chart; ``None`` if there is nothing to draw.
-    """
-
-    name: str
-    caption: str
-    plot: Plot | None
