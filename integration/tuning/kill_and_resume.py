@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
-from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.identity import digest
 
 KILLS_PER_RUN = 5
 # Of one evaluation, in seconds: real ones take time, and most kills meet one.
