@@ -71,13 +71,13 @@ def _rate() -> str:
 def _calibration() -> str:
     rows = [
         [
-            NETWORKS[network],
+            name,
             f"`{row['schemes'].replace(' + ', '` + `')}`",
             f"{float(row['layer rate']):.1f}x",
             row["plain"],
             f"{mean(map(float, row['calibrated'].split())):.2f}",
         ]
-        for network in ("fashion_mnist_cnn", "resnet20")
+        for network, name in (("fashion_mnist_cnn", "CNN"), ("resnet20", "ResNet-20"))
         for row in published(f"calibrated_{network}").table("")
     ]
     return _markdown(["network", "schemes", "rate", "plain fit", "calibrated"], rows, text=2)
@@ -105,11 +105,10 @@ def _tuning() -> str:
     ]
 
     def cells(row: Row) -> list[str]:
-        return [f"{row['file rate']}x", row["loss (test) %"], row["evaluations"]]
+        return [f"{row['file rate']}x ({row['loss (test) %']})", row["evaluations"]]
 
     rows = [[method, *cells(tables[0][method]), *cells(tables[1][method])] for method in tables[0]]
-    what = ["loss %", "evaluations"]
-    return _markdown(["method", "CNN: rate", *what, "ResNet-20: rate", *what], rows)
+    return _markdown(["method", "CNN", "evaluations", "ResNet-20", "evaluations"], rows)
 
 
 def _inc() -> str:
@@ -136,19 +135,15 @@ def speeds(machine: str) -> dict[str, Row]:
 
 def _speed() -> str:
     tables = {machine: speeds(machine) for machine in MACHINES}
-    header = [f"{name}, batch {batch}" for name in MACHINES.values() for batch in (1, 32)]
     rows = [
-        [
-            name,
-            *(
-                f"{float(table[layer][f'batch {batch}']):.1f}" if layer in table else "–"
-                for table in tables.values()
-                for batch in (1, 32)
-            ),
-        ]
+        [name, *(_both(table[layer]) if layer in table else "–" for table in tables.values())]
         for layer, name in SPEEDS.items()
     ]
-    return _markdown(["layer", *header], rows)
+    return _markdown(["layer", *MACHINES.values()], rows)
+
+
+def _both(row: Row) -> str:
+    return f"{float(row['batch 1']):.1f} / {float(row['batch 32']):.1f}"
 
 
 def _convolutions() -> str:
