@@ -171,3 +171,11 @@ class TuneResult:
     resumed: int = 0
     rest: Rest | None = None
     left_float: tuple[LeftFloat, ...] = ()
+
+    @property
+    def chosen_trial(self) -> int | None:
+        """Index of the chosen setting in ``trials``; ``None`` if ``passed`` is false."""
+        # The same setting may have been over the budget before it was trained.
+        held = (i for i, trial in enumerate(self.trials) if trial.held)
+        same = (i for i in held if self.schemes == dict(self.trials[i].schemes))
+        return next(same, None)

@@ -121,7 +121,7 @@ def build_report(
     return Report(
         report_version=REPORT_VERSION,
         result=result,
-        chosen_trial=_chosen_trial(result),
+        chosen_trial=result.chosen_trial,
         sizes=_sizes(result, model_sizes, layers, model_path),
         layers=layers,
         recipe=None if recipe is None else Recipe(recipe.name, recipe.read_bytes().decode()),
@@ -136,19 +136,6 @@ def file_rate(sizes: Summary, path: str | os.PathLike[str]) -> float:
 
 def _float_nbytes(sizes: Summary) -> int:
     return sizes.float_nbytes + sizes.other_float_nbytes
-
-
-def _chosen_trial(result: TuneResult) -> int | None:
-    if result.schemes is None:
-        return None
-    return next(
-        (
-            index
-            for index, trial in enumerate(result.trials)
-            if trial.held and dict(trial.schemes) == result.schemes
-        ),
-        None,
-    )
 
 
 def _sizes(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 # Five labels still fit side by side on a phone, if they keep this part of the axis apart.
 _MOST_TICKS = 5
@@ -13,23 +13,14 @@ _GAP = 0.17
 _DIGITS = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3))
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A stretch of values, linear or logarithmic, and the pixels or percent that it spans.
-
-    Attributes:
-        low: The value at ``start``.
-        high: The value at ``end``; above ``low``.
-        start: Place of ``low``.
-        end: Place of ``high``.
-        log: Whether equal steps are equal factors.
-    """
+class Axis(NamedTuple):
+    """Values from ``low`` to ``high``, and the pixels or percent from ``start`` to ``end``."""
 
     low: float
     high: float
     start: float
     end: float
-    log: bool = False
+    log: bool = False  # equal steps are equal factors
 
     def at(self, value: float) -> float:
         """The place of a value, not beyond the ends."""
@@ -40,14 +31,8 @@ class Axis:
         return round(self.start + part * (self.end - self.start), 2)
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis.
-
-    Attributes:
-        at: Its place.
-        label: What stands there.
-    """
+class Tick(NamedTuple):
+    """A mark on an axis: its place, and what stands there."""
 
     at: float
     label: str
