@@ -23,7 +23,7 @@ from vq_plugin.select import Pattern, Schemes, select
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, fit_candidates
-from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
 _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25

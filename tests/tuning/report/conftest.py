@@ -14,7 +14,14 @@ from torch import nn
 import vq_plugin as vq
 from vq_plugin.summary import summary
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.result import FrontierPoint, LayerCandidate, LayerLadder, Trial, TuneResult
+from vq_plugin.tuning.result import (
+    FrontierPoint,
+    LayerCandidate,
+    LayerLadder,
+    LeftFloat,
+    Trial,
+    TuneResult,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -235,6 +242,13 @@ def results() -> dict[str, TuneResult]:
             ),
         ),
         "one trial": passing(count=1),
+        "left in float": replace(
+            full,
+            left_float=(
+                LeftFloat("encoder.in_proj_weight", 123_456, "no candidate"),
+                LeftFloat("<b>tail</b>", 9_000, "k above the values & more"),
+            ),
+        ),
         "all failed": replace(
             missed(full),
             trials=tuple(

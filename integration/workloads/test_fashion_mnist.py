@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from vq_plugin.workloads import fashion_mnist, fashion_mnist_cnn, fashion_mnist_resnet20
-from vq_plugin.workloads.fashion_mnist import read_idx
-from vq_plugin.workloads.fashion_mnist_resnet20 import shift_and_flip
+from integration.workloads import fashion_mnist, fashion_mnist_cnn, fashion_mnist_resnet20
+from integration.workloads.fashion_mnist import read_idx
+from integration.workloads.fashion_mnist_resnet20 import shift_and_flip
 
 needs_data = pytest.mark.skipif(
     not (fashion_mnist.data_dir() / "train-images-idx3-ubyte.gz").exists(),

@@ -9,10 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.seeded import seeded
-from vq_plugin.workloads import fashion_mnist
-from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.fashion_mnist import (
+from integration.workloads import fashion_mnist
+from integration.workloads.fashion_mnist import (
     calibration,
     evaluate,
     evaluate_samples,
@@ -20,6 +18,8 @@ from vq_plugin.workloads.fashion_mnist import (
     test_samples,
     training_batches,
 )
+from vq_plugin.seeded import seeded
+from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.training import train
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""LeNet-5 in Caffe's version on Fashion-MNIST: two convolutions, two dense layers.
+"""A CNN on Fashion-MNIST whose two large dense layers hold 99 % of the weights.
 
-The network that Deep Compression (Han et al. 2015, arXiv 1510.00149, table 3) and its successors
-report: 0.43 M parameters, 1.72 MB in float32. As in Caffe, only the first dense layer has a ReLU.
+The shape that codebooks serve best, and the project's main measuring stick: 3.76 M parameters,
+15.0 MB in float32.
 """
 
 from functools import partial
@@ -9,10 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.seeded import seeded
-from vq_plugin.workloads import fashion_mnist
-from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.fashion_mnist import (
+from integration.workloads import fashion_mnist
+from integration.workloads.fashion_mnist import (
     calibration,
     evaluate,
     evaluate_samples,
@@ -20,10 +18,12 @@ from vq_plugin.workloads.fashion_mnist import (
     test_samples,
     training_batches,
 )
+from vq_plugin.seeded import seeded
+from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.training import train
 
 __all__ = [
-    "LeNet5",
+    "FashionCNN",
     "calibration",
     "evaluate",
     "evaluate_samples",
@@ -34,21 +34,27 @@ __all__ = [
 ]
 
 
-class LeNet5(nn.Module):
-    """Two 5x5 convolutions (20, 50) and two dense layers (800-500-10)."""
+class FashionCNN(nn.Module):
+    """Two convolutions (32, 64) and three dense layers (3136-1024-512-10)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 20, 5),
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(20, 50, 5),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
-            nn.Linear(50 * 4 * 4, 500),
+            nn.Linear(64 * 7 * 7, 1024),
             nn.ReLU(),
-            nn.Linear(500, 10),
+            nn.Dropout(0.3),
+            nn.Linear(1024, 512),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(512, 10),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,16 +64,16 @@ class LeNet5(nn.Module):
         return logits
 
 
-def model() -> LeNet5:
-    """The trained model in eval mode; the first call trains it for about two minutes.
+def model() -> FashionCNN:
+    """The trained model in eval mode; the first call trains it for about three minutes.
 
     Raises:
         FileNotFoundError: It has to be trained and the data set is not there.
         ValueError: The cached checkpoint is corrupt.
     """
     with seeded(0):
-        untrained = LeNet5()
-    return trained("fashion_mnist_lenet5", untrained, _train)
+        untrained = FashionCNN()
+    return trained("fashion_mnist_cnn", untrained, _train)
 
 
 def _train(model: nn.Module) -> None:
@@ -76,6 +82,6 @@ def _train(model: nn.Module) -> None:
         fashion_mnist.load().train,
         optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
         max_lr=2e-3,
-        epochs=12,
+        epochs=6,
         batch_size=128,
     )
