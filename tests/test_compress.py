@@ -14,7 +14,6 @@ import vq_plugin as vq
 from vq_plugin.nn import (
     CodebookConv2d,
     CodebookEmbedding,
-    CodebookLayer,
     CodebookLinear,
     coded_weights,
     find_slots,

@@ -7,12 +7,12 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 from vq_plugin.checkpoint import CheckpointError, load, save
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.compensate import compensate
+from vq_plugin.compress import compress, set_memory, set_precision
 from vq_plugin.finetune import finetune
 from vq_plugin.fit.weight import quantize_weight
-from vq_plugin.compress import compress, set_memory, set_precision
+from vq_plugin.nn import View, register_slot
 from vq_plugin.norms import reestimate_norms
 from vq_plugin.prune import prune
-from vq_plugin.nn import View, register_slot
 from vq_plugin.schemes import (
     KM,
     PQ,

@@ -19,13 +19,12 @@ import vq_plugin
 from vq_plugin import ops
 from vq_plugin.checkpoint import read_header, save
 from vq_plugin.checkpoint.header import join
-from vq_plugin.schemes import code_bits
 from vq_plugin.compress import compress
 from vq_plugin.recipe import run_recipe
 from vq_plugin.recipe.commands import add_recipe_commands
 from vq_plugin.recipe.references import resolve
 from vq_plugin.recipe.run import Outcome
-from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.schemes import Scheme, code_bits, parse_scheme
 from vq_plugin.summary import summary
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.cluster import dask_cluster

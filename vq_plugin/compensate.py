@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.parallel import worker_pool
-from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
 from vq_plugin.nn.inputs import convolved, multiplied
 
 # Ridge, as a part of every input's own variance and of their mean: few samples say little.

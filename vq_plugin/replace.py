@@ -91,9 +91,9 @@ def _holders(
         for slot in owners[name]:
             if slot is not named:
                 # It has a bias of its own, which calibration has not seen.
-                holder = holder_of(slot, first.codebook_weight)
-                holder.share(first)
-                holders.append((slot, holder, None))
+                other = holder_of(slot, first.codebook_weight)
+                other.share(first)
+                holders.append((slot, other, None))
         for slot, holder, shift in holders:
             if isinstance(holder, CodebookLayer):
                 layers[slot.module] = holder
@@ -167,7 +167,7 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
     found = False
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, BasePruningMethod):
-            computes = hook._tensor_name  # type: ignore[attr-defined]
+            computes = hook._tensor_name
         elif isinstance(hook, WeightNorm | SpectralNorm):
             computes = hook.name
         else:

@@ -10,7 +10,14 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.nn import CodedWeight, Slot, coded_parameters, find_slots, layer_types, other_parameters
+from vq_plugin.nn import (
+    CodedWeight,
+    Slot,
+    coded_parameters,
+    find_slots,
+    layer_types,
+    other_parameters,
+)
 from vq_plugin.schemes import Scheme
 
 Pattern: TypeAlias = str | type[nn.Module]
@@ -107,10 +114,14 @@ def match(
 
 def slots_by_name(model: nn.Module, names: Iterable[str]) -> dict[str, Slot]:
     """The slots that :func:`match` and :func:`select` named, in the order of the names."""
-    slots = find_slots(model)
-    missing = [name for name in names if name not in slots]
-    others = other_parameters(model) if missing else {}
-    return {name: slots.get(name) or others[name] for name in names}
+    slots = {**other_parameters(model), **find_slots(model)}
+    return {name: slots[name] for name in names}
+
+
+def slots_present(model: nn.Module, names: Iterable[str]) -> dict[str, Slot]:
+    """Those of the names that are slots of the model."""
+    slots = {**other_parameters(model), **find_slots(model)}
+    return {name: slots[name] for name in names if name in slots}
 
 
 def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
@@ -151,7 +162,9 @@ def asks_for_all(schemes: Schemes) -> bool:
 def leaves(schemes: Schemes, name: str) -> bool:
     """Whether a setting says by name that a parameter is to be left in float."""
     return any(
-        scheme is None and isinstance(pattern, str) and pattern != "*"
+        scheme is None
+        and isinstance(pattern, str)
+        and pattern != "*"
         and (pattern == name or (pattern.startswith("re:") and _compiled(pattern).fullmatch(name)))
         for pattern, scheme in as_patterns(schemes).items()
     )

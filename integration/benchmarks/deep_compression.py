@@ -24,8 +24,8 @@ from torch.nn import functional
 
 import vq_plugin as vq
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.schemes import code_dtype
 from vq_plugin.replace import assemble
+from vq_plugin.schemes import code_dtype
 from vq_plugin.seeded import seeded
 
 

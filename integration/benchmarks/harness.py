@@ -282,9 +282,7 @@ def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
     geometry = scheme.geometry(tuple(weight.shape)).with_centers(scheme.k)
     generator = torch.Generator().manual_seed(0)
     small = CodebookWeight(
-        codes=torch.randint(
-            scheme.k, geometry.code_shape, generator=generator, dtype=torch.uint8
-        ),
+        codes=torch.randint(scheme.k, geometry.code_shape, generator=generator, dtype=torch.uint8),
         codebooks=torch.randn(geometry.codebook_shape, generator=generator).half(),
         scale=None,
         scheme=scheme,

@@ -108,7 +108,12 @@ def test_what_heads_attended_to_meets_the_projection_of_the_outputs(
     module = nn.MultiheadAttention(8, 2, bias=bias, batch_first=batch_first).eval()
     x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     hidden = torch.tensor([[False, True, False], [False, False, True]])
-    arguments = {"query": x, "key": y, "value": y, "key_padding_mask": hidden if batch_first else None}
+    arguments = {
+        "query": x,
+        "key": y,
+        "value": y,
+        "key_padding_mask": hidden if batch_first else None,
+    }
     seen = len(module._forward_pre_hooks)
     found = products(module, "out_proj", arguments)
     expected, _ = module(**arguments)
@@ -159,7 +164,11 @@ def test_inputs_and_hidden_states_of_a_recurrent_layer(
     directions, batch = 1 + bidirectional, 1 if form == "one sequence" else 3
     x = torch.randn(5, batch, 3)
     lengths = [2, 5, 3] if form == "packed" else [5] * batch
-    state = torch.rand(2 * directions, batch, 4) if given_state else torch.zeros(2 * directions, batch, 4)
+    state = (
+        torch.rand(2 * directions, batch, 4)
+        if given_state
+        else torch.zeros(2 * directions, batch, 4)
+    )
     value = {
         "batch first": x.transpose(0, 1),
         "steps first": x,
@@ -184,7 +193,9 @@ def test_inputs_and_hidden_states_of_a_recurrent_layer(
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_hidden_states_of_gated_layers_are_their_outputs_a_step_before(kind: type[nn.RNNBase]) -> None:
+def test_hidden_states_of_gated_layers_are_their_outputs_a_step_before(
+    kind: type[nn.RNNBase],
+) -> None:
     module = kind(3, 4, batch_first=True)
     x = torch.randn(2, 6, 3)
     with torch.no_grad():

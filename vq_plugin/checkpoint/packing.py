@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vq_plugin.schemes import code_bits, code_dtype
 from vq_plugin.ops import fit as native
+from vq_plugin.schemes import code_bits, code_dtype
 
 # Whole bytes at every width; the bits of one run take 1 MB per bit of a code.
 _RUN = 1 << 20

@@ -61,7 +61,9 @@ def fit_pq(
     geometry = scheme.geometry(_shape(matrix, scheme))
     batch = sub_vectors(matrix, importance, dim=geometry.dim, shared=geometry.shared)
     centers = round_centers(vector.fit_vector(batch, scheme.k, seed)[0], scheme.codebook_dtype)
-    return _by_row([centers], [best_kernels().assign(batch, centers.float())], geometry.shared, len(matrix))
+    return _by_row(
+        [centers], [best_kernels().assign(batch, centers.float())], geometry.shared, len(matrix)
+    )
 
 
 def fit_rq(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import nn
 
-from vq_plugin.nn import CODEBOOK_LAYERS, CodebookLayer
-from vq_plugin.select import Schemes, as_patterns, select
+from vq_plugin.hosting.statistics import shallow_copy
+from vq_plugin.nn import CodebookLayer, coded_weights, layer_types, registered_slots
+from vq_plugin.select import Schemes, as_patterns, select, slots_by_name
 
 
 def check_schemes(
@@ -27,7 +29,7 @@ def check_schemes(
         host: Name of the host.
         float_type: The float layer that one of the host's own layers was, ``None`` for others.
         functions: Float layers that are no modules any more, by name.
-        why_not: Says of a layer by its name what it is instead, why, and what to do.
+        why_not: Says of a module by its name what it is instead, why, and what to do.
 
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
@@ -38,16 +40,14 @@ def check_schemes(
     for name, kind in functions.items():
         twin.set_submodule(name, _empty(kind))
     asked = select(twin, _layer_patterns(schemes))
-    found = {
-        name: module.scheme
-        for name, module in converted.named_modules()
-        if isinstance(module, CodebookLayer)
-    }
+    slots = slots_by_name(twin, asked)
+    found = {name: coded.scheme for name, coded in coded_weights(converted).items()}
     remedy = f"give the check the schemes that {host} got"
     problems = []
     for name, scheme in asked.items():
         if name not in found:
-            problems.append(f"{name!r}: asked for {scheme} but {why_not(name)}")
+            module = next(iter(slots[name].module_names), name)
+            problems.append(f"{name!r}: asked for {scheme} but {why_not(module)}")
         elif found[name] != scheme:
             problems.append(f"{name!r}: asked for {scheme} but it has {found[name]}; {remedy}")
     for name, scheme in found.items():
@@ -60,7 +60,7 @@ def check_schemes(
 def _float_twin(
     converted: nn.Module, float_type: Callable[[nn.Module], type[nn.Module] | None]
 ) -> nn.Module:
-    """The converted model with empty float layers where layers are or were.
+    """The converted model with empty float layers where its layers were.
 
     ``select`` then decides by names and classes, as it does for ``compress``.
     """
@@ -69,10 +69,10 @@ def _float_twin(
     def twin_of(module: nn.Module) -> nn.Module:
         if module not in twins:
             kind = module.float_type if isinstance(module, CodebookLayer) else float_type(module)
-            twins[module] = _empty(kind or type(module))
+            twins[module] = shallow_copy(module) if kind is None else _empty(kind)
             if kind is None:
                 for name, child in module.named_children():
-                    twins[module].add_module(name, twin_of(child))
+                    twins[module]._modules[name] = twin_of(child)
         return twins[module]
 
     return twin_of(converted)
@@ -81,6 +81,8 @@ def _float_twin(
 def _empty(kind: type[nn.Module]) -> nn.Module:
     module: nn.Module = kind.__new__(kind)
     nn.Module.__init__(module)
+    for slot in registered_slots().get(kind, ()):
+        setattr(module, slot.parameter, torch.empty(0, 0))
     return module
 
 
@@ -94,4 +96,4 @@ def _layer_patterns(schemes: Schemes) -> Schemes:
 
 
 def _is_layer_class(kind: type[nn.Module]) -> bool:
-    return any(issubclass(base, kind) or issubclass(kind, base) for base in CODEBOOK_LAYERS)
+    return any(issubclass(base, kind) or issubclass(kind, base) for base in layer_types().values())

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vq_plugin.compress import check_not_lazy, fit_named
 from vq_plugin.hosting.statistics import detach_statistics, gathered_moments
-from vq_plugin.model import compress_layer, tie_layer
-from vq_plugin.nn import CodebookLayer
+from vq_plugin.nn import CodebookLayer, layer_slot
 from vq_plugin.schemes import Scheme
 
 
@@ -57,17 +57,20 @@ class Fits:
         """
         if module in self.layers:
             return self.layers[module]
-        moments = gathered_moments({name: module}).get(name)
+        slot = layer_slot(module, name)
+        assert slot is not None
+        assert slot.layer is not None
+        moments = gathered_moments({name: slot}).get(name)
         # Some hosts keep hooks.
         detach_statistics(module)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        first = self.weights.get(weight)
+        check_not_lazy(slot)
+        first = self.weights.get(slot.value)
         if first is None:
-            layer = compress_layer(name, module, scheme, moments=moments, seed=seed)
-            self.weights[weight] = layer
+            small = fit_named(name, slot.weight, scheme, moments=moments, seed=seed)
+            layer = self.weights[slot.value] = slot.layer(module, small)
         elif first.scheme == scheme:
-            layer = tie_layer(module, first)
+            layer = slot.layer(module, first.codebook_weight)
+            layer.share(first)
         else:
             raise ValueError(
                 f"layer {name!r} shares its weight with a layer that was compressed with "

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.calibration import InputSquares
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.lloyd import lloyd_step, nearest_codes
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.hosting.plan import Plan
-from vq_plugin.importance import INPUT_STATS, InputSquares
-from vq_plugin.nn import CodebookLayer, codebook_type
+from vq_plugin.hosting.statistics import INPUT_STATS
+from vq_plugin.nn import CodebookLayer, find_slots, layer_slot
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM
 
 _STATE = ("codes", "codebooks", "scale")
 # How far codebooks go at each step; all the way, codes and weights chase each other.
@@ -113,14 +113,13 @@ class CodebookFollower(nn.Module):
         Raises:
             ValueError: If there is nothing yet and the weight cannot be compressed.
         """
-        kind = codebook_type(module)
-        assert kind is not None
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+        slot = layer_slot(module)
+        assert slot is not None
+        assert slot.layer is not None
         if self.codebooks is None:
-            self._fit(weight)
-        small = self.small(weight)
-        layer = kind(module, small)
+            self._fit(slot.weight)
+        small = self.small(slot.weight)
+        layer = slot.layer(module, small)
         followed = self.plan.fits.followed
         first = next((other for other in followed if _same(other.codebook_weight, small)), None)
         if first is not None:
@@ -136,9 +135,8 @@ class CodebookFollower(nn.Module):
         """
         fresh = not hasattr(self, INPUT_STATS)
         if fresh:
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
-            self.add_module(INPUT_STATS, InputSquares(layer).to(weight.device))
+            slot = find_slots(layer)[""]
+            self.add_module(INPUT_STATS, InputSquares(slot).to(slot.value.device))
         return fresh
 
     def observe(
@@ -156,9 +154,9 @@ class CodebookFollower(nn.Module):
     def _through(self, weight: Tensor, decoded: Tensor) -> Tensor:
         """The decoded weight; the latent one gets its gradient (Bengio et al., arXiv 1308.3432)."""
         latent = weight - weight.detach()
-        scheme = self.plan.scheme
-        if isinstance(scheme, KM) and scheme.keep_zeros:
-            latent = latent.masked_fill(weight == 0, 0)
+        pinned = self.plan.scheme.pinned(weight.detach())
+        if pinned is not None:
+            latent = latent.masked_fill(pinned, 0)
         return decoded + latent
 
     def _leader(self, weight: Tensor) -> nn.Module:

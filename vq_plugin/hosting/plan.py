@@ -8,10 +8,10 @@ from typing import TypeAlias
 from torch import nn
 
 from vq_plugin.hosting.fits import Fits
-from vq_plugin.model import tied_weights
-from vq_plugin.nn import codebook_type
+from vq_plugin.nn import layer_slot
 from vq_plugin.schemes import Scheme
-from vq_plugin.select import Schemes, select
+from vq_plugin.select import Schemes, select, slots_by_name
+from vq_plugin.ties import tied_weights
 
 Rules: TypeAlias = tuple[tuple[type[nn.Module], Scheme | None], ...]
 
@@ -45,7 +45,7 @@ class Plan:
 
     def scheme_for(self, module: nn.Module) -> Scheme | None:
         """The scheme for a float layer, or ``None`` to leave it as it is."""
-        if codebook_type(module) is None:
+        if layer_slot(module) is None:
             return None
         return next((scheme for kind, scheme in self.rules if isinstance(module, kind)), None)
 
@@ -65,7 +65,7 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
     """A plan for every chosen layer by its name; layers that share a weight share theirs.
 
     Arguments and errors are those of :func:`vq_plugin.compress`, but that weights are not looked
-    at yet.
+    at yet, and that a weight whose module no codebook layer can replace is an error.
 
     Example:
         >>> import vq_plugin as vq
@@ -74,6 +74,12 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
         'CodebookLinear'
     """
     chosen = select(model, schemes)
+    for slot in slots_by_name(model, chosen).values():
+        if slot.layer is None:
+            raise ValueError(
+                f"{slot.name!r} is a weight of {type(slot.module).__name__}, which no codebook layer "
+                f"can replace: leave it with {{{slot.name!r}: None}}, or use vq_plugin.compress"
+            )
     ties = tied_weights(model, chosen)
     found: dict[str, Plan] = {}
     for name, scheme in chosen.items():

@@ -8,11 +8,11 @@ from itertools import product
 from typing import Any
 
 from neural_compressor.torch.quantization.config import TorchBaseConfig
-from torch import nn
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.compress import fit_named
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.model import fit_layer
+from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme
 
 
@@ -55,11 +55,11 @@ class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
                 )
         return self._scheme(self._settings())
 
-    def fit(self, name: str, layer: nn.Module, moments: Moments | None) -> CodebookWeight:
-        """The compressed weight of one layer, for a config with a scheme; errors name the layer."""
+    def fit(self, slot: Slot, moments: Moments | None) -> CodebookWeight:
+        """The compressed weight of a slot, for a config with a scheme; errors name the slot."""
         scheme = self.layer_scheme
         assert scheme is not None
-        return fit_layer(name, layer, scheme, moments=moments, seed=self.seed)
+        return fit_named(slot.name, slot.weight, scheme, moments=moments, seed=self.seed)
 
     def _settings(self) -> dict[str, Any]:
         """The settings that make the scheme."""

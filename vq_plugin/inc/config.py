@@ -26,7 +26,7 @@ from vq_plugin.inc.plain import (
     plain,
     unique,
 )
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.nn import layer_types
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
 from vq_plugin.select import Pattern, check_pattern_type
 
@@ -287,8 +287,8 @@ class VQConfig(CodebookConfig):
             ValueError: If a key is a class that a file cannot name.
         """
         for key in self.local_config:
-            if not isinstance(key, str) and LAYER_TYPES.get(key.__name__) is not key:
-                types = ", ".join(LAYER_TYPES)
+            if not isinstance(key, str) and layer_types().get(key.__name__) is not key:
+                types = ", ".join(layer_types())
                 raise ValueError(f"{filename}: a file can name {types}, but not {key!r}")
         super().to_json_file(filename)
 
@@ -319,7 +319,7 @@ class VQConfig(CodebookConfig):
 
     @classmethod
     def register_supported_configs(cls) -> None:
-        """Nothing to register: the layers are in :data:`vq_plugin.nn.CODEBOOK_LAYERS`."""
+        """Nothing to register: the slots are in :mod:`vq_plugin.nn.slots`."""
 
     @classmethod
     def get_config_set_for_tuning(cls) -> BaseConfig:

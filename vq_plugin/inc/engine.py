@@ -19,8 +19,8 @@ from vq_plugin.hosting.statistics import (
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.files import enable_save
 from vq_plugin.inc.layers import check_codebooks
-from vq_plugin.model import swap
-from vq_plugin.nn import codebook_type
+from vq_plugin.replace import swap
+from vq_plugin.select import slots_present
 from vq_plugin.summary import summary
 
 
@@ -47,33 +47,33 @@ def compress_in_place(
     pending = {
         name: config
         for (name, _), config in configs_mapping.items()
-        if isinstance(config, CodebookConfig)
-        and config.layer_scheme is not None
-        and codebook_type(model.get_submodule(name)) is not None
+        if isinstance(config, CodebookConfig) and config.layer_scheme is not None
     }
-    layers = {name: model.get_submodule(name) for name in pending}
+    # What an earlier call has coded is no slot any more.
+    slots = slots_present(model, pending)
+    pending = {name: pending[name] for name in slots}
     ties = check_codebooks(model, pending)
     if mode == Mode.PREPARE:
         # An earlier prepare may have asked other layers.
-        detach_statistics(model, but=layers.values())
-        attach_statistics(layers.values())
+        detach_statistics(model, but=[slot.host for slot in slots.values()])
+        attach_statistics(slots.values())
         return model
     fresh: list[nn.Module] = []
     try:
-        if layers and run_fn is not None:
-            fresh = attach_statistics(layers.values())
+        if slots and run_fn is not None:
+            fresh = attach_statistics(slots.values())
             run_fn(model, *(run_args or ()))
-        moments = gathered_moments(layers, required=run_fn is not None)
+        moments = gathered_moments(slots, required=run_fn is not None)
         # All fits, before anything is replaced: a model that fails stays as it was.
         bar = tqdm(pending.items(), desc="compress", unit="layer", leave=False, disable=None)
         weights = {
-            name: config.fit(name, layers[name], moments.get(name))
+            name: config.fit(slots[name], moments.get(name))
             for name, config in bar
             if name not in ties
         }
     except BaseException:
-        for layer in fresh:
-            detach_statistics(layer)
+        for host in fresh:
+            detach_statistics(host)
         raise
     detach_statistics(model)
     if weights:

@@ -10,11 +10,12 @@ from typing import TypeAlias
 from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
+from vq_plugin.compress import check_slot
 from vq_plugin.inc.base import CodebookConfig
-from vq_plugin.model import check_layer, tied_weights
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.nn import layer_types
 from vq_plugin.schemes import Scheme
-from vq_plugin.select import NoMatchError, Pattern, match
+from vq_plugin.select import NoMatchError, Pattern, match, slots_by_name
+from vq_plugin.ties import tied_weights
 
 Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
@@ -57,11 +58,12 @@ def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
     rules = {_as_pattern(key, names): local for key, local in latest}
     if config.global_config is not None:
         rules.setdefault("*", config.global_config)
-    types = {name: type(module).__name__ for name, module in model.named_modules()}
     configs: dict[tuple[str, str], BaseConfig] = {}
     everywhere: set[tuple[str, str]] = set()
-    for name, pattern in _owners(config, model, rules).items():
-        key = (name, types[name])
+    owners = _owners(config, model, rules)
+    for name, slot in slots_by_name(model, owners).items():
+        pattern = owners[name]
+        key = (name, type(slot.module).__name__)
         configs[key] = rules[pattern]
         if rules[pattern] is config.global_config:
             everywhere.add(key)
@@ -89,8 +91,9 @@ def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict
     schemes: dict[str, Scheme] = {}
     for name, config in configs.items():
         if isinstance(config, CodebookConfig) and config.layer_scheme is not None:
-            check_layer(name, model.get_submodule(name))
             schemes[name] = config.layer_scheme
+    for slot in slots_by_name(model, schemes).values():
+        check_slot(slot)
     return tied_weights(model, schemes)
 
 
@@ -148,4 +151,4 @@ def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConf
 def _as_pattern(key: Pattern, names: set[str]) -> Pattern:
     if not isinstance(key, str) or key in names or key == "*" or key.startswith("re:"):
         return key
-    return LAYER_TYPES.get(key, f"re:{key}")
+    return layer_types().get(key, f"re:{key}")

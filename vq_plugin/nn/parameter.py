@@ -120,9 +120,8 @@ def coded_parameters(module: nn.Module) -> dict[str, CodedParameter]:
     lists = getattr(module, "parametrizations", None)
     if not isinstance(lists, nn.ModuleDict):
         return {}
-    return {
-        name: each[0] for name, each in lists.items() if isinstance(each[0], CodedParameter)
-    }
+    firsts = {name: next(iter(each.children())) for name, each in lists.items()}
+    return {name: first for name, first in firsts.items() if isinstance(first, CodedParameter)}
 
 
 def _begin_pass(module: nn.Module, *_: object) -> None:

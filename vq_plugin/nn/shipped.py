@@ -53,17 +53,13 @@ register_slot(nn.LSTM, r"re:weight_hr_l\d+(_reverse)?")
 for _cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
     register_slot(_cell, "weight_ih", inputs=inputs.cell_input)
     register_slot(_cell, "weight_hh", inputs=inputs.cell_hidden)
-register_slot(
-    nn.MultiheadAttention, "in_proj_weight", inputs=inputs.projected, groups=lambda _: 3
-)
+register_slot(nn.MultiheadAttention, "in_proj_weight", inputs=inputs.projected, groups=lambda _: 3)
 for _projection in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
     register_slot(nn.MultiheadAttention, _projection, inputs=inputs.projected)
 register_slot(
     nn.MultiheadAttention, "out_proj.weight", inputs=inputs.attended, layer=CodebookLinear
 )
-register_slot(
-    "transformers.pytorch_utils.Conv1D", "weight", view=(1, 0), inputs=inputs.multiplied
-)
+register_slot("transformers.pytorch_utils.Conv1D", "weight", view=(1, 0), inputs=inputs.multiplied)
 # Fused experts: (experts, ..., ...).
 for _experts in ("gate_up_proj", "down_proj"):
     register_slot("transformers.models.*Experts", _experts, view=_stacked)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -254,6 +254,17 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
                     key,
                 )
     return {slot.name: slot for slot in slots.values()}
+
+
+def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
+    """The slot of a float layer that a codebook layer can replace, ``None`` for other modules.
+
+    Args:
+        module: Any module.
+        name: Its name in its model, for messages.
+    """
+    slot = find_slots(module).get("")
+    return None if slot is None or slot.layer is None else replace(slot, names=(name,))
 
 
 def other_parameters(model: nn.Module) -> dict[str, Slot]:

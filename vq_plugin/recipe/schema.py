@@ -243,6 +243,9 @@ class Recipe(_Keys):
         rest = list(LADDER) if quantization.model_wise is None else quantization.model_wise.scheme
         return {
             **{name: layer.scheme for name, layer in quantization.op_wise.items()},
-            **{layer_types()[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
+            **{
+                layer_types()[name]: layer.scheme
+                for name, layer in quantization.optype_wise.items()
+            },
             "*": rest,
         }

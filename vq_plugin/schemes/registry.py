@@ -108,7 +108,9 @@ def fit_of(scheme: Scheme) -> Fit:
             return found
         if fit is not None:
             return fit
-    raise TypeError(f"{type(scheme).__name__} is registered with no fit: @vq.register_scheme(fit=…)")
+    raise TypeError(
+        f"{type(scheme).__name__} is registered with no fit: @vq.register_scheme(fit=…)"
+    )
 
 
 def parse_scheme(text: str) -> Scheme:

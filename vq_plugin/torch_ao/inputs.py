@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
 from vq_plugin.hosting.statistics import attach_statistics, shallow_copy
+from vq_plugin.nn import find_slots
 from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 from vq_plugin.torch_ao.qconfig import plan_of
 
@@ -38,8 +39,8 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
         >>> from vq_plugin.torch_ao import assign_qconfigs
         >>> prepared = prepare(assign_qconfigs(nn.Sequential(nn.Linear(4, 2)), vq.PQ()))
         >>> _ = observe_inputs(prepared)(torch.ones(3, 4))
-        >>> prepared[0].input_stats.total.tolist()
-        [3.0, 3.0, 3.0, 3.0]
+        >>> prepared[0].input_stats["weight"].total.tolist()
+        [[3.0, 3.0, 3.0, 3.0]]
     """
     copies: dict[nn.Module, nn.Module] = {}
     trained = [
@@ -78,5 +79,5 @@ def _observed(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Modul
         if isinstance(module, _FusedModule):
             copied._modules["0"] = _observed(module[0], copies)
         else:
-            attach_statistics([copied])
+            attach_statistics(find_slots(copied).values())
     return copies[module]

@@ -8,9 +8,10 @@ from torch import nn
 from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
+from vq_plugin.compress import check_slot
 from vq_plugin.hosting.plan import plans
-from vq_plugin.model import check_layer
-from vq_plugin.select import Schemes
+from vq_plugin.nn import Slot
+from vq_plugin.select import Schemes, slots_by_name
 from vq_plugin.torch_ao.backend import LAYERS
 from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 from vq_plugin.torch_ao.qconfig import plan_qconfig
@@ -57,16 +58,18 @@ def get_qat_qconfig_mapping(
         'CodebookLinear'
     """
     mapping = QConfigMapping() if base is None else copy.deepcopy(base)
-    for name, plan in plans(model, schemes, seed).items():
-        _check_trains(model, name, plan.name)
+    by_name = plans(model, schemes, seed)
+    slots = slots_by_name(model, by_name)
+    for name, plan in by_name.items():
+        _check_trains(model, slots[name], plan.name)
         mapping.set_module_name(name, plan_qconfig(plan, CodebookFakeQuantize))
     return mapping
 
 
-def _check_trains(model: nn.Module, name: str, first: str | None) -> None:
+def _check_trains(model: nn.Module, slot: Slot, first: str | None) -> None:
     """Raises ``ValueError`` for a layer that training would be lost on."""
-    module = model.get_submodule(name)
-    check_layer(name, module)
+    name, module = slot.name, slot.module
+    check_slot(slot)
     if not name:
         raise ValueError("torch.ao trains layers inside a model only: wrap it in nn.Sequential")
     leave = f"leave it with {{{name!r}: None}}"

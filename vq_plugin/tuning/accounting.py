@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vq_plugin.checkpoint import Rest, stored_rest
+from vq_plugin.select import slots_by_name
 from vq_plugin.tuning.result import LayerLadder
 
 
@@ -36,13 +37,8 @@ def account(model: nn.Module, layers: Sequence[LayerLadder], rest: Rest | None) 
     """
     state = {id(value): value for value in model.state_dict(keep_vars=True).values()}
     tensors = [value for value in state.values() if isinstance(value, Tensor)]
-    # Pruning and the like keep a weight in parts: weight_orig, weight_mask.
-    searched = {
-        id(value)
-        for layer in layers
-        for key, value in model.get_submodule(layer.name).state_dict(keep_vars=True).items()
-        if key.startswith("weight")
-    }
+    slots = slots_by_name(model, [layer.name for layer in layers])
+    searched = {id(value) for slot in slots.values() for value in slot.tensors}
     return Account(
         sum(stored_rest(value, rest).nbytes for value in tensors if id(value) not in searched),
         sum(4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.calibration import Calibration
+from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import fit_candidates
 from vq_plugin.tuning.confidence import Judge

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vq_plugin.schemes import code_dtype
 from vq_plugin.fit.batch import BLOCK, Batch
 from vq_plugin.fit.kernels.clusters import BLOCK_POINTS, Clusters
 from vq_plugin.fit.kernels.distances import nearest_center, squared_distances, sums_by_slot
@@ -18,6 +17,7 @@ from vq_plugin.fit.kernels.stepwise import Stepwise
 from vq_plugin.fit.line import Points, sorted_points
 from vq_plugin.fit.optimal import Float64, Int64, even_starts, optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.schemes import code_dtype
 
 _FEWEST_POINTS = 1024
 # For more centers than this a window of the dynamic program is faster than the recursion.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,28 +58,30 @@ def transposed_convolved(
             for size, stride in zip(value.shape[2:], module.stride, strict=True)
         ],
     )
-    spread[(..., *(slice(None, None, stride) for stride in module.stride))] = value
+    places: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in module.stride))
+    spread[places] = value
     extra = module._output_padding(
         value,
         arguments.get("output_size"),
         list(module.stride),
-        list(module.padding),  # type: ignore[arg-type]
+        list(module.padding),
         list(module.kernel_size),
         dims,
         list(module.dilation),
     )
     padding: list[int] = []
+    assert not isinstance(module.padding, str)
     for kernel, dilation, cropped, more in zip(
         module.kernel_size, module.dilation, module.padding, extra, strict=True
     ):
-        reach = dilation * (kernel - 1) - int(cropped)
-        padding = [reach, reach + int(more), *padding]
+        reach = dilation * (kernel - 1) - cropped
+        padding = [reach, reach + more, *padding]
     padded = functional.pad(spread, padding)
     for patches in _patches(
         padded, module.kernel_size, (1,) * dims, module.dilation, module.groups
     ):
-        kernel = patches.unflatten(2, (-1, *module.kernel_size))
-        yield kernel.flip(tuple(range(3, 3 + dims))).flatten(2)
+        kernels = patches.reshape(*patches.shape[:2], -1, *module.kernel_size)
+        yield kernels.flip(tuple(range(3, 3 + dims))).flatten(2)
 
 
 def _batched(value: Tensor, dims: int) -> Tensor:

@@ -107,9 +107,7 @@ class _Steps:
         return cls(value, lengths, states)
 
 
-def _outputs(
-    module: nn.RNNBase, steps: _Steps, layer: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _outputs(module: nn.RNNBase, steps: _Steps, layer: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What comes into a layer, and the state that it starts with."""
     directions = 1 + int(module.bidirectional)
     value = steps.value
