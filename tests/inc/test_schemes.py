@@ -6,6 +6,8 @@ import inspect
 import json
 import pickle
 
+import importlib
+
 import pytest
 
 pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
@@ -125,7 +127,7 @@ def test_such_a_scheme_goes_through_inc_and_its_files(own, mlp, tmp_path, monkey
         plain = vq.KM(k=scheme.k) if isinstance(scheme, Halves) else scheme
         return dataclasses.replace(real(weight, plain, **settings), scheme=scheme)
 
-    monkeypatch.setattr("vq_plugin.compress.quantize_weight", fitted)
+    monkeypatch.setattr(importlib.import_module("vq_plugin.compress"), "quantize_weight", fitted)
     monkeypatch.setitem(schemes.SCHEMES, "halves", Halves)
     settings = {"vq_halves": {"k": 4, "level": 2, "white_list": ["0", "2"]}}
     expected = vq.compress(mlp, {"0": Halves(k=4, level=2), "2": Halves(k=4, level=2)})

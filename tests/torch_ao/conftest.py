@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-import vq_plugin.compress
 from vq_plugin.torch_ao import (
     check_converted,
     get_backend_config,
@@ -67,11 +68,12 @@ def train():
 def count_fits(monkeypatch) -> Callable[[], int]:
     """How many weights were fitted so far."""
     fits: list[tuple[int, ...]] = []
-    real = vq_plugin.compress.quantize_weight
+    module = importlib.import_module("vq_plugin.compress")
+    real = module.quantize_weight
 
     def counted(weight, *args, **kwargs):
         fits.append(tuple(weight.shape))
         return real(weight, *args, **kwargs)
 
-    monkeypatch.setattr(vq_plugin.compress, "quantize_weight", counted)
+    monkeypatch.setattr(module, "quantize_weight", counted)
     return lambda: len(fits)

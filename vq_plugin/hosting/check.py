@@ -38,7 +38,11 @@ def check_schemes(
     """
     twin = _float_twin(converted, float_type)
     for name, kind in functions.items():
-        twin.set_submodule(name, _empty(kind))
+        path, _, leaf = name.rpartition(".")
+        owner = twin.get_submodule(path)
+        # It may be a parameter of a module that goes on.
+        owner._parameters = {k: v for k, v in owner._parameters.items() if k != leaf}
+        owner._modules[leaf] = _empty(kind)
     asked = select(twin, _layer_patterns(schemes))
     slots = slots_by_name(twin, asked)
     found = {name: coded.scheme for name, coded in coded_weights(converted).items()}

@@ -235,7 +235,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
     slots: dict[tuple[int, str], Slot] = {}
-    for host in names:
+    for host, host_names in names.items():
         if isinstance(host, CodedWeight):
             continue
         for kind in _kinds(host):
@@ -246,7 +246,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
                     continue
                 slots[id(module), parameter] = Slot(
                     tuple(slot_names(names[module], module, parameter)),
-                    tuple(dict.fromkeys((*names[module], *names[host]))),
+                    tuple(dict.fromkeys((*names[module], *host_names))),
                     module,
                     parameter,
                     kind,

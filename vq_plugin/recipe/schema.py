@@ -241,6 +241,7 @@ class Recipe(_Keys):
         """
         quantization = self.quantization
         rest = list(LADDER) if quantization.model_wise is None else quantization.model_wise.scheme
+        types = layer_types()
         return {
             **{name: layer.scheme for name, layer in quantization.op_wise.items()},
             **{

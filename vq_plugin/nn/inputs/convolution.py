@@ -49,6 +49,7 @@ def transposed_convolved(
     """
     del parameter
     assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    assert not isinstance(module.padding, str)
     dims = len(module.kernel_size)
     value = _batched(first_argument(arguments), dims)
     spread = value.new_zeros(
@@ -70,7 +71,6 @@ def transposed_convolved(
         list(module.dilation),
     )
     padding: list[int] = []
-    assert not isinstance(module.padding, str)
     for kernel, dilation, cropped, more in zip(
         module.kernel_size, module.dilation, module.padding, extra, strict=True
     ):
