@@ -18,7 +18,6 @@ from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin import schemes
 from vq_plugin.fit import weight as fit_weight
 from vq_plugin.inc import (
     BinaryConfig,
@@ -29,6 +28,7 @@ from vq_plugin.inc import (
     load,
     scheme_config,
 )
+from vq_plugin.schemes import SCHEMES
 
 SHIPPED = {vq.KM: KMConfig, vq.PQ: PQConfig, vq.RQ: RQConfig, vq.Binary: BinaryConfig}
 
@@ -128,7 +128,7 @@ def test_such_a_scheme_goes_through_inc_and_its_files(own, mlp, tmp_path, monkey
         return dataclasses.replace(real(weight, plain, **settings), scheme=scheme)
 
     monkeypatch.setattr(importlib.import_module("vq_plugin.compress"), "quantize_weight", fitted)
-    monkeypatch.setitem(schemes.SCHEMES, "halves", Halves)
+    monkeypatch.setitem(SCHEMES, "halves", Halves)
     settings = {"vq_halves": {"k": 4, "level": 2, "white_list": ["0", "2"]}}
     expected = vq.compress(mlp, {"0": Halves(k=4, level=2), "2": Halves(k=4, level=2)})
     small = quantize(mlp, settings)
@@ -141,3 +141,22 @@ def test_such_a_scheme_goes_through_inc_and_its_files(own, mlp, tmp_path, monkey
     assert_same(again, expected, mlp[0].weight.new_ones(3, 32))
     assert again[0].scheme == Halves(k=4, level=2)
     assert {type(config) for config in again.qconfig.values()} == {own}
+
+
+def test_a_folder_names_a_scheme_that_was_registered_after_the_import(mlp, tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Late(vq.KM):
+        method = "late"
+
+    save(quantize(mlp, VQConfig("km(k=4)", white_list=["0"]), inplace=False), tmp_path)
+    path = tmp_path / "qconfig.json"
+    settings = json.loads(path.read_text())
+    ((_, layers),) = settings.items()
+    layers["('0', 'Linear')"] = {"vq_late": {"k": 4}}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(vq.CheckpointError, match="vq_late"):
+        load(tmp_path, mlp)
+    monkeypatch.setitem(SCHEMES, "late", Late)
+    configs = load(tmp_path, mlp).qconfig
+    assert configs["0", "Linear"] == scheme_config(Late)(k=4)
+    del config_registry.registered_configs["torch"]["vq_late"], algos_mapping["vq_late"]
