@@ -16,6 +16,7 @@ from integration.benchmarks.harness import Table
 from integration.benchmarks.publish import take, with_tables
 from integration.benchmarks.published import Published
 from integration.benchmarks.summaries import SUMMARIES
+from vq_plugin import ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +119,13 @@ def test_linear(tmp_path: Path) -> None:
 def test_conv(tmp_path: Path) -> None:
     _, result = run_quick("conv", tmp_path / "conv.json")
     assert values(result, "nn.Conv2d", "kernel") == ["1x1", "3x3"]
+
+
+def test_decode(tmp_path: Path) -> None:
+    _, result = run_quick("decode", tmp_path / "decode.json")
+    ratios = values(result, "Decoding", "KM, k 16")
+    assert len(ratios) == 2 * len(ops.isas())
+    assert min(ratios) > 0
 
 
 def test_models(tmp_path: Path) -> None:

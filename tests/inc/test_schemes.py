@@ -120,14 +120,6 @@ def test_such_a_config_is_copied_pickled_and_written(own, tmp_path):
 
 
 def test_such_a_scheme_goes_through_inc_and_its_files(own, mlp, tmp_path, monkeypatch, assert_same):
-    # Fitted as the scheme that it derives from, until schemes bring fits of their own.
-    real = fit_weight.quantize_weight
-
-    def fitted(weight, scheme, **settings):
-        plain = vq.KM(k=scheme.k) if isinstance(scheme, Halves) else scheme
-        return dataclasses.replace(real(weight, plain, **settings), scheme=scheme)
-
-    monkeypatch.setattr(importlib.import_module("vq_plugin.compress"), "quantize_weight", fitted)
     monkeypatch.setitem(SCHEMES, "halves", Halves)
     settings = {"vq_halves": {"k": 4, "level": 2, "white_list": ["0", "2"]}}
     expected = vq.compress(mlp, {"0": Halves(k=4, level=2), "2": Halves(k=4, level=2)})

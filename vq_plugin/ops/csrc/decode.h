@@ -10,7 +10,7 @@ namespace vq {
 namespace {
 
 constexpr int64_t kDecodedValues = 2048;  // of one row
-constexpr int64_t kTurnedValues = 32;    // of kTurnedRows, where the outputs are the other side
+constexpr int64_t kTurnedValues = 32;     // of kTurnedRows, where the outputs are the other side
 constexpr int64_t kTurnedRows = 512;
 constexpr int64_t kNearBooks = 8192;  // floats of the codebooks of one piece
 constexpr int64_t kMostMoved = 16;    // floats
@@ -146,8 +146,8 @@ class Decoder {
       unpack(dwords, span.subspaces);
       return copy_any_centers(centers, book_, p_.books.dim, codes_, span.values, to);
     }
-    const uint8_t* codes = static_cast<const uint8_t*>(p_.codes) +
-                           (stage * p_.rows + row) * p_.subspaces + span.first;
+    const uint8_t* codes =
+        static_cast<const uint8_t*>(p_.codes) + (stage * p_.rows + row) * p_.subspaces + span.first;
     if (single_) return copy_single(tables_[stage], codes, span.values, to);
     if (entries_ < kByteCenters) {
       // A damaged code must not read beyond the codebook.

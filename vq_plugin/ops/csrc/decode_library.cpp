@@ -1,7 +1,5 @@
 #include "decode_library.h"
 
-#include <functional>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -26,8 +24,8 @@ void dequantize_codebook(Value* stack, uint64_t, uint64_t) {
 
   Decoding p{};
   p.rows = shape.empty() ? 0 : shape[0];
-  p.length = std::accumulate(shape.begin() + !shape.empty(), shape.end(), int64_t{1},
-                             std::multiplies<>());
+  p.length = 1;
+  for (size_t i = 1; i < shape.size(); ++i) p.length *= shape[i];
   if (along_out) std::swap(p.rows, p.length);
   // Torch computes all else, or says what is wrong with it.
   const bool fits = p.rows > 0 && p.length > 0 && codebooks.dims == 5 && codebooks.numel() > 0 &&
@@ -56,8 +54,7 @@ void dequantize_codebook(Value* stack, uint64_t, uint64_t) {
   }
   Tensor weight = empty(shape, functions().float32);
   p.weight = weight.as<float>();
-  p.picoseconds =
-      double(p.rows) * double(p.length) * double(p.books.stages) * kDecodedWeight;
+  p.picoseconds = double(p.rows) * double(p.length) * double(p.books.stages) * kDecodedWeight;
   kernels.decode(p, torch_pool());
   give(stack, std::move(weight));
 }

@@ -36,8 +36,7 @@ void decode_nibbles_outward(const Decoding& p, const Pool& pool) {
     for (int64_t unit = part.first; unit < part.last; ++unit) {
       const int64_t column = unit / chunks, row = unit % chunks * kDecodedBlocks * kLanes;
       const int64_t end = std::min(row + kDecodedBlocks * kLanes, p.rows);
-      const int32_t* codes =
-          static_cast<const int32_t*>(p.codes) + column * layout.column_step();
+      const int32_t* codes = static_cast<const int32_t*>(p.codes) + column * layout.column_step();
       each_nibble([&](auto nibble) {
         const int64_t s = column * kNibbles + nibble.value;
         if (s >= p.subspaces) return;

@@ -35,8 +35,8 @@ inline bool kernels_read(const Tensor& codes, const Tensor& codebooks, const Ten
   const bool right_types = floats(codebooks) && (!scale || floats(scale)) &&
                            codes.dtype == (packed(codes) ? f.int32 : f.uint8);
   const bool dense = codes.contiguous() && (!scale || scale.contiguous());
-  const bool rounds = codebook_dtype == f.float32 || codebook_dtype == f.float16 ||
-                      codebook_dtype == f.bfloat16;
+  const bool rounds =
+      codebook_dtype == f.float32 || codebook_dtype == f.float16 || codebook_dtype == f.bfloat16;
   return right_types && dense && rounds && codebooks.sizes[3] <= (packed(codes) ? 16 : 256);
 }
 

@@ -77,8 +77,8 @@ struct Vec {
   static void lookup8(Table t, uint32_t nibbles, float* to) {
     const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(nibbles)),
                                             _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    _mm256_storeu_ps(to, _mm256_permutex2var_ps(_mm512_castps512_ps256(t), index,
-                                                _mm512_extractf32x8_ps(t, 1)));
+    _mm256_storeu_ps(
+        to, _mm256_permutex2var_ps(_mm512_castps512_ps256(t), index, _mm512_extractf32x8_ps(t, 1)));
   }
 
   // 64 bytes: four tables of 16, or four bytes of every row.
