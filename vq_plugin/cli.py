@@ -243,7 +243,7 @@ def _why_no_kernels() -> str:
     if os.environ.get("VQ_PLUGIN_ISA") == "none":
         return "none: VQ_PLUGIN_ISA turns them off, layers run in pure torch"
     try:
-        import_module("vq_plugin.ops._native")
+        import_module("vq_plugin._native").register_operators()
     except ModuleNotFoundError:
         return (
             "none, they were not built: layers run in pure torch. Install a C++ compiler (for "

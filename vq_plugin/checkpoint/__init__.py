@@ -1,4 +1,4 @@
-"""Files: bit packing, entropy coding, save and load."""
+"""Files: save and load."""
 
 from vq_plugin.checkpoint.file import load, read_header, save
 from vq_plugin.checkpoint.header import CheckpointError

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.checkpoint import container, entropy
+from vq_plugin.checkpoint import container
 from vq_plugin.checkpoint.header import (
     CheckpointError,
     Header,
     LayerEntry,
     join,
 )
-from vq_plugin.checkpoint.packing import pack, unpack
 from vq_plugin.checkpoint.rest import LEAVES, Rest, check_rest, stored_rest
 from vq_plugin.checkpoint.size import may_be_coded
 from vq_plugin.codebook import CodebookWeight, matrix_view
+from vq_plugin.coding import entropy
+from vq_plugin.coding.bits import pack, unpack
 from vq_plugin.nn import CodebookLayer, codebook_type
 from vq_plugin.rounding import from_int8, to_int8
 from vq_plugin.schemes import Axis, Scheme, parse_scheme
@@ -277,9 +278,10 @@ def _codes(
     few = may_be_coded(math.prod(shape), weight.numel()) or (coding is None and entry.k > 1)
     if tuple(entry.codes) != shape or not few:
         raise ValueError(f"codes of shape {tuple(entry.codes)} do not fit the codebooks")
+    data = stored.numpy()
     if coding is not None:
-        return entropy.decode(stored, coding, shape, entry.k)
-    return unpack(stored, math.prod(shape), entry.k).reshape(shape)
+        return torch.from_numpy(entropy.decode(data, coding, shape, entry.k))
+    return torch.from_numpy(unpack(data, math.prod(shape), entry.k).reshape(shape))
 
 
 def _load_rest(
@@ -329,11 +331,12 @@ def _stored(
     if leaf == "codes":
         k = layer.codebook_weight.k
         few = may_be_coded(value.numel(), math.prod(layer.weight_shape))
-        found = entropy.encode(value, k) if few else None
+        array = value.cpu().numpy()
+        found = entropy.encode(array, k) if few else None
         if found is None:
-            return {key: pack(value, k)}
+            return {key: torch.from_numpy(pack(array, k))}
         coded[name], data = found
-        return {key: data}
+        return {key: torch.from_numpy(data)}
     if leaf == "codebooks" and _is_int8(layer.scheme):
         try:
             integers, exponents = to_int8(value)

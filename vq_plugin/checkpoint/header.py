@@ -8,7 +8,7 @@ import zlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from vq_plugin.checkpoint.entropy import Coding
+from vq_plugin.coding.entropy import Coding
 
 # The format of files whose header is compressed: it says what safetensors says of the others.
 COMPACT = 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from vq_plugin.checkpoint.entropy import coded_size
-from vq_plugin.checkpoint.packing import packed_size
 from vq_plugin.codebook import CodebookWeight, codebook_nbytes
+from vq_plugin.coding.bits import packed_size
+from vq_plugin.coding.entropy import coded_size
 
 # Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
 _MOST_CODES = 16
@@ -25,7 +25,7 @@ def file_nbytes(small: CodebookWeight) -> int:
 
     Returns:
         Of the codes the smaller of packed and coded, see
-        :func:`vq_plugin.checkpoint.entropy.coded_size`, which says how exactly.
+        :func:`vq_plugin.coding.entropy.coded_size`, which says how exactly.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -37,6 +37,6 @@ def file_nbytes(small: CodebookWeight) -> int:
     codes, k = small.codes, small.k
     size = packed_size(codes.numel(), k)
     if may_be_coded(codes.numel(), math.prod(small.shape)):
-        size = coded_size(codes, k)
+        size = coded_size(codes.detach().cpu().numpy(), k)
     scale_bytes = 0 if small.scale is None else small.scale.nbytes
     return size + codebook_nbytes(tuple(small.codebooks.shape), small.scheme) + scale_bytes
