@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vq_plugin as vq
-from vq_plugin.codebook import code_bits, decode, expected_nbytes, matrix_view
+from vq_plugin.codebook import decode, expected_nbytes, matrix_view
+from vq_plugin.coding.bits import code_bits
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

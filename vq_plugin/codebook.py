@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq_plugin.coding.bits import code_bits
 from vq_plugin.schemes import KM, PQ, RQ, Axis, Scheme
 
 
@@ -177,16 +178,6 @@ def _shape(values: Tensor, dims: int, name: str) -> torch.Size:
     if values.dim() != dims or (dims == 5 and values.numel() == 0):
         raise ValueError(f"{name} of shape {tuple(values.shape)} do not have {dims} dimensions")
     return values.shape
-
-
-def code_bits(k: int) -> int:
-    """Bits of one fixed-length code into ``k`` centers.
-
-    Example:
-        >>> [code_bits(k) for k in (1, 2, 5, 8, 256)]
-        [0, 1, 3, 3, 8]
-    """
-    return (k - 1).bit_length()
 
 
 def code_dtype(k: int) -> torch.dtype:

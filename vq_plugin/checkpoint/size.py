@@ -7,14 +7,7 @@ import math
 from vq_plugin.codebook import CodebookWeight, codebook_nbytes
 from vq_plugin.coding.bits import packed_size
 from vq_plugin.coding.entropy import coded_size
-
-# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
-_MOST_CODES = 16
-
-
-def may_be_coded(codes: int, weights: int) -> bool:
-    """Whether a reader believes that coded bytes stand for so many codes of so many weights."""
-    return codes <= _MOST_CODES * weights
+from vq_plugin.format.weights import may_be_coded
 
 
 def file_nbytes(small: CodebookWeight) -> int:
