@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "vq_plugin.ops._native",
+            "vq_plugin._native",
             sources=sorted(glob("vq_plugin/ops/csrc/*.cpp")),
             depends=sorted(glob("vq_plugin/ops/csrc/*.h")),
             extra_compile_args=[

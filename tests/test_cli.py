@@ -13,6 +13,7 @@ import vq_plugin as vq
 from vq_plugin import ops
 from vq_plugin.checkpoint import read_header
 from vq_plugin.cli import main
+from vq_plugin.extension import extension
 from vq_plugin.ops.native import native
 from vq_plugin.workloads import digits
 
@@ -192,10 +193,12 @@ def test_a_damaged_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def fresh_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The kernels are chosen anew in the test, and again after it."""
     before = ops.isa()
-    native.cache_clear()
+    for cached in (native, extension):
+        cached.cache_clear()
     with monkeypatch.context() as patch:
         yield patch
-    native.cache_clear()
+    for cached in (native, extension):
+        cached.cache_clear()
     if before is not None:
         ops.use_isa(before)
 
@@ -222,7 +225,7 @@ def test_doctor_of_a_machine_without_kernels_says_how_to_get_them(
     capsys: pytest.CaptureFixture[str], fresh_native: pytest.MonkeyPatch
 ) -> None:
     fresh_native.delenv("VQ_PLUGIN_ISA", raising=False)
-    fresh_native.setitem(sys.modules, "vq_plugin.ops._native", None)
+    fresh_native.setitem(sys.modules, "vq_plugin._native", None)
     shown = doctor(capsys)
     assert "C++ compiler" in shown["kernels"]
     assert shown["fast kernels"] == "none"
@@ -235,7 +238,7 @@ def test_doctor_says_why_kernels_do_not_load(
         raise ImportError(f"{name}: libtorch is older than 2.10")
 
     fresh_native.delenv("VQ_PLUGIN_ISA", raising=False)
-    fresh_native.setitem(sys.modules, "vq_plugin.ops._native", None)
+    fresh_native.setitem(sys.modules, "vq_plugin._native", None)
     fresh_native.setattr("vq_plugin.cli.import_module", refuse)
     assert "libtorch is older than 2.10" in doctor(capsys)["kernels"]
 
@@ -255,6 +258,7 @@ def test_doctor_exits_2_for_an_instruction_set_that_the_machine_lacks(
     if ops.native() is None:
         pytest.skip("without native kernels the variable has no effect")
     native.cache_clear()
+    extension.cache_clear()
     fresh_native.setenv("VQ_PLUGIN_ISA", "altivec")
     assert main(["doctor"]) == 2
     shown = capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vq_plugin as vq
 from vq_plugin.codebook import decode
-from vq_plugin.schemes import code_bits
+from vq_plugin.coding.bits import code_bits
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -29,6 +29,7 @@ NAMES = {
     "compress",
     "finetune",
     "load",
+    "open_file",
     "parse_scheme",
     "prune",
     "quantize_weight",
@@ -108,6 +109,7 @@ def test_functions() -> None:
     assert parameters(vq.summary) == {"model": ..., "rest": None}
     assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
     assert parameters(vq.load) == {"path": ..., "model": ..., "part": ""}
+    assert parameters(vq.open_file) == {"path": ...}
     assert parameters(vq.parse_scheme) == {"text": ...}
 
 

@@ -4,28 +4,38 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 ``vq_plugin.torchao`` and ``vq_plugin.inc`` and are imported only when asked for.
 """
 
-from vq_plugin.checkpoint import CheckpointError, load, save
-from vq_plugin.codebook import CodebookWeight
-from vq_plugin.compensate import compensate
-from vq_plugin.compress import compress, set_memory, set_precision
-from vq_plugin.finetune import finetune
-from vq_plugin.fit.weight import quantize_weight
-from vq_plugin.nn import View, register_slot
-from vq_plugin.norms import reestimate_norms
-from vq_plugin.prune import prune
-from vq_plugin.schemes import (
-    KM,
-    PQ,
-    RQ,
-    Binary,
-    Geometry,
-    Scheme,
-    parse_scheme,
-    register_scheme,
-    scheme_from_dict,
-)
-from vq_plugin.summary import Summary, summary
-from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+# Without torch files can still be read, by vq_plugin.reader, and nothing else be imported.
+if TYPE_CHECKING or find_spec("torch") is not None:
+    from vq_plugin.checkpoint import CheckpointError, load, open_file, save
+    from vq_plugin.codebook import CodebookWeight
+    from vq_plugin.compensate import compensate
+    from vq_plugin.compress import compress, set_memory, set_precision
+    from vq_plugin.finetune import finetune
+    from vq_plugin.fit.weight import quantize_weight
+    from vq_plugin.nn import View, register_slot
+    from vq_plugin.norms import reestimate_norms
+    from vq_plugin.prune import prune
+    from vq_plugin.schemes import (
+        KM,
+        PQ,
+        RQ,
+        Binary,
+        Geometry,
+        Scheme,
+        parse_scheme,
+        register_scheme,
+        scheme_from_dict,
+    )
+    from vq_plugin.summary import Summary, summary
+    from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
+else:
+
+    def __getattr__(name: str) -> object:
+        raise AttributeError(f"vq_plugin.{name} needs torch; without it there is vq_plugin.reader")
+
 
 __all__ = [
     "KM",
@@ -45,6 +55,7 @@ __all__ = [
     "compress",
     "finetune",
     "load",
+    "open_file",
     "parse_scheme",
     "prune",
     "quantize_weight",

@@ -18,13 +18,14 @@ from torch import nn
 import vq_plugin
 from vq_plugin import ops
 from vq_plugin.checkpoint import read_header, save
-from vq_plugin.checkpoint.header import join
+from vq_plugin.coding.bits import code_bits
 from vq_plugin.compress import compress
+from vq_plugin.format.header import FORMAT, LEAVES, join
 from vq_plugin.recipe import run_recipe
 from vq_plugin.recipe.commands import add_recipe_commands
 from vq_plugin.recipe.references import resolve
 from vq_plugin.recipe.run import Outcome
-from vq_plugin.schemes import Scheme, code_bits, parse_scheme
+from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.summary import summary
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.cluster import dask_cluster
@@ -189,33 +190,27 @@ def _compress(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     header, sizes = read_header(options.file)
     rows = []
-    for name, layer in header.layers.items():
-        leaves = ("codes", "codebooks", "exponents", "scale")
-        parts = [join(name, leaf) for leaf in leaves]
-        nbytes = sum(sizes.get(part, 0) for part in parts)
-        tied = header.aliases.get(parts[0], "").rpartition(".")[0]
+    for name, stored in header.weights():
+        layer, k = header.layers[stored], header.books(stored)[3]
+        sizes_of = {leaf: sizes.get(join(stored, leaf), 0) for leaf in LEAVES}
         # Of coded codes the mean, with their tables.
-        bits = (
-            8
-            * sizes.get(header.aliases.get(parts[0], parts[0]), 0)
-            / max(math.prod(layer.codes), 1)
-        )
+        bits = 8 * sizes_of["codes"] / max(math.prod(layer.codes), 1)
         rows.append(
             [
                 name or "(model)",
                 "x".join(map(str, layer.shape)),
                 layer.scheme,
-                str(layer.k),
-                f"{bits:.2f}" if header.coding(name) else str(code_bits(layer.k)),
-                f"tied to {tied}" if tied else format_bytes(nbytes),
+                str(k),
+                f"{bits:.2f}" if layer.coding else str(code_bits(k)),
+                format_bytes(sum(sizes_of.values())) if name == stored else f"tied to {stored}",
             ]
         )
     header_row = ["layer", "shape", "scheme", "k", "bits/code", "size"]
     print(format_table(header_row, rows, right=(3, 4, 5)))
     total = Path(options.file).stat().st_size
     print(
-        f"{len(header.layers)} codebook layers, {len(sizes)} tensors, {format_bytes(total)}, "
-        f"format {header.format}, checksums right"
+        f"{len(rows)} codebook layers, {len(sizes)} tensors, {format_bytes(total)}, "
+        f"format {FORMAT}, checksums right"
     )
     return WITHIN_BUDGET
 
@@ -242,7 +237,7 @@ def _why_no_kernels() -> str:
     if os.environ.get("VQ_PLUGIN_ISA") == "none":
         return "none: VQ_PLUGIN_ISA turns them off, layers run in pure torch"
     try:
-        import_module("vq_plugin.ops._native")
+        import_module("vq_plugin._native").register_operators()
     except ModuleNotFoundError:
         return (
             "none, they were not built: layers run in pure torch. Install a C++ compiler (for "

@@ -13,8 +13,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, hold_coded
-from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.parameter import own_class
+from vq_plugin.select import slots_by_any_name
 from vq_plugin.ties import sharing
 
 # Where torch keeps hooks, and which of them take keyword arguments or always run.
@@ -31,18 +31,26 @@ _HOOKS = (
 _SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
 
 
-def assemble(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
+def assemble(
+    model: nn.Module,
+    weights: Mapping[str, CodebookWeight],
+    ties: Mapping[str, str] | None = None,
+) -> nn.Module:
     """Puts compressed weights into a copy of a model.
 
     Args:
         model: Float model; it is not changed.
-        weights: Compressed weights by the names of slots; slots that share the weight of a named
-            one share its codes and codebooks.
+        weights: Compressed weights by the names of slots.
+        ties: Names of further slots, each with the name in ``weights`` whose codes and codebooks
+            it shares; ``None`` for those that share its float weight.
 
     Returns:
         A new model, in the training mode of ``model``.
+
+    Raises:
+        ValueError: If a slot cannot take its weight; the message names it.
     """
-    layers, parameters = _holders(model, weights)
+    layers, parameters = _holders(model, weights, ties)
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
     memo = _own_values(model)
     memo.update((id(module), layer) for module, layer in layers.items())
@@ -68,7 +76,7 @@ def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     Returns:
         ``model``, or the codebook layer if the model is a bare layer.
     """
-    layers, parameters = _holders(model, weights)
+    layers, parameters = _holders(model, weights, None)
     for slot, coded, shift in parameters:
         _hold(slot, coded, shift, slot.module)
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -78,28 +86,35 @@ def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
 
 
 def _holders(
-    model: nn.Module, weights: Mapping[str, CodebookWeight]
+    model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None
 ) -> tuple[dict[nn.Module, CodebookLayer], list[tuple[Slot, CodedParameter, Tensor | None]]]:
     """Codebook layers by the float layers whose places they take; coded parameters, bias shifts."""
+    if ties is None:
+        owners = sharing(model)
+        ties = {slot.name: name for name in weights for slot in owners[name] if slot.name != name}
+    slots = slots_by_any_name(model)
+    # A slot of several names has one holder.
+    holders: dict[tuple[int, str], CodebookLayer | CodedParameter] = {}
     layers: dict[nn.Module, CodebookLayer] = {}
     parameters: list[tuple[Slot, CodedParameter, Tensor | None]] = []
-    owners = sharing(model)
-    for name, small in weights.items():
-        named = next(slot for slot in owners[name] if slot.name == name)
-        first = holder_of(named, small)
-        holders: list[tuple[Slot, CodedWeight, Tensor | None]] = [(named, first, small.bias_shift)]
-        for slot in owners[name]:
-            if slot is not named:
-                # It has a bias of its own, which calibration has not seen.
-                other = holder_of(slot, first.codebook_weight)
-                other.share(first)
-                holders.append((slot, other, None))
-        for slot, holder, shift in holders:
-            if isinstance(holder, CodebookLayer):
-                layers[slot.module] = holder
-            else:
-                assert isinstance(holder, CodedParameter)
-                parameters.append((slot, holder, shift))
+    for name, first in {**{name: name for name in weights}, **ties}.items():
+        slot, owner = slots[name], slots[first]
+        key = (id(slot.module), slot.parameter)
+        if key in holders:
+            continue
+        try:
+            holder = holders[key] = holder_of(slot, weights[first])
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        shift = weights[first].bias_shift
+        if name != first:
+            holder.share(holders[id(owner.module), owner.parameter])
+            # A bias of its own, which calibration has not seen.
+            shift = None
+        if isinstance(holder, CodebookLayer):
+            layers[slot.module] = holder
+        else:
+            parameters.append((slot, holder, shift))
     for module, layer in layers.items():
         _carry_hooks(module, layer)
     return layers, parameters
@@ -115,8 +130,7 @@ def holder_of(slot: Slot, small: CodebookWeight) -> CodebookLayer | CodedParamet
         return slot.layer(slot.module, small)
     if slot.view.shape != small.shape:
         raise ValueError(
-            f"{slot.name!r}: the codebook weight has shape {small.shape}, the slot's is "
-            f"{slot.view.shape}"
+            f"the codebook weight has shape {small.shape}, the layer's is {slot.view.shape}"
         )
     return CodedParameter(small, slot.view, trains=slot.value.requires_grad)
 

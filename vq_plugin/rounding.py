@@ -10,12 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vq_plugin.format.weights import LEAST_EXPONENT, MOST_EXPONENT, MOST_STEPS
 from vq_plugin.schemes import CodebookDtype
-
-# Steps whose multiples float16 holds: from its smallest number, to where 127 of them reach its
-# largest.
-LEAST_EXPONENT, MOST_EXPONENT = -24, 9
-MOST_STEPS = 127
 
 
 def round_centers(codebooks: Tensor, dtype: CodebookDtype) -> Tensor:
@@ -65,32 +61,6 @@ def to_int8(codebooks: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("a center is NaN, infinite or beyond 65024, which int8 cannot keep")
     exponents = _exponents(rounded)
     return (rounded / _steps(exponents)).to(torch.int8), exponents.to(torch.int8)
-
-
-def from_int8(integers: Tensor, exponents: Tensor) -> Tensor:
-    """Undoes :func:`to_int8`.
-
-    Args:
-        integers: As it gives them.
-        exponents: As it gives them.
-
-    Returns:
-        Float16, the shape of ``integers``.
-
-    Raises:
-        ValueError: If shapes, dtypes or values are not such as it gives.
-    """
-    if integers.dtype != torch.int8 or exponents.dtype != torch.int8:
-        raise ValueError(f"int8 codebooks of {integers.dtype} with exponents of {exponents.dtype}")
-    if exponents.shape != integers.shape[:-2]:
-        raise ValueError(
-            f"exponents of shape {tuple(exponents.shape)} do not fit codebooks of shape "
-            f"{tuple(integers.shape)}"
-        )
-    in_range = (exponents >= LEAST_EXPONENT) & (exponents <= MOST_EXPONENT)
-    if not bool(in_range.all()) or bool((integers < -MOST_STEPS).any()):
-        raise ValueError("int8 codebooks or their exponents are out of range")
-    return (integers.float() * _steps(exponents.long())).half()
 
 
 def _exponents(codebooks: Tensor) -> Tensor:

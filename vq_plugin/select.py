@@ -114,14 +114,14 @@ def match(
 
 def slots_by_name(model: nn.Module, names: Iterable[str]) -> dict[str, Slot]:
     """The slots that :func:`match` and :func:`select` named, in the order of the names."""
-    slots = {**other_parameters(model), **find_slots(model)}
+    slots = slots_by_any_name(model)
     return {name: slots[name] for name in names}
 
 
-def slots_present(model: nn.Module, names: Iterable[str]) -> dict[str, Slot]:
-    """Those of the names that are slots of the model."""
-    slots = {**other_parameters(model), **find_slots(model)}
-    return {name: slots[name] for name in names if name in slots}
+def slots_by_any_name(model: nn.Module) -> dict[str, Slot]:
+    """Every slot of a model, and every other parameter that can be coded, by all of its names."""
+    slots = (*other_parameters(model).values(), *find_slots(model).values())
+    return {name: slot for slot in slots for name in slot.names}
 
 
 def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:

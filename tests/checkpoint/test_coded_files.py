@@ -24,8 +24,6 @@ from tests.checkpoint.forging import (
 from tests.checkpoint.models import assert_same_state
 from vq_plugin.checkpoint import read_header
 
-pytest.importorskip("constriction")
-
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_golden_files_load_as_ever(version: int) -> None:

@@ -17,8 +17,6 @@ from torch import Tensor
 import vq_plugin as vq
 from tests.checkpoint.forging import GOLDEN, WAYS, contents, golden_model, packed, sealed, unpacked
 
-pytest.importorskip("constriction")
-
 VALUES = [-1, 0, 1, 2, 3, 17, 1 << 20, 1 << 31, 1 << 40, 1 << 63, "", "row", "x", None, [], {}, 1.5]
 Forgery = Callable[[random.Random, dict[str, Any], dict[str, Tensor]], None]
 

@@ -6,8 +6,6 @@ import inspect
 import json
 import pickle
 
-import importlib
-
 import pytest
 
 pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
@@ -18,7 +16,6 @@ from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.fit import weight as fit_weight
 from vq_plugin.inc import (
     BinaryConfig,
     KMConfig,

@@ -1,8 +1,7 @@
 """The host's calls, as the page docs/torch_ao.md shows them."""
 
-from collections.abc import Callable, Iterable
-
 import importlib
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch

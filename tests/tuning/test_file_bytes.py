@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 
-pytest.importorskip("constriction")
-
 PRUNED, SHARED = vq.KM(k=5, keep_zeros=True), vq.PQ(k=16, dim=4, codebooks="tensor")
 
 

@@ -1,9 +1,11 @@
-"""Files: bit packing, entropy coding, save and load."""
+"""Files: save and load."""
 
-from vq_plugin.checkpoint.file import load, read_header, save
-from vq_plugin.checkpoint.header import CheckpointError
+from vq_plugin.checkpoint.file import load, save
+from vq_plugin.checkpoint.opened import open_file
 from vq_plugin.checkpoint.rest import Rest, check_rest, rest_tensors, round_rest, stored_rest
 from vq_plugin.checkpoint.size import file_nbytes
+from vq_plugin.format.container import read_header
+from vq_plugin.format.header import CheckpointError
 
 __all__ = [
     "CheckpointError",
@@ -11,6 +13,7 @@ __all__ = [
     "check_rest",
     "file_nbytes",
     "load",
+    "open_file",
     "read_header",
     "rest_tensors",
     "round_rest",

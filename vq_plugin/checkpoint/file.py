@@ -7,35 +7,44 @@ the exponents of their steps beside them. Everything else keeps its own.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.checkpoint import container, entropy
-from vq_plugin.checkpoint.header import (
+from vq_plugin.checkpoint.opened import tensor_of, torch_layer
+from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
+from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.coding import entropy
+from vq_plugin.coding.bits import pack
+from vq_plugin.format.container import Container, to_bytes
+from vq_plugin.format.header import (
+    DTYPES,
     CheckpointError,
+    Entry,
+    EntryView,
     Header,
-    LayerEntry,
+    Stored,
     join,
 )
-from vq_plugin.checkpoint.packing import pack, unpack
-from vq_plugin.checkpoint.rest import LEAVES, Rest, check_rest, stored_rest
-from vq_plugin.checkpoint.size import may_be_coded
-from vq_plugin.codebook import CodebookWeight
-from vq_plugin.nn import CodebookLayer, find_slots
-from vq_plugin.rounding import from_int8, to_int8
-from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.format.weights import may_be_coded, read_codes
+from vq_plugin.nn import Slot, View
+from vq_plugin.replace import assemble
+from vq_plugin.rounding import to_int8
+from vq_plugin.schemes import parse_scheme
+from vq_plugin.select import slots_by_any_name
 
-# One tensor more of a codebook layer, beside int8 codebooks.
-_EXPONENTS = "exponents"
+_Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
@@ -66,45 +75,37 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         True
     """
     check_rest(rest)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, CodebookLayer)}
-    if not layers:
-        raise ValueError("the model has no codebook layer; compress it first")
-    every_name = {
-        n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, CodebookLayer)
-    }
-    tensors: dict[str, Tensor] = {}
-    header = Header(layers={name: _entry(layer) for name, layer in layers.items()})
-    first: dict[tuple[int, bool], str] = {}
+    coded = list(saved_weights(model))
+    if not coded:
+        raise ValueError("the model has no coded weight; compress it first")
+    header, tensors = Header(), _Parts()
+    # Tensors are tied where they are one object, coded weights where they share their codebooks.
+    first: dict[int, str] = {}
+    own = {key for each in coded for key in each.keys}
     for key, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{key!r} holds a {type(value).__name__}, which a file without pickle cannot keep"
             )
-        name, _, leaf = key.rpartition(".")
-        layer = every_name.get(name)
-        # Codes are unpacked for every name: layers are tied if they share their codebooks.
-        own = layer.codebooks if layer is not None and leaf == "codes" else value
-        owner = first.setdefault((id(own), leaf == "codes"), key)
-        if owner != key:
-            header.aliases[key] = owner
-            if layer is not None and leaf == "codebooks" and _is_int8(layer.scheme):
-                there = join(owner.rpartition(".")[0], _EXPONENTS)
-                header.aliases[join(name, _EXPONENTS)] = there
+        if key in own:
             continue
-        if layer is not None and leaf in LEAVES:
-            parts = _stored(layer, name, leaf, value.detach(), header.coded)
-        else:
-            parts = {key: stored_rest(value.detach(), rest)}
-            if parts[key].dtype != value.dtype:
-                header.rounded[key] = "float32" if value.dtype is torch.float32 else "float64"
-        # A copy: safetensors refuses tensors that share memory.
-        tensors.update((k, part.cpu().contiguous().clone()) for k, part in parts.items())
-    ways = {coding.along for coding in header.coded.values()}
-    version = 4 if "class" in ways else 2 if ways or header.rounded else 1
-    header = replace(header, format=version)
-    data = container.to_bytes(header, tensors)
-    write_atomically(Path(path), data)
-    return len(data)
+        if first.setdefault(id(value), key) != key:
+            header.aliases[key] = first[id(value)]
+            continue
+        kept = stored_rest(value.detach(), rest)
+        kind, data = _stored(key, kept)
+        rounded = _name(value.dtype) if kept.dtype != value.dtype else None
+        tensors[key] = replace(kind, rounded=rounded), data
+    for each in coded:
+        books = id(each.holder.codebooks)
+        if first.setdefault(books, each.name) != each.name:
+            header.aliases[each.name] = first[books]
+            continue
+        header.layers[each.name], parts = _coded(each)
+        tensors |= parts
+    content = to_bytes(header, tensors)
+    write_atomically(Path(path), content)
+    return len(content)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> nn.Module:
@@ -135,209 +136,151 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         >>> bool(torch.equal(layer.weight, small[1].weight))
         True
     """
-    header, tensors = read(path, part)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    replacements: dict[str, CodebookLayer] = {}
-    for name, entry in header.layers.items():
-        source = modules.get(name)
-        if source is None:
-            near = difflib.get_close_matches(name, modules, n=3)
-            hint = f"; the nearest names are {', '.join(near)}" if near else ""
-            raise CheckpointError(f"{path}: the model has no layer {name!r}{hint}")
-        slot = find_slots(source).get("")
-        kind = None if slot is None else slot.layer
-        if kind is None:
-            raise CheckpointError(
-                f"{path}: layer {name!r} of the model is a {type(source).__name__}, which has no "
-                "codebook layer; give load() a fresh float model"
-            )
-        replacements[name] = _rebuild(path, name, entry, header, tensors, source, kind)
-    for name, layer in replacements.items():
-        key = header.aliases.get(join(name, "codes"))
-        if key is not None:
-            owner = replacements.get(key.rpartition(".")[0])
-            if owner is None or not _fits(layer, owner):
-                raise CheckpointError(f"{path}: layer {name!r} cannot be tied to {key!r}")
-            layer.share(owner)
-    memo: dict[int, object] = {id(modules[name]): layer for name, layer in replacements.items()}
-    restored = copy.deepcopy(model, memo)
-    _load_rest(path, restored, header, tensors)
+    file = Container(path, part)
+    slots = slots_by_any_name(model)
+    weights: dict[str, CodebookWeight] = {}
+    ties: dict[str, str] = {}
+    try:
+        for name, stored in file.header.weights():
+            slot = _slot(name, slots, model)
+            try:
+                _check_fit(file.header.layers[stored], slot)
+                if name == stored:
+                    weights[name] = _weight(file, name, slot.value)
+                else:
+                    ties[name] = stored
+            except CheckpointError:
+                raise
+            except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
+        restored = assemble(model, weights, ties)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    _load_rest(restored, file)
     return restored
 
 
-def read_header(path: str | os.PathLike[str]) -> tuple[Header, dict[str, int]]:
-    """The header of a file and the bytes of every tensor in it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged or of another kind or version.
-    """
-    header, tensors = container.read(path)
-    return header, {key: value.nbytes for key, value in tensors.items()}
-
-
-def read(path: str | os.PathLike[str], part: str = "") -> tuple[Header, dict[str, Tensor]]:
-    """The header and the tensors of a file, checked, rounded ones in the dtype of the model.
-
-    Args:
-        path: A file that :func:`save` wrote.
-        part: Name of a module: nothing else is read, and names start below it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged or of another kind or version.
-    """
-    header, tensors = container.read(path, part)
-    for key, dtype in header.rounded.items():
-        if tensors[key].dtype != torch.float16:
-            raise CheckpointError(f"{path}: tensor {key!r} is not of float16, as the header says")
-        tensors[key] = tensors[key].to(getattr(torch, dtype))
-    return header, tensors
-
-
-def _rebuild(
-    path: str | os.PathLike[str],
-    name: str,
-    entry: LayerEntry,
-    header: Header,
-    tensors: Mapping[str, Tensor],
-    source: nn.Module,
-    kind: type[CodebookLayer],
-) -> CodebookLayer:
-    def stored(leaf: str) -> Tensor | None:
-        key = join(name, leaf)
-        return tensors.get(header.aliases.get(key, key))
-
-    weight = source.weight
-    assert isinstance(weight, Tensor)
-    packed, codebooks, scale = stored("codes"), stored("codebooks"), stored("scale")
-    try:
-        if packed is None or codebooks is None:
-            raise ValueError("its codes or codebooks are missing")
-        if str(weight.dtype) != f"torch.{entry.dtype}":
-            raise ValueError(
-                f"it was saved as {entry.dtype} and the model is {weight.dtype}; "
-                f"convert the model with .to(torch.{entry.dtype}) first"
-            )
-        scheme = parse_scheme(entry.scheme)
-        if _is_int8(scheme):
-            exponents = stored(_EXPONENTS)
-            if exponents is None:
-                raise ValueError("the exponents of its int8 codebooks are missing")
-            codebooks = from_int8(codebooks, exponents)
-        if scheme.scale == "row" and scale is None:
-            raise ValueError("its row scales are missing")
-        codes = _codes(entry, header.coding(name), packed, codebooks, weight, scheme)
-        small = CodebookWeight(
-            codes=codes.to(weight.device),
-            codebooks=codebooks.to(weight.device),
-            scale=None if scale is None else scale.to(weight.device),
-            scheme=scheme,
-            shape=tuple(entry.shape),
-            dtype=weight.dtype,
-        )
-        layer = kind(source, small)
-    except (ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: layer {name!r}: {error}") from error
-    return layer
-
-
-def _is_int8(scheme: Scheme) -> bool:
-    return scheme.codebook_dtype == "int8"
-
-
-def _fits(layer: CodebookLayer, owner: CodebookLayer) -> bool:
-    one, two = layer.codebook_weight, owner.codebook_weight
-    return (one.shape, one.scheme) == (
-        two.shape,
-        two.scheme,
-    ) and one.codebooks.shape == two.codebooks.shape
-
-
-def _codes(
-    entry: LayerEntry,
-    coding: entropy.Coding | None,
-    stored: Tensor,
-    codebooks: Tensor,
-    weight: Tensor,
-    scheme: Scheme,
-) -> Tensor:
-    """The codes, after it is sure that so many are wanted."""
-    if tuple(entry.shape) != tuple(weight.shape):
+def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
+    if name in slots:
+        return slots[name]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name in modules:
         raise ValueError(
-            f"it was saved with a weight of shape {tuple(entry.shape)} "
-            f"and the model's is {tuple(weight.shape)}"
+            f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
+            "slot; give load() a fresh float model"
         )
-    if codebooks.dim() != 5 or codebooks.numel() == 0 or codebooks.shape[3] != entry.k:
+    near = difflib.get_close_matches(name, slots, n=3)
+    hint = f"; the nearest names are {', '.join(near)}" if near else ""
+    raise ValueError(f"the model has no layer {name!r}{hint}")
+
+
+def _check_fit(entry: Entry, slot: Slot) -> None:
+    """Makes sure that the weight of an entry is wanted, before anything of it is believed."""
+    source, view = slot.value, slot.view
+    if entry.dtype != _name(source.dtype):
         raise ValueError(
-            f"codebooks of shape {tuple(codebooks.shape)} are not of {entry.k} centers"
+            f"it was saved as {entry.dtype} and the model is {source.dtype}; "
+            f"convert the model with .to(torch.{entry.dtype}) first"
         )
-    shape = scheme.geometry(tuple(weight.shape)).code_shape
-    # Packed codes of some bits are never more than the file is long.
-    few = may_be_coded(math.prod(shape), weight.numel()) or (coding is None and entry.k > 1)
-    if tuple(entry.codes) != shape or not few:
-        raise ValueError(f"codes of shape {tuple(entry.codes)} do not fit the codebooks")
-    if coding is not None:
-        return entropy.decode(stored, coding, shape, entry.k)
-    return unpack(stored, math.prod(shape), entry.k).reshape(shape)
+    if entry.shape != view.shape:
+        raise ValueError(
+            f"it was saved with a weight of shape {entry.shape} and the model's is {view.shape}"
+        )
+    if entry.view != _view(None if view.plain else view):
+        raise ValueError(f"it was saved with the view {entry.view} and the model's is {view}")
 
 
-def _load_rest(
-    path: str | os.PathLike[str], model: nn.Module, header: Header, tensors: Mapping[str, Tensor]
-) -> None:
-    done = {join(name, leaf) for name in header.layers for leaf in LEAVES}
-    done.update(
-        join(name, _EXPONENTS)
-        for name, entry in header.layers.items()
-        if _is_int8(parse_scheme(entry.scheme))
+def _weight(file: Container, name: str, source: Tensor) -> CodebookWeight:
+    entry = file.header.layers[name]
+    scheme = parse_scheme(entry.scheme)
+    layer = torch_layer(file, name)
+    if scheme.geometry(entry.shape).scaled and layer.scale is None:
+        raise ValueError("its row scales are missing")
+    small = CodebookWeight(
+        codes=torch.from_numpy(read_codes(file, name, entry)).to(source.device),
+        codebooks=layer.codebooks.to(source.device),
+        scale=None if layer.scale is None else layer.scale.to(source.device),
+        scheme=scheme,
+        shape=entry.shape,
+        dtype=source.dtype,
     )
-    done.update(alias for alias, owner in header.aliases.items() if owner in done)
-    expected = model.state_dict()
-    state = {key: value for key, value in expected.items() if key in done}
-    for key in (*tensors, *header.aliases):
-        if key in done:
-            continue
-        value = tensors[header.aliases.get(key, key)]
-        if key in expected and expected[key].dtype != value.dtype:
+    kind = file.header.tensors[join(name, "codebooks")].dtype
+    cut = small.geometry
+    if (cut.axis, cut.group, cut.codebook_dtype) != (entry.axis, entry.group, kind):
+        raise ValueError(f"axis, groups or {kind} codebooks are not those of {scheme}")
+    return small
+
+
+def _load_rest(model: nn.Module, file: Container) -> None:
+    """Gives a model all that is not of a coded weight."""
+    expected = dict[str, Tensor]()
+    expected.update(model.named_parameters(remove_duplicate=False))
+    expected.update(model.named_buffers(remove_duplicate=False))
+    read: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, stored in file.header.others():
+        if stored not in read:
+            read[stored] = tensor_of(file.header.tensors[stored], file.raw(stored))
+        state[name] = value = read[stored]
+        if name in expected and expected[name].dtype != value.dtype:
             raise CheckpointError(
-                f"{path}: {key!r} was saved as {value.dtype} and the model is "
-                f"{expected[key].dtype}; convert the model first"
+                f"{file.path}: {name!r} was saved as {value.dtype} and the model is "
+                f"{expected[name].dtype}; convert the model first"
             )
-        state[key] = value
+    own = {key for each in saved_weights(model) for key in each.keys}
     try:
-        model.load_state_dict(state)
+        lacking, unknown = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the model: {error}") from error
+        raise CheckpointError(f"{file.path}: does not fit the model: {error}") from error
+    lacking = [key for key in lacking if key not in own]
+    if lacking or unknown:
+        raise CheckpointError(
+            f"{file.path}: does not fit the model: the file lacks {lacking or 'nothing'}, "
+            f"the model lacks {unknown or 'nothing'}"
+        )
 
 
-def _entry(layer: CodebookLayer) -> LayerEntry:
-    small = layer.codebook_weight
-    return LayerEntry(
-        scheme=str(small.scheme),
-        shape=list(small.shape),
-        codes=list(small.codes.shape),
-        k=small.k,
-        dtype=str(small.dtype).removeprefix("torch."),
-    )
-
-
-def _stored(
-    layer: CodebookLayer, name: str, leaf: str, value: Tensor, coded: dict[str, entropy.Coding]
-) -> dict[str, Tensor]:
-    """What the file keeps of a tensor, by name; how codes were coded goes into ``coded``."""
-    key = join(name, leaf)
-    if leaf == "codes":
-        k = layer.codebook_weight.k
-        few = may_be_coded(value.numel(), math.prod(layer.weight_shape))
-        found = entropy.encode(value, k) if few else None
-        if found is None:
-            return {key: pack(value, k)}
-        coded[name], data = found
-        return {key: data}
-    if leaf == "codebooks" and _is_int8(layer.scheme):
+def _coded(saved: SavedWeight) -> tuple[Entry, _Parts]:
+    """What the file says and keeps of a coded weight."""
+    name, small = saved.name, saved.holder.codebook_weight
+    codes = small.codes.detach().cpu().numpy()
+    few = may_be_coded(codes.size, math.prod(small.shape))
+    coding, data = (entropy.encode(codes, small.k) if few else None) or (None, pack(codes, small.k))
+    parts = {"codes": torch.from_numpy(data), "codebooks": small.codebooks}
+    if small.scheme.codebook_dtype == "int8":
         try:
-            integers, exponents = to_int8(value)
+            parts["codebooks"], parts["exponents"] = to_int8(small.codebooks)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
-        return {key: integers, join(name, _EXPONENTS): exponents}
-    return {key: value.to(layer.scheme.torch_codebook_dtype)}
+    if small.scale is not None:
+        parts["scale"] = small.scale
+    entry = Entry(
+        scheme=str(small.scheme),
+        shape=tuple(small.shape),
+        view=_view(saved.view),
+        axis=small.geometry.axis,
+        group=small.geometry.group,
+        codes=tuple(codes.shape),
+        dtype=_name(small.dtype),
+        coding=coding,
+    )
+    return entry, {join(name, leaf): _stored(join(name, leaf), v) for leaf, v in parts.items()}
+
+
+def _view(view: View | None) -> EntryView | None:
+    return None if view is None else (view.parameter_shape, view.split, view.order)
+
+
+def _stored(name: str, value: Tensor) -> tuple[Stored, Any]:
+    """A tensor as the file keeps it; its checksum is yet to come."""
+    dtype = _name(value.dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"{name!r} is of dtype {dtype}, which safetensors cannot keep")
+    data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return Stored(dtype, tuple(value.shape), 0), data
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -7,13 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint.header import join
-from vq_plugin.nn import CodebookLayer
+from vq_plugin.checkpoint.weights import saved_weights
 
 Rest = Literal["float16"]
-
-# Tensors of the weight of a codebook layer.
-LEAVES = ("codes", "codebooks", "scale")
 
 
 def check_rest(rest: str | None) -> None:
@@ -24,12 +20,7 @@ def check_rest(rest: str | None) -> None:
 
 def rest_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the ``state_dict`` that are not of a codebook, by name."""
-    own = {
-        join(name, leaf)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, CodebookLayer)
-        for leaf in LEAVES
-    }
+    own = {key for each in saved_weights(model) for key in each.keys}
     return {
         key: value
         for key, value in model.state_dict(keep_vars=True).items()

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import math
 
-from vq_plugin.checkpoint.entropy import coded_size
-from vq_plugin.checkpoint.packing import packed_size
 from vq_plugin.codebook import CodebookWeight
-
-# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
-_MOST_CODES = 16
-
-
-def may_be_coded(codes: int, weights: int) -> bool:
-    """Whether a reader believes that coded bytes stand for so many codes of so many weights."""
-    return codes <= _MOST_CODES * weights
+from vq_plugin.coding.bits import packed_size
+from vq_plugin.coding.entropy import coded_size
+from vq_plugin.format.weights import may_be_coded
 
 
 def file_nbytes(small: CodebookWeight) -> int:
@@ -25,7 +18,7 @@ def file_nbytes(small: CodebookWeight) -> int:
 
     Returns:
         Of the codes the smaller of packed and coded, see
-        :func:`vq_plugin.checkpoint.entropy.coded_size`, which says how exactly.
+        :func:`vq_plugin.coding.entropy.coded_size`, which says how exactly.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -37,5 +30,5 @@ def file_nbytes(small: CodebookWeight) -> int:
     codes, k = small.codes, small.k
     size = packed_size(codes.numel(), k)
     if may_be_coded(codes.numel(), math.prod(small.shape)):
-        size = coded_size(codes, k)
+        size = coded_size(codes.detach().cpu().numpy(), k)
     return size + small.geometry.table_bytes

@@ -78,7 +78,8 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
         if slot.layer is None:
             raise ValueError(
                 f"{slot.name!r} is a weight of {type(slot.module).__name__}, which no codebook "
-                f"layer can replace: leave it with {{{slot.name!r}: None}}, or use vq_plugin.compress"
+                f"layer can replace: leave it with {{{slot.name!r}: None}}, or use "
+                "vq_plugin.compress"
             )
     ties = tied_weights(model, chosen)
     found: dict[str, Plan] = {}

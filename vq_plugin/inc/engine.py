@@ -20,7 +20,7 @@ from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.files import enable_save
 from vq_plugin.inc.layers import check_codebooks
 from vq_plugin.replace import swap
-from vq_plugin.select import slots_present
+from vq_plugin.select import slots_by_any_name
 from vq_plugin.summary import summary
 
 
@@ -50,7 +50,8 @@ def compress_in_place(
         if isinstance(config, CodebookConfig) and config.layer_scheme is not None
     }
     # What an earlier call has coded is no slot any more.
-    slots = slots_present(model, pending)
+    there = slots_by_any_name(model)
+    slots = {name: there[name] for name in pending if name in there}
     pending = {name: pending[name] for name in slots}
     ties = check_codebooks(model, pending)
     if mode == Mode.PREPARE:

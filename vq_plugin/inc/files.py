@@ -22,10 +22,9 @@ from neural_compressor.torch.utils import QCONFIG_NAME, WEIGHT_NAME, logger
 from torch import Tensor, nn
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.checkpoint import CheckpointError
+from vq_plugin.checkpoint import CheckpointError, open_file
 from vq_plugin.checkpoint import load as load_file
 from vq_plugin.checkpoint import save as save_file
-from vq_plugin.checkpoint.file import read
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.schemes import register_known
 from vq_plugin.nn import CodebookLayer
@@ -148,7 +147,7 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
     configs = {key: _config(own) for key, own in settings.items()}
     hosted = [key for key, config in configs.items() if not isinstance(config, CodebookConfig)]
     if hosted:
-        _, tensors = read(folder / MODEL_FILE)
+        tensors = open_file(folder / MODEL_FILE).tensors
         for key in hosted:
             try:
                 _put_layer_of_inc(model, key, settings[key], tensors)

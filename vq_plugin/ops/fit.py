@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.library import Library
 
 from vq_plugin.ops.native import native
@@ -46,8 +45,6 @@ for _schema in (
     "scalar_codes(Tensor values, Tensor boundaries) -> Tensor",
     # First points of the k best intervals, int64; running sums are float64, (m + 1,).
     "optimal_intervals(Tensor mass, Tensor moment, int k) -> Tensor",
-    "pack_bits(Tensor codes, int bits) -> Tensor",
-    "unpack_bits(Tensor packed, int count, int bits) -> Tensor",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
@@ -68,42 +65,3 @@ def operators() -> Any:
     """
     native()
     return torch.ops.vq
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Codes of 1 to 8 bits one after the other, the lowest bit first.
-
-    Args:
-        codes: Uint8, ``(n,)``.
-        bits: Bits of a code; higher ones are dropped.
-
-    Returns:
-        Uint8, ``(ceil(n · bits / 8),)``.
-
-    Example:
-        >>> if native_fits():
-        ...     codes = torch.tensor([1, 2, 3, 7], dtype=torch.uint8)
-        ...     assert pack_bits(codes, 3).tolist() == [209, 14]
-    """
-    packed: Tensor = operators().pack_bits(codes, bits)
-    return packed
-
-
-def unpack_bits(packed: Tensor, count: int, bits: int) -> Tensor:
-    """Undoes :func:`pack_bits`.
-
-    Args:
-        packed: Uint8, ``(ceil(count · bits / 8),)``.
-        count: Number of codes.
-        bits: Bits of a code.
-
-    Returns:
-        Uint8, ``(count,)``.
-
-    Example:
-        >>> if native_fits():
-        ...     packed = torch.tensor([209, 14], dtype=torch.uint8)
-        ...     assert unpack_bits(packed, 4, 3).tolist() == [1, 2, 3, 7]
-    """
-    codes: Tensor = operators().unpack_bits(packed, count, bits)
-    return codes

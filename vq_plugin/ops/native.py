@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from functools import cache
@@ -10,34 +9,27 @@ from types import ModuleType
 
 import torch  # noqa: F401 - the extension looks for the libtorch that this loads
 
-ISAS = ("avx512", "avx2", "neon", "scalar")
-_VARIABLE = "VQ_PLUGIN_ISA"
+from vq_plugin.extension import ISA_VARIABLE, ISAS, extension
 
 
 @cache
 def native() -> ModuleType | None:
-    """The extension module, ``None`` where it was not built.
+    """The extension module with its operators registered, ``None`` where that cannot be.
 
     Raises:
         ValueError: If the variable ``VQ_PLUGIN_ISA`` names no instruction set of this machine.
     """
-    wanted = os.environ.get(_VARIABLE)
-    if wanted == "none":
-        return None
+    module = extension()
     try:
-        module = importlib.import_module("vq_plugin.ops._native")
-    except ImportError:
+        if module is not None:
+            module.register_operators()
+    except ImportError:  # torch is too old
         return None
-    if wanted is not None and not module.use_isa(wanted):
-        there = ", ".join(name for name in ISAS if module.use_isa(name))
-        raise ValueError(
-            f"{_VARIABLE}={wanted!r}: this machine has {there}; 'none' turns native kernels off"
-        )
     return module
 
 
 def isa() -> str | None:
-    """The instruction set in use: one of :data:`ISAS`, or ``None`` without native kernels."""
+    """The instruction set in use: one of ``ISAS``, or ``None`` without native kernels."""
     module = native()
     return None if module is None else str(module.isa())
 
@@ -75,11 +67,11 @@ def use_isa(name: str) -> None:
 @cache
 def warn_without_native() -> None:
     """Warns, once, that layers run in pure torch."""
-    if os.environ.get(_VARIABLE) == "none":
+    if os.environ.get(ISA_VARIABLE) == "none":
         return
     warnings.warn(
         "vq_plugin has no native kernels here: layers keep their decoded weight in memory and run "
         "as float layers do. Reinstall with a C++ compiler present (for example g++) to get them, "
-        f"or set {_VARIABLE}=none to say that this is meant",
+        f"or set {ISA_VARIABLE}=none to say that this is meant",
         stacklevel=2,
     )

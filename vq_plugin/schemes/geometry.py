@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vq_plugin.coding.bits import packed_size
+
 Axis = Literal["in", "out"]
 CodebookDtype = Literal["float16", "bfloat16", "float32", "int8"]
 
@@ -94,7 +96,7 @@ class Geometry:
     @property
     def code_bytes(self) -> int:
         """Bytes of codes of fixed length, packed without gaps."""
-        return -(-math.prod(self.code_shape) * code_bits(self.k) // 8)
+        return packed_size(math.prod(self.code_shape), self.k)
 
     @property
     def table_bytes(self) -> int:
@@ -130,16 +132,6 @@ def center_dtype(codebook_dtype: CodebookDtype) -> torch.dtype:
     """What holds centers in memory; float16 holds int8 ones exactly."""
     dtype: torch.dtype = getattr(torch, "float16" if codebook_dtype == "int8" else codebook_dtype)
     return dtype
-
-
-def code_bits(k: int) -> int:
-    """Bits of one fixed-length code into ``k`` centers.
-
-    Example:
-        >>> [code_bits(k) for k in (1, 2, 5, 8, 256)]
-        [0, 1, 3, 3, 8]
-    """
-    return (k - 1).bit_length()
 
 
 def code_dtype(k: int) -> torch.dtype:

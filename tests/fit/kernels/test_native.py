@@ -9,7 +9,6 @@ from torch import Tensor
 
 import vq_plugin as vq
 from tests.fit.problems import correlated_inputs, moments_of
-from vq_plugin.checkpoint import packing
 from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.exchange import improve
 from vq_plugin.fit.kernels import best_kernels
@@ -196,16 +195,6 @@ def test_optimal_intervals_are_those_of_numpy(m: int, k: int) -> None:
     assert ours.tolist() == optimal_starts(mass, moment, k).tolist()
 
 
-@pytest.mark.parametrize("k", [2, 3, 5, 16, 17, 33, 65, 200, 256])
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
-def test_packed_codes_are_those_of_numpy(k: int, count: int, in_torch: InTorch) -> None:
-    codes = torch.randint(k, (count,), dtype=torch.uint8)
-    packed = packing.pack(codes, k)
-    assert torch.equal(packed, in_torch(lambda: packing.pack(codes, k)))
-    assert torch.equal(packing.unpack(packed, count, k), codes)
-    assert torch.equal(in_torch(lambda: packing.unpack(packed, count, k)), codes)
-
-
 def test_the_operators_refuse_what_would_lead_them_astray() -> None:
     x = torch.randn(2, 10, 3)
     codes = torch.full((2, 10), 4, dtype=torch.uint8)
@@ -226,10 +215,6 @@ def test_the_operators_refuse_what_would_lead_them_astray() -> None:
             torch.full((fit.CELL_BINS,), -1, dtype=torch.int32),
             torch.zeros(fit.CELL_BINS, dtype=torch.uint8),
         )
-    with pytest.raises(RuntimeError, match="bits"):
-        fit.pack_bits(codes.flatten(), 9)
-    with pytest.raises(RuntimeError, match="another shape"):
-        fit.unpack_bits(codes.flatten(), 1000, 4)
 
 
 CALIBRATED = [

@@ -2,7 +2,6 @@
 
 #include <initializer_list>
 
-#include "bits.h"
 #include "boxed.h"
 #include "fit.h"
 #include "fit_scalar.h"
@@ -277,33 +276,6 @@ void optimal_intervals(Value* stack, uint64_t, uint64_t) {
   give(stack, std::move(starts));
 }
 
-void expect_bits(int64_t bits) {
-  if (bits < 1 || bits > 8) fail(std::to_string(bits) + " bits are not 1 to 8");
-}
-
-// codes, bits
-void pack_bits_of(Value* stack, uint64_t, uint64_t) {
-  const Tensor codes = take(stack[0]);
-  const auto bits = static_cast<int64_t>(stack[1]);
-  expect(codes, "codes", functions().uint8, {-1});
-  expect_bits(bits);
-  Tensor packed = empty({bytes_of(codes.sizes[0], bits)}, functions().uint8);
-  pack_bits(codes.as<uint8_t>(), codes.sizes[0], bits, packed.as<uint8_t>());
-  give(stack, std::move(packed));
-}
-
-// packed, count, bits
-void unpack_bits_of(Value* stack, uint64_t, uint64_t) {
-  const Tensor packed = take(stack[0]);
-  const auto count = static_cast<int64_t>(stack[1]), bits = static_cast<int64_t>(stack[2]);
-  expect_bits(bits);
-  if (count < 0 || count > INT64_MAX / 16) fail("unpack_bits: no number of codes");
-  expect(packed, "packed codes", functions().uint8, {bytes_of(count, bits)});
-  Tensor codes = empty({count}, functions().uint8);
-  unpack_bits(packed.as<uint8_t>(), count, bits, codes.as<uint8_t>());
-  give(stack, std::move(codes));
-}
-
 }  // namespace
 
 void register_fit_operators(torch_abi::LibraryHandle library) {
@@ -319,8 +291,6 @@ void register_fit_operators(torch_abi::LibraryHandle library) {
   add("scalar_cells", scalar_cells);
   add("scalar_codes", scalar_codes);
   add("optimal_intervals", optimal_intervals);
-  add("pack_bits", pack_bits_of);
-  add("unpack_bits", unpack_bits_of);
 }
 
 }  // namespace vq

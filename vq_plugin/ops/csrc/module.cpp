@@ -1,11 +1,8 @@
-// The Python module: importing it registers the operators; torch must be loaded by then.
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-
+// The Python module. Importing it needs no torch; the operators do, which are registered when asked.
 #include <cstring>
 #include <exception>
 
+#include "coding_library.h"
 #include "library.h"
 
 namespace {
@@ -50,7 +47,22 @@ PyObject* same_bytes(PyObject*, PyObject* arguments) {
                                      static_cast<size_t>(bytes)) == 0);
 }
 
+PyObject* register_operators(PyObject*, PyObject*) {
+  static bool done = false;
+  try {
+    done = done || vq::register_operators();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
+  if (done) Py_RETURN_NONE;
+  PyErr_SetString(PyExc_ImportError, "libtorch is not loaded, or older than 2.10");
+  return nullptr;
+}
+
 PyMethodDef methods[] = {
+    {"register_operators", register_operators, METH_NOARGS,
+     "Registers the operators with torch, once; ImportError where torch is missing or too old."},
     {"isa", isa, METH_NOARGS, "Name of the instruction set in use."},
     {"use_isa", use_isa, METH_O, "Uses an instruction set; False where this machine lacks it."},
     {"has_fast", has_fast, METH_NOARGS,
@@ -60,13 +72,20 @@ PyMethodDef methods[] = {
      "fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
     {"same_bytes", same_bytes, METH_VARARGS,
      "(address, address, bytes) -> whether they are equal."},
+    {"pack_bits", vq::pack_bits_of, METH_VARARGS,
+     "(codes, bits, packed): codes of a byte each to codes of so many bits."},
+    {"unpack_bits", vq::unpack_bits_of, METH_VARARGS, "(packed, bits, codes): the way back."},
+    {"ans_push", vq::ans_push_of, METH_VARARGS,
+     "(frequencies, symbols, words, state) -> (state, how many words were written)."},
+    {"ans_pop", vq::ans_pop_of, METH_VARARGS,
+     "(frequencies, words, state, how many are left, symbols) -> (state, how many are left)."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     "_native",
-    "Native kernels; see vq_plugin.ops.",
+    "Native kernels and coders; see vq_plugin/extension.py.",
     -1,
     methods,
     nullptr,
@@ -78,15 +97,6 @@ PyModuleDef module = {
 }  // namespace
 
 PyMODINIT_FUNC PyInit__native() {
-  try {
-    vq::kernels_in_use = vq::best_kernels();
-    if (!vq::register_operators()) {
-      PyErr_SetString(PyExc_ImportError, "libtorch is not loaded, or older than 2.10");
-      return nullptr;
-    }
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_ImportError, error.what());
-    return nullptr;
-  }
+  vq::kernels_in_use = vq::best_kernels();
   return PyModule_Create(&module);
 }

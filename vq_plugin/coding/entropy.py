@@ -1,8 +1,6 @@
 """Codes as an ANS stream: frequent codes take fewer bits than rare ones.
 
-The coder is that of ``constriction``. It takes probabilities, and the frequencies that it makes of
-them could depend on how they are rounded. Here they never do: the file holds integers, and what the
-coder is given sums to a power of two minus the number of codes, which it keeps as it is.
+The file holds integers, of which the frequencies follow: no rounding is part of the format.
 """
 
 from __future__ import annotations
@@ -14,23 +12,20 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vq_plugin.checkpoint.classes import Classes, by_class
-from vq_plugin.checkpoint.packing import pack, packed_size, unpack
-from vq_plugin.schemes import code_dtype
+from vq_plugin.coding.ans import Reader, Writer
+from vq_plugin.coding.bits import code_dtype, pack, packed_size, unpack
+from vq_plugin.coding.classes import Classes, by_class
+from vq_plugin.coding.plain import PRECISION
 
 Along = Literal["layer", "stage", "row", "subspace", "previous", "class"]
 
-# Frequencies of one table sum to 2^24: the coder's precision.
-PRECISION = 24
 # Widths of a stored count: few, since each is tried.
 _WIDTHS = (4, 6, 8, 12, 16)
 # What the header says of a coded layer takes about so many bytes.
 _ENTRY = 48
-# The coder wants 32-bit integers: so many at a time.
+# Codes are counted as 64-bit integers: so many at a time.
 _RUN = 1 << 20
 
 
@@ -83,7 +78,7 @@ class _Way:
         return sum(_entropy(part) for part in self.counts)
 
 
-def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
+def encode(codes: NDArray[Any], k: int) -> tuple[Coding, NDArray[np.uint8]] | None:
     """Codes by their frequencies, or nothing where packed codes are smaller.
 
     Args:
@@ -91,41 +86,34 @@ def encode(codes: Tensor, k: int) -> tuple[Coding, Tensor] | None:
         k: Centers per codebook.
 
     Returns:
-        How they were coded, and uint8: the tables, then the stream. ``None`` also where
-        constriction is not installed.
+        How they were coded, and uint8: the tables, then the stream.
 
     Example:
-        >>> rare = (torch.arange(4096) % 64 == 0).to(torch.uint8).reshape(1, 64, 64)
+        >>> rare = (np.arange(4096) % 64 == 0).astype(np.uint8).reshape(1, 64, 64)
         >>> coding, data = encode(rare, 2)
-        >>> coding, data.numel(), packed_size(4096, 2)
+        >>> coding, data.size, packed_size(4096, 2)
         (Coding(along='layer', bits=6), 66, 512)
-        >>> bool(torch.equal(decode(data, coding, rare.shape, 2), rare))
+        >>> bool((decode(data, coding, rare.shape, 2) == rare).all())
         True
-        >>> encode(torch.arange(16).reshape(1, 4, 4), 16)
+        >>> encode(np.arange(16).reshape(1, 4, 4), 16)
     """
-    coder = _coder()
-    if coder is None:
-        return None
-    array = codes.detach().cpu().numpy()
-    limit = packed_size(array.size, k) - _ENTRY
-    best = _cheapest(array, k, limit)
+    codes = codes.astype(code_dtype(k), copy=False)
+    limit = packed_size(codes.size, k) - _ENTRY
+    best = _cheapest(codes, k, limit)
     if best is None:
         return None
     _, bits, way, tables = best
     each = [table for part in tables for table in part]
-    for table, values in zip(each[::-1], way.groups(array, k)[::-1], strict=True):
-        if not len(values):
-            continue
-        model = _model(table)
-        for start in reversed(range(0, len(values), _RUN)):
-            coder.encode_reverse(values[start : start + _RUN].astype(np.int32), model)
-    stream = coder.get_compressed().astype("<u4").view(np.uint8)
-    packed = pack(torch.from_numpy(np.concatenate(each)), 1 << bits)
-    data = torch.cat([torch.from_numpy(way.head()), packed, torch.from_numpy(stream)])
-    return (Coding(way.along, bits), data) if data.numel() < limit else None
+    writer = Writer()
+    for table, values in zip(each[::-1], way.groups(codes, k)[::-1], strict=True):
+        if len(values):
+            writer.push(values, frequencies(table).astype(np.uint32))
+    stream = writer.words().astype("<u4").view(np.uint8)
+    data = np.concatenate([way.head(), pack(np.concatenate(each), 1 << bits), stream])
+    return (Coding(way.along, bits), data) if data.size < limit else None
 
 
-def coded_size(codes: Tensor, k: int) -> int:
+def coded_size(codes: NDArray[Any], k: int) -> int:
     """Bytes of codes in a file, packed or coded, without coding them.
 
     Args:
@@ -133,22 +121,20 @@ def coded_size(codes: Tensor, k: int) -> int:
         k: Centers per codebook.
 
     Returns:
-        The file's bytes, or up to 8 more; exact where codes are packed, as all are where
-        constriction is not installed.
+        The file's bytes where codes are packed. Otherwise never less and hardly ever more than 16
+        bytes above: a long run of one code at the stream's end takes next to nothing.
 
     Example:
-        >>> rare = (torch.arange(4096) % 64 == 0).to(torch.uint8).reshape(1, 64, 64)
-        >>> coded_size(rare, 2), encode(rare, 2)[1].numel()
+        >>> rare = (np.arange(4096) % 64 == 0).astype(np.uint8).reshape(1, 64, 64)
+        >>> coded_size(rare, 2), encode(rare, 2)[1].size
         (69, 66)
     """
-    packed = packed_size(codes.numel(), k)
-    if _coder() is None:
-        return packed
-    best = _cheapest(codes.detach().cpu().numpy(), k, packed - _ENTRY)
+    packed = packed_size(codes.size, k)
+    best = _cheapest(codes, k, packed - _ENTRY)
     return packed if best is None else best[0]
 
 
-def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tensor:
+def decode(data: NDArray[np.uint8], coding: Coding, shape: tuple[int, ...], k: int) -> NDArray[Any]:
     """Undoes :func:`encode`.
 
     Args:
@@ -167,49 +153,47 @@ def decode(data: Tensor, coding: Coding, shape: tuple[int, ...], k: int) -> Tens
     if not (0 < coding.bits <= 16 and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
         raise ValueError(f"{coding} of {k} centers and shape {tuple(shape)} cannot be")
     stages, rows, subspaces = shape
-    if data.dtype != torch.uint8 or data.dim() != 1:
-        raise ValueError(f"{tuple(data.shape)} {data.dtype} is not a stream of bytes")
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError(f"{data.shape} {data.dtype} is not a stream of bytes")
     numbers = data[:2].tolist() if coding.along == "class" else []
     if coding.along == "class" and (len(numbers) < 2 or min(numbers) < 2):
         raise ValueError(f"{numbers} are not the numbers of two kinds of classes")
     count = math.prod(numbers) if numbers else _tables(shape, coding.along, k)
     values = sum(numbers) + count * k
     size = len(numbers) + packed_size(values, 1 << coding.bits)
-    if data.numel() < size:
-        raise ValueError(f"{data.numel()} bytes cannot hold tables of {size} bytes")
-    stored = unpack(data[len(numbers) : size], values, 1 << coding.bits).numpy().astype(np.int64)
+    if data.size < size:
+        raise ValueError(f"{data.size} bytes cannot hold tables of {size} bytes")
+    stored = unpack(data[len(numbers) : size], values, 1 << coding.bits).astype(np.int64)
     tables = stored[sum(numbers) :].reshape(-1, k)
-    stream = data[size:].numpy()
+    stream = data[size:]
     if stream.size % 4:
         raise ValueError("the stream is not made of whole words")
-    coder = _coder(np.frombuffer(stream.tobytes(), "<u4").astype(np.uint32))
-    if coder is None:
-        raise ValueError("its codes are entropy-coded: pip install constriction")
-    codes = torch.empty(shape, dtype=code_dtype(k)).numpy()
+    reader = Reader(np.frombuffer(stream.tobytes(), "<u4").astype(np.uint32))
+    codes = np.empty(shape, code_dtype(k))
     if coding.along == "class":
         of_rows, of_subspaces = np.empty(stages * rows, np.uint8), np.empty(subspaces, np.uint8)
-        _fill([of_rows], stored[None, : numbers[0]], coder)
-        _fill([of_subspaces], stored[None, numbers[0] : sum(numbers)], coder)
+        _fill([of_rows], stored[None, : numbers[0]], reader)
+        _fill([of_subspaces], stored[None, numbers[0] : sum(numbers)], reader)
         classes = Classes(of_rows, of_subspaces, (numbers[0], numbers[1]))
         groups = [np.empty(length, codes.dtype) for length in classes.sizes()]
-        _fill(groups, tables, coder)
+        _fill(groups, tables, reader)
         codes = classes.join(groups, shape)
     elif coding.along == "previous":
-        _fill(codes[:1].reshape(1, -1), tables[:1], coder)
+        _fill(codes[:1].reshape(1, -1), tables[:1], reader)
         for stage in range(1, stages):
             order, ends = _by_code(codes[stage - 1], k)
             found = np.empty_like(codes[stage].reshape(-1))
-            _fill(np.split(found, ends), tables[1 + (stage - 1) * k :], coder)
+            _fill(np.split(found, ends), tables[1 + (stage - 1) * k :], reader)
             codes[stage].reshape(-1)[order] = found
     else:
         ordered = np.empty_like(_ordered(codes, coding.along))
-        _fill(ordered, tables, coder)
+        _fill(ordered, tables, reader)
         if coding.along == "subspace":
             ordered = ordered.reshape(stages, subspaces, rows).transpose(0, 2, 1)
         codes = np.ascontiguousarray(ordered).reshape(shape)
-    if not coder.is_empty():
+    if not reader.finished:
         raise ValueError("the stream goes on after the last code")
-    return torch.from_numpy(codes)
+    return codes
 
 
 def _cheapest(
@@ -232,21 +216,18 @@ def _cheapest(
     return best
 
 
-def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], coder: Any) -> None:
+def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], reader: Reader) -> None:
     """Decodes the codes of one table after those of another."""
     for table, group in zip(tables, groups, strict=False):
         if not len(group):
             continue
         if not table.any():
             raise ValueError("a table has no count for its codes")
-        model = _model(table)
-        for start in range(0, len(group), _RUN):
-            part = group[start : start + _RUN]
-            part[:] = coder.decode(model, len(part))
+        reader.pop(group, frequencies(table).astype(np.uint32))
 
 
 def frequencies(table: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What the coder makes of a stored table: positive integers that sum to 2^24.
+    """What is made of a stored table: positive integers that sum to 2^24.
 
     Args:
         table: Counts, ``(k,)`` or ``(tables, k)``, not negative and not all 0.
@@ -263,22 +244,6 @@ def frequencies(table: NDArray[np.int64]) -> NDArray[np.int64]:
     np.put_along_axis(shares, first, np.take_along_axis(shares, first, -1) + rest, -1)
     found: NDArray[np.int64] = shares + 1
     return found
-
-
-def _coder(*words: NDArray[np.uint32]) -> Any:
-    """A coder; ``None`` on platforms that constriction has no wheel for."""
-    try:
-        import constriction
-    except ImportError:
-        return None
-    return constriction.stream.stack.AnsCoder(*words)
-
-
-def _model(table: NDArray[np.int64]) -> Any:
-    from constriction import stream
-
-    # The coder scales by (2^24 - k) / sum, here exactly 1, and adds 1 to each.
-    return stream.model.Categorical((frequencies(table) - 1).astype(np.float64), perfect=False)
 
 
 def _tables(shape: tuple[int, ...], along: Along, k: int) -> int:

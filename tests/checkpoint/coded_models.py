@@ -1,22 +1,16 @@
-"""What the golden files hold, and how they were made: `python make.py format1.vq`, and int8.vq.
-
-format1.vq is of the last code that wrote only format 1. The files of formats 2 to 4 are what saving
-it again gave when those were new, and state.safetensors the loaded model's state_dict. int8.vq is
-of the first code that wrote int8 codebooks, int8_state.safetensors the model's state_dict.
-"""
-
-import sys
-from pathlib import Path
+"""Models whose files hold every way to code, a tie, and every kind of int8 codebook."""
 
 import torch
 from torch import nn
 
 import vq_plugin as vq
 
+WAYS = ["layer", "stage", "row", "subspace", "previous", "class"]
 SCHEMES: dict[str, vq.Scheme] = {
     "layer": vq.KM(k=5, keep_zeros=True),
     "row": vq.KM(k=4, keep_zeros=True, scale="row"),
     "subspace": vq.KM(k=4, keep_zeros=True),
+    "classes": vq.KM(k=4, keep_zeros=True),
     "stage": vq.RQ(k=4, stages=2, dim=2, codebooks="tensor"),
     "previous": vq.RQ(k=4, stages=2, dim=2, codebooks="tensor"),
     "packed": vq.PQ(k=3, dim=4),
@@ -31,6 +25,7 @@ class Model(nn.Module):
         self.layer = nn.Conv2d(16, 32, 3)
         self.row = nn.Linear(128, 64)
         self.subspace = nn.Linear(64, 128, bias=False)
+        self.classes = nn.Linear(128, 64, bias=False)
         self.stage = nn.Linear(64, 64, bias=False)
         self.previous = nn.Linear(64, 64, bias=False)
         self.packed = nn.Linear(16, 8)
@@ -44,14 +39,17 @@ def compressed() -> nn.Module:
     model = Model()
     with torch.no_grad():
         model.layer.weight *= torch.rand(model.layer.weight.shape) < 0.1
-        model.row.weight[::2] *= torch.rand(32, 128) < 0.02
-        model.subspace.weight[:, ::2] *= torch.rand(128, 32) < 0.02
+        model.classes.weight[::2] *= torch.rand(32, 128) < 0.02
     small = vq.compress(model, {**SCHEMES, "tied": SCHEMES["row"]})
     state = small.state_dict()
     plain = torch.randint(4, (64, 32))
     rare = (torch.rand(64, 32) < 0.1).long()
     state["stage.codes"] = torch.stack([plain, rare])
     state["previous.codes"] = torch.stack([plain, (plain + rare) % 4])
+    # Each line has another commonest code: classes cannot tell them apart.
+    seldom = (torch.rand(1, 64, 128) < 0.1).long()
+    state["row.codes"] = state["tied.codes"] = (seldom + torch.arange(64)[:, None]) % 4
+    state["subspace.codes"] = (seldom.reshape(1, 128, 64) + torch.arange(64)) % 4
     small.load_state_dict(state)
     return small
 
@@ -83,8 +81,3 @@ def compressed_int8() -> nn.Module:
         model.books.weight[:, :4] = 0  # a codebook of zeros
         model.books.weight[:, 4:8] *= 1e-5  # of float16's smallest numbers
     return vq.compress(model, {**INT8, "tied": INT8["coded"]})
-
-
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    vq.save(compressed_int8() if path.stem == "int8" else compressed(), path)

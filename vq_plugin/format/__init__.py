@@ -1,0 +1,1 @@
+"""The file format: what a header says, and where the bytes are. Needs numpy only, not torch."""

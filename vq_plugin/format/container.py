@@ -1,0 +1,202 @@
+"""Where the bytes are: in a safetensors file of every tensor, or, compact, of a single one.
+
+Names, shapes and checksums in readable text can take a quarter of the file of a small model. The
+compact layout has one tensor of bytes: first the header, compressed, then all tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vq_plugin.format.header import (
+    DTYPES,
+    FORMAT,
+    CheckpointError,
+    Header,
+    Stored,
+    header_json,
+    parse_header,
+    part_of,
+)
+
+_KEY = "vq_plugin"
+_DATA = "data"
+# A share of the file that a readable header is worth.
+_READABLE = 1 / 100
+# A header is so many times as long as it is compressed, at most: a few bytes cannot fill a machine.
+_MOST_EXPANDED = 64
+_POINTER = re.compile(r'{"format":([0-9]{1,9}),"header":([1-9][0-9]{0,9})}')
+_LENGTH = 8
+
+
+def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint8]]]) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        header: Without tensors.
+        tensors: By name; what is known of each but for its checksum, and its bytes.
+    """
+    # Every tensor of a safetensors file starts at a multiple of its item's size.
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0].dtype][1], name))
+    kinds = {name: replace(tensors[name][0], checksum=_crc(tensors[name][1])) for name in order}
+    text = header_json(replace(header, tensors=kinds))
+    data = [tensors[name][1] for name in order]
+    ends = accumulate((kind.nbytes for kind in kinds.values()), initial=0)
+    entries = {
+        name: {"dtype": DTYPES[kind.dtype][0], "shape": kind.shape, "data_offsets": span}
+        for (name, kind), span in zip(kinds.items(), pairwise(ends), strict=True)
+    }
+    readable = _safetensors(text, entries, data)
+    if _LENGTH + int.from_bytes(readable[:_LENGTH], "little") <= _READABLE * len(readable):
+        return readable
+    packed = zlib.compress(text.encode(), 9)
+    if len(text.encode()) > _MOST_EXPANDED * len(packed):
+        return readable
+    size = len(packed) + sum(part.size for part in data)
+    return _safetensors(
+        f'{{"format":{FORMAT},"header":{len(packed)}}}',
+        {_DATA: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
+        [np.frombuffer(packed, np.uint8), *data],
+    )
+
+
+class Container:
+    """A file that was opened: its header, and its tensors when they are asked for.
+
+    Args:
+        path: The file.
+        part: Name of a module or weight: there is nothing else then, and names start below it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If its header is damaged, or it is of another kind or version, or has
+            nothing of that name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], part: str = "") -> None:
+        self.path = os.fspath(path)
+        with open(self.path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            # What is mapped stays as it is when the file is replaced by another.
+            self._bytes: NDArray[np.uint8] = (
+                np.memmap(file, np.uint8, "r") if self.size else np.empty(0, np.uint8)
+            )
+        try:
+            text, entries, data = self._open()
+            pointer = _POINTER.fullmatch(text)
+            if pointer is None or int(pointer[1]) != FORMAT:
+                header = parse_header(path, text)
+                places = _by_name(header, entries, data)
+            else:
+                header, places = self._compact(int(pointer[2]), entries, data)
+        except CheckpointError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path}: damaged or not a vq_plugin file ({error or type(error).__name__})"
+            ) from error
+        self._places = places
+        self.header, self._names = part_of(path, header, part)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor, in memory of their own, checked.
+
+        Raises:
+            CheckpointError: If they are damaged.
+        """
+        stored = self._names[name]
+        data = np.array(self._bytes[self._places[stored]])
+        if _crc(data) != self.header.tensors[name].checksum:
+            raise CheckpointError(f"{self.path}: tensor {stored!r} is damaged (checksum differs)")
+        return data
+
+    def _open(self) -> tuple[str, dict[str, Any], int]:
+        """What safetensors keeps for us, its entries, and where its data start."""
+        size = int.from_bytes(self._bytes[:_LENGTH].tobytes(), "little")
+        data = _LENGTH + size
+        if not _LENGTH < data <= self.size:
+            raise ValueError("its length is not that of a file with such a header")
+        entries = json.loads(self._bytes[_LENGTH:data].tobytes())
+        text = (entries.pop("__metadata__", None) or {}).get(_KEY)
+        if not isinstance(text, str):
+            raise CheckpointError(
+                f"{self.path}: a safetensors file, but not one that vq_plugin wrote"
+            )
+        end = 0
+        for start, stop in sorted(entry["data_offsets"] for entry in entries.values()):
+            if start != end or stop < start or type(start) is not int or type(stop) is not int:
+                raise ValueError("its tensors have gaps or overlap")
+            end = stop
+        if end != self.size - data:
+            raise ValueError(f"its tensors end at byte {end} of {self.size - data}")
+        return text, entries, data
+
+    def _compact(
+        self, size: int, entries: dict[str, Any], data: int
+    ) -> tuple[Header, dict[str, slice]]:
+        end = data + size
+        whole = {"dtype": "U8", "shape": [self.size - data], "data_offsets": [0, self.size - data]}
+        if entries != {_DATA: whole} or end > self.size:
+            raise ValueError(f"a compact file has one tensor, {_DATA!r}, of bytes")
+        inflate = zlib.decompressobj()
+        try:
+            text = inflate.decompress(self._bytes[data:end].tobytes(), _MOST_EXPANDED * size)
+        except zlib.error as error:
+            raise ValueError(f"the header is damaged ({error})") from error
+        if not inflate.eof or inflate.unused_data:
+            raise ValueError("the header is damaged: it does not end where it should")
+        header = parse_header(self.path, text.decode())
+        places = {}
+        for name, kind in header.tensors.items():
+            start, end = end, end + kind.nbytes
+            places[name] = slice(start, end)
+        if end != self.size:
+            raise ValueError(f"its tensors end at byte {end} of {self.size}")
+        return header, places
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[Header, dict[str, int]]:
+    """The header of a file and the bytes of every tensor in it, which are checked.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged or of another kind or version.
+    """
+    file = Container(path)
+    return file.header, {name: file.raw(name).size for name in file.header.tensors}
+
+
+def _by_name(header: Header, entries: dict[str, Any], data: int) -> dict[str, slice]:
+    if entries.keys() != header.tensors.keys():
+        odd = min(entries.keys() ^ header.tensors.keys())
+        raise ValueError(f"tensor {odd!r} is missing, or of no use")
+    places = {}
+    for name, kind in header.tensors.items():
+        start, end = entries[name]["data_offsets"]
+        known = DTYPES[kind.dtype][0], list(kind.shape), kind.nbytes
+        if known != (entries[name]["dtype"], entries[name]["shape"], end - start):
+            raise ValueError(f"tensor {name!r} is not what the header says")
+        places[name] = slice(data + start, data + end)
+    return places
+
+
+def _safetensors(text: str, entries: dict[str, Any], data: list[NDArray[np.uint8]]) -> bytes:
+    header = json.dumps({"__metadata__": {_KEY: text}, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join(
+        (len(header).to_bytes(_LENGTH, "little"), header, *(part.data for part in data))
+    )
+
+
+def _crc(data: NDArray[np.uint8]) -> int:
+    return zlib.crc32(data.data)

@@ -1,0 +1,284 @@
+"""The header of a file: a JSON text with what is needed to rebuild the weights, and checksums."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias, get_args
+
+from vq_plugin.coding.entropy import Along, Coding
+
+FORMAT = 1
+# What the tensors of a coded weight are called, below its name.
+LEAVES = ("codes", "codebooks", "exponents", "scale")
+# What a dtype of a file is called in safetensors, and its bytes. The names are torch's.
+DTYPES = {
+    "bool": ("BOOL", 1),
+    "uint8": ("U8", 1),
+    "uint16": ("U16", 2),
+    "uint32": ("U32", 4),
+    "uint64": ("U64", 8),
+    "int8": ("I8", 1),
+    "int16": ("I16", 2),
+    "int32": ("I32", 4),
+    "int64": ("I64", 8),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "float32": ("F32", 4),
+    "float64": ("F64", 8),
+    "complex64": ("C64", 8),
+    "float8_e4m3fn": ("F8_E4M3", 1),
+    "float8_e4m3fnuz": ("F8_E4M3FNUZ", 1),
+    "float8_e5m2": ("F8_E5M2", 1),
+    "float8_e5m2fnuz": ("F8_E5M2FNUZ", 1),
+}
+
+
+# Of a parameter whose weight has its dimensions in another order: the parameter's shape, the shape
+# before dimensions change places, and their order.
+EntryView: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, of another kind, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the header says of one coded weight.
+
+    Attributes:
+        scheme: The scheme as text.
+        shape: Shape of the weight, ``(out, in, ...)``.
+        view: How the weight follows from the parameter that it is of, ``None`` where it is it.
+        axis: ``"in"`` where sub-vectors run along the rows of the 2-D view, ``"out"`` where they
+            run along its columns.
+        group: Rows that share codebooks; ``None`` where all do.
+        codes: Shape of the codes, ``(stages, rows, subspaces)``.
+        dtype: Dtype of the weight in memory.
+        coding: How the codes were coded; ``None`` where they are packed.
+    """
+
+    scheme: str
+    shape: tuple[int, ...]
+    view: EntryView | None
+    axis: str
+    group: int | None
+    codes: tuple[int, ...]
+    dtype: str
+    coding: Coding | None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and their length, of the 2-D view."""
+        first, rest = self.shape[0], math.prod(self.shape[1:])
+        return (first, rest) if self.axis == "in" else (rest, first)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the header says of one tensor.
+
+    Attributes:
+        dtype: Its dtype in the file, a key of ``DTYPES``.
+        shape: Its shape.
+        checksum: CRC-32 of its bytes.
+        rounded: The dtype that it had before it was rounded to the one in the file, or ``None``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    checksum: int
+    rounded: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return DTYPES[self.dtype][1] * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The metadata of a file.
+
+    Attributes:
+        layers: Coded weights by name. The tensors of ``fc`` are ``fc.codes`` and so on.
+        aliases: Names of weights and of other tensors that are those of another name (ties).
+        tensors: All tensors, in the order of their bytes.
+    """
+
+    layers: dict[str, Entry] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Stored] = field(default_factory=dict)
+
+    def books(self, name: str) -> tuple[int, ...]:
+        """Shape of the codebooks of a stored weight, ``(stages, groups, books, k, dim)``."""
+        stages, groups, books, k, dim = self.tensors[join(name, "codebooks")].shape
+        return stages, groups, books, k, dim
+
+    def weights(self) -> Iterator[tuple[str, str]]:
+        """Names of coded weights, each with the one that it is stored for."""
+        yield from ((name, name) for name in self.layers)
+        yield from ((name, to) for name, to in self.aliases.items() if to in self.layers)
+
+    def others(self) -> Iterator[tuple[str, str]]:
+        """Names of tensors that are of no coded weight, each with the one it is stored for."""
+        own = {join(name, leaf) for name in self.layers for leaf in LEAVES}
+        yield from ((name, name) for name in self.tensors if name not in own)
+        yield from ((name, to) for name, to in self.aliases.items() if to not in self.layers)
+
+
+def header_json(header: Header) -> str:
+    """The text of a header; equal headers give equal texts."""
+    content = {
+        "format": FORMAT,
+        "layers": {name: asdict(entry) for name, entry in header.layers.items()},
+        "aliases": header.aliases,
+        # Names are most of a header: every one once.
+        "tensors": {
+            name: [kind.dtype, kind.shape, kind.checksum, *([kind.rounded] if kind.rounded else [])]
+            for name, kind in header.tensors.items()
+        },
+    }
+    text = json.dumps({**content, "checksum": 0}, separators=(",", ":"))
+    content["checksum"] = zlib.crc32(text.encode())
+    return json.dumps(content, separators=(",", ":"))
+
+
+def parse_header(path: str | os.PathLike[str], text: str) -> Header:
+    """Reads the text of a header.
+
+    Args:
+        path: The file, for messages.
+        text: What :func:`header_json` wrote, or anything else.
+
+    Raises:
+        CheckpointError: If it is damaged or of a newer version.
+    """
+    try:
+        content = json.loads(text)
+        version = _number(content["format"])
+        if version == FORMAT:
+            header = Header(
+                {name: _entry(entry) for name, entry in content["layers"].items()},
+                {name: _text(to) for name, to in content["aliases"].items()},
+                {name: _stored(*kind) for name, kind in content["tensors"].items()},
+            )
+            # Its checksum, and whether it has anything that this version does not know.
+            if header_json(header) != text:
+                raise ValueError("its checksum differs, or it is written otherwise")
+            if not {*header.layers, *header.tensors} >= {*header.aliases.values()}:
+                raise ValueError("an alias names no weight and no tensor")
+            for name in header.layers:
+                if join(name, "codes") not in header.tensors or 0 in header.books(name):
+                    raise ValueError(f"layer {name!r} has no codes, or no codebooks")
+            return header
+        if version < FORMAT:
+            raise ValueError(f"there is no format {version}")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is damaged ({error})") from error
+    raise CheckpointError(
+        f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
+    )
+
+
+def part_of(
+    path: str | os.PathLike[str], header: Header, part: str
+) -> tuple[Header, dict[str, str]]:
+    """What a header says of one module or weight, and where its tensors are.
+
+    Args:
+        path: The file, for messages.
+        header: The header of the whole file.
+        part: Name of the module; the empty name is that of all.
+
+    Returns:
+        A header with names that start below the module, and for each of its tensors the name in
+        the file.
+
+    Raises:
+        CheckpointError: If there is nothing of that name.
+    """
+    own, places = Header(), dict[str, str]()
+    first: dict[str, str] = {}
+    for name, stored in (*header.weights(), *header.others()):
+        if part and name != part and not name.startswith(f"{part}."):
+            continue
+        inside = name[len(part) :].removeprefix(".") if part else name
+        # What is tied to something outside is stored for the first name inside.
+        if first.setdefault(stored, inside) != inside:
+            own.aliases[inside] = first[stored]
+            continue
+        names = {inside: stored}
+        if stored in header.layers:
+            own.layers[inside] = header.layers[stored]
+            names = {join(inside, leaf): join(stored, leaf) for leaf in LEAVES}
+        places |= {name: there for name, there in names.items() if there in header.tensors}
+    if part and not first:
+        raise CheckpointError(f"{path}: has nothing of {part!r}")
+    own.tensors.update((name, header.tensors[there]) for name, there in places.items())
+    return own, places
+
+
+def join(name: str, leaf: str) -> str:
+    """Name of a tensor of a weight; that of a bare layer is empty."""
+    return f"{name}.{leaf}" if name else leaf
+
+
+def _entry(content: dict[str, Any]) -> Entry:
+    coding = content["coding"]
+    entry = Entry(
+        scheme=_text(content["scheme"]),
+        shape=_numbers(content["shape"]),
+        view=_view(content["view"], content["shape"]),
+        axis=_text(content["axis"]),
+        group=None if content["group"] is None else _number(content["group"]),
+        codes=_numbers(content["codes"]),
+        dtype=_text(content["dtype"]),
+        coding=None if coding is None else Coding(coding["along"], _number(coding["bits"])),
+    )
+    known = entry.axis in ("in", "out") and entry.dtype in DTYPES and entry.shape
+    if not known or (entry.group or 1) < 1 or (coding and coding["along"] not in get_args(Along)):
+        raise ValueError(f"{entry} cannot be")
+    return entry
+
+
+def _view(content: Any, shape: Any) -> EntryView | None:
+    if content is None:
+        return None
+    parameter, split, order = map(_numbers, content)
+    sizes = {math.prod(each) for each in (parameter, split, shape)}
+    if len(sizes) > 1 or sorted(order) != list(range(len(split))):
+        raise ValueError(f"{content} is no view of a weight of shape {shape}")
+    return parameter, split, order
+
+
+def _stored(dtype: Any, shape: Any, checksum: Any, rounded: Any = None) -> Stored:
+    if dtype not in DTYPES:
+        raise ValueError(f"there is no dtype {dtype!r}")
+    if rounded is not None and (dtype != "float16" or rounded not in ("float32", "float64")):
+        raise ValueError(f"a tensor cannot be rounded from {rounded!r} to {dtype}")
+    return Stored(dtype, _numbers(shape), _number(checksum), rounded)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value >= 1 << 63:
+        raise ValueError(f"{value!r} is no whole number of 63 bits")
+    return value
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    numbers = tuple(map(_number, values))
+    if min(numbers, default=0) < 0:
+        raise ValueError(f"{values} are below 0")
+    return numbers

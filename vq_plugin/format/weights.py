@@ -1,0 +1,103 @@
+"""The arrays of a file: its tensors, and the codes, centers and scales of its coded weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vq_plugin.coding import entropy
+from vq_plugin.coding.bits import unpack
+from vq_plugin.format.container import Container
+from vq_plugin.format.header import Entry, Stored, join
+
+# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
+_MOST_CODES = 16
+# Steps of int8 centers whose multiples float16 holds: from its smallest number, to where 127 of
+# them reach its largest.
+LEAST_EXPONENT, MOST_EXPONENT = -24, 9
+MOST_STEPS = 127
+
+
+def may_be_coded(codes: int, weights: int) -> bool:
+    """Whether a reader believes that coded bytes stand for so many codes of so many weights."""
+    return codes <= _MOST_CODES * weights
+
+
+def array_of(kind: Stored, data: NDArray[np.uint8]) -> NDArray[Any]:
+    """A tensor of a file as numpy has it: bfloat16 becomes float32, rounded ones what they were.
+
+    Args:
+        kind: What the header says of it.
+        data: Its bytes.
+
+    Raises:
+        ValueError: If numpy has no such dtype.
+    """
+    if kind.dtype == "bfloat16":
+        array = (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    elif kind.dtype.startswith("float8"):
+        raise ValueError(f"numpy has no {kind.dtype}; vq_plugin.open_file reads it with torch")
+    else:
+        array = data.view(np.dtype(kind.dtype).newbyteorder("<"))
+    array = array.reshape(kind.shape)
+    return array if kind.rounded is None else array.astype(kind.rounded)
+
+
+def read_codes(file: Container, name: str, entry: Entry) -> NDArray[Any]:
+    """The codes of a weight, in the smallest integer dtype that holds them.
+
+    Args:
+        file: The file.
+        name: Of the weight that is stored.
+        entry: What is known of it. The caller makes sure that a weight of this shape is wanted: a
+            few bytes can stand for any number of codes.
+
+    Returns:
+        ``(stages, rows, subspaces)``.
+
+    Raises:
+        ValueError: If codes, codebooks and shape do not fit each other, or the codes are damaged.
+    """
+    stages, _, _, k, dim = books = file.header.books(name)
+    rows, length = entry.matrix
+    shape = stages, rows, -(-length // dim)
+    count, weights = math.prod(shape), math.prod(entry.shape)
+    groups = -(-rows // entry.group) if entry.group else 1
+    fits = entry.codes == shape and books[1] == groups and shape[2] % books[2] == 0
+    # Packed codes of some bits are never more than the file is long.
+    few = may_be_coded(count, weights) or (entry.coding is None and k > 1)
+    if not fits or not few:
+        raise ValueError(f"codes of shape {entry.codes} do not fit codebooks of shape {books}")
+    data = file.raw(join(name, "codes"))
+    if entry.coding is not None:
+        return entropy.decode(data, entry.coding, shape, k)
+    return unpack(data, count, k).reshape(shape)
+
+
+def from_int8(integers: NDArray[Any], exponents: NDArray[Any]) -> NDArray[np.float16]:
+    """Int8 centers as floats.
+
+    Args:
+        integers: Int8, ``(..., k, dim)``, in [-127, 127].
+        exponents: Of the steps, int8, ``(...)``, in [-24, 9].
+
+    Returns:
+        ``integers · 2^exponents``, float16, which holds them exactly.
+
+    Raises:
+        ValueError: If shapes, dtypes or values are others.
+    """
+    if integers.dtype != np.int8 or exponents.dtype != np.int8:
+        raise ValueError(f"int8 codebooks of {integers.dtype} with exponents of {exponents.dtype}")
+    if exponents.shape != integers.shape[:-2]:
+        raise ValueError(
+            f"exponents of shape {exponents.shape} do not fit codebooks of shape {integers.shape}"
+        )
+    in_range = (exponents >= LEAST_EXPONENT) & (exponents <= MOST_EXPONENT)
+    if not in_range.all() or (integers < -MOST_STEPS).any():
+        raise ValueError("int8 codebooks or their exponents are out of range")
+    steps = np.ldexp(np.float32(1), exponents.astype(np.int32))
+    return (integers * steps[..., None, None]).astype(np.float16)
