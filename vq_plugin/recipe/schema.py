@@ -244,9 +244,6 @@ class Recipe(_Keys):
         types = layer_types()
         return {
             **{name: layer.scheme for name, layer in quantization.op_wise.items()},
-            **{
-                layer_types()[name]: layer.scheme
-                for name, layer in quantization.optype_wise.items()
-            },
+            **{types[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
             "*": rest,
         }
