@@ -1,6 +1,7 @@
 """Weights held as codes in the place of parameters."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_what_is_held_between_passes(memory: Any) -> None:
         small(torch.randn(3, 64))
     held = [coded._decoded._weight for coded in coded_weights(small).values()]
     assert all((weight is None) == (memory == "codes") for weight in held)
-    assert small._flat_weights == [None] * 4
+    assert "_flat_weights" not in vars(small)
     assert not any(coded._passes for coded in coded_parameters(small).values())
 
 
@@ -222,3 +223,41 @@ def test_a_tied_recurrent_weight_stays_tied() -> None:
     assert [row.note for row in vq.summary(small).rows if row.note] == ["tied to 0.weight_hh_l0"]
     again = copy.deepcopy(small)
     assert len(list(again.parameters())) == 3 + 2 * 2
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("memory", ["weight", "codes"])
+def test_an_encoder_packs_padded_batches_as_its_float_model_does(context: Any, memory: Any) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    model.eval()
+    x, padded = torch.randn(3, 6, 16), torch.zeros(3, 6, dtype=torch.bool)
+    padded[1, 4:] = True
+    small = vq.compress(model, vq.KM(k=8), [{"src": x, "src_key_padding_mask": padded}])
+    vq.set_memory(small, memory)
+    expected = model_with_biases_of(decoded(model, small), small)
+    with context():
+        outputs = [each(x, src_key_padding_mask=padded) for each in (small, expected)]
+    assert torch.allclose(*outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["weight", "codes"])
+def test_passes_of_several_threads_do_not_meet(case: Case, memory: Any) -> None:
+    model, inputs = case
+    small = vq.compress(model, vq.KM(k=8))
+    vq.set_memory(small, memory)
+    expected = first(decoded(model, small)(*inputs))
+
+    def run(_: int) -> bool:
+        return all(torch.allclose(first(small(*inputs)), expected, atol=1e-5) for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+
+
+def test_a_transposed_convolution_compiles_as_one_graph() -> None:
+    model, inputs = MODULES["transposed 2d"]
+    small = vq.compress(model, vq.KM(k=8))
+    with torch.no_grad():
+        expected = small(*inputs)
+        compiled = torch.compile(small, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(*inputs), expected, atol=1e-6)
