@@ -53,7 +53,9 @@ class InputSquares(nn.Module):
 
     @torch.no_grad()
     def add(self, host: nn.Module, arguments: Arguments) -> None:
-        """Adds what one forward pass of ``host`` is given."""
+        """Adds what one forward pass of ``host`` is given; an empty batch says nothing."""
+        if any(isinstance(value, Tensor) and not value.numel() for value in arguments.values()):
+            return
         if self._looks_up:
             rows = first_argument(arguments).flatten()
             self.total += torch.bincount(rows, minlength=len(self.total))

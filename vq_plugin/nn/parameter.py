@@ -99,6 +99,8 @@ def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None
     parametrize.register_parametrization(module, parameter, coded, unsafe=True)
     coded._held = True
     _decode_once_a_pass(type(module))
+    if isinstance(module, nn.EmbeddingBag):
+        module.sparse = False  # gradients of codebooks are dense
     if isinstance(module, nn.RNNBase):
         for name in ("_flat_weights", "_flat_weight_refs"):
             vars(module).pop(name, None)
@@ -149,6 +151,8 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
                 each.end_pass()
 
     cls.forward = one_pass
+    # Torch leaves it to the state_dict; but workers of a search are sent models.
+    cls.__reduce_ex__ = lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))
     if issubclass(cls, nn.RNNBase):
         # Their list of weights would outlive the pass, and be shared by threads.
         cls._flat_weights = _Computed(_flat_weights)
@@ -162,5 +166,18 @@ class _Computed(property):
         """Nothing: what is computed is up to date."""
 
 
-def _flat_weights(module: nn.RNNBase) -> list[Tensor]:
-    return [getattr(module, name) for name in module._flat_weights_names]
+def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _rebuilt(cls: type[nn.Module], state: dict[str, object]) -> nn.Module:
+    """A module with coded parameters, from its own class and what it holds."""
+    module = cls.__new__(cls)
+    vars(module).update(state)
+    parametrize._inject_new_class(module)
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    for name in lists:
+        parametrize._inject_property(module, name)
+    _decode_once_a_pass(type(module))
+    return module
