@@ -203,10 +203,13 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
 
 
 def _own_values(model: nn.Module) -> dict[int, object]:
-    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients."""
+    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients.
+
+    Recurrent modules list theirs.
+    """
     return {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
+        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ()))
         if isinstance(value, Tensor) and not value.is_leaf
     }
