@@ -150,13 +150,13 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
             for each in coded:
                 each.end_pass()
 
-    cls.forward = one_pass
+    cls.forward = one_pass  # type: ignore[method-assign]
     # Torch leaves it to the state_dict; but workers of a search are sent models.
     cls.__reduce_ex__ = lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))
     if issubclass(cls, nn.RNNBase):
         # Their list of weights would outlive the pass, and be shared by threads.
-        cls._flat_weights = _Computed(_flat_weights)
-        cls._flat_weight_refs = _Computed(lambda module: [None] * len(module._flat_weights_names))
+        for name, compute in (("_flat_weights", _flat_weights), ("_flat_weight_refs", _no_refs)):
+            setattr(cls, name, _Computed(compute))
 
 
 class _Computed(property):
@@ -168,6 +168,10 @@ class _Computed(property):
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
     return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _no_refs(module: nn.RNNBase) -> list[None]:
+    return [None] * len(module._flat_weights_names)
 
 
 def _rebuilt(cls: type[nn.Module], state: dict[str, object]) -> nn.Module:
