@@ -50,7 +50,7 @@ def check_schemes(
     problems = []
     for name, scheme in asked.items():
         if name not in found:
-            module = next(iter(slots[name].module_names), name)
+            module = next(iter(slots[name].module_names), name.rpartition(".")[0])
             problems.append(f"{name!r}: asked for {scheme} but {why_not(module)}")
         elif found[name] != scheme:
             problems.append(f"{name!r}: asked for {scheme} but it has {found[name]}; {remedy}")
