@@ -164,14 +164,13 @@ def _fit_sub_vectors(
     dim = min(scheme.dim or length, length)
     shared = scheme.codebooks == "tensor"
     batch = sub_vectors(matrix, importance, dim=dim, shared=shared)
-    fit = vector.fit_vector
     dtype = scheme.codebook_dtype
     if isinstance(scheme, RQ):
         centers, codes = fit_residual(
-            batch, scheme.k, scheme.stages, seed=seed, fit=fit, codebook_dtype=dtype
+            batch, scheme.k, scheme.stages, seed=seed, codebook_dtype=dtype
         )
     else:
-        centers = [round_centers(fit(batch, scheme.k, seed)[0], dtype)]
+        centers = [round_centers(vector.fit_vector(batch, scheme.k, seed)[0], dtype)]
         codes = [best_kernels().assign(batch, centers[0].float())]
     k = max(stage.shape[1] for stage in centers)
     codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
