@@ -97,7 +97,6 @@ def test_functions() -> None:
         "importance": None,
         "seed": 0,
         "moments": None,
-        "backend": "torch",
     }
     assert positional(vq.quantize_weight) == ["weight", "scheme", "importance", "seed"]
     assert parameters(vq.compress) == {

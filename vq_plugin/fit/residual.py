@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.exchange import improve
 from vq_plugin.fit.kernels import best_kernels
+from vq_plugin.fit.vector import fit_vector
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import CodebookDtype
 
 _REFIT_ROUNDS = 2
 _BLOCK_WEIGHTS = 1 << 22
-
-FitVector = Callable[[Batch, int, int], tuple[Tensor, Tensor]]
 
 
 def fit_residual(
@@ -25,7 +22,6 @@ def fit_residual(
     stages: int,
     *,
     seed: int,
-    fit: FitVector,
     codebook_dtype: CodebookDtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Codebooks whose sum minimizes the (weighted) squared error of sub-vectors.
@@ -39,14 +35,13 @@ def fit_residual(
         k: Centers wanted per book and stage.
         stages: Number of stages.
         seed: Seed of the first stage; stage t takes ``seed + t``.
-        fit: K-means for one stage, ``(batch, k, seed) -> (centers, codes)``.
         codebook_dtype: What centers are rounded to.
 
     Returns:
         For every stage rounded centers, ``(books, k', dim)``, and codes,
         ``(books, n)``.
     """
-    centers, codes = _fit_stages(batch, k, stages, seed, fit)
+    centers, codes = _fit_stages(batch, k, stages, seed)
     residual = batch.x.clone()
     for stage in range(stages):
         _add(residual, centers[stage], codes[stage], sign=-1)
@@ -65,13 +60,11 @@ def fit_residual(
     return _round(batch, residual, centers, codes, codebook_dtype)
 
 
-def _fit_stages(
-    batch: Batch, k: int, stages: int, seed: int, fit: FitVector
-) -> tuple[list[Tensor], list[Tensor]]:
+def _fit_stages(batch: Batch, k: int, stages: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     centers, codes = [], []
     residual = batch.x
     for stage in range(stages):
-        stage_centers, stage_codes = fit(Batch(residual, batch.importance), k, seed + stage)
+        stage_centers, stage_codes = fit_vector(Batch(residual, batch.importance), k, seed + stage)
         centers.append(stage_centers)
         codes.append(stage_codes)
         if stage + 1 < stages:

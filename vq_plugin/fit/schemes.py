@@ -77,7 +77,6 @@ def fit_rq(
         scheme.k,
         scheme.stages,
         seed=seed,
-        fit=vector.fit_vector,
         codebook_dtype=scheme.codebook_dtype,
     )
     return _by_row(centers, codes, geometry.shared, len(matrix))
