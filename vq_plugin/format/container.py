@@ -193,7 +193,9 @@ def _by_name(header: Header, entries: dict[str, Any], data: int) -> dict[str, sl
 def _safetensors(text: str, entries: dict[str, Any], data: list[NDArray[np.uint8]]) -> bytes:
     header = json.dumps({"__metadata__": {_KEY: text}, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    return b"".join((len(header).to_bytes(_LENGTH, "little"), header, *(part.data for part in data)))
+    return b"".join(
+        (len(header).to_bytes(_LENGTH, "little"), header, *(part.data for part in data))
+    )
 
 
 def _crc(data: NDArray[np.uint8]) -> int:
