@@ -27,6 +27,8 @@ _WIDTHS = (4, 6, 8, 12, 16)
 _ENTRY = 48
 # Codes are counted as 64-bit integers: so many at a time.
 _RUN = 1 << 20
+# Subspaces that are turned into rows at a time: a line of the cache.
+_STRIP = 64
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def _ways(array: NDArray[Any], k: int, limit: int) -> Iterator[_Way]:
         yield _Way("previous", [_counts_by_previous(array, k)])
     if not by_subspace:
         return
-    across = _counts(_ordered(array, "subspace"), k)
+    across = _counts_by_subspace(array, k)
     yield _Way("subspace", [across])
     if by_row and _differ(counts, across):
         ways = [
@@ -317,6 +319,17 @@ def _counts(ordered: NDArray[Any], k: int) -> NDArray[np.int64]:
         for start in range(0, len(values), _RUN):
             counts[i] += np.bincount(values[start : start + _RUN], minlength=k)
     return counts
+
+
+def _counts_by_subspace(array: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """As of codes in the order of subspaces, some of which are turned at a time: in the cache."""
+    stages, _, subspaces = array.shape
+    counts = np.empty((stages, subspaces, k), np.int64)
+    for first in range(0, subspaces, _STRIP):
+        strip = slice(first, first + _STRIP)
+        ordered = _ordered(array[:, :, strip], "subspace")
+        counts[:, strip] = _counts(ordered, k).reshape(stages, -1, k)
+    return counts.reshape(-1, k)
 
 
 def _counts_by_previous(array: NDArray[Any], k: int) -> NDArray[np.int64]:
