@@ -48,21 +48,23 @@ def test_tune_within_budget_exits_0_and_writes_model_and_report(
     shown = capsys.readouterr().out
     assert "PASSED" in shown
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["verdict"]["passed"] is True
+    assert report["result"]["passed"] is True
     file = tmp_path / "out" / "model.vq"
-    assert report["bytes"]["file"] == file.stat().st_size
+    assert report["sizes"]["file_nbytes"] == file.stat().st_size
     float_bytes = sum(4 * value.numel() for value in digits.model().state_dict().values())
-    assert report["rates"]["file"] == pytest.approx(float_bytes / file.stat().st_size, rel=1e-3)
+    assert report["sizes"]["file_rate"] == pytest.approx(
+        float_bytes / file.stat().st_size, rel=1e-3
+    )
     small = vq.load(file, digits.DigitsCNN().eval())
-    assert digits.test(small) == report["test_split"]["score"]
-    assert report["test_split"]["loss"] <= 0.01
+    assert digits.test(small) == report["result"]["test_score"]
+    assert report["result"]["test_loss"] <= 0.01
 
 
 def test_tune_takes_the_smallest_trial_that_holds(tmp_path: Path) -> None:
     main(["tune", str(write_recipe(tmp_path))])
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    held = [trial["nbytes"] for trial in report["trials"] if trial["held"]]
-    assert report["bytes"]["model"] == min(held)
+    held = [trial["nbytes"] for trial in report["result"]["trials"] if trial["held"]]
+    assert report["sizes"]["nbytes"] == min(held)
 
 
 def test_tune_over_budget_exits_3_and_leaves_no_model(
@@ -75,8 +77,8 @@ def test_tune_over_budget_exits_3_and_leaves_no_model(
     assert "NOT REACHED" in capsys.readouterr().out
     assert not (tmp_path / "out" / "model.vq").exists()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["verdict"]["passed"] is False
-    assert report["rates"]["file"] is None
+    assert report["result"]["passed"] is False
+    assert report["sizes"]["file_rate"] is None
 
 
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:

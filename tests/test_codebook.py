@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vq_plugin as vq
-from vq_plugin.codebook import decode, expected_nbytes, matrix_view
+from vq_plugin.codebook import decode
 from vq_plugin.coding.bits import code_bits
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -126,7 +126,7 @@ def test_a_fitted_weight_decodes_by_the_formula_into_its_own_dtype(
     assert result.dtype == small.dtype == dtype
     assert small.codebooks.dtype == scheme.torch_codebook_dtype
     expected, size = formula(
-        small.codes, small.codebooks, small.scale, shape, scheme.view_axis, small.group
+        small.codes, small.codebooks, small.scale, shape, small.geometry.axis, small.geometry.group
     )
     # Centers become the weight's dtype, then stages add up, then the scale multiplies.
     tolerance = (small.codes.shape[0] + 2) * torch.finfo(dtype).eps * size + 1e-7
@@ -158,7 +158,10 @@ def test_the_view_has_outputs_or_everything_else_as_rows(
     shape: tuple[int, ...], axis: str, expected: tuple[int, int]
 ) -> None:
     weight = torch.arange(float(math.prod(shape))).reshape(shape)
-    view = matrix_view(weight, axis)  # type: ignore[arg-type]
+    geometry = vq.PQ(axis=axis).geometry(shape)  # type: ignore[arg-type]
+    view = geometry.matrix(weight)
+    assert (geometry.rows, geometry.length) == expected
+    assert torch.equal(geometry.weight(view), weight)
     assert view.shape == expected
     rows = view if axis == "in" else view.T
     assert all(torch.equal(rows[i], weight[i].flatten()) for i in range(shape[0]))
@@ -196,7 +199,7 @@ def test_bytes_are_packed_codes_codebooks_and_scales(
 ) -> None:
     small = vq.quantize_weight(torch.randn(shape), scheme)
     assert small.nbytes == nbytes
-    assert expected_nbytes(shape, scheme) == nbytes
+    assert scheme.geometry(shape).nbytes == nbytes
     assert small.bits_per_weight == pytest.approx(8 * nbytes / math.prod(shape))
 
 
@@ -231,8 +234,8 @@ def test_bytes_are_packed_codes_codebooks_and_scales(
 def test_the_size_is_known_before_the_fit(shape: tuple[int, ...], scheme: vq.Scheme) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
     small = vq.quantize_weight(weight, scheme)
-    assert small.nbytes <= expected_nbytes(shape, scheme)
-    rows, length = matrix_view(weight, scheme.view_axis).shape
+    assert small.nbytes <= scheme.geometry(shape).nbytes
+    rows, length = scheme.geometry(shape).matrix(weight).shape
     if isinstance(scheme, vq.KM):
         points = min(rows, scheme.group or rows) * length
     elif isinstance(scheme, vq.Binary):
@@ -245,7 +248,7 @@ def test_the_size_is_known_before_the_fit(shape: tuple[int, ...], scheme: vq.Sch
     if scheme.scale == "row" and length == 1:
         return  # every normalized weight is ±1
     assert small.k == scheme.k
-    assert small.nbytes == expected_nbytes(shape, scheme)
+    assert small.nbytes == scheme.geometry(shape).nbytes
 
 
 @pytest.mark.parametrize(

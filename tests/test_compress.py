@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import vq_plugin as vq
-from vq_plugin.nn import CodebookConv2d, CodebookEmbedding, CodebookLayer, CodebookLinear
+from vq_plugin.nn import (
+    CodebookConv2d,
+    CodebookEmbedding,
+    CodebookLinear,
+    coded_weights,
+    find_slots,
+)
 
 
 class Net(nn.Module):
@@ -72,12 +78,11 @@ def assert_unchanged(model: nn.Module, before: tuple[dict[str, Any], list[Any], 
 def with_decoded_weights(model: nn.Module, small: nn.Module) -> nn.Module:
     """The float model with every weight replaced by what the codes stand for."""
     result = copy.deepcopy(model)
-    layers = dict(small.named_modules())
-    for name, module in result.named_modules():
-        layer = layers[name]
-        if isinstance(layer, CodebookLayer):
-            with torch.no_grad():
-                module.weight.copy_(layer.codebook_weight.decode())  # type: ignore[operator]
+    slots = find_slots(result)
+    with torch.no_grad():
+        for name, coded in coded_weights(small).items():
+            slot = slots[name]
+            slot.value.copy_(slot.view.restore(coded.codebook_weight.decode()))
     return result
 
 
@@ -160,11 +165,23 @@ def test_tied_weights_with_different_schemes_are_an_error(schemes: Any) -> None:
     assert vq.compress(Tied(), {"embed": None, "head": None}) is not None
 
 
-def test_a_weight_tied_to_something_that_cannot_be_compressed_is_an_error() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(2, 2, 2))
-    model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match="'0' and '1' share one weight"):
-        vq.compress(model, vq.KM())
+class Table(nn.Module):
+    """A module without slots."""
+
+    def __init__(self, table: nn.Parameter) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.table
+
+
+def test_a_parameter_of_a_module_without_slots_follows_the_weight_that_it_is() -> None:
+    linear = nn.Linear(4, 4)
+    model = nn.Sequential(linear, Table(linear.weight))
+    small = vq.compress(model, vq.KM(k=4))
+    assert torch.equal(small[1].table, small[0].weight)
+    assert len(list(small.parameters())) == 2
 
 
 @pytest.mark.parametrize("pattern", ["a", "b", "*"])

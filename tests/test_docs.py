@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import vq_plugin as vq
-from vq_plugin.codebook import expected_nbytes
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -56,7 +55,7 @@ def test_sizes_of_the_concepts_page() -> None:
     assert len(rows) >= 10
     for scheme, cells in rows:
         rates = [
-            4 * math.prod(shape) / expected_nbytes(shape, vq.parse_scheme(scheme))
+            4 * math.prod(shape) / vq.parse_scheme(scheme).geometry(shape).nbytes
             for shape in ((1024, 3136), (512, 1024), (64, 32, 3, 3))
         ]
         shown = ["below 1" if rate < 1 else f"{rate:.1f}" for rate in rates]

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from vq_plugin.importance import input_moments
+from vq_plugin.patches import input_patches
 
 import vq_plugin as vq
 from vq_plugin import importance
-from vq_plugin.fit.moments import Moments
-from vq_plugin.importance import input_moments
-from vq_plugin.patches import input_patches
+from vq_plugin.fit.output.moments import Moments
 
 FLOOR = 1e-3  # of the mean: an input that calibration never saw may still occur
 

@@ -55,9 +55,9 @@ def test_defaults_are_those_of_the_paper_and_the_contract() -> None:
         assert scheme.codebook_dtype == "float16"
         assert scheme.torch_codebook_dtype is torch.float16
         assert scheme.scale is None
-        assert scheme.view_axis == "in"
-    assert vq.PQ(axis="out").view_axis == "out"
-    assert vq.RQ(axis="out").view_axis == "out"
+        assert scheme.geometry((1, 1)).axis == "in"
+    assert vq.PQ(axis="out").geometry((1, 1)).axis == "out"
+    assert vq.RQ(axis="out").geometry((1, 1)).axis == "out"
 
 
 def test_schemes_cannot_be_changed() -> None:
@@ -135,7 +135,7 @@ def test_settings_out_of_range_name_method_setting_and_value(
 
 @pytest.mark.parametrize("values", [{}, {"k": 4}, {"method": None}, {"method": "nope"}])
 def test_a_dict_without_a_known_method_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"unknown; .*known: km, pq, rq, binary"):
+    with pytest.raises(ValueError, match=r"unknown; .*known: km, binary, pq, rq"):
         vq.scheme_from_dict(values)
 
 

@@ -12,12 +12,23 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.checkpoint import CheckpointError, load, open_file, save
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compensate import compensate
+    from vq_plugin.compress import compress, set_memory, set_precision
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
-    from vq_plugin.model import compress, set_precision
+    from vq_plugin.nn import View, register_slot
     from vq_plugin.norms import reestimate_norms
     from vq_plugin.prune import prune
-    from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme, parse_scheme, scheme_from_dict
+    from vq_plugin.schemes import (
+        KM,
+        PQ,
+        RQ,
+        Binary,
+        Geometry,
+        Scheme,
+        parse_scheme,
+        register_scheme,
+        scheme_from_dict,
+    )
     from vq_plugin.summary import Summary, summary
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 else:
@@ -33,11 +44,13 @@ __all__ = [
     "Binary",
     "CheckpointError",
     "CodebookWeight",
+    "Geometry",
     "LossBudget",
     "Recovery",
     "Scheme",
     "Summary",
     "TuneResult",
+    "View",
     "compensate",
     "compress",
     "finetune",
@@ -47,8 +60,11 @@ __all__ = [
     "prune",
     "quantize_weight",
     "reestimate_norms",
+    "register_scheme",
+    "register_slot",
     "save",
     "scheme_from_dict",
+    "set_memory",
     "set_precision",
     "summary",
     "tune",

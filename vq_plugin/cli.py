@@ -19,8 +19,8 @@ import vq_plugin
 from vq_plugin import ops
 from vq_plugin.checkpoint import read_header, save
 from vq_plugin.coding.bits import code_bits
+from vq_plugin.compress import compress
 from vq_plugin.format.header import FORMAT, LEAVES, join
-from vq_plugin.model import compress
 from vq_plugin.recipe import run_recipe
 from vq_plugin.recipe.commands import add_recipe_commands
 from vq_plugin.recipe.references import resolve

@@ -9,23 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq_plugin.coding.bits import code_bits
-from vq_plugin.schemes import KM, PQ, RQ, Axis, Scheme
-
-
-def matrix_view(weight: Tensor, axis: Axis) -> Tensor:
-    """The 2-D view of a weight along whose rows sub-vectors run.
-
-    Args:
-        weight: Linear ``(out, in)``, ConvNd ``(out, in/groups, *kernel)`` or Embedding
-            ``(num, dim)``.
-        axis: ``"in"`` gives ``(out, in/groups · kernel)``, ``"out"`` its transpose.
-
-    Returns:
-        A view, shape ``(rows, length)``.
-    """
-    matrix = weight.reshape(weight.shape[0], -1)
-    return matrix if axis == "in" else matrix.T
+from vq_plugin.schemes import Axis, Geometry, Scheme
 
 
 def decode(
@@ -122,22 +106,20 @@ class CodebookWeight:
         Raises:
             ValueError: If they do not.
         """
-        rows, length = matrix_view(
-            torch.empty(self.shape, device="meta"), self.scheme.view_axis
-        ).shape
-        groups = -(-rows // self.group) if self.group else 1
-        stages, code_rows, subspaces = _shape(self.codes, 3, "codes")
-        book_stages, book_groups, books, _, dim = _shape(self.codebooks, 5, "codebooks")
+        geometry = self.scheme.geometry(self.shape)
+        k = self.codebooks.shape[3] if self.codebooks.dim() == 5 else 0
         fits = (
-            (stages, code_rows, subspaces) == (book_stages, rows, -(-length // dim))
-            and book_groups == groups
-            and books in (1, subspaces)
-            and (self.scale is None or tuple(self.scale.shape) == (rows,))
+            k > 0
+            and tuple(self.codes.shape) == geometry.code_shape
+            and tuple(self.codebooks.shape) == geometry.with_centers(k).codebook_shape
+            and geometry.scaled == (self.scale is not None)
+            and (self.scale is None or tuple(self.scale.shape) == (geometry.rows,))
         )
         if not fits:
+            scale = "" if self.scale is None else f" and row scales {tuple(self.scale.shape)}"
             raise ValueError(
-                f"codes {tuple(self.codes.shape)} and codebooks {tuple(self.codebooks.shape)} "
-                f"do not make a weight of shape {self.shape} by {self.scheme}"
+                f"codes {tuple(self.codes.shape)} and codebooks {tuple(self.codebooks.shape)}"
+                f"{scale} do not make a weight of shape {self.shape} by {self.scheme}"
             )
 
     @property
@@ -146,88 +128,28 @@ class CodebookWeight:
         return self.codebooks.shape[3]
 
     @property
-    def group(self) -> int | None:
-        """Rows per codebook group, ``None`` where all rows share their codebooks."""
-        return self.scheme.group if isinstance(self.scheme, KM) else None
+    def geometry(self) -> Geometry:
+        """How the weight is cut into sub-vectors, with the centers that there are."""
+        return self.scheme.geometry(self.shape).with_centers(self.k)
 
     def decode(self) -> Tensor:
         """The weight that the codes stand for: ``shape``, ``dtype``."""
+        geometry = self.geometry
         return decode(
             self.codes,
             self.codebooks.to(self.dtype),
             None if self.scale is None else self.scale.to(self.dtype),
             shape=self.shape,
-            axis=self.scheme.view_axis,
-            group=self.group,
+            axis=geometry.axis,
+            group=geometry.group,
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of a fixed-length file: packed codes, codebooks and scales."""
-        code_bytes = -(-self.codes.numel() * code_bits(self.k) // 8)
-        scale_bytes = 0 if self.scale is None else self.scale.nbytes
-        return code_bytes + codebook_nbytes(tuple(self.codebooks.shape), self.scheme) + scale_bytes
+        return self.geometry.nbytes
 
     @property
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights, codebooks included."""
         return 8 * self.nbytes / math.prod(self.shape)
-
-
-def _shape(values: Tensor, dims: int, name: str) -> torch.Size:
-    if values.dim() != dims or (dims == 5 and values.numel() == 0):
-        raise ValueError(f"{name} of shape {tuple(values.shape)} do not have {dims} dimensions")
-    return values.shape
-
-
-def code_dtype(k: int) -> torch.dtype:
-    """The smallest integer dtype that torch computes with and that holds ``k - 1``."""
-    return torch.uint8 if k <= 256 else torch.int16 if k <= 1 << 15 else torch.int32
-
-
-def codebook_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
-    """Bytes of codebooks in a file.
-
-    Args:
-        shape: Theirs, ``(stages, groups, books, k, dim)``.
-        scheme: With int8 every codebook has a byte more, for the exponent of its step.
-
-    Example:
-        >>> from vq_plugin.schemes import PQ
-        >>> [codebook_nbytes((1, 1, 8, 16, 4), PQ(codebook_dtype=d)) for d in ("float16", "int8")]
-        [1024, 520]
-    """
-    if scheme.codebook_dtype == "int8":
-        return math.prod(shape) + math.prod(shape[:3])
-    return math.prod(shape) * scheme.torch_codebook_dtype.itemsize
-
-
-def expected_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
-    """``CodebookWeight.nbytes`` of a weight before it is fitted, if no two sub-vectors are equal.
-
-    Args:
-        shape: Shape of the weight.
-        scheme: What would be done to it.
-
-    Returns:
-        Bytes of packed codes, codebooks and scales; a fit that reduces ``k`` takes fewer.
-
-    Example:
-        >>> from vq_plugin.schemes import PQ
-        >>> expected_nbytes((64, 32), PQ(k=16, dim=4))
-        1280
-    """
-    rows, length = matrix_view(torch.empty(shape, device="meta"), scheme.view_axis).shape
-    dim, stages, groups, shared = 1, 1, 1, True
-    if isinstance(scheme, PQ | RQ):
-        dim = min(scheme.dim or length, length)
-        stages = scheme.stages if isinstance(scheme, RQ) else 1
-        shared = scheme.codebooks == "tensor"
-    elif isinstance(scheme, KM) and scheme.group is not None:
-        groups = -(-rows // scheme.group)
-    subspaces = -(-length // dim)
-    books = 1 if shared else subspaces
-    k = min(scheme.k, -(-rows // groups) * subspaces // books)
-    code_bytes = -(-stages * rows * subspaces * code_bits(k) // 8)
-    scale_bytes = scheme.torch_codebook_dtype.itemsize * rows if scheme.scale == "row" else 0
-    return code_bytes + codebook_nbytes((stages, groups, books, k, dim), scheme) + scale_bytes

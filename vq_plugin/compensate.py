@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.parallel import worker_pool
-from vq_plugin.importance import MOST_INPUTS, run_calibration
-from vq_plugin.model import Calibration
-from vq_plugin.patches import input_patches
+from vq_plugin.nn.inputs import convolved, multiplied
 
 # Ridge, as a part of every input's own variance and of their mean: few samples say little.
 _RIDGE = 0.1
@@ -112,7 +111,9 @@ def _pairs(
     layer: nn.Module, wanted: list[Tensor], met: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for x, own in zip(wanted, met, strict=True):
-        yield from zip(input_patches(layer, x), input_patches(layer, own), strict=True)
+        inputs = multiplied if isinstance(layer, nn.Linear) else convolved
+        pieces = (inputs(layer, {"input": value}, "weight") for value in (x, own))
+        yield from zip(*pieces, strict=True)
 
 
 def _refit(layer: nn.Module, wanted: list[Tensor], met: list[Tensor]) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.hooks import RemovableHandle
 
-from vq_plugin.nn import CodebookLayer
-from vq_plugin.schemes import KM
+from vq_plugin.nn import CodedWeight
 from vq_plugin.training import Loss, Stop, Training
 
 _NORMS = (
@@ -97,7 +96,7 @@ def finetune(
         epochs,
         {"epochs": epochs, "lr": lr, "seed": seed},
     )
-    with _zeros_kept(model):
+    with _pinned_kept(model):
         training.run(loader, seed=seed, stop=stop, checkpoint=checkpoint)
     return model
 
@@ -110,9 +109,9 @@ def _trained(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, CodebookLayer) and name in ("codebooks", "scale"):
+            if isinstance(module, CodedWeight) and name in ("codebooks", "scale"):
                 tables[id(parameter)] = parameter
-            elif name == "bias" or isinstance(module, _NORMS):
+            elif "bias" in name or isinstance(module, _NORMS):
                 rest[id(parameter)] = parameter
     if not tables:
         raise ValueError(
@@ -126,15 +125,15 @@ def _size(parameter: Tensor) -> float:
 
 
 @contextmanager
-def _zeros_kept(model: nn.Module) -> Iterator[None]:
-    """Centers that are exactly zero get no gradient, hence no step of Adam."""
+def _pinned_kept(model: nn.Module) -> Iterator[None]:
+    """Centers that are pinned get no gradient, hence no step of Adam."""
     handles: list[RemovableHandle] = []
     for module in model.modules():
-        if not (isinstance(module, CodebookLayer) and isinstance(module.scheme, KM)):
+        if not isinstance(module, CodedWeight) or not module.codebooks.requires_grad:
             continue
-        if module.scheme.keep_zeros and module.codebooks.requires_grad:
-            zeros = module.codebooks.detach() == 0
-            handles.append(module.codebooks.register_hook(_without(zeros)))  # type: ignore[no-untyped-call]
+        pinned = module.scheme.pinned(module.codebooks.detach())
+        if pinned is not None:
+            handles.append(module.codebooks.register_hook(_without(pinned)))  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -142,5 +141,5 @@ def _zeros_kept(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _without(zeros: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda grad: grad.masked_fill(zeros, 0)
+def _without(pinned: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda grad: grad.masked_fill(pinned, 0)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from vq_plugin.calibration import Calibration, run_calibration
 from vq_plugin.eval_mode import eval_mode
-from vq_plugin.importance import run_calibration
-from vq_plugin.model import Calibration
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from vq_plugin.model import assemble
-from vq_plugin.select import Pattern, match
+from vq_plugin.replace import assemble
+from vq_plugin.select import Pattern, match, slots_by_name
 from vq_plugin.training import Loss, Training
 
 # Weights are chosen anew this often while more and more of them go.
@@ -139,13 +139,12 @@ def _weights(model: nn.Module, layers: Sequence[Pattern]) -> list[nn.Parameter]:
     if isinstance(layers, str):
         raise TypeError(f"layers is a sequence of patterns, such as [{layers!r}]")
     found: dict[int, nn.Parameter] = {}
-    modules = dict(model.named_modules())
-    for name in match(model, layers):
-        weight = modules[name]._parameters.get("weight")
+    for name, slot in slots_by_name(model, match(model, layers)).items():
+        weight = slot.module._parameters.get(slot.parameter)
         if weight is None:
             raise ValueError(
                 f"layer {name!r} keeps its weight in parts: make it one, as with "
-                "torch.nn.utils.prune.remove(layer, 'weight')"
+                f"torch.nn.utils.prune.remove(layer, {slot.parameter!r})"
             )
         if not weight.requires_grad:
             raise ValueError(f"layer {name!r} is frozen: leave it out of layers=")

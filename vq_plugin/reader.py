@@ -44,7 +44,9 @@ class Layer(Generic[ArrayT]):
     Attributes:
         name: Its name, that of its module or ``module.parameter``.
         scheme: The scheme as text, such as ``pq(k=16,dim=4)``.
-        shape: Shape of the weight.
+        shape: Shape of what is coded, ``(out, in, ...)``.
+        view: How the parameter of the module differs from it: its own shape, the shape before
+            dimensions change places, and their order; ``None`` where it does not.
         axis: ``"in"`` where sub-vectors run along the rows of the weight's 2-D view, ``"out"``
             where they run along its columns.
         group: Rows that share codebooks; ``None`` where all do.
@@ -55,7 +57,8 @@ class Layer(Generic[ArrayT]):
         self, file: Container, name: str, stored: str, entry: Entry, library: Library[ArrayT]
     ) -> None:
         self.name, self.scheme, self.shape = name, entry.scheme, entry.shape
-        self.axis, self.group, self.dtype = entry.axis, entry.group, entry.dtype
+        self.view, self.axis, self.group = entry.view, entry.axis, entry.group
+        self.dtype = entry.dtype
         self._file, self._stored, self._entry, self._library = file, stored, entry, library
 
     def __repr__(self) -> str:
@@ -100,7 +103,7 @@ class Layer(Generic[ArrayT]):
         return None if scale is None else self._library.array(*scale)
 
     def decode(self) -> ArrayT:
-        """The weight, ``shape``."""
+        """The parameter: of :attr:`shape`, or in the order of dimensions that its module wants."""
         return self._library.decode(self)
 
     def _tensor(self, leaf: str) -> tuple[Stored, NDArray[np.uint8]] | None:
@@ -171,7 +174,12 @@ class _Numpy:
         matrix = matrix.reshape(rows, -1)[:, :length]
         if layer.scale is not None:
             matrix = matrix * layer.scale.astype(dtype)[:, None]
-        return np.ascontiguousarray(matrix if layer.axis == "in" else matrix.T).reshape(layer.shape)
+        weight = np.ascontiguousarray(matrix if layer.axis == "in" else matrix.T)
+        if layer.view is None:
+            return weight.reshape(layer.shape)
+        parameter, split, order = layer.view
+        moved = weight.reshape([split[at] for at in order])
+        return np.ascontiguousarray(moved.transpose(np.argsort(order))).reshape(parameter)
 
 
 def open_file(path: str | os.PathLike[str]) -> File[NDArray[Any]]:

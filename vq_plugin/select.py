@@ -6,15 +6,24 @@ import difflib
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.nn import CODEBOOK_LAYERS, CodebookLayer, codebook_type
+from vq_plugin.nn import (
+    CodedWeight,
+    Slot,
+    coded_parameters,
+    find_slots,
+    layer_types,
+    other_parameters,
+)
 from vq_plugin.schemes import Scheme
 
 Pattern: TypeAlias = str | type[nn.Module]
+# Behind the rank of every pattern that matches.
+_LAST = 5
+
 Schemes: TypeAlias = Scheme | Mapping[Pattern, Scheme | None]
 
 
@@ -30,27 +39,20 @@ class NoMatchError(ValueError):
         self.pattern = pattern
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A module and every name it goes by; a module used twice has two."""
-
-    names: tuple[str, ...]
-    module: nn.Module
-
-
 def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
-    """Resolves patterns to layers.
+    """Resolves patterns to the weights of a model, its slots (:mod:`vq_plugin.nn.slots`).
 
-    The most specific pattern decides: an exact name, then ``"re:…"`` (the whole name must match;
-    of several the first given), then a class (subclasses match too), then ``"*"``. ``None``
-    leaves a layer alone, as does no pattern.
+    The most specific pattern decides: an exact name of a weight, then that of its module, then
+    ``"re:…"`` (the whole name of either must match; of several patterns the first given), then a
+    class (subclasses match too), then ``"*"``. ``None`` leaves a weight alone, as does no pattern.
+    A parameter of a module that has no slots is reached by its full name, exact or ``"re:…"``.
 
     Args:
         model: The float model.
-        schemes: One scheme for every layer that has a codebook layer, or patterns to schemes.
+        schemes: One scheme for every slot, or patterns to schemes.
 
     Returns:
-        Scheme of every chosen layer, by its (first) name, in the order of the model.
+        Scheme of every chosen slot, by its name, in the order of the model.
 
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
@@ -72,7 +74,7 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
 def match(
     model: nn.Module, patterns: Iterable[Pattern], leaving: Collection[Pattern] = ()
 ) -> dict[str, Pattern]:
-    """Which pattern decides about which layer; :func:`select` has the rules.
+    """Which pattern decides about which slot; :func:`select` has the rules.
 
     Args:
         model: The float model.
@@ -80,34 +82,54 @@ def match(
         leaving: Those that ask for nothing, and hence may match what cannot be compressed.
 
     Returns:
-        The most specific pattern of every layer that has a codebook layer and is matched, by its
-        (first) name, in the order of the model.
+        The most specific pattern of every slot that is matched, by its name, in the order of the
+        model.
 
     Raises:
         ValueError: If a pattern matches nothing, or only modules that cannot be compressed.
     """
-    found = _modules(model)
-    matches = {pattern: [f for f in found if _matches(pattern, f)] for pattern in patterns}
-    for pattern, matched in matches.items():
-        _check_pattern(pattern, pattern in leaving, matched, found)
+    slots = [*find_slots(model).values()]
+    others = [*other_parameters(model).values()]
+    modules = _modules(model)
     owners: dict[str, Pattern] = {}
-    for entry in found:
-        if codebook_type(entry.module) is None:
-            continue
-        own = [pattern for pattern, matched in matches.items() if entry in matched]
-        if own:
-            owners[entry.names[0]] = min(own, key=_specificity)
-    chosen = {e.module for e in found if owners.get(e.names[0]) not in (None, *leaving)}
-    for pattern in leaving:
-        _warn_of_containers(pattern, matches.get(pattern, []), chosen)
-    return owners
+    ranks: dict[str, int] = {}
+    silent: list[Pattern] = []
+    for pattern in patterns:
+        ranked = [(slot, _rank(pattern, slot)) for slot in slots]
+        if isinstance(pattern, str) and pattern != "*":
+            ranked += [(slot, _rank(pattern, slot)) for slot in others]
+        matched = [(slot, rank) for slot, rank in ranked if rank is not None]
+        if not matched:
+            _check_modules(pattern, pattern in leaving, modules, slots)
+            silent.append(pattern)
+        for slot, rank in matched:
+            if rank < ranks.get(slot.name, _LAST):
+                owners[slot.name], ranks[slot.name] = pattern, rank
+    chosen = {n for n, pattern in owners.items() if pattern not in leaving}
+    for pattern in silent:
+        _warn_of_containers(pattern, modules, [s for s in slots if s.name in chosen])
+    order = [slot.name for slot in (*slots, *others) if slot.name in owners]
+    return {name: owners[name] for name in order}
 
 
-def _modules(model: nn.Module) -> list[_Found]:
-    names: dict[nn.Module, list[str]] = {}
+def slots_by_name(model: nn.Module, names: Iterable[str]) -> dict[str, Slot]:
+    """The slots that :func:`match` and :func:`select` named, in the order of the names."""
+    slots = slots_by_any_name(model)
+    return {name: slots[name] for name in names}
+
+
+def slots_by_any_name(model: nn.Module) -> dict[str, Slot]:
+    """Every slot of a model, and every other parameter that can be coded, by all of its names."""
+    slots = (*other_parameters(model).values(), *find_slots(model).values())
+    return {name: slot for slot in slots for name in slot.names}
+
+
+def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    """Every name that a module goes by; one that is used twice has two."""
+    names: dict[nn.Module, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    return [_Found(tuple(own), module) for module, own in names.items()]
+        names[module] = (*names.get(module, ()), name)
+    return names
 
 
 def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
@@ -132,6 +154,22 @@ def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
     return schemes
 
 
+def asks_for_all(schemes: Schemes) -> bool:
+    """Whether a setting asks for every weight that nothing else is said of."""
+    return as_patterns(schemes).get("*") is not None
+
+
+def leaves(schemes: Schemes, name: str) -> bool:
+    """Whether a setting says by name that a parameter is to be left in float."""
+    return any(
+        scheme is None
+        and isinstance(pattern, str)
+        and pattern != "*"
+        and (pattern == name or (pattern.startswith("re:") and _compiled(pattern).fullmatch(name)))
+        for pattern, scheme in as_patterns(schemes).items()
+    )
+
+
 def check_pattern_type(pattern: object) -> None:
     """Raises ``TypeError`` for what is neither a text nor a module class."""
     if not isinstance(pattern, str) and not (
@@ -140,15 +178,26 @@ def check_pattern_type(pattern: object) -> None:
         raise TypeError(f"a pattern is a name, 're:…', a module class or '*', got {pattern!r}")
 
 
-def _matches(pattern: Pattern, found: _Found) -> bool:
+def _rank(pattern: Pattern, slot: Slot) -> int | None:
+    """How specific the pattern is for a slot, the most at 0; ``None`` if it does not match."""
     if isinstance(pattern, type):
-        return isinstance(found.module, pattern)
+        return 3 if isinstance(slot.module, pattern) or isinstance(slot.host, pattern) else None
     if pattern == "*":
-        return codebook_type(found.module) is not None
+        return 4
     if pattern.startswith("re:"):
         expression = _compiled(pattern)
-        return any(expression.fullmatch(name) for name in found.names)
-    return pattern in found.names
+        return 2 if any(map(expression.fullmatch, (*slot.names, *slot.module_names))) else None
+    if pattern in slot.names:
+        return 0
+    return 1 if pattern in slot.module_names else None
+
+
+def _module_matches(pattern: Pattern, module: nn.Module, names: tuple[str, ...]) -> bool:
+    if isinstance(pattern, type):
+        return isinstance(module, pattern)
+    if pattern.startswith("re:"):
+        return any(map(_compiled(pattern).fullmatch, names))
+    return pattern in names
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -158,61 +207,66 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
 
 
-def _specificity(pattern: Pattern) -> int:
-    if isinstance(pattern, type):
-        return 2
-    return 3 if pattern == "*" else 1 if pattern.startswith("re:") else 0
-
-
-def _check_pattern(
-    pattern: Pattern, leaves: bool, matched: list[_Found], found: list[_Found]
+def _check_modules(
+    pattern: Pattern,
+    leaves: bool,
+    modules: Mapping[nn.Module, tuple[str, ...]],
+    slots: list[Slot],
 ) -> None:
+    """Says why a pattern matches no slot, unless it only leaves modules alone."""
+    matched = [
+        (module, names[0])
+        for module, names in modules.items()
+        if _module_matches(pattern, module, names)
+    ]
+    coded = [name for module, name in matched if _holds_codes(module)]
     if not matched:
-        raise NoMatchError(pattern, _matches_nothing(pattern, found))
-    if leaves or any(codebook_type(entry.module) is not None for entry in matched):
+        raise NoMatchError(pattern, _matches_nothing(pattern, modules, slots))
+    if leaves:
         return
-    if all(isinstance(entry.module, CodebookLayer) for entry in matched):
-        raise ValueError(f"{_show(pattern)}: already compressed ({matched[0].names[0]!r})")
-    raise ValueError(f"{_show(pattern)}: {matched[0].names[0]!r} {_reason(matched[0].module)}")
+    if coded:
+        raise ValueError(f"{_show(pattern)}: already compressed ({coded[0]!r})")
+    module, name = matched[0]
+    raise ValueError(
+        f"{_show(pattern)}: {name!r} cannot be compressed: it is a {type(module).__name__}, which "
+        "has no slot; name one of its parameters, or register it with vq.register_slot"
+    )
 
 
-def _warn_of_containers(pattern: Pattern, matched: list[_Found], chosen: set[nn.Module]) -> None:
+def _holds_codes(module: nn.Module) -> bool:
+    return isinstance(module, CodedWeight) or bool(coded_parameters(module))
+
+
+def _warn_of_containers(
+    pattern: Pattern, modules: Mapping[nn.Module, tuple[str, ...]], chosen: list[Slot]
+) -> None:
     """Leaving a module does not leave the layers in it, which may not be what was meant."""
-    if any(codebook_type(entry.module) is not None for entry in matched):
-        return
-    for entry in matched:
-        if chosen & set(entry.module.modules()):
-            inside = f"re:{re.escape(entry.names[0])}.*"
+    for module, names in modules.items():
+        if not _module_matches(pattern, module, names):
+            continue
+        if {slot.module for slot in chosen} & set(module.modules()):
+            inside = f"re:{re.escape(names[0])}.*"
             warnings.warn(
-                f"{_show(pattern)} leaves nothing: {entry.names[0]!r} is no layer, and other "
+                f"{_show(pattern)} leaves nothing: {names[0]!r} is no layer, and other "
                 f"patterns choose layers in it; leave those with {inside!r}",
                 stacklevel=4,
             )
 
 
-def _reason(module: nn.Module) -> str:
-    kind = type(module).__name__
-    for base in CODEBOOK_LAYERS:
-        if isinstance(module, base):
-            return (
-                f"cannot be compressed: {kind} is a {base.__name__} with its own forward(), "
-                "which a codebook layer would lose"
-            )
-    supported = ", ".join(base.__name__ for base in CODEBOOK_LAYERS)
-    return f"cannot be compressed: it is a {kind}, and codebooks replace {supported}"
-
-
-def _matches_nothing(pattern: Pattern, found: list[_Found]) -> str:
-    layers = [e for e in found if codebook_type(e.module) is not None]
-    if not layers and any(isinstance(e.module, CodebookLayer) for e in found):
+def _matches_nothing(
+    pattern: Pattern, modules: Mapping[nn.Module, tuple[str, ...]], slots: list[Slot]
+) -> str:
+    if not slots and any(map(_holds_codes, modules)):
         return f"{_show(pattern)} matches nothing: the model's layers are compressed already"
-    if not layers:
-        supported = ", ".join(base.__name__ for base in CODEBOOK_LAYERS)
-        return f"{_show(pattern)} matches nothing: the model has no {supported} layer"
+    if not slots:
+        return (
+            f"{_show(pattern)} matches nothing: the model has no {', '.join(layer_types())} layer, "
+            "nor one that vq.register_slot knows"
+        )
     if isinstance(pattern, type):
-        kinds = sorted({type(e.module).__name__ for e in layers})
+        kinds = sorted({type(slot.module).__name__ for slot in slots})
         return f"{_show(pattern)} matches nothing; the model's layers are of {', '.join(kinds)}"
-    names = [name for e in layers for name in e.names]
+    names = [name for slot in slots for name in slot.names]
     near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.4)
     return f"{_show(pattern)} matches nothing; the nearest names are {', '.join(near or names[:3])}"
 

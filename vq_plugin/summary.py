@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from vq_plugin.checkpoint import Rest, check_rest, file_nbytes, rest_tensors, stored_rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.nn import CodebookLayer
-from vq_plugin.schemes import KM
+from vq_plugin.left_float import FloatWeight, left_float
+from vq_plugin.nn import CodedWeight, coded_weights
 from vq_plugin.table import format_bytes, format_table
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One codebook layer.
+    """One coded weight.
 
     Attributes:
-        name: Name in the model.
-        kind: Class of the layer.
+        name: Name of its slot: of the layer, or of module and parameter.
+        kind: Class of the layer, or of the module that holds it.
         shape: Shape of the weight.
         scheme: The scheme as text.
         bits_per_weight: Bits of codes, codebooks and scales over the number of weights.
@@ -50,14 +50,16 @@ class Summary:
     """Sizes of a compressed model; prints as a table.
 
     Attributes:
-        rows: One row a codebook layer.
+        rows: One row a coded weight.
         other_nbytes: Bytes of everything else in the ``state_dict``: biases, norms, layers left.
         other_float_nbytes: The same in float32 (integer tensors as they are).
+        left: Weights of more than 1 % of the model that stayed in float, and why.
     """
 
     rows: tuple[LayerRow, ...]
     other_nbytes: int
     other_float_nbytes: int
+    left: tuple[FloatWeight, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -107,13 +109,17 @@ class Summary:
             f" (layer rate {self.layer_rate:.1f}x), {format_bytes(self.file_nbytes)} in a file; "
             f"everything else: {format_bytes(self.other_nbytes)}"
         )
-        return f"{format_table(header, body, right=(4, 5, 6, 7))}\n{total}"
+        lines = [format_table(header, body, right=(4, 5, 6, 7)), total]
+        if self.left:
+            lines.append("left in float:")
+            lines += [f"  {w.name}: {format_bytes(w.nbytes)}, {w.reason}" for w in self.left]
+        return "\n".join(lines)
 
     __repr__ = __str__
 
 
 def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
-    """Sizes of the codebook layers of a model, and of the rest.
+    """Sizes of the coded weights of a model, and of the rest.
 
     Args:
         model: A model from :func:`vq_plugin.compress`, :func:`vq_plugin.load` or a host.
@@ -135,20 +141,23 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     check_rest(rest)
     rows: list[LayerRow] = []
     counted: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, CodebookLayer):
-            continue
-        tied = counted.setdefault(id(module.codebooks), name)
-        rows.append(_row(name, module, "" if tied == name else f"tied to {tied}"))
+    for name, coded in coded_weights(model).items():
+        tied = counted.setdefault(id(coded.codebooks), name)
+        rows.append(_row(name, coded, "" if tied == name else f"tied to {tied}"))
     others = {id(value): value for value in rest_tensors(model).values()}
     sizes = [
         (stored_rest(v, rest).nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes)
         for v in others.values()
     ]
-    return Summary(tuple(rows), sum(size for size, _ in sizes), sum(wide for _, wide in sizes))
+    return Summary(
+        tuple(rows),
+        sum(size for size, _ in sizes),
+        sum(wide for _, wide in sizes),
+        left_float(model),
+    )
 
 
-def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
+def _row(name: str, layer: CodedWeight, tied: str) -> LayerRow:
     small = layer.codebook_weight
     pruned = "" if tied else _where_and_which(small)
     asked = layer.scheme.k
@@ -156,7 +165,7 @@ def _row(name: str, layer: CodebookLayer, tied: str) -> LayerRow:
     larger = "larger than float32" if small.nbytes > 4 * math.prod(small.shape) else ""
     return LayerRow(
         name=name,
-        kind=type(layer).__name__,
+        kind=layer.kind,
         shape=small.shape,
         scheme=str(layer.scheme),
         bits_per_weight=small.bits_per_weight,
@@ -172,10 +181,11 @@ def _where_and_which(small: CodebookWeight) -> str:
 
     By the entropy of the codes, ``H(code) = H(zero or not) + P(not zero) · H(code | not zero)``.
     """
-    if not (isinstance(small.scheme, KM) and small.scheme.keep_zeros):
+    pinned, geometry = small.scheme.pinned(small.codebooks), small.geometry
+    if pinned is None or geometry.dim > 1 or geometry.stages > 1 or not geometry.shared:
         return ""
-    group = small.group or small.codes.shape[1]
-    zero = small.codebooks[0, :, 0, :, 0] == 0
+    group = geometry.group or geometry.rows
+    zero = pinned[0, :, 0, :, 0]
     counts = torch.stack(
         [
             small.codes[0, start : start + group].flatten().int().bincount(minlength=small.k)

@@ -25,15 +25,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vq_plugin.importance import input_moments
+from vq_plugin.model import assemble, fit_layer
 
 import vq_plugin as vq
 from integration.benchmarks import settings
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
-from vq_plugin.fit.moments import Moments
-from vq_plugin.importance import input_moments
-from vq_plugin.model import assemble, fit_layer
+from integration.workloads import fashion_mnist
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.select import select
-from vq_plugin.workloads import digits, fashion_mnist
+from vq_plugin.workloads import digits
 
 Schemes = Mapping[str, vq.Scheme]
 Name = str

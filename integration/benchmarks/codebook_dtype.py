@@ -16,7 +16,8 @@ import vq_plugin as vq
 from integration.benchmarks import settings
 from integration.benchmarks.calibrated import Bench
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
-from vq_plugin.workloads import digits, fashion_mnist
+from integration.workloads import fashion_mnist
+from vq_plugin.workloads import digits
 
 _DTYPES = ("float16", "int8")
 _SETTINGS = {

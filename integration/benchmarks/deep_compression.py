@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
-from vq_plugin.codebook import CodebookWeight, code_dtype
-from vq_plugin.model import assemble
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.replace import assemble
+from vq_plugin.schemes import code_dtype
 from vq_plugin.seeded import seeded
 
 

@@ -13,7 +13,8 @@ from types import ModuleType
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Report, Table, parse_arguments
-from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_cnn
+from integration.workloads import fashion_mnist, fashion_mnist_cnn
+from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Batches
 
 _SCHEMES = ("pq(k=16,dim=8,codebooks=tensor)", "km(k=4)")

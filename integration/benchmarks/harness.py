@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.codebook import CodebookWeight, matrix_view
-from vq_plugin.nn import CodebookLayer, codebook_type
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.nn import CodebookLayer, find_slots
+from vq_plugin.replace import holder_of
 from vq_plugin.table import format_table
 
 R = TypeVar("R")
@@ -278,25 +279,19 @@ def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
     """A codebook layer with random codes and centers: for what does not depend on their values."""
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    view = matrix_view(torch.empty(weight.shape, device="meta"), scheme.view_axis)
-    dim = getattr(scheme, "dim", 1)
-    subspaces = -(-view.shape[1] // dim)
+    geometry = scheme.geometry(tuple(weight.shape)).with_centers(scheme.k)
     generator = torch.Generator().manual_seed(0)
-    shared = isinstance(scheme, vq.KM) or getattr(scheme, "codebooks", None) == "tensor"
-    books = 1 if shared else subspaces
     small = CodebookWeight(
-        codes=torch.randint(
-            scheme.k, (1, view.shape[0], subspaces), generator=generator, dtype=torch.uint8
-        ),
-        codebooks=torch.randn(1, 1, books, scheme.k, dim, generator=generator).half(),
+        codes=torch.randint(scheme.k, geometry.code_shape, generator=generator, dtype=torch.uint8),
+        codebooks=torch.randn(geometry.codebook_shape, generator=generator).half(),
         scale=None,
         scheme=scheme,
         shape=tuple(weight.shape),
         dtype=weight.dtype,
     )
-    found = codebook_type(layer)
-    assert found is not None
-    return found(layer, small)
+    holder = holder_of(find_slots(layer)[""], small)
+    assert isinstance(holder, CodebookLayer)
+    return holder
 
 
 def powers_of_two(last: int) -> Sequence[int]:

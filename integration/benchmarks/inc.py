@@ -37,10 +37,11 @@ from torch import nn
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments, quiet
 from integration.inc.report import folder_bytes
 from integration.pipelines import file_bytes
+from integration.workloads import fashion_mnist_cnn
 from vq_plugin.inc import tuning_config
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.tuning import LADDER
-from vq_plugin.workloads import digits, fashion_mnist_cnn
+from vq_plugin.workloads import digits
 
 _BITS, _GROUPS = (1, 2, 3, 4, 8), (32, 128, 1024, -1)
 _TOLERANCE = 0.01

@@ -33,7 +33,7 @@ from integration.benchmarks.harness import (
     parse_arguments,
     random_codes,
 )
-from vq_plugin.workloads import fashion_mnist_cnn
+from integration.workloads import fashion_mnist_cnn
 
 _SCHEME = vq.PQ(k=16, dim=4)
 _IMAGE = {"VGG-16": (1, 3, 224, 224), "Fashion-MNIST CNN": (1, 1, 28, 28)}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
-from vq_plugin.model import Calibration
+from vq_plugin.calibration import Calibration
 from vq_plugin.seeded import seeded
 
 BITS_OF_HALF = 16

@@ -1,10 +1,9 @@
-"""Puts the output of the last runs into docs/benchmarks.md.
+"""Puts the last runs into docs/benchmarks and makes tables and pictures of docs/benchmarks.md anew.
 
 python -m integration.benchmarks.publish [--runs runs/benchmarks]
 
-Between ``<!-- NAME -->`` and ``<!-- end NAME -->`` goes what the run of that name printed; a run
-that is missing leaves its place as it is, one of ``--quick`` is refused. A run without a place is
-named.
+What a run printed becomes docs/benchmarks/NAME.txt. Only runs that have such a file are taken: a
+new one begins with an empty file. One of ``--quick`` is refused.
 """
 
 from __future__ import annotations
@@ -12,34 +11,44 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-_PAGE = Path("docs/benchmarks.md")
+from integration.benchmarks.published import FOLDER
+from integration.benchmarks.summaries import SUMMARIES
+
+_PAGE = FOLDER.with_suffix(".md")
 
 
-def publish(page: str, runs: Path) -> str:
-    """The page with every run that is there in its place."""
+def take(runs: Path, folder: Path) -> None:
+    """Copies what the runs printed; a run that is missing leaves its file as it is."""
+    for path in sorted(runs.glob("*.json")):
+        target = folder / f"{path.stem}.txt"
+        if not target.exists():
+            print(f"{path} has no place: make an empty {target}")
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["settings"]["quick"]:
+            raise SystemExit(f"{path} is from --quick: run it without")
+        target.write_text(f"{result['printed']}\n", encoding="utf-8")
+
+
+def with_tables(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The page with every table between ``<!-- NAME -->`` and ``<!-- end NAME -->`` made anew."""
 
     def block(match: re.Match[str]) -> str:
         name = match[1]
-        path = runs / f"{name}.json"
-        if not path.exists():
-            print(f"{path} is missing: {name} stays as it is")
-            return match[0]
-        result = json.loads(path.read_text())
-        if result["settings"]["quick"]:
-            raise SystemExit(f"{path} is from --quick: run it without")
-        return f"<!-- {name} -->\n```text\n{result['printed']}\n```\n<!-- end {name} -->"
+        return f"<!-- {name} -->\n{tables[name]()}\n<!-- end {name} -->"
 
-    for path in sorted(runs.glob("*.json")):
-        if f"<!-- {path.stem} -->\n" not in page:
-            print(
-                f"{path} has no place: put <!-- {path.stem} --> and <!-- end {path.stem} --> there"
-            )
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end \1 -->", block, page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
+    from integration.benchmarks.pictures import PICTURES, svg
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"))
-    _PAGE.write_text(publish(_PAGE.read_text(), parser.parse_args().runs))
+    take(parser.parse_args().runs, FOLDER)
+    for name, draw in PICTURES.items():
+        (FOLDER / f"{name}.svg").write_text(svg(draw), encoding="utf-8")
+    _PAGE.write_text(with_tables(_PAGE.read_text(encoding="utf-8"), SUMMARIES), encoding="utf-8")

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Report, Table, parse_arguments
+from integration.workloads import fashion_mnist, fashion_mnist_cnn
 from vq_plugin.torch_ao import check_converted, get_backend_config, get_qat_qconfig_mapping
-from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_cnn
+from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Samples
 
 _SCHEME = vq.PQ(k=16, dim=8, codebooks="tensor")

@@ -27,15 +27,15 @@ def run(path: Path, folder: Path) -> dict[str, object]:
     status = vq_plugin(["tune", str(path), "--output", str(folder)])
     seconds = time.perf_counter() - start
     report = json.loads((folder / "report.json").read_text())
-    test = report["test_split"]
+    result = report["result"]
     return {
         "recipe": path.stem,
         "exit code": status,
-        "file bytes": report["bytes"]["file"],
-        "file rate": report["rates"]["file"],
-        "evaluations": len(report["trials"]),
-        "loss (tuning)": report["tuning_split"]["loss"],
-        "loss (test)": None if test is None else test["loss"],
+        "file bytes": report["sizes"]["file_nbytes"],
+        "file rate": report["sizes"]["file_rate"],
+        "evaluations": len(result["trials"]),
+        "loss (tuning)": result["loss"],
+        "loss (test)": result["test_loss"],
         "seconds": seconds,
     }
 

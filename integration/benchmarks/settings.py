@@ -10,14 +10,14 @@ from torch import nn
 
 import vq_plugin as vq
 from integration.benchmarks import peers
-from vq_plugin.workloads import (
-    digits,
+from integration.workloads import (
     fashion_mnist,
     fashion_mnist_cnn,
     fashion_mnist_lenet5,
     fashion_mnist_lenet_300_100,
     fashion_mnist_resnet20,
 )
+from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Samples
 
 WORKLOADS: dict[str, ModuleType] = {

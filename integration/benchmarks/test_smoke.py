@@ -1,16 +1,22 @@
 """Each benchmark runs at its smallest setting and gives the rows that it promises."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from integration.benchmarks.deep_compression import _huffman, _relative
-from integration.benchmarks.publish import publish
+from integration.benchmarks.harness import Table
+from integration.benchmarks.publish import take, with_tables
+from integration.benchmarks.published import Published
+from integration.benchmarks.summaries import SUMMARIES
+from vq_plugin import ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +121,13 @@ def test_conv(tmp_path: Path) -> None:
     assert values(result, "nn.Conv2d", "kernel") == ["1x1", "3x3"]
 
 
+def test_decode(tmp_path: Path) -> None:
+    _, result = run_quick("decode", tmp_path / "decode.json")
+    ratios = values(result, "Decoding", "KM, k 16")
+    assert len(ratios) == 2 * len(ops.isas())
+    assert min(ratios) > 0
+
+
 def test_models(tmp_path: Path) -> None:
     _, result = run_quick("models", tmp_path / "models.json")
     assert values(result, "VGG-16", "weights") == ["float32", "codes, exact", "codes, fast"]
@@ -167,27 +180,69 @@ def test_inc(tmp_path: Path) -> None:
     assert all(loss <= 1 for loss in values(result, "The smallest folder", "loss (tuning) %"))
 
 
-def test_publish_fills_in_what_was_run(tmp_path: Path) -> None:
-    page = "a\n<!-- fit -->\nold\n<!-- end fit -->\nb\n<!-- x -->\nkept\n<!-- end x -->\n"
-    run = {"settings": {"quick": False}, "printed": "table"}
-    (tmp_path / "fit.json").write_text(json.dumps(run))
-    filled = publish(page, tmp_path)
-    assert filled == page.replace("old", "```text\ntable\n```")
-    assert publish(filled, tmp_path) == filled
-
-
-def test_publish_says_which_runs_have_no_place(
+def test_publish_takes_runs_that_have_a_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "new.json").write_text(json.dumps({"settings": {}, "printed": "table"}))
-    assert publish("a\n", tmp_path) == "a\n"
-    assert "put <!-- new --> and <!-- end new -->" in capsys.readouterr().out
+    runs, folder = tmp_path / "runs", tmp_path / "docs"
+    runs.mkdir()
+    folder.mkdir()
+    (folder / "fit.txt").write_text("old\n")
+    (folder / "kept.txt").write_text("kept\n")
+    for name in ("fit", "new"):
+        run = {"settings": {"quick": False}, "printed": "table"}
+        (runs / f"{name}.json").write_text(json.dumps(run))
+    take(runs, folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "fit.txt": "table\n", "kept.txt": "kept\n",
+    }  # fmt: skip
+    assert "new.txt" in capsys.readouterr().out
 
 
 def test_publish_refuses_tiny_sizes(tmp_path: Path) -> None:
+    (tmp_path / "fit.txt").touch()
     (tmp_path / "fit.json").write_text(json.dumps({"settings": {"quick": True}}))
     with pytest.raises(SystemExit, match="--quick"):
-        publish("<!-- fit -->\nold\n<!-- end fit -->", tmp_path)
+        take(tmp_path, tmp_path)
+
+
+def test_a_printed_table_is_read_back() -> None:
+    table = Table("Title, and more", {"name": "", "a": ".1f", "long name": "d", "note": ""})
+    table.rows = [
+        {"name": "one of two words", "a": 1.25, "long name": 7},
+        {"name": "x", "long name": 123_456_789, "note": "its own"},
+    ]
+    run = Published("run", f"## Other\nk\n-\n1\n\n{table}\nnote: ends here\n\n## Bounds\n")
+    assert run.table("Title") == [
+        {"name": "one of two words", "a": "1.2", "long name": "7", "note": ""},
+        {"name": "x", "a": "", "long name": "123456789", "note": "its own"},
+    ]
+    with pytest.raises(ValueError, match=r"run\.txt has no table"):
+        run.table("Nothing")
+
+
+def test_the_tables_of_the_page_are_those_of_the_published_runs() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert with_tables(page, SUMMARIES) == page
+    for name in SUMMARIES:
+        assert f"<!-- {name} -->\n| " in page
+
+
+def test_the_page_shows_every_picture_and_links_every_run() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "docs" / "benchmarks").iterdir()}
+    assert set(re.findall(r"\(benchmarks/([^)]+)\)", page)) == files
+
+
+def test_pictures_are_the_same_every_time_and_follow_light_and_dark() -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib")
+    from integration.benchmarks.pictures import PICTURES, svg
+
+    for name, draw in PICTURES.items():
+        picture = svg(draw)
+        assert picture == svg(draw), name
+        assert "prefers-color-scheme: dark" in picture
+        ElementTree.fromstring(picture)
+        assert (ROOT / "docs" / "benchmarks" / f"{name}.svg").exists()
 
 
 def test_deep_compression_counts_as_its_paper_does() -> None:

@@ -29,9 +29,10 @@ import vq_plugin as vq
 from integration.benchmarks import deep_compression, peers, settings
 from integration.benchmarks.deep_compression import LayerSetting
 from integration.benchmarks.harness import Check, Report, Table, missing_peer
+from integration.workloads import fashion_mnist, fashion_mnist_resnet20
 from vq_plugin.nn import codebook_type
 from vq_plugin.select import Pattern
-from vq_plugin.workloads import digits, fashion_mnist, fashion_mnist_resnet20
+from vq_plugin.workloads import digits
 from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.data import Batches, Samples
 

@@ -18,8 +18,8 @@ import vq_plugin as vq
 from integration.benchmarks import settings
 from integration.benchmarks.harness import quiet
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.model import assemble
 from vq_plugin.nn import CodebookLayer
+from vq_plugin.replace import assemble
 from vq_plugin.tuning.space import search_space
 from vq_plugin.workloads.training import correct
 

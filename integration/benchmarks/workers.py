@@ -20,8 +20,9 @@ from pathlib import Path
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
+from integration.workloads import fashion_mnist_cnn
 from vq_plugin.tuning.cluster import dask_cluster
-from vq_plugin.workloads import digits, fashion_mnist_cnn
+from vq_plugin.workloads import digits
 
 _LADDER = (
     vq.PQ(k=8, dim=8, axis="out"),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
-from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.identity import digest
 
 KILLS_PER_RUN = 5
 # Of one evaluation, in seconds: real ones take time, and most kills meet one.
@@ -192,7 +192,7 @@ def _ends(log: Path) -> list[str]:
 
 def outcome(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
     """The compressed file, and the trials but for their times."""
-    trials = json.loads((folder / "report.json").read_text())["trials"]
+    trials = json.loads((folder / "report.json").read_text())["result"]["trials"]
     kept = [{key: v for key, v in trial.items() if key != "seconds"} for trial in trials]
     return (folder / "model.vq").read_bytes(), kept
 

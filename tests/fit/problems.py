@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.moments import Moments
+from vq_plugin.fit.output.moments import Moments
 
 
 def correlated_inputs(count: int, features: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vq_plugin.fit.assignment import Batch
+from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.exchange import improve
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vq_plugin as vq
-from vq_plugin.fit import scalar
+from vq_plugin.fit import line, scalar
 from vq_plugin.fit.scalar import assign_scalar, fit_scalar
 
 
@@ -163,7 +163,7 @@ def gather_in_cells(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """
 
     def turn_on() -> None:
-        monkeypatch.setattr(scalar, "_SORT_LIMIT", 50_000)
+        monkeypatch.setattr(line, "SORT_LIMIT", 50_000)
         monkeypatch.setattr(scalar, "_BLOCK", 50_000)
 
     return turn_on

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vq_plugin as vq
-from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.vector import fit_vector
 
 
@@ -198,7 +199,7 @@ def test_every_point_goes_to_a_nearest_center(
     x = torch.randn(books, n, dim, generator=rng)
     centers = torch.randn(books, k, dim, generator=rng)
     mass = torch.rand(x.shape, generator=rng) + 0.01 if weighted else None
-    codes = assign(Batch(x, mass), centers)
+    codes = best_kernels().assign(Batch(x, mass), centers)
     square = (x.unsqueeze(2) - centers.unsqueeze(1)).double().square()
     if mass is not None:
         square *= mass.unsqueeze(2)

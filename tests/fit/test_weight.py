@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vq_plugin as vq
+from tests.fit.peers import stage_by_stage
 
 EVERY = [
     vq.KM(k=8),
@@ -285,10 +286,10 @@ def test_int8_centers_are_the_exact_ones_rounded_and_codes_the_nearest_of_them(
     expected = torch.from_numpy(np.rint(centers / step) * step)
     assert torch.equal(small.codebooks.double(), expected)
     # No code of another center would be nearer.
-    rows = weight if scheme.view_axis == "in" else weight.T
+    rows = weight if scheme.geometry((1, 1)).axis == "in" else weight.T
     dim = expected.shape[4]
     points = torch.nn.functional.pad(rows, (0, -rows.shape[1] % dim)).unflatten(1, (-1, dim))
-    owner = torch.arange(len(rows)) // (small.group or len(rows))
+    owner = torch.arange(len(rows)) // (small.geometry.group or len(rows))
     books = expected[0][owner].expand(-1, points.shape[1], -1, -1)
     distances = (points.double().unsqueeze(2) - books).square().sum(3)
     found = distances.gather(2, small.codes[0].long().unsqueeze(2)).squeeze(2)
@@ -327,25 +328,18 @@ def test_constant_weights_decode_to_themselves(shape: tuple[int, int], scheme: v
         assert torch.equal(vq.quantize_weight(weight, scheme).decode(), weight)
 
 
-def test_unknown_backends_and_what_is_no_scheme_are_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be 'torch' or 'sklearn', got 'faiss'"):
-        vq.quantize_weight(torch.randn(4, 4), vq.KM(), backend="faiss")  # type: ignore[arg-type]
+def test_what_is_no_scheme_is_refused() -> None:
     with pytest.raises(TypeError, match="expected KM, PQ, RQ or Binary, got 'pq'"):
         vq.quantize_weight(torch.randn(4, 4), "pq")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scheme", [vq.KM(k=8), vq.PQ(k=8, dim=4), vq.RQ(k=8, dim=4)], ids=str)
-def test_the_sklearn_backend_gives_about_the_same_error(scheme: vq.Scheme) -> None:
+def test_the_error_is_about_that_of_scikit_learn(scheme: vq.Scheme) -> None:
     weight = torch.randn(64, 32)
-    ours = vq.quantize_weight(weight, scheme)
-    theirs = vq.quantize_weight(weight, scheme, backend="sklearn")
-    assert theirs.codebooks.shape == ours.codebooks.shape
-    assert sse(weight, ours) <= 1.01 * sse(weight, theirs)
-
-
-def test_the_sklearn_backend_says_what_it_cannot_do() -> None:
-    weight = torch.randn(8, 8)
-    with pytest.raises(ValueError, match="cannot pin a center at 0"):
-        vq.quantize_weight(weight, vq.KM(keep_zeros=True), backend="sklearn")
-    with pytest.raises(ValueError, match="weighs whole sub-vectors"):
-        vq.quantize_weight(weight, vq.PQ(k=4), torch.rand(8), backend="sklearn")
+    stages = scheme.stages if isinstance(scheme, vq.RQ) else 1
+    if isinstance(scheme, vq.KM):
+        decoded = stage_by_stage(weight.reshape(-1, 1), 8, 1, 1).reshape(64, 32)
+    else:
+        decoded = stage_by_stage(weight, 8, stages, 4)
+    theirs = float((decoded - weight.double()).square().sum())
+    assert sse(weight, vq.quantize_weight(weight, scheme)) <= 1.01 * theirs

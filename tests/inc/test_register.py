@@ -14,7 +14,7 @@ from neural_compressor.torch.utils.utility import algos_mapping
 
 from vq_plugin import inc
 
-NAMES = {"vq", "vq_km", "vq_pq", "vq_rq"}
+NAMES = {"vq", "vq_km", "vq_pq", "vq_rq", "vq_binary"}
 
 # INC's own autotune over everything it would try by default, in a process without us and in one
 # with us.
@@ -50,7 +50,7 @@ def test_names_are_registered():
     registered = config_registry.get_cls_configs()["torch"]
     assert registered.keys() >= NAMES
     assert algos_mapping.keys() >= NAMES
-    classes = (inc.VQConfig, inc.KMConfig, inc.PQConfig, inc.RQConfig)
+    classes = (inc.VQConfig, inc.KMConfig, inc.PQConfig, inc.RQConfig, inc.BinaryConfig)
     assert {cls.name: cls for cls in classes} == {name: registered[name] for name in NAMES}
 
 
@@ -76,11 +76,13 @@ def test_incs_own_search_is_the_same_with_and_without():
 
 def test_public_names():
     assert set(inc.__all__) == {
+        "BinaryConfig",
         "KMConfig",
         "PQConfig",
         "RQConfig",
         "VQConfig",
         "load",
+        "scheme_config",
         "tuning_config",
     }
 

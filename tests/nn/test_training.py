@@ -21,7 +21,7 @@ def gathered(weight_grad: Tensor, layer: CodebookLinear) -> Tensor:
     """The codebooks' gradient by adding up the weight's, element by element."""
     stages, groups, books, _, dim = layer.codebooks.shape
     grad = torch.zeros_like(layer.codebooks)
-    matrix = weight_grad if layer.scheme.view_axis == "in" else weight_grad.T
+    matrix = weight_grad if layer.scheme.geometry((1, 1)).axis == "in" else weight_grad.T
     if layer.scale is not None:
         matrix = matrix * layer.scale.detach().unsqueeze(1)
     group = getattr(layer.scheme, "group", None)

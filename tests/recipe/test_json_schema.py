@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 import vq_plugin as vq
 from vq_plugin.cli import main
-from vq_plugin.nn import CODEBOOK_LAYERS
+from vq_plugin.nn import layer_types
 from vq_plugin.recipe import json_schema
 from vq_plugin.recipe.reading import parse_recipe
 
@@ -48,7 +48,7 @@ def test_it_is_a_schema_and_every_key_says_what_it_means() -> None:
             name = key.get("$ref", "").removeprefix("#/$defs/")
             assert key.get("description") or definitions[name]["description"]
     names = definitions["Quantization"]["properties"]["optype_wise"]["propertyNames"]["enum"]
-    assert names == [cls.__name__ for cls in CODEBOOK_LAYERS]
+    assert names == list(layer_types())
 
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda p: p.stem)

@@ -100,9 +100,9 @@ def test_a_recipe_does_what_python_does(
     models = [(tmp_path / run / "model.vq").read_bytes() for run in ("run", "python")]
     assert models[0] == models[1]
     report = json.loads(outcome.report_path.read_text(encoding="utf-8"))
-    assert report["tuning_split"]["baseline"] == digits.evaluate(model)
-    assert report["bytes"]["float32"] == sum(v.nbytes for v in model.state_dict().values())
-    phases = [trial["phase"] for trial in report["trials"]]
+    assert report["result"]["baseline"] == digits.evaluate(model)
+    assert report["sizes"]["float_nbytes"] == sum(v.nbytes for v in model.state_dict().values())
+    phases = [trial["phase"] for trial in report["result"]["trials"]]
     assert "recovery" in phases
     assert phases == [trial.phase for trial in result.trials]
     # The zeros of the pruning are zeros of what comes out.

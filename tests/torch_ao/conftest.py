@@ -1,5 +1,6 @@
 """The host's calls, as the page docs/torch_ao.md shows them."""
 
+import importlib
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-import vq_plugin.model
 from vq_plugin.torch_ao import (
     check_converted,
     get_backend_config,
@@ -67,11 +67,12 @@ def train():
 def count_fits(monkeypatch) -> Callable[[], int]:
     """How many weights were fitted so far."""
     fits: list[tuple[int, ...]] = []
-    real = vq_plugin.model.quantize_weight
+    module = importlib.import_module("vq_plugin.compress")
+    real = module.quantize_weight
 
     def counted(weight, *args, **kwargs):
         fits.append(tuple(weight.shape))
         return real(weight, *args, **kwargs)
 
-    monkeypatch.setattr(vq_plugin.model, "quantize_weight", counted)
+    monkeypatch.setattr(module, "quantize_weight", counted)
     return lambda: len(fits)

@@ -13,7 +13,7 @@ from torch.ao.quantization.quantize_fx import convert_fx
 from torch.nn.utils import prune
 
 import vq_plugin as vq
-from vq_plugin.model import assemble
+from vq_plugin.replace import assemble
 from vq_plugin.torch_ao import check_converted, get_backend_config, observe_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")

@@ -183,10 +183,15 @@ class Others(nn.Module):
         return self.bag(states.argmax(-1))
 
 
-def test_other_layers_are_left_without_a_word(convert, assert_same, recwarn):
+def test_other_layers_are_an_error_unless_they_are_left(convert, assert_same, recwarn):
     model, inputs = Others().eval(), torch.randn(2, 1, 8)
-    expected = vq.compress(model, vq.KM(k=4), calibration=[inputs])
-    assert_same(convert(model, vq.KM(k=4), inputs, [inputs]), expected, inputs)
+    with pytest.raises(ValueError, match=r"'up': asked for.*still ConvTranspose1d") as error:
+        convert(model, vq.KM(k=4), inputs, [inputs])
+    for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "bag"):
+        assert f"'{name}': asked for km(k=4) but it is still" in str(error.value)
+    schemes = {"up": None, "lstm": None, "bag": None, "*": vq.KM(k=4)}
+    expected = vq.compress(model, schemes, calibration=[inputs])
+    assert_same(convert(model, schemes, inputs, [inputs]), expected, inputs)
     stock = ("torch.ao.quantization is deprecated", "QConfig must specify")
     assert not [w for w in recwarn if not str(w.message).startswith(stock)]
 

@@ -84,7 +84,7 @@ def test_statistics_survive_copies_and_the_state_dict(assert_same):
     calibrate(prepared, BATCHES[:1])
     copied = copy.deepcopy(prepared)
     calibrate(copied, BATCHES[1:])
-    assert prepared.state_dict()["3.0.input_stats.count"] == 8
+    assert prepared.state_dict()["3.0.input_stats.weight.count"] == 8
 
     resumed = observe_inputs(prepare(network()))
     resumed.load_state_dict(copied.state_dict())
@@ -109,8 +109,8 @@ def test_nothing_is_left_of_it(convert):
 
 def test_layers_that_are_left_are_not_observed():
     prepared = observe_inputs(prepare(network(), {nn.Linear: SCHEME}))
-    keys = {key for key in prepared.state_dict() if key.endswith("input_stats.total")}
-    assert keys == {"3.0.input_stats.total", "5.input_stats.total"}
+    keys = {key for key in prepared.state_dict() if key.endswith("input_stats.weight.total")}
+    assert keys == {"3.0.input_stats.weight.total", "5.input_stats.weight.total"}
 
 
 def test_beside_int8_layers(assert_same):

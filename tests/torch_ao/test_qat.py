@@ -42,10 +42,10 @@ def decoded(layer: CodebookLayer) -> np.ndarray:
     dim = books.shape[4]
     shape = layer.weight_shape
     out, rest = shape[0], int(np.prod(shape[1:]))
-    length = rest if small.scheme.view_axis == "in" else out
+    length = rest if small.scheme.geometry((1, 1)).axis == "in" else out
     matrix = np.zeros((rows, subspaces * dim), np.float32)
     for r in range(rows):
-        group = r // (small.group or rows)
+        group = r // (small.geometry.group or rows)
         for s in range(subspaces):
             book = s if books.shape[2] > 1 else 0
             for t in range(stages):
@@ -53,7 +53,7 @@ def decoded(layer: CodebookLayer) -> np.ndarray:
         if small.scale is not None:
             matrix[r] *= small.scale.float().numpy()[r]
     matrix = matrix[:, :length]
-    return (matrix if small.scheme.view_axis == "in" else matrix.T).reshape(shape)
+    return (matrix if small.scheme.geometry((1, 1)).axis == "in" else matrix.T).reshape(shape)
 
 
 def quantized_weight(layer: nn.Module) -> Tensor:

@@ -63,7 +63,7 @@ def pruned() -> nn.Module:
         (nn.Embedding(4, 4, max_norm=1.0), "layer '0': max_norm=1.0"),
         (
             nn.TransformerEncoderLayer(4, 1),
-            r"layer '0.self_attn.out_proj': FX does not trace into '0'",
+            r"'0.self_attn.in_proj_weight' is a weight of MultiheadAttention, which no codebook",
         ),
     ],
     ids=lambda value: type(value).__name__,

@@ -86,9 +86,9 @@ def test_rounded_biases_and_layers_count_half_and_are_what_was_evaluated(
     for key, value in result.model.state_dict().items():
         assert torch.equal(loaded[key], value), key
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert report["bytes"]["model"] == best.nbytes
-    assert report["bytes"]["other"] == best.nbytes - sum(
-        layer["chosen"]["nbytes"] for layer in report["layers"]
+    assert report["sizes"]["nbytes"] == best.nbytes
+    assert report["sizes"]["other_nbytes"] == best.nbytes - sum(
+        layer["file_nbytes"] for layer in report["layers"]
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vq_plugin.tuning.journal import Evaluation, Journal, digest
+from vq_plugin.tuning.identity import digest
+from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric
 
 ROOT = Path(__file__).parents[2]

@@ -30,7 +30,7 @@ def test_the_model_and_the_reports(task: "Task", tmp_path: Path) -> None:
         assert torch.equal(value, loaded.state_dict()[key])
     assert task.accuracy(loaded) == result.score
     report = json.loads((folder / "report.json").read_text())
-    assert len(report["trials"]) == len(result.trials)
+    assert len(report["result"]["trials"]) == len(result.trials)
     assert "<html" in (folder / "report.html").read_text()
 
 

@@ -1,5 +1,7 @@
 """The digits workload: a fair split, and a model that is good and the same every time."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,28 @@ def test_the_splits_are_disjoint() -> None:
     # Every one of the 1,797 scans differs from all others.
     images = torch.cat([data.train.images, data.tuning.images, data.test.images])
     assert len(np.unique(images.flatten(1).numpy(), axis=0)) == 1797
+
+
+def test_the_file_holds_the_images_of_scikit_learn_split_as_it_splits_them() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    train, rest = train_test_split(np.arange(1797), test_size=0.6, stratify=labels, random_state=0)
+    tuning, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=0)
+    data = digits.load()
+    for split, index in ((data.train, train), (data.tuning, tuning), (data.test, test)):
+        assert np.array_equal((split.images.flatten(1).numpy() + 1) * 8, pixels[index])
+        assert np.array_equal(split.labels.numpy(), labels[index])
+
+
+def test_no_other_library_is_needed_to_load_them() -> None:
+    program = (
+        "import sys; sys.modules['sklearn'] = sys.modules['scipy'] = None\n"
+        "from vq_plugin.workloads import digits; print(len(digits.load().test.labels))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "540\n", run.stderr
 
 
 def test_training_repeats_to_the_byte_on_any_number_of_threads(cache: Path) -> None:

@@ -7,8 +7,10 @@ the exponents of their steps beside them. Everything else keeps its own.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,26 @@ from torch import Tensor, nn
 from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
 from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
-from vq_plugin.checkpoint.weights import coded_weights, float_weight, with_weights
+from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
 from vq_plugin.format.container import Container, to_bytes
-from vq_plugin.format.header import DTYPES, CheckpointError, Entry, Header, Stored, join
+from vq_plugin.format.header import (
+    DTYPES,
+    CheckpointError,
+    Entry,
+    EntryView,
+    Header,
+    Stored,
+    join,
+)
 from vq_plugin.format.weights import may_be_coded, read_codes
+from vq_plugin.nn import Slot, View
+from vq_plugin.replace import assemble
 from vq_plugin.rounding import to_int8
 from vq_plugin.schemes import parse_scheme
+from vq_plugin.select import slots_by_any_name
 
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
@@ -62,9 +75,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         True
     """
     check_rest(rest)
-    coded = list(coded_weights(model))
+    coded = list(saved_weights(model))
     if not coded:
-        raise ValueError("the model has no codebook layer; compress it first")
+        raise ValueError("the model has no coded weight; compress it first")
     header, tensors = Header(), _Parts()
     # Tensors are tied where they are one object, coded weights where they share their codebooks.
     first: dict[int, str] = {}
@@ -84,10 +97,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         rounded = _name(value.dtype) if kept.dtype != value.dtype else None
         tensors[key] = replace(kind, rounded=rounded), data
     for each in coded:
-        if first.setdefault(id(each.codebooks), each.name) != each.name:
-            header.aliases[each.name] = first[id(each.codebooks)]
+        books = id(each.holder.codebooks)
+        if first.setdefault(books, each.name) != each.name:
+            header.aliases[each.name] = first[books]
             continue
-        header.layers[each.name], parts = _coded(each.name, each.weight())
+        header.layers[each.name], parts = _coded(each)
         tensors |= parts
     content = to_bytes(header, tensors)
     write_atomically(Path(path), content)
@@ -123,22 +137,23 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         True
     """
     file = Container(path, part)
+    slots = slots_by_any_name(model)
     weights: dict[str, CodebookWeight] = {}
     ties: dict[str, str] = {}
     try:
         for name, stored in file.header.weights():
-            source = float_weight(model, name)
+            slot = _slot(name, slots, model)
             try:
-                _check_fit(file.header.layers[stored], source)
+                _check_fit(file.header.layers[stored], slot)
                 if name == stored:
-                    weights[name] = _weight(file, name, source)
+                    weights[name] = _weight(file, name, slot.value)
                 else:
                     ties[name] = stored
             except CheckpointError:
                 raise
             except (ValueError, RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"layer {name!r}: {error}") from error
-        restored = with_weights(model, weights, ties)
+        restored = assemble(model, weights, ties)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -147,24 +162,42 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
     return restored
 
 
-def _check_fit(entry: Entry, source: Tensor) -> None:
+def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
+    if name in slots:
+        return slots[name]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name in modules:
+        raise ValueError(
+            f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
+            "slot; give load() a fresh float model"
+        )
+    near = difflib.get_close_matches(name, slots, n=3)
+    hint = f"; the nearest names are {', '.join(near)}" if near else ""
+    raise ValueError(f"the model has no layer {name!r}{hint}")
+
+
+def _check_fit(entry: Entry, slot: Slot) -> None:
     """Makes sure that the weight of an entry is wanted, before anything of it is believed."""
+    source, view = slot.value, slot.view
     if entry.dtype != _name(source.dtype):
         raise ValueError(
             f"it was saved as {entry.dtype} and the model is {source.dtype}; "
             f"convert the model with .to(torch.{entry.dtype}) first"
         )
-    if entry.shape != tuple(source.shape):
+    if entry.shape != view.shape:
         raise ValueError(
-            f"it was saved with a weight of shape {entry.shape} "
-            f"and the model's is {tuple(source.shape)}"
+            f"it was saved with a weight of shape {entry.shape} and the model's is {view.shape}"
         )
+    if entry.view != _view(None if view.plain else view):
+        raise ValueError(f"it was saved with the view {entry.view} and the model's is {view}")
 
 
 def _weight(file: Container, name: str, source: Tensor) -> CodebookWeight:
     entry = file.header.layers[name]
     scheme = parse_scheme(entry.scheme)
     layer = torch_layer(file, name)
+    if scheme.geometry(entry.shape).scaled and layer.scale is None:
+        raise ValueError("its row scales are missing")
     small = CodebookWeight(
         codes=torch.from_numpy(read_codes(file, name, entry)).to(source.device),
         codebooks=layer.codebooks.to(source.device),
@@ -174,10 +207,9 @@ def _weight(file: Container, name: str, source: Tensor) -> CodebookWeight:
         dtype=source.dtype,
     )
     kind = file.header.tensors[join(name, "codebooks")].dtype
-    if (scheme.view_axis, small.group, scheme.codebook_dtype) != (entry.axis, entry.group, kind):
+    cut = small.geometry
+    if (cut.axis, cut.group, cut.codebook_dtype) != (entry.axis, entry.group, kind):
         raise ValueError(f"axis, groups or {kind} codebooks are not those of {scheme}")
-    if scheme.scale == "row" and small.scale is None:
-        raise ValueError("its row scales are missing")
     return small
 
 
@@ -197,7 +229,7 @@ def _load_rest(model: nn.Module, file: Container) -> None:
                 f"{file.path}: {name!r} was saved as {value.dtype} and the model is "
                 f"{expected[name].dtype}; convert the model first"
             )
-    own = {key for each in coded_weights(model) for key in each.keys}
+    own = {key for each in saved_weights(model) for key in each.keys}
     try:
         lacking, unknown = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -210,8 +242,9 @@ def _load_rest(model: nn.Module, file: Container) -> None:
         )
 
 
-def _coded(name: str, small: CodebookWeight) -> tuple[Entry, _Parts]:
+def _coded(saved: SavedWeight) -> tuple[Entry, _Parts]:
     """What the file says and keeps of a coded weight."""
+    name, small = saved.name, saved.holder.codebook_weight
     codes = small.codes.detach().cpu().numpy()
     few = may_be_coded(codes.size, math.prod(small.shape))
     coding, data = (entropy.encode(codes, small.k) if few else None) or (None, pack(codes, small.k))
@@ -226,13 +259,18 @@ def _coded(name: str, small: CodebookWeight) -> tuple[Entry, _Parts]:
     entry = Entry(
         scheme=str(small.scheme),
         shape=tuple(small.shape),
-        axis=small.scheme.view_axis,
-        group=small.group,
+        view=_view(saved.view),
+        axis=small.geometry.axis,
+        group=small.geometry.group,
         codes=tuple(codes.shape),
         dtype=_name(small.dtype),
         coding=coding,
     )
     return entry, {join(name, leaf): _stored(join(name, leaf), v) for leaf, v in parts.items()}
+
+
+def _view(view: View | None) -> EntryView | None:
+    return None if view is None else (view.parameter_shape, view.split, view.order)
 
 
 def _stored(name: str, value: Tensor) -> tuple[Stored, Any]:

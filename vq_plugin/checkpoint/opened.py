@@ -13,6 +13,7 @@ from torch import Tensor
 from vq_plugin.codebook import decode
 from vq_plugin.format.container import Container
 from vq_plugin.format.header import Stored
+from vq_plugin.nn import View
 from vq_plugin.reader import File, Layer
 from vq_plugin.schemes import Axis
 
@@ -30,7 +31,7 @@ class _Torch:
         dtype = getattr(torch, layer.dtype)
         axis: Axis = "in" if layer.axis == "in" else "out"
         scale = None if layer.scale is None else layer.scale.to(dtype)
-        return decode(
+        weight = decode(
             layer.codes,
             layer.codebooks.to(dtype),
             scale,
@@ -38,6 +39,7 @@ class _Torch:
             axis=axis,
             group=layer.group,
         )
+        return weight if layer.view is None else View(*layer.view, layer.shape).restore(weight)
 
 
 def open_file(path: str | os.PathLike[str]) -> File[Tensor]:

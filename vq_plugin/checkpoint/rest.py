@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint.weights import coded_weights
+from vq_plugin.checkpoint.weights import saved_weights
 
 Rest = Literal["float16"]
 
@@ -20,7 +20,7 @@ def check_rest(rest: str | None) -> None:
 
 def rest_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the ``state_dict`` that are not of a codebook, by name."""
-    own = {key for each in coded_weights(model) for key in each.keys}
+    own = {key for each in saved_weights(model) for key in each.keys}
     return {
         key: value
         for key, value in model.state_dict(keep_vars=True).items()

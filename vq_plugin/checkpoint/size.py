@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vq_plugin.codebook import CodebookWeight, codebook_nbytes
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.bits import packed_size
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.format.weights import may_be_coded
@@ -31,5 +31,4 @@ def file_nbytes(small: CodebookWeight) -> int:
     size = packed_size(codes.numel(), k)
     if may_be_coded(codes.numel(), math.prod(small.shape)):
         size = coded_size(codes.detach().cpu().numpy(), k)
-    scale_bytes = 0 if small.scale is None else small.scale.nbytes
-    return size + codebook_nbytes(tuple(small.codebooks.shape), small.scheme) + scale_bytes
+    return size + small.geometry.table_bytes

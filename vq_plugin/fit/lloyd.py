@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vq_plugin.codebook import CodebookWeight, decode, matrix_view
-from vq_plugin.fit.assignment import Batch, assign, update
+from vq_plugin.codebook import CodebookWeight, decode
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.scalar import assign_scalar
+from vq_plugin.fit.schemes import sub_vectors
 from vq_plugin.fit.weight import (
     check_codebooks,
     check_range,
@@ -19,10 +21,8 @@ from vq_plugin.fit.weight import (
     divide_rows,
     importance_view,
     quantize_weight,
-    sub_vectors,
 )
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, PQ, RQ, Binary
 
 
 def nearest_codes(
@@ -45,8 +45,9 @@ def nearest_codes(
         ValueError: As :func:`vq_plugin.quantize_weight`.
 
     Example:
+        >>> import vq_plugin as vq
         >>> weight = torch.tensor([[0.0, 1.0], [0.9, 0.1]])
-        >>> small = quantize_weight(weight, KM(k=2))
+        >>> small = quantize_weight(weight, vq.KM(k=2))
         >>> nearest_codes(1 - weight, small).codes.tolist()
         [[[1, 0], [0, 1]]]
     """
@@ -76,12 +77,13 @@ def lloyd_step(
         ValueError: As :func:`vq_plugin.quantize_weight`.
 
     Example:
+        >>> import vq_plugin as vq
         >>> weight = torch.tensor([[0.0, 1.0], [0.75, 0.25]])
-        >>> small = quantize_weight(weight, KM(k=2))
+        >>> small = quantize_weight(weight, vq.KM(k=2))
         >>> lloyd_step(weight + 0.125, small).codebooks.flatten().tolist()
         [0.25, 1.0]
     """
-    if isinstance(small.scheme, Binary):
+    if not small.scheme.calibrates:
         return quantize_weight(weight, small.scheme, importance)
     with torch.inference_mode(False), worker_pool():
         view = _View(weight, small, importance)
@@ -97,41 +99,39 @@ class _View:
 
     Attributes:
         small: Where the weight was.
+        geometry: Its geometry.
         matrix: Float32, ``(rows, length)``, not divided by row scales.
         importance: Of the matrix, or ``None``.
-        parts: The points, one part for each group of rows.
-        codes: By part and stage, ``(books, n)``.
-        centers: By part and stage, float32, ``(books, k, dim)``.
+        groups: The points, group by group of rows.
+        codes: By group and stage, ``(books, n)``.
+        centers: By group and stage, float32, ``(books, k, dim)``.
     """
 
     def __init__(self, weight: Tensor, small: CodebookWeight, importance: Tensor | None) -> None:
         check_weight(weight)
-        scheme = small.scheme
         self.small, self._device = small, weight.device
-        self.matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
-        self.importance = (
-            None if importance is None else importance_view(importance, weight, scheme)
-        )
+        geometry = small.geometry
+        self.matrix = geometry.matrix(weight.detach().cpu().float())
+        self.importance = None if importance is None else importance_view(importance, geometry)
         points, masses = self.matrix, self.importance
         if small.scale is not None:
             points, masses = divide_rows(points, masses, small.scale.cpu())
         check_range(points)
-        codes, tables = small.codes.cpu(), small.codebooks.cpu().float()
-        if isinstance(scheme, PQ | RQ):
-            dim, shared = tables.shape[4], scheme.codebooks == "tensor"
-            self.parts = [sub_vectors(points, masses, dim=dim, shared=shared)]
-            by_book = codes.reshape(len(codes), 1, -1) if shared else codes.transpose(1, 2)
-            self.codes = [list(by_book)]
-            self.centers = [list(tables[:, 0])]
-            return
-        rows = small.group or len(points)
-        cut = [None] * tables.shape[1] if masses is None else torch.split(masses, rows)
-        self.parts = [
-            Batch(part.reshape(1, -1, 1), None if mass is None else mass.reshape(1, -1, 1))
-            for part, mass in zip(torch.split(points, rows), cut, strict=True)
+        self.geometry = geometry
+        rows = geometry.group or geometry.rows
+        self.groups = [
+            sub_vectors(group, mass, dim=geometry.dim, shared=geometry.shared)
+            for group, mass in zip(
+                torch.split(points, rows),
+                [None] * geometry.groups if masses is None else torch.split(masses, rows),
+                strict=True,
+            )
         ]
-        self.codes = [[part.reshape(1, -1)] for part in torch.split(codes[0], rows)]
-        self.centers = [[table] for table in tables[0]]
+        self.codes = [
+            list(group.reshape(len(group), 1, -1) if geometry.shared else group.transpose(1, 2))
+            for group in torch.split(small.codes.cpu(), rows, 1)
+        ]
+        self.centers = [list(tables) for tables in small.codebooks.cpu().float().unbind(1)]
 
     def result(
         self,
@@ -139,23 +139,26 @@ class _View:
         centers: Sequence[Sequence[Tensor]],
         scale: Tensor | None,
     ) -> CodebookWeight:
-        """Codes and centers by part and stage as the weight that they make."""
+        """Codes and centers by group and stage as the weight that they make."""
         small = self.small
         scheme = small.scheme
-        stages, rows, subspaces = small.codes.shape
-        if isinstance(scheme, PQ | RQ):
-            by_book = torch.stack(list(codes[0]))
-            shared = scheme.codebooks == "tensor"
-            grid = by_book if shared else by_book.transpose(1, 2)
-            tables = torch.stack(list(centers[0])).unsqueeze(1)
-        else:
-            grid = torch.cat([part.flatten() for (part,) in codes])
-            tables = torch.stack([table for (table,) in centers]).unsqueeze(0)
+        stages, _, subspaces = self.geometry.code_shape
+        by_book = [torch.stack(list(group)) for group in codes]
+        grid = torch.cat(
+            [
+                (group if self.geometry.shared else group.transpose(1, 2)).reshape(
+                    stages, -1, subspaces
+                )
+                for group in by_book
+            ],
+            1,
+        )
+        tables = torch.stack([torch.stack(list(group)) for group in centers], 1)
         tables = round_centers(tables, scheme.codebook_dtype)
         check_codebooks(tables, self.matrix, scheme)
         return replace(
             small,
-            codes=grid.reshape(stages, rows, subspaces).to(small.codes.dtype).to(self._device),
+            codes=grid.to(small.codes.dtype).to(self._device),
             codebooks=tables.to(self._device),
             scale=None if scale is None else scale.to(self._device),
         )
@@ -166,47 +169,51 @@ def _decoded(codes: Tensor, centers: Tensor) -> Tensor:
     return centers.gather(1, codes.long().unsqueeze(2).expand(-1, -1, centers.shape[2]))
 
 
-def _left(batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int) -> Batch:
+def _residual(
+    batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int
+) -> Batch:
     """What the stages other than ``stage`` leave."""
-    left = batch.x
+    residual = batch.x
     for other, (c, table) in enumerate(zip(codes, centers, strict=True)):
         if other != stage:
-            left = left - _decoded(c, table)
-    return Batch(left, batch.importance)
+            residual = residual - _decoded(c, table)
+    return Batch(residual, batch.importance)
 
 
 def _assigned(view: _View) -> list[list[Tensor]]:
-    """Nearest codes by part and stage."""
-    scalar = isinstance(view.small.scheme, KM | Binary)
-    found = []
-    for batch, codes, centers in zip(view.parts, view.codes, view.centers, strict=True):
-        own = list(codes)
+    """Nearest codes by group and stage."""
+    geometry = view.geometry
+    scalar = geometry.dim == 1 and geometry.stages == 1 and geometry.shared
+    by_group = []
+    for batch, codes, centers in zip(view.groups, view.codes, view.centers, strict=True):
+        group_codes = list(codes)
         for stage, table in enumerate(centers):
-            left = _left(batch, own, centers, stage)
-            own[stage] = (
-                assign_scalar(left.x.flatten(), table.flatten()).unsqueeze(0)
-                if scalar
-                else assign(left, table)
+            residual = _residual(batch, group_codes, centers, stage)
+            group_codes[stage] = (
+                assign_scalar(residual.x.flatten(), table.flatten()).unsqueeze(0)
+                if scalar and bool((table.diff(dim=1) >= 0).all())
+                else best_kernels().assign(residual, table)
             )
-        found.append(own)
-    return found
+        by_group.append(group_codes)
+    return by_group
 
 
 def _means(view: _View, codes: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Means of what every center got, by part and stage."""
+    """Means of what every center got, by group and stage."""
     scheme = view.small.scheme
-    pinned = isinstance(scheme, KM) and scheme.keep_zeros
-    found = []
-    for batch, own, centers in zip(view.parts, codes, view.centers, strict=True):
+    by_group = []
+    for batch, group_codes, centers in zip(view.groups, codes, view.centers, strict=True):
         moved = list(centers)
         for stage, table in enumerate(centers):
-            means, mass = update(_left(batch, own, moved, stage), own[stage], table.shape[1])
+            residual = _residual(batch, group_codes, moved, stage)
+            means, mass = best_kernels().means(residual, group_codes[stage], table.shape[1])
             stays = mass.amax(2, keepdim=True) == 0
-            if pinned:
-                stays |= table == 0
+            pinned = scheme.pinned(table)
+            if pinned is not None:
+                stays |= pinned
             moved[stage] = torch.where(stays, table, means)
-        found.append(moved)
-    return found
+        by_group.append(moved)
+    return by_group
 
 
 def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:
@@ -217,7 +224,7 @@ def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:
         None,
         shape=tuple(view.matrix.shape),
         axis="in",
-        group=moved.group,
+        group=view.geometry.group,
     )
     mass = 1.0 if view.importance is None else view.importance
     best = (view.matrix * plain * mass).sum(1) / (plain * plain * mass).sum(1)

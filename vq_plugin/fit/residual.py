@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.assignment import Batch, assign
+from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.exchange import improve
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import CodebookDtype
 
@@ -46,61 +47,61 @@ def fit_residual(
         ``(books, n)``.
     """
     centers, codes = _fit_stages(batch, k, stages, seed, fit)
-    left = batch.x.clone()
+    residual = batch.x.clone()
     for stage in range(stages):
-        _add(left, centers[stage], codes[stage], sign=-1)
+        _add(residual, centers[stage], codes[stage], sign=-1)
     for _ in range(_REFIT_ROUNDS if stages > 1 else 0):
         moved = False
         for stage in range(stages):
-            _add(left, centers[stage], codes[stage], sign=1)
+            _add(residual, centers[stage], codes[stage], sign=1)
             before = codes[stage]
             codes[stage], centers[stage] = improve(
-                Batch(left, batch.importance), before, centers[stage]
+                Batch(residual, batch.importance), before, centers[stage]
             )
             moved = moved or not torch.equal(codes[stage], before)
-            _add(left, centers[stage], codes[stage], sign=-1)
+            _add(residual, centers[stage], codes[stage], sign=-1)
         if not moved:
             break
-    return _round(batch, left, centers, codes, codebook_dtype)
+    return _round(batch, residual, centers, codes, codebook_dtype)
 
 
 def _fit_stages(
     batch: Batch, k: int, stages: int, seed: int, fit: FitVector
 ) -> tuple[list[Tensor], list[Tensor]]:
     centers, codes = [], []
-    left = batch.x
+    residual = batch.x
     for stage in range(stages):
-        stage_centers, stage_codes = fit(Batch(left, batch.importance), k, seed + stage)
+        stage_centers, stage_codes = fit(Batch(residual, batch.importance), k, seed + stage)
         centers.append(stage_centers)
         codes.append(stage_codes)
         if stage + 1 < stages:
-            left = left.clone() if stage == 0 else left
-            _add(left, stage_centers, stage_codes, sign=-1)
+            residual = residual.clone() if stage == 0 else residual
+            _add(residual, stage_centers, stage_codes, sign=-1)
     return centers, codes
 
 
 def _round(
     batch: Batch,
-    left: Tensor,
+    residual: Tensor,
     centers: list[Tensor],
     codes: list[Tensor],
     codebook_dtype: CodebookDtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
     rounded = [round_centers(stage, codebook_dtype) for stage in centers]
     for stage, exact in enumerate(centers):
-        _add(left, exact - rounded[stage].float(), codes[stage], sign=1)
+        _add(residual, exact - rounded[stage].float(), codes[stage], sign=1)
     for stage, stage_centers in enumerate(rounded):
         wide = stage_centers.float()
-        _add(left, wide, codes[stage], sign=1)
-        codes[stage] = assign(Batch(left, batch.importance), wide)
-        _add(left, wide, codes[stage], sign=-1)
+        _add(residual, wide, codes[stage], sign=1)
+        codes[stage] = best_kernels().assign(Batch(residual, batch.importance), wide)
+        _add(residual, wide, codes[stage], sign=-1)
     return rounded, codes
 
 
-def _add(left: Tensor, centers: Tensor, codes: Tensor, *, sign: int) -> None:
-    """``left += sign · centers[codes]``, block by block: decoded, it is as large as a weight."""
-    books, n, dim = left.shape
+def _add(residual: Tensor, centers: Tensor, codes: Tensor, *, sign: int) -> None:
+    """``residual += sign · centers[codes]``, block by block: decoded as large as a weight."""
+    books, n, dim = residual.shape
     step = max(1, _BLOCK_WEIGHTS // (books * dim))
     for start in range(0, n, step):
         index = codes[:, start : start + step].long().unsqueeze(2).expand(-1, -1, dim)
-        left[:, start : start + step].add_(centers.gather(1, index), alpha=sign)
+        residual[:, start : start + step].add_(centers.gather(1, index), alpha=sign)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.assignment import BLOCK, Batch, assign_with_error, native_kernels, update
+from vq_plugin.fit.batch import BLOCK, Batch
 from vq_plugin.fit.exchange import improve
+from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.fit.seeding import plus_plus
-from vq_plugin.ops import fit as native
 
 # Training points per center above which a sample finds the centers as well (faiss uses 256).
 _SAMPLE_PER_CENTER = 256
@@ -55,61 +54,26 @@ def _sample_size(k: int) -> int:
 
 
 def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    part = batch[start : start + step].contiguous()
+    books = batch[start : start + step].contiguous()
     generator = torch.Generator().manual_seed(_mix(seed, start))
     size = _sample_size(k)
-    if part.n > size:
-        chosen = torch.randperm(part.n, generator=generator)[:size].sort().values
-        sample = part[:, chosen]
-        centers, _ = _lloyd(sample, plus_plus(sample, k, generator), _ITERATIONS)
+    iterate = partial(best_kernels().lloyd_iterations, tolerance=_TOLERANCE)
+    if books.n > size:
+        chosen = torch.randperm(books.n, generator=generator)[:size].sort().values
+        sample = books[:, chosen]
+        centers, _ = iterate(sample, plus_plus(sample, k, generator), iterations=_ITERATIONS)
         if centers.shape[1] < k:
             # Too few distinct points in the sample: all points decide.
-            centers = plus_plus(part, k, generator)
-        return _lloyd(part, centers, _POLISH_ITERATIONS)
-    centers, codes = _lloyd(part, plus_plus(part, k, generator), _ITERATIONS)
-    codes, centers = improve(part, codes, centers)
+            centers = plus_plus(books, k, generator)
+        return iterate(books, centers, iterations=_POLISH_ITERATIONS)
+    centers, codes = iterate(books, plus_plus(books, k, generator), iterations=_ITERATIONS)
+    codes, centers = improve(books, codes, centers)
     return centers, codes
 
 
 def _mix(seed: int, start: int) -> int:
     """A seed per group of books; neighbours in ``seed`` must not share draws."""
     return (seed * 0x9E3779B97F4A7C15 + start * 0xBF58476D1CE4E5B9) % (1 << 63)
-
-
-def _lloyd(batch: Batch, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd iterations until each book's error falls by less than the tolerance.
-
-    The codes are those of the last assignment, to the centers that are returned.
-    """
-    k = centers.shape[1]
-    # A longer book has several threads at work on its points.
-    if batch.n <= _sample_size(k) and native_kernels(batch, k):
-        return native.lloyd(
-            batch.x, batch.importance, centers, iterations=iterations, tolerance=_TOLERANCE
-        )
-    error = torch.full((len(centers),), math.inf, dtype=torch.float64)
-    for _ in range(iterations):
-        codes, distance = assign_with_error(batch, centers)
-        total = distance.double().sum(1)
-        falls = total < error * (1 - _TOLERANCE)
-        if not bool(falls.any()):
-            return centers, codes
-        error = torch.where(falls, total, error)
-        means, mass = update(batch, codes, k)
-        occupied = mass.amax(2) > 0
-        done = ~falls.unsqueeze(1)
-        centers = torch.where((occupied & ~done).unsqueeze(2), means, centers)
-        _reseed(batch, centers, occupied | done, distance)
-    return centers, assign_with_error(batch, centers)[0]
-
-
-def _reseed(batch: Batch, centers: Tensor, occupied: Tensor, distance: Tensor) -> None:
-    """Moves every center without points to one of its book's worst points."""
-    for book in torch.nonzero(~occupied.all(1)).flatten().tolist():
-        empty = torch.nonzero(~occupied[book]).flatten()
-        worst = distance[book].topk(min(len(empty), batch.n))
-        useful = worst.indices[worst.values > 0]
-        centers[book, empty[: len(useful)]] = batch.x[book, useful]
 
 
 def repeat_last(centers: Tensor, k: int) -> Tensor:

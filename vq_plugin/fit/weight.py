@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vq_plugin.codebook import CodebookWeight, code_dtype, matrix_view
-from vq_plugin.fit import scalar, sklearn_backend, vector
-from vq_plugin.fit.assignment import Batch, assign
-from vq_plugin.fit.calibrated import calibrate
-from vq_plugin.fit.moments import Moments
-from vq_plugin.fit.objective import Fitted, Objective
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.output.calibrated import calibrate
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.objective import Fitted, Objective
 from vq_plugin.fit.parallel import worker_pool
-from vq_plugin.fit.residual import fit_residual
+from vq_plugin.fit.schemes import LEAST_IMPORTANCE
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, PQ, RQ, Binary, Scheme
-
-Backend = Literal["torch", "sklearn"]
+from vq_plugin.schemes import Geometry, Scheme, code_dtype, fit_of
 
 # Squares of weights beyond these sizes leave float32.
 _LARGEST, _SMALLEST = 1e15, 1e-15
-# An element without importance still has to go somewhere: to the nearest center.
-_LEAST_IMPORTANCE = 1e-8
 
 
 def quantize_weight(
@@ -36,7 +27,6 @@ def quantize_weight(
     seed: int = 0,
     *,
     moments: Moments | None = None,
-    backend: Backend = "torch",
 ) -> CodebookWeight:
     """Compresses one weight.
 
@@ -53,10 +43,9 @@ def quantize_weight(
         seed: Seed of the random starts.
         moments: Moments of the inputs of the weight's layer, in the place of ``importance``. The
             fit then lowers the error of the layer's output, see
-            :func:`vq_plugin.fit.calibrated.calibrate`, and the result says what the layer's bias
-            takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
+            :func:`vq_plugin.fit.output.calibrated.calibrate`, and the result says what the layer's
+            bias takes up. ``Binary``, second moments that are not known, and sub-vectors that reach
             from one group of a convolution into the next go by ``moments.importance`` alone.
-        backend: ``"torch"``, or ``"sklearn"`` for scikit-learn's ``KMeans(n_init=1)``.
 
     Returns:
         The compressed weight, on the device of ``weight``.
@@ -69,6 +58,7 @@ def quantize_weight(
 
     Example:
         >>> import torch
+        >>> from vq_plugin import PQ
         >>> weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
         >>> small = quantize_weight(weight, PQ(k=16, dim=4))
         >>> small.codes.shape, small.codebooks.shape, small.nbytes
@@ -77,7 +67,7 @@ def quantize_weight(
         torch.Size([64, 32])
     """
     if not isinstance(scheme, Scheme):
-        raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
+        raise TypeError(f"expected a scheme such as vq.KM() or vq.PQ(), got {scheme!r}")
     check_weight(weight)
     if moments is not None:
         if importance is not None:
@@ -85,7 +75,7 @@ def quantize_weight(
         importance = moments.importance
     # Workers are outside the caller's inference mode, and could not write to its tensors.
     with torch.inference_mode(False), worker_pool():
-        return _quantize(weight, scheme, importance, moments, seed, backend)
+        return _quantize(weight, scheme, importance, moments, seed)
 
 
 def _quantize(
@@ -94,19 +84,19 @@ def _quantize(
     importance: Tensor | None,
     moments: Moments | None,
     seed: int,
-    backend: Backend,
 ) -> CodebookWeight:
-    matrix = matrix_view(weight.detach().cpu().float(), scheme.view_axis)
-    weights = None if importance is None else importance_view(importance, weight, scheme)
+    geometry = scheme.geometry(tuple(weight.shape))
+    matrix = geometry.matrix(weight.detach().cpu().float())
+    weights = None if importance is None else importance_view(importance, geometry)
     row_scale: Tensor | None = None
-    if scheme.scale == "row":
+    if geometry.scaled:
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
     check_range(matrix)
-    fitted = _fit(matrix, weights, scheme, seed, backend)
+    codes, centers = fit_of(scheme)(matrix, scheme, weights, seed)
+    fitted = Fitted(codes, round_centers(centers, scheme.codebook_dtype))
     check_codebooks(fitted.codebooks, matrix, scheme)
-    if moments is not None and not isinstance(scheme, Binary):
-        dim = fitted.codebooks.shape[4]
-        objective = Objective.build(matrix, row_scale, scheme, moments, dim)
+    if moments is not None and scheme.calibrates:
+        objective = Objective.build(matrix, row_scale, scheme, geometry, moments)
         if objective is not None:
             fitted = calibrate(objective, fitted, scheme.codebook_dtype)
     small = CodebookWeight(
@@ -122,122 +112,15 @@ def _quantize(
     return replace(small, bias_shift=moments.bias_shift(small.decode() - weight.detach()))
 
 
-def _fit(
-    matrix: Tensor, importance: Tensor | None, scheme: Scheme, seed: int, backend: Backend
-) -> Fitted:
-    if backend not in ("torch", "sklearn"):
-        raise ValueError(f"backend must be 'torch' or 'sklearn', got {backend!r}")
-    match scheme:
-        case Binary():
-            return _fit_binary(matrix, importance, scheme)
-        case KM():
-            return _fit_km(matrix, importance, scheme, seed, backend)
-        case PQ() | RQ():
-            return _fit_sub_vectors(matrix, importance, scheme, seed, backend)
-    raise TypeError(f"expected KM, PQ, RQ or Binary, got {scheme!r}")
-
-
-def _fit_binary(matrix: Tensor, importance: Tensor | None, scheme: Binary) -> Fitted:
-    size = matrix.abs()
-    mean = size.mean() if importance is None else (size * importance).sum() / importance.sum()
-    codebooks = torch.stack([-mean, mean]).reshape(1, 1, 1, 2, 1)
-    return Fitted((matrix >= 0).unsqueeze(0), round_centers(codebooks, scheme.codebook_dtype))
-
-
-def _fit_km(
-    matrix: Tensor, importance: Tensor | None, scheme: KM, seed: int, backend: Backend
-) -> Fitted:
-    rows = scheme.group or len(matrix)
-    parts = [part.flatten().contiguous() for part in torch.split(matrix, rows)]
-    masses: list[Tensor | None] = [None] * len(parts)
-    if importance is not None:
-        masses = [mass.flatten() for mass in torch.split(importance, rows)]
-    fit = (
-        partial(sklearn_backend.fit_scalar, seed=seed)
-        if backend == "sklearn"
-        else scalar.fit_scalar
-    )
-    exact = [
-        fit(part, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros)
-        for part, mass in zip(parts, masses, strict=True)
-    ]
-    centers = [
-        round_centers(found.unsqueeze(1), scheme.codebook_dtype).squeeze(1) for found in exact
-    ]
-    codes = [scalar.assign_scalar(part, found) for part, found in zip(parts, centers, strict=True)]
-    k = max(map(len, centers))
-    padded = [
-        functional.pad(found, (0, k - len(found)), value=float(found[-1])) for found in centers
-    ]
-    return Fitted(
-        torch.cat(codes).reshape(1, *matrix.shape), torch.stack(padded).reshape(1, -1, 1, k, 1)
-    )
-
-
-def _fit_sub_vectors(
-    matrix: Tensor, importance: Tensor | None, scheme: PQ | RQ, seed: int, backend: Backend
-) -> Fitted:
-    rows, length = matrix.shape
-    dim = min(scheme.dim or length, length)
-    shared = scheme.codebooks == "tensor"
-    batch = sub_vectors(matrix, importance, dim=dim, shared=shared)
-    fit = sklearn_backend.fit_vector if backend == "sklearn" else vector.fit_vector
-    dtype = scheme.codebook_dtype
-    if isinstance(scheme, RQ):
-        centers, codes = fit_residual(
-            batch, scheme.k, scheme.stages, seed=seed, fit=fit, codebook_dtype=dtype
-        )
-    else:
-        centers = [round_centers(fit(batch, scheme.k, seed)[0], dtype)]
-        codes = [assign(batch, centers[0].float())]
-    k = max(stage.shape[1] for stage in centers)
-    codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
-    grid = torch.stack(codes)
-    if shared:
-        return Fitted(grid.reshape(len(codes), rows, -1), codebooks)
-    return Fitted(grid.transpose(1, 2).contiguous(), codebooks)
-
-
-def sub_vectors(matrix: Tensor, importance: Tensor | None, *, dim: int, shared: bool) -> Batch:
-    """The rows of a matrix cut into sub-vectors, one book per subspace or one for all.
-
-    Args:
-        matrix: Float32, ``(rows, length)``; padded where ``dim`` does not divide the length.
-        importance: Float32, ``(rows, length)``, or ``None``.
-        dim: Length of a sub-vector.
-        shared: Whether all subspaces share one book.
-
-    Returns:
-        Points, ``(subspaces, rows, dim)``, or ``(1, rows · subspaces, dim)`` where shared.
-    """
-    rows, length = matrix.shape
-    padding = -length % dim
-    if padding:
-        if shared and importance is None:
-            # Padding must not pull shared centers towards 0.
-            importance = torch.ones_like(matrix)
-        matrix = functional.pad(matrix, (0, padding))
-        if importance is not None:
-            importance = functional.pad(importance, (0, padding), value=_LEAST_IMPORTANCE)
-
-    def points(values: Tensor) -> Tensor:
-        if shared:
-            return values.reshape(1, -1, dim)
-        return values.reshape(rows, -1, dim).transpose(0, 1)
-
-    return Batch(points(matrix), None if importance is None else points(importance))
-
-
 def _normalize_rows(
     matrix: Tensor, importance: Tensor | None, scheme: Scheme
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row scales, the rows divided by them, and the importance that keeps the error the same."""
-    binary = isinstance(scheme, Binary)
     # Relative to the largest of the row first: squares of extreme weights leave float32.
     largest = matrix.abs().amax(1)
     largest = torch.where(largest > 0, largest, 1.0)
     part = matrix / largest.unsqueeze(1)
-    scale = largest * (part.abs().mean(1) if binary else part.square().mean(1).sqrt())
+    scale = largest * scheme.row_size(part)
     scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
     if not bool(((scale > 0) & scale.isfinite()).all()):
         raise ValueError(
@@ -249,26 +132,26 @@ def _normalize_rows(
 def divide_rows(matrix: Tensor, importance: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Rows over their scales, and the importance that keeps the error the same."""
     wide = scale.float().unsqueeze(1)
-    square = (wide / wide.max()).square().clamp_min(_LEAST_IMPORTANCE)
+    square = (wide / wide.max()).square().clamp_min(LEAST_IMPORTANCE)
     weighted = square.expand_as(matrix) if importance is None else importance * square
     return matrix / wide, weighted
 
 
-def importance_view(importance: Tensor, weight: Tensor, scheme: Scheme) -> Tensor | None:
+def importance_view(importance: Tensor, geometry: Geometry) -> Tensor | None:
     """The importance in the 2-D view, at most 1; ``None`` where it is the same everywhere."""
     try:
-        full = importance.detach().cpu().float().broadcast_to(weight.shape)
+        full = importance.detach().cpu().float().broadcast_to(geometry.shape)
     except RuntimeError:
         raise ValueError(
             f"importance of shape {tuple(importance.shape)} does not broadcast to the weight's "
-            f"{tuple(weight.shape)}"
+            f"{geometry.shape}"
         ) from None
     largest = full.max()
     if not bool(full.isfinite().all()) or bool((full < 0).any()) or not bool(largest > 0):
         raise ValueError("importance must be finite, not negative, and above 0 somewhere")
     if bool(full.min() == largest):
         return None
-    return matrix_view((full / largest).clamp_min_(_LEAST_IMPORTANCE), scheme.view_axis)
+    return geometry.matrix((full / largest).clamp_min_(LEAST_IMPORTANCE))
 
 
 def check_weight(weight: Tensor) -> None:

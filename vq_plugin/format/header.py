@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from vq_plugin.coding.entropy import Along, Coding
 
@@ -40,6 +40,11 @@ DTYPES = {
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+# Of a parameter whose weight has its dimensions in another order: the parameter's shape, the shape
+# before dimensions change places, and their order.
+EntryView: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
 class CheckpointError(ValueError):
     """A file that is damaged, of another kind, or does not fit the model."""
 
@@ -50,7 +55,8 @@ class Entry:
 
     Attributes:
         scheme: The scheme as text.
-        shape: Shape of the weight.
+        shape: Shape of the weight, ``(out, in, ...)``.
+        view: How the weight follows from the parameter that it is of, ``None`` where it is it.
         axis: ``"in"`` where sub-vectors run along the rows of the 2-D view, ``"out"`` where they
             run along its columns.
         group: Rows that share codebooks; ``None`` where all do.
@@ -61,6 +67,7 @@ class Entry:
 
     scheme: str
     shape: tuple[int, ...]
+    view: EntryView | None
     axis: str
     group: int | None
     codes: tuple[int, ...]
@@ -230,6 +237,7 @@ def _entry(content: dict[str, Any]) -> Entry:
     entry = Entry(
         scheme=_text(content["scheme"]),
         shape=_numbers(content["shape"]),
+        view=_view(content["view"], content["shape"]),
         axis=_text(content["axis"]),
         group=None if content["group"] is None else _number(content["group"]),
         codes=_numbers(content["codes"]),
@@ -265,6 +273,16 @@ def _check_weight(name: str, entry: Entry, header: Header) -> None:
     )
     if not fits:
         raise ValueError(f"layer {name!r}: its tensors do not fit a weight of {entry.shape}")
+
+
+def _view(content: Any, shape: Any) -> EntryView | None:
+    if content is None:
+        return None
+    parameter, split, order = map(_numbers, content)
+    sizes = {math.prod(each) for each in (parameter, split, shape)}
+    if len(sizes) > 1 or sorted(order) != list(range(len(split))):
+        raise ValueError(f"{content} is no view of a weight of shape {shape}")
+    return parameter, split, order
 
 
 def _stored(dtype: Any, shape: Any, checksum: Any, rounded: Any = None) -> Stored:

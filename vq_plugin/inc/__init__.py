@@ -1,4 +1,4 @@
-"""KM, PQ and RQ as algorithms of Intel Neural Compressor (INC) 3.x.
+"""KM, PQ, RQ and every other scheme as algorithms of Intel Neural Compressor (INC) 3.x.
 
 Importing this module registers them; INC's own algorithms and default searches stay as they are.
 Every import of INC is inside this package; ``import vq_plugin`` needs none of it.
@@ -11,13 +11,30 @@ except ImportError as error:
         f"vq_plugin.inc needs Intel Neural Compressor ({error}): pip install 'vq-plugin[inc]'"
     ) from error
 
+from neural_compressor.torch.utils.utility import register_algo
+
 from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.engine import compress_in_place
 from vq_plugin.inc.files import load
-from vq_plugin.inc.methods import KMConfig, PQConfig, RQConfig
-from vq_plugin.inc.registry import register
+from vq_plugin.inc.schemes import register_known, scheme_config
 from vq_plugin.inc.tuning import tuning_config
+from vq_plugin.schemes import KM, PQ, RQ, Binary
 
-register((VQConfig, KMConfig, PQConfig, RQConfig), compress_in_place)
+register_algo(VQConfig.name)(compress_in_place)
+register_known()
 
-__all__ = ["KMConfig", "PQConfig", "RQConfig", "VQConfig", "load", "tuning_config"]
+KMConfig = scheme_config(KM)
+PQConfig = scheme_config(PQ)
+RQConfig = scheme_config(RQ)
+BinaryConfig = scheme_config(Binary)
+
+__all__ = [
+    "BinaryConfig",
+    "KMConfig",
+    "PQConfig",
+    "RQConfig",
+    "VQConfig",
+    "load",
+    "scheme_config",
+    "tuning_config",
+]

@@ -11,7 +11,6 @@ from vq_plugin.inc.layers import Configs, ModelInfo, checked
 from vq_plugin.inc.partners import (
     check_partner,
     is_exception,
-    layers_of,
     names_layer,
     warn_of_unmatched,
 )
@@ -40,7 +39,7 @@ class Composition(ComposableConfig):  # type: ignore[misc]
 
     @staticmethod
     def _info(config: BaseConfig, model: nn.Module) -> ModelInfo:
-        info = layers_of(config, model)
+        info = config.get_model_info(model=model)
         if isinstance(info, ModelInfo):
             return info
         warn_of_unmatched(config, info)
@@ -57,18 +56,7 @@ class Composition(ComposableConfig):  # type: ignore[misc]
     def to_config_mapping(
         self, config_list: None = None, model_info: list[ModelInfo] | None = None
     ) -> Configs:
-        """The config of every layer.
-
-        Args:
-            config_list: Of INC; not used.
-            model_info: From :meth:`get_model_info`.
-
-        Returns:
-            Configs by ``(name, type)``.
-
-        Raises:
-            ValueError: If a layer cannot be compressed.
-        """
+        """What INC asks next: the config of every layer, checked."""
         assert model_info
         broad: dict[tuple[str, str], BaseConfig] = {}
         named: dict[tuple[str, str], BaseConfig] = {}

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-from neural_compressor.common.base_config import BaseConfig, ComposableConfig
+from neural_compressor.common.base_config import BaseConfig, ComposableConfig, register_config
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
-from neural_compressor.torch.quantization.config import TorchBaseConfig
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import nn
 
-from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.composition import Composition
-from vq_plugin.inc.keys import Key, WhiteList, checked_key, checked_keys, key_text
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
 from vq_plugin.inc.partners import check_partner
 from vq_plugin.inc.plain import (
@@ -28,12 +26,15 @@ from vq_plugin.inc.plain import (
     plain,
     unique,
 )
-from vq_plugin.model import fit_layer
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.nn import layer_types
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
+from vq_plugin.select import Pattern, check_pattern_type
+
+WhiteList: TypeAlias = str | Sequence[Pattern] | None
 
 
-class VQConfig(TorchBaseConfig):  # type: ignore[misc]
+@register_config(FRAMEWORK_NAME, "vq")
+class VQConfig(CodebookConfig):
     """Codebooks by any scheme, for Linear, Conv1d, Conv2d, Conv3d and Embedding layers.
 
     INC's own rules hold, made exact: a name is that of one layer, or a regular expression that
@@ -60,15 +61,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
     name = "vq"
 
     # What the white list stands for, which changes with the settings.
-    _own: VQConfig | None = None
-
-    # What INC's weight-only algorithms read from the configs of layers that are not theirs:
-    # whether to leave the layer alone, and, from the last of the model, how to load layers.
-    dtype = "fp32"
-    use_layer_wise = False
-    use_block_wise = False
-    model_path = ""
-    quant_lm_head = False
+    _listed: VQConfig | None = None
 
     def __init__(
         self,
@@ -108,71 +101,43 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             f"leave the layers in float; got {scheme!r}"
         )
 
-    @property
-    def layer_scheme(self) -> Scheme | None:
-        """The scheme that a layer gets, ``None`` to leave it in float.
-
-        Raises:
-            ValueError: If a setting is a list.
-        """
-        for name, value in self._settings().items():
-            if isinstance(value, list):
-                raise ValueError(
-                    f"{type(self).__name__}: {name}={value!r} is a list, which autotune tries one "
-                    "by one; give quantize and prepare a single value"
-                )
-        return self._scheme(self._settings())
-
-    def fit(self, name: str, layer: nn.Module, moments: Moments | None) -> CodebookWeight:
-        """The compressed weight of one layer, for a config with a scheme; errors name the layer."""
-        scheme = self.layer_scheme
-        assert scheme is not None
-        return fit_layer(name, layer, scheme, moments=moments, seed=self.seed)
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings that make the scheme."""
-        return {name: getattr(self, name) for name in _parameters(type(self)) if name != "seed"}
-
     def _post_init(self) -> None:
         """What INC calls whenever a setting changes: checks it and hands it on to the layers."""
         # First: INC has unset it, and a refused setting must not be the last that is looked at.
         self._is_initialized = self.white_list is not None
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(
-                f"{type(self).__name__}: seed must be a whole number, got {self.seed!r}"
-            )
-        for name, value in self._settings().items():
-            if isinstance(value, list | tuple):
-                if not value:
-                    raise ValueError(f"{type(self).__name__}: {name} is an empty list")
-                self.__dict__[name] = list(value)
-        for single in self._singles():
-            self._scheme(single)
+        self._check_settings()
         self._global_config = None
         deviating = self._deviating()
         if self.white_list is None:
             # The config of one layer, which rules no others.
             return
-        self._own = self._with(white_list=None)
+        self._listed = self._with(white_list=None)
         if self.white_list == DEFAULT_WHITE_LIST:
-            self._global_config = self._own
+            self._global_config = self._listed
             self._local_config = deviating
         else:
-            listed = checked_keys(type(self).__name__, self.white_list)
-            self._local_config = {**dict.fromkeys(listed, self._own), **deviating}
+            self._local_config = {**dict.fromkeys(self._keys(), self._listed), **deviating}
 
-    def _singles(self) -> list[dict[str, Any]]:
-        """The settings, or every combination of them where they are lists."""
-        settings = self._settings()
-        choices = [v if isinstance(v, list) else [v] for v in settings.values()]
-        return [dict(zip(settings, values, strict=True)) for values in product(*choices)]
+    def _keys(self) -> list[Pattern]:
+        """The entries of a white list that is not ``"*"``."""
+        white_list, where = self.white_list, type(self).__name__
+        if isinstance(white_list, str) or not isinstance(white_list, Iterable):
+            raise TypeError(
+                f"{where}: white_list is a list of layer names and types, or '*' for all layers; "
+                f"got {white_list!r}"
+            )
+        for key in white_list:
+            check_pattern_type(key)
+        if not white_list:
+            raise ValueError(f"{where}: white_list is empty; name layers or leave it out")
+        return list(white_list)
 
     def _with(self, *, white_list: WhiteList, **settings: Any) -> Self:
         return type(self)(
             **{**self._settings(), "seed": self.seed, **settings, "white_list": white_list}
         )
 
-    def set_local(self, operator_name_or_list: Key | list[Key], config: BaseConfig) -> Self:
+    def set_local(self, operator_name_or_list: Pattern | list[Pattern], config: BaseConfig) -> Self:
         """Sets what some layers get instead.
 
         Args:
@@ -205,38 +170,18 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             config = copy.copy(config)
             config.local_config = {}
         for key in keys if isinstance(keys, list) else [keys]:
-            self._local_config[checked_key("set_local", key)] = config
+            check_pattern_type(key)
+            self._local_config[key] = config
         return self
 
     def get_model_info(self, model: nn.Module) -> ModelInfo:
-        """The layers of a model that this config, or a local one of it, is for.
-
-        Args:
-            model: The float model.
-
-        Returns:
-            ``(name, type)`` of every such layer, as INC wants it, and the config of each.
-
-        Raises:
-            ValueError: If a named layer cannot be compressed, or nothing is left to compress.
-        """
+        """What INC asks first: the layers, see :func:`vq_plugin.inc.layers.model_info`."""
         return model_info(self, model)
 
     def to_config_mapping(
         self, config_list: None = None, model_info: ModelInfo | None = None
     ) -> Configs:
-        """The config of every layer, as INC hands it to the algorithms.
-
-        Args:
-            config_list: Of INC; not used.
-            model_info: From :meth:`get_model_info`.
-
-        Returns:
-            Configs by ``(name, type)``, those of INC last.
-
-        Raises:
-            ValueError: If a layer cannot be compressed.
-        """
+        """What INC asks next: their configs, see :func:`vq_plugin.inc.layers.checked`."""
         assert model_info is not None
         return checked(model_info.model, model_info.configs)
 
@@ -286,9 +231,11 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             expanded.append(config)
         return expanded
 
-    def _deviating(self) -> dict[Key, BaseConfig]:
+    def _deviating(self) -> dict[Pattern, BaseConfig]:
         """The local configs that the white list has not put there."""
-        return {key: config for key, config in self.local_config.items() if config is not self._own}
+        return {
+            key: config for key, config in self.local_config.items() if config is not self._listed
+        }
 
     def get_params_dict(self) -> dict[str, Any]:
         """The settings as plain values, as they are in JSON."""
@@ -299,9 +246,9 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         """The config as plain values, which :meth:`from_dict` reads back."""
         result = Settings(self.get_params_dict(), self)
         if self.white_list not in (None, DEFAULT_WHITE_LIST):
-            result["white_list"] = [key_text(key) for key in self.white_list]
+            result["white_list"] = plain(self.white_list)
         local = {
-            key_text(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
+            plain(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
         }
         return {GLOBAL: result, LOCAL: local} if local else result
 
@@ -323,7 +270,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
         if not isinstance(config_dict, Mapping):
             raise TypeError(f"{cls.__name__}: expected a dict of settings, got {config_dict!r}")
         if GLOBAL not in config_dict and LOCAL not in config_dict:
-            return cls(**known(config_dict, (*_parameters(cls), "white_list"), cls.name))
+            return cls(**known(config_dict, cls._generate_params_list(), cls.name))
         sections = known(config_dict, (GLOBAL, LOCAL), cls.name)
         config = cls.from_dict(sections.get(GLOBAL, {}))
         local = sections.get(LOCAL, {})
@@ -340,8 +287,8 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
             ValueError: If a key is a class that a file cannot name.
         """
         for key in self.local_config:
-            if not isinstance(key, str) and LAYER_TYPES.get(key.__name__) is not key:
-                types = ", ".join(LAYER_TYPES)
+            if not isinstance(key, str) and layer_types().get(key.__name__) is not key:
+                types = ", ".join(layer_types())
                 raise ValueError(f"{filename}: a file can name {types}, but not {key!r}")
         super().to_json_file(filename)
 
@@ -372,7 +319,7 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 
     @classmethod
     def register_supported_configs(cls) -> None:
-        """Nothing to register: the layers are in :data:`vq_plugin.nn.CODEBOOK_LAYERS`."""
+        """Nothing to register: the slots are in :mod:`vq_plugin.nn.slots`."""
 
     @classmethod
     def get_config_set_for_tuning(cls) -> BaseConfig:
@@ -383,8 +330,3 @@ class VQConfig(TorchBaseConfig):  # type: ignore[misc]
 class _NoTrial(VQConfig):
     def expand(self) -> list[VQConfig]:
         return []
-
-
-def _parameters(cls: type[VQConfig]) -> list[str]:
-    names: list[str] = cls._generate_params_list()
-    return [name for name in names if name != "white_list"]

@@ -25,7 +25,8 @@ from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint import CheckpointError, open_file
 from vq_plugin.checkpoint import load as load_file
 from vq_plugin.checkpoint import save as save_file
-from vq_plugin.inc.partners import is_codebooks
+from vq_plugin.inc.base import CodebookConfig
+from vq_plugin.inc.schemes import register_known
 from vq_plugin.nn import CodebookLayer
 
 LayerKey: TypeAlias = tuple[str, str]
@@ -70,7 +71,9 @@ def save(
 
 def _check_hosted(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
     """Finds layers of INC that could not be read back, while they are still there."""
-    known = [name for (name, _), config in configs.items() if not is_codebooks(config)]
+    known = [
+        name for (name, _), config in configs.items() if not isinstance(config, CodebookConfig)
+    ]
     for name in known:
         if "'" in name or '"' in name:
             raise ValueError(f"layer {name!r}: INC cannot read a name with a quote back: rename it")
@@ -84,23 +87,20 @@ def _check_hosted(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> N
 
 
 def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
-    """Lets INC's ``save`` find ours: it asks the first config of a model, then the model.
-
-    Args:
-        model: A model that was quantized; changed in place.
-        configs: Config by ``(name, type)``.
-    """
+    """Lets INC's ``save`` find ours: it asks the first config of a model, then the model."""
     earlier = getattr(model, "qconfig", None)
     # Layers that an earlier call gave to another algorithm have their configs there.
     kept = earlier if isinstance(earlier, Mapping) else {}
     kept = {key: config for key, config in kept.items() if isinstance(config, BaseConfig)}
     merged = {**kept, **configs}
-    hosted = {key: config for key, config in merged.items() if not is_codebooks(config)}
+    hosted = {
+        key: config for key, config in merged.items() if not isinstance(config, CodebookConfig)
+    }
     if hosted and not any(isinstance(module, CodebookLayer) for module in model.modules()):
         # The model is INC's alone, to save and to load.
         model.qconfig = hosted  # type: ignore[assignment]
         return
-    own = {key: config for key, config in merged.items() if is_codebooks(config)}
+    own = {key: config for key, config in merged.items() if isinstance(config, CodebookConfig)}
     model.qconfig = {**own, **hosted}  # type: ignore[assignment]
     # Unlike the bound method that INC's own algorithms set, this can be pickled.
     model.save = partial(save, model)  # type: ignore[assignment]
@@ -143,8 +143,9 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
         )
     model = copy.deepcopy(original_model)
     settings = _read_settings(folder / QCONFIG_NAME)
+    register_known()
     configs = {key: _config(own) for key, own in settings.items()}
-    hosted = [key for key, config in configs.items() if not is_codebooks(config)]
+    hosted = [key for key, config in configs.items() if not isinstance(config, CodebookConfig)]
     if hosted:
         tensors = open_file(folder / MODEL_FILE).tensors
         for key in hosted:

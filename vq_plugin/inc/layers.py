@@ -5,20 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
-from vq_plugin.inc.keys import Key
-from vq_plugin.inc.partners import is_codebooks, layers_of
-from vq_plugin.model import check_layer, tied_weights
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.compress import check_slot
+from vq_plugin.inc.base import CodebookConfig
+from vq_plugin.nn import layer_types
 from vq_plugin.schemes import Scheme
-from vq_plugin.select import NoMatchError, Pattern, match
-
-if TYPE_CHECKING:
-    from vq_plugin.inc.config import VQConfig
+from vq_plugin.select import NoMatchError, Pattern, match, slots_by_name
+from vq_plugin.ties import tied_weights
 
 Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
@@ -44,16 +41,11 @@ class ModelInfo(list[tuple[str, str]]):
         self.everywhere = everywhere
 
 
-def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
-    """Resolves the names, regular expressions and types of a config.
+def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
+    """The layers that a config or a local one of it is for, in the order of the model.
 
-    Args:
-        config: Config with or without local ones.
-        model: The float model.
-
-    Returns:
-        The layers that it is for, in the order of the model. A key that matches nothing is
-        warned about, with the nearest names: INC's users share configs among models.
+    A key that matches nothing is warned about, with the nearest names: INC's users share configs
+    among models.
 
     Raises:
         ValueError: If a named layer cannot be compressed, an algorithm of INC does not take a
@@ -66,11 +58,12 @@ def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
     rules = {_as_pattern(key, names): local for key, local in latest}
     if config.global_config is not None:
         rules.setdefault("*", config.global_config)
-    types = {name: type(module).__name__ for name, module in model.named_modules()}
     configs: dict[tuple[str, str], BaseConfig] = {}
     everywhere: set[tuple[str, str]] = set()
-    for name, pattern in _owners(config, model, rules).items():
-        key = (name, types[name])
+    owners = _owners(config, model, rules)
+    for name, slot in slots_by_name(model, owners).items():
+        pattern = owners[name]
+        key = (name, type(slot.module).__name__)
         configs[key] = rules[pattern]
         if rules[pattern] is config.global_config:
             everywhere.add(key)
@@ -81,50 +74,42 @@ def model_info(config: VQConfig, model: nn.Module) -> ModelInfo:
 def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> Configs:
     """The configs of a model, before any algorithm is at work.
 
-    Args:
-        model: The float model.
-        configs: Config by ``(name, type)``.
-
-    Returns:
-        Those of INC last: its algorithms read some settings off the last one, whosesoever it is.
+    Those of INC come last: its algorithms read some settings off the last one, whosesoever it is.
 
     Raises:
         ValueError: If a layer cannot be compressed, or layers that share a weight do not share a
             scheme.
     """
     check_codebooks(model, {name: config for (name, _), config in configs.items()})
-    return OrderedDict(sorted(configs.items(), key=lambda item: not is_codebooks(item[1])))
+    return OrderedDict(
+        sorted(configs.items(), key=lambda item: not isinstance(item[1], CodebookConfig))
+    )
 
 
 def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict[str, str]:
-    """Finds layers that cannot be compressed.
-
-    Args:
-        model: The float model.
-        configs: Config by name of the layer.
-
-    Returns:
-        Of layers that share a weight, the first by each other one.
-
-    Raises:
-        ValueError: See :func:`checked`.
-    """
+    """As :func:`checked`, for configs by name; returns ties as :func:`tied_weights` does."""
     schemes: dict[str, Scheme] = {}
     for name, config in configs.items():
-        if is_codebooks(config) and config.layer_scheme is not None:
-            check_layer(name, model.get_submodule(name))
+        if isinstance(config, CodebookConfig) and config.layer_scheme is not None:
             schemes[name] = config.layer_scheme
+    for slot in slots_by_name(model, schemes).values():
+        check_slot(slot)
     return tied_weights(model, schemes)
 
 
 def _owners(
-    config: VQConfig, model: nn.Module, rules: Mapping[Pattern, BaseConfig]
+    config: CodebookConfig, model: nn.Module, rules: Mapping[Pattern, BaseConfig]
 ) -> dict[str, Pattern]:
     """Which rule decides about which layer."""
     kept = dict(rules)
     unmatched = []
     while kept:
-        floating = [pattern for pattern, rule in kept.items() if _stays_float(rule)]
+        # What leaves layers as they are may name any module.
+        floating = [
+            pattern
+            for pattern, rule in kept.items()
+            if isinstance(rule, CodebookConfig) and rule.layer_scheme is None
+        ]
         try:
             return match(model, kept, floating)
         except NoMatchError as error:
@@ -153,8 +138,8 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> None:
-    hosts = {id(rule): rule for rule in configs.values() if not is_codebooks(rule)}
-    taken = {key: set(layers_of(rule, model)) for key, rule in hosts.items()}
+    hosts = {id(rule): rule for rule in configs.values() if not isinstance(rule, CodebookConfig)}
+    taken = {key: set(rule.get_model_info(model=model)) for key, rule in hosts.items()}
     for key, rule in configs.items():
         if id(rule) in taken and key not in taken[id(rule)]:
             raise ValueError(
@@ -163,12 +148,7 @@ def _check_partners(model: nn.Module, configs: Mapping[tuple[str, str], BaseConf
             )
 
 
-def _as_pattern(key: Key, names: set[str]) -> Pattern:
+def _as_pattern(key: Pattern, names: set[str]) -> Pattern:
     if not isinstance(key, str) or key in names or key == "*" or key.startswith("re:"):
         return key
-    return LAYER_TYPES.get(key, f"re:{key}")
-
-
-def _stays_float(config: BaseConfig) -> bool:
-    """Whether a config leaves layers as they are, and hence may name any module."""
-    return is_codebooks(config) and config.layer_scheme is None
+    return layer_types().get(key, f"re:{key}")

@@ -15,31 +15,21 @@ from neural_compressor.torch.quantization import (
     TEQConfig,
 )
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
-from torch import nn
+
+from vq_plugin.inc.base import CodebookConfig
 
 # All others take the whole model, AutoRound too.
 _WEIGHT_ONLY = (RTNConfig, GPTQConfig, AWQConfig, TEQConfig, HQQConfig)
 
 
-def is_codebooks(config: BaseConfig) -> bool:
-    """Whether a config is one of this package, not of INC; known by its shape, to import none."""
-    return hasattr(type(config), "layer_scheme")
-
-
 def check_partner(config: BaseConfig) -> None:
     """Raises ``ValueError`` for an algorithm that cannot share a model with codebooks."""
-    if not is_codebooks(config) and not isinstance(config, _WEIGHT_ONLY):
+    if not isinstance(config, (CodebookConfig, *_WEIGHT_ONLY)):
         known = ", ".join(kind.__name__ for kind in _WEIGHT_ONLY)
         raise ValueError(
             f"{type(config).__name__} cannot share a model with codebooks, as it takes all of it; "
             f"those that can are {known}"
         )
-
-
-def layers_of(config: BaseConfig, model: nn.Module) -> list[tuple[str, str]]:
-    """``(name, type)`` of the layers that a config of INC can take."""
-    layers: list[tuple[str, str]] = config.get_model_info(model=model)
-    return layers
 
 
 def names_layer(config: BaseConfig, rule: BaseConfig, name: str, kind: str) -> bool:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, config_registry
 from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 
-from vq_plugin.inc.partners import is_codebooks
+from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.schemes import Scheme
-
-if TYPE_CHECKING:
-    from vq_plugin.inc.config import VQConfig
 
 
 class Settings(dict[str, Any]):
@@ -24,7 +21,7 @@ class Settings(dict[str, Any]):
     theirs, so that JSON files and comparisons do without them.
     """
 
-    def __init__(self, settings: Mapping[str, Any], config: VQConfig) -> None:
+    def __init__(self, settings: Mapping[str, Any], config: CodebookConfig) -> None:
         super().__init__(settings)
         self._config = config
 
@@ -42,23 +39,25 @@ class Settings(dict[str, Any]):
 
 
 def plain(value: Any) -> Any:
-    """A setting, or a list of them, with schemes as texts."""
+    """A setting or key, or a list of them; schemes are texts, classes of layers their names."""
     if isinstance(value, list):
         return [plain(entry) for entry in value]
+    if isinstance(value, type):
+        return value.__name__
     return str(value) if isinstance(value, Scheme) else value
 
 
 def local_to_dict(config: BaseConfig, within: type[BaseConfig]) -> dict[str, Any]:
     """A local config; one of another class than the config it is in goes under its name."""
     settings: dict[str, Any] = config.to_dict()
-    if not is_codebooks(config):
+    if not isinstance(config, CodebookConfig):
         # That adds what is no setting, and turns a white list into rules.
         names = [name for name in config.params_list if name != "white_list"]
         settings = {name: getattr(config, name, None) for name in names}
     return settings if config.name == within.name else {config.name: settings}
 
 
-def local_from_dict(settings: Any, within: type[VQConfig]) -> BaseConfig | None:
+def local_from_dict(settings: Any, within: type[BaseConfig]) -> BaseConfig | None:
     """Reads what :func:`local_to_dict` gives, or ``None``."""
     if settings is None:
         return None
@@ -71,11 +70,7 @@ def local_from_dict(settings: Any, within: type[VQConfig]) -> BaseConfig | None:
 
 
 def known(given: Mapping[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
-    """The settings as given.
-
-    Raises:
-        ValueError: If one of them is unknown.
-    """
+    """The settings as given; raises ``ValueError`` for an unknown one."""
     for key in given:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
@@ -85,11 +80,7 @@ def known(given: Mapping[str, Any], names: Sequence[str], where: str) -> dict[st
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file, for ``object_pairs_hook``.
-
-    Raises:
-        ValueError: If a key is there twice.
-    """
+    """What reads an object of a JSON file; raises ``ValueError`` for a key that is there twice."""
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:

@@ -9,21 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from neural_compressor.torch.quantization import TuningConfig
-from torch import Tensor, nn
+from torch import nn
 
-from vq_plugin.codebook import CodebookWeight, expected_nbytes
-from vq_plugin.fit.moments import Moments
+from vq_plugin.calibration import Calibration
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.tolerance import Tolerance
-from vq_plugin.model import Calibration, owners_of_parameters, tied_weights
+from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
 from vq_plugin.recipe.schema import AccuracyCriterion
 from vq_plugin.schemes import Scheme, parse_scheme
-from vq_plugin.select import Pattern, Schemes, select
+from vq_plugin.select import Pattern, Schemes, select, slots_by_name
+from vq_plugin.ties import sharing, tied_weights
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, fit_candidates
-from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
 _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
@@ -43,22 +45,20 @@ class FittedConfig(VQConfig):
     calibrated: bool
 
     @classmethod
-    def of(
-        cls, layer: nn.Module, small: CodebookWeight, seed: int, *, calibrated: bool
-    ) -> FittedConfig:
-        """The config for a layer and its fit."""
+    def of(cls, slot: Slot, small: CodebookWeight, seed: int, *, calibrated: bool) -> FittedConfig:
+        """The config for a slot and its fit."""
         config = cls(small.scheme, seed, white_list=None)
-        config.small, config.source = small, (_digest(layer), seed)
+        config.small, config.source = small, (_digest(slot), seed)
         config.calibrated = calibrated
         return config
 
-    def fit(self, name: str, layer: nn.Module, moments: Moments | None) -> CodebookWeight:
+    def fit(self, slot: Slot, moments: Moments | None) -> CodebookWeight:
         """The known fit, unless weight or settings changed, or there is calibration at last."""
         news = moments is not None and not self.calibrated
-        same = self.small.scheme == self.layer_scheme and self.source == (_digest(layer), self.seed)
+        same = self.small.scheme == self.layer_scheme and self.source == (_digest(slot), self.seed)
         if same and not news:
             return self.small
-        return super().fit(name, layer, moments)
+        return super().fit(slot, moments)
 
 
 def tuning_config(
@@ -208,15 +208,12 @@ def _settings(
 
 
 def _saved_bytes(model: nn.Module, chosen: Mapping[str, Scheme]) -> int:
-    modules = dict(model.named_modules())
-    ties = tied_weights(model, chosen)
-    saved = 0
-    for name, scheme in chosen.items():
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
-        if name not in ties:
-            saved += weight.nbytes - expected_nbytes(tuple(weight.shape), scheme)
-    return saved
+    slots, ties = slots_by_name(model, chosen), tied_weights(model, chosen)
+    return sum(
+        slots[name].value.nbytes - scheme.geometry(slots[name].view.shape).nbytes
+        for name, scheme in chosen.items()
+        if name not in ties
+    )
 
 
 def _frontier(
@@ -232,9 +229,8 @@ def _frontier(
         calibration = list(calibration)
     space = search_space(model, candidates)
     fits = fit_candidates(model, space, calibration, seed=seed, workers=1, backend="loky")
-    modules = dict(model.named_modules())
-    weights = [modules[ladder.name].weight for ladder in fits.layers]
-    largest = sum(weight.nbytes for weight in weights if isinstance(weight, Tensor))
+    slots = slots_by_name(model, [ladder.name for ladder in fits.layers])
+    largest = sum(slot.value.nbytes for slot in slots.values())
     points = [
         (_nbytes(fits, setting), setting)
         for setting in reversed(frontier([ladder.candidates for ladder in fits.layers]))
@@ -242,19 +238,18 @@ def _frontier(
     ]
     if not points:
         raise ValueError("no setting makes the model smaller")
-    owners = owners_of_parameters(model)
+    owners = sharing(model)
     known: dict[int, FittedConfig] = {}
     configs = []
     for setting in _thinned(points, count):
         rules: dict[str, VQConfig] = {}
         for name, small in fits.chosen(setting).items():
-            layer = modules[name]
             if id(small) not in known:
                 known[id(small)] = FittedConfig.of(
-                    layer, small, seed, calibrated=calibration is not None
+                    slots[name], small, seed, calibrated=calibration is not None
                 )
-            for owner in owners.get(id(layer.weight), [name]):
-                rules[owner] = known[id(small)]
+            for owner in owners[name]:
+                rules[owner.name] = known[id(small)]
         configs.append(_by_name(rules))
     return configs
 
@@ -283,7 +278,5 @@ def _by_name(rules: Mapping[str, VQConfig]) -> VQConfig:
     return config
 
 
-def _digest(layer: nn.Module) -> str:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return digest([("weight", weight)])
+def _digest(slot: Slot) -> str:
+    return digest([("weight", slot.value)])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vq_plugin.codebook import decode
 from vq_plugin.nn.layer import CodebookLayer
 
 
@@ -46,7 +47,8 @@ class CodebookEmbedding(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Embedding``: integers ``(...)`` to ``(..., embedding_dim)``."""
-        if self._trains() or self.along_out or self.group is not None:
+        geometry = self.geometry
+        if self._trains() or geometry.axis == "out" or geometry.group is not None:
             return functional.embedding(
                 input,
                 self.weight,
@@ -54,10 +56,15 @@ class CodebookEmbedding(CodebookLayer):
                 scale_grad_by_freq=self.scale_grad_by_freq,
             )
         rows = input.reshape(-1)
-        vectors = self._decode(
+        scale = None
+        if self.scale is not None:
+            scale = self._rounded_scale(self.scale).index_select(0, rows)
+        vectors = decode(
             self.codes.index_select(1, rows),
-            None if self.scale is None else self.scale.index_select(0, rows),
-            (len(rows), self.embedding_dim),
+            self._rounded_codebooks(),
+            scale,
+            shape=(len(rows), self.embedding_dim),
+            axis="in",
         )
         return vectors.reshape(*input.shape, self.embedding_dim)
 

@@ -27,6 +27,10 @@ _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
     "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
 )
+_DEQUANTIZE = (
+    "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
+    "ScalarType codebook_dtype) -> Tensor"
+)
 _library = Library("vq", "DEF")  # type: ignore[no-untyped-call]
 for _name, _schema in (
     ("codebook_linear", _LINEAR),
@@ -37,11 +41,8 @@ for _name, _schema in (
     # The same in torch: what the native kernels leave to it.
     ("decoded_linear", _LINEAR),
     ("decoded_linear.pointwise", _LINEAR),
-    (
-        "dequantize_codebook",
-        "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
-        "ScalarType codebook_dtype) -> Tensor",
-    ),
+    ("dequantize_codebook", _DEQUANTIZE),
+    ("dequantize_codebook.in_torch", _DEQUANTIZE),
     ("pack_codes", "(Tensor codes, bool along_out) -> Tensor"),
     ("unpack_codes", "(Tensor packed, int rows, int subspaces, bool along_out) -> Tensor"),
 ):
@@ -263,6 +264,7 @@ for _name, _body in (
     ("codebook_linear.pointwise", _pointwise(_linear)),
     ("decoded_linear.pointwise", _pointwise(_linear)),
     ("dequantize_codebook", _dequantize),
+    ("dequantize_codebook.in_torch", _dequantize),
     ("pack_codes", pack),
     ("unpack_codes", unpack),
 ):
@@ -303,6 +305,7 @@ for _name, _fake in (
     ("codebook_linear.pointwise", _pointwise(_linear_fake)),
     ("decoded_linear.pointwise", _pointwise(_linear_fake)),
     ("dequantize_codebook", _dequantize_fake),
+    ("dequantize_codebook.in_torch", _dequantize_fake),
     ("pack_codes", _pack_fake),
     ("unpack_codes", _unpack_fake),
 ):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
 
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.nn import layer_types
 from vq_plugin.schemes import SCHEMES, Scheme, parse_scheme
 
 Choice: TypeAlias = Scheme | list[Scheme | None] | None
@@ -61,11 +61,11 @@ def _read_choice(value: object) -> Choice:
 
 
 def _check_type(name: str) -> str:
-    if name not in LAYER_TYPES:
-        near = difflib.get_close_matches(name, LAYER_TYPES, n=1)
+    if name not in layer_types():
+        near = difflib.get_close_matches(name, layer_types(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"{name!r} is no layer type; {hint}known: {', '.join(LAYER_TYPES)}; "
+            f"{name!r} is no layer type; {hint}known: {', '.join(layer_types())}; "
             "names of layers go under op_wise"
         )
     return name
@@ -109,6 +109,6 @@ SchemeChoice = Annotated[Choice, PlainValidator(_read_choice), WithJsonSchema(_C
 LayerType = Annotated[
     str,
     AfterValidator(_check_type),
-    WithJsonSchema({"type": "string", "enum": list(LAYER_TYPES)}),
+    WithJsonSchema({"type": "string", "enum": list(layer_types())}),
 ]
 LayerName = Annotated[str, AfterValidator(_check_name)]

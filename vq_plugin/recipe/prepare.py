@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.nn import layer_types
 from vq_plugin.recipe.fields import Choice
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
@@ -130,7 +130,7 @@ def _space(
     rules: list[tuple[str, str, Pattern, Choice]] = [
         *(("op_wise", name, name, layer.scheme) for name, layer in by_name.items()),
         *(
-            ("optype_wise", name, LAYER_TYPES[name], layer.scheme)
+            ("optype_wise", name, layer_types()[name], layer.scheme)
             for name, layer in by_type.items()
         ),
     ]

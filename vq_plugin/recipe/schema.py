@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import nn
 
-from vq_plugin.nn import LAYER_TYPES
+from vq_plugin.nn import layer_types
 from vq_plugin.recipe.fields import (
     Choice,
     LayerName,
@@ -241,8 +241,9 @@ class Recipe(_Keys):
         """
         quantization = self.quantization
         rest = list(LADDER) if quantization.model_wise is None else quantization.model_wise.scheme
+        types = layer_types()
         return {
             **{name: layer.scheme for name, layer in quantization.op_wise.items()},
-            **{LAYER_TYPES[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
+            **{types[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
             "*": rest,
         }

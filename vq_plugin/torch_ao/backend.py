@@ -13,16 +13,15 @@ from torch.ao.quantization.backend_config import BackendConfig, BackendPatternCo
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
-from vq_plugin.torch_ao.plan import Plan
+from vq_plugin.hosting.follower import CodebookFollower
+from vq_plugin.hosting.plan import Plan
 from vq_plugin.torch_ao.qconfig import TAG_DTYPE
 
+# The float layers that the host has a reference module for.
+LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+
 REFERENCES: dict[type[nn.Module], Any] = {
-    nn.Linear: reference.Linear,
-    nn.Conv1d: reference.Conv1d,
-    nn.Conv2d: reference.Conv2d,
-    nn.Conv3d: reference.Conv3d,
-    nn.Embedding: reference.Embedding,
+    kind: getattr(reference, kind.__name__) for kind in LAYERS
 }
 
 _WEIGHT_ONLY = DTypeConfig(
@@ -37,21 +36,9 @@ class CodebookReference(nn.Module):
 
     @classmethod
     def from_float(cls, module: nn.Module, weight_qparams: dict[str, Any]) -> nn.Module:
-        """Makes a codebook layer where the qconfig says so, else the host's reference module.
-
-        Args:
-            module: Float layer.
-            weight_qparams: What the weight's observer or fake-quantizer gave: a plan, the trained
-                quantizer, or the host's own parameters.
-
-        Returns:
-            The layer that takes the place of ``module``.
-
-        Raises:
-            ValueError: As :meth:`vq_plugin.torch_ao.plan.Plan.convert`.
-        """
+        """Makes a codebook layer where the qconfig says so, else the host's reference module."""
         ours = weight_qparams.get("scale")
-        if isinstance(ours, Plan | CodebookFakeQuantize):
+        if isinstance(ours, Plan | CodebookFollower):
             return ours.convert(module)
         stock: nn.Module = REFERENCES[type_before_parametrizations(module)].from_float(
             module, weight_qparams

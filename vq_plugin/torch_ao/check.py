@@ -6,37 +6,26 @@ from collections.abc import Callable
 
 from torch import nn
 from torch.ao.nn import qat, quantized
-from torch.ao.nn.quantized import reference
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
-from vq_plugin.nn import CODEBOOK_LAYERS, CodebookLayer
-from vq_plugin.select import Schemes, as_patterns, select
+from vq_plugin.hosting.check import check_schemes
+from vq_plugin.select import Schemes
+from vq_plugin.torch_ao.backend import LAYERS, REFERENCES
 from vq_plugin.torch_ao.fused import split_fused
 
-_QUANTIZED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
-    nn.Linear: (quantized.Linear, reference.Linear),
-    nn.Conv1d: (quantized.Conv1d, reference.Conv1d),
-    nn.Conv2d: (quantized.Conv2d, reference.Conv2d),
-    nn.Conv3d: (quantized.Conv3d, reference.Conv3d),
-    nn.Embedding: (quantized.Embedding, reference.Embedding),
+# What the host makes of a float layer, under the float layer's name.
+_QUANTIZED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
+    kind: (getattr(quantized, kind.__name__), REFERENCES[kind]) for kind in LAYERS
 }
 
 # Left where convert did not reach what training had prepared.
 _TRAINED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: qat.Linear,
-    nn.Conv1d: qat.Conv1d,
-    nn.Conv2d: qat.Conv2d,
-    nn.Conv3d: qat.Conv3d,
-    nn.Embedding: qat.Embedding,
+    kind: getattr(qat, kind.__name__) for kind in LAYERS
 }
 
 _FUNCTIONAL: dict[Callable[..., object], type[nn.Module]] = {
-    functional.linear: nn.Linear,
-    functional.conv1d: nn.Conv1d,
-    functional.conv2d: nn.Conv2d,
-    functional.conv3d: nn.Conv3d,
-    functional.embedding: nn.Embedding,
+    getattr(functional, kind.__name__.lower()): kind for kind in LAYERS
 }
 
 
@@ -80,75 +69,23 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
     if isinstance(converted, GraphModule):
         split_fused(converted)
         functions = _functional_layers(converted)
-    chosen = select(_float_twin(converted, functions), _layer_patterns(schemes))
-    modules = dict(converted.named_modules())
-    problems = []
-    for name, scheme in chosen.items():
-        module = modules.get(name)
-        if not isinstance(module, CodebookLayer):
-            why = _why_not(converted, name, module, functions.get(name))
-            problems.append(f"{name!r}: asked for {scheme} but {why}")
-        elif module.scheme != scheme:
-            problems.append(f"{name!r}: asked for {scheme} but it has {module.scheme}; {_SAME}")
-    for name, module in modules.items():
-        if isinstance(module, CodebookLayer) and name not in chosen:
-            problems.append(f"{name!r}: not asked for but it has {module.scheme}; {_SAME}")
-    if problems:
-        raise ValueError("torch.ao did not do what was asked for:\n  " + "\n  ".join(problems))
+    check_schemes(
+        converted,
+        schemes,
+        host="torch.ao",
+        float_type=_float_type,
+        functions={name: _FUNCTIONAL[node.target] for name, node in functions.items()},  # type: ignore[index]
+        why_not=lambda name: _why_not(converted, name, functions.get(name)),
+    )
     return converted
 
 
-_SAME = "give check_converted the schemes that prepare got"
-
-
-def _layer_patterns(schemes: Schemes) -> Schemes:
-    """Without what a converted model cannot match: other modules are folded away or fused."""
-    return {
-        pattern: scheme
-        for pattern, scheme in as_patterns(schemes).items()
-        if scheme is not None or isinstance(pattern, str) or _is_layer_class(pattern)
-    }
-
-
-def _is_layer_class(kind: type[nn.Module]) -> bool:
-    return any(issubclass(base, kind) or issubclass(kind, base) for base in CODEBOOK_LAYERS)
-
-
 def _float_type(module: nn.Module) -> type[nn.Module] | None:
-    """The float layer that a layer was, or is."""
-    for base, layer in CODEBOOK_LAYERS.items():
-        if isinstance(module, (layer, _TRAINED[base], *_QUANTIZED[base])):
-            return None if isinstance(module, quantized.EmbeddingBag) else base
-    return None
-
-
-def _float_twin(converted: nn.Module, functions: dict[str, Node]) -> nn.Module:
-    """The converted model with empty float layers where layers are or were.
-
-    ``select`` then decides by names and classes, as it does for ``compress``.
-    """
-    twins: dict[nn.Module, nn.Module] = {}
-
-    def twin_of(module: nn.Module) -> nn.Module:
-        if module not in twins:
-            kind = _float_type(module) or type(module)
-            twins[module] = _empty(kind)
-            if kind is type(module):
-                for name, child in module.named_children():
-                    twins[module].add_module(name, twin_of(child))
-        return twins[module]
-
-    root = twin_of(converted)
-    for name, node in functions.items():
-        assert callable(node.target)
-        root.set_submodule(name, _empty(_FUNCTIONAL[node.target]))
-    return root
-
-
-def _empty(kind: type[nn.Module]) -> nn.Module:
-    module: nn.Module = kind.__new__(kind)
-    nn.Module.__init__(module)
-    return module
+    """The float layer that a layer of the host was, or is."""
+    if isinstance(module, quantized.EmbeddingBag):
+        return None
+    kinds = (kind for kind in LAYERS if isinstance(module, (_TRAINED[kind], *_QUANTIZED[kind])))
+    return next(kinds, None)
 
 
 def _functional_layers(converted: GraphModule) -> dict[str, Node]:
@@ -166,9 +103,7 @@ def _functional_layers(converted: GraphModule) -> dict[str, Node]:
     return found
 
 
-def _why_not(
-    converted: nn.Module, name: str, module: nn.Module | None, function: Node | None
-) -> str:
+def _why_not(converted: nn.Module, name: str, function: Node | None) -> str:
     if function is not None:
         called = getattr(function.target, "__name__", function.target)
         return (
@@ -176,9 +111,9 @@ def _why_not(
             f"plain torch.nn layer inside the model, leave it with {{{name!r}: None}}, or use "
             "vq_plugin.compress"
         )
-    assert module is not None
     if not name:
         return "torch.ao replaces layers inside a model only: wrap it in nn.Sequential"
+    module = converted.get_submodule(name)
     kind = type(module).__name__
     if isinstance(module, tuple(kind for kinds in _QUANTIZED.values() for kind in kinds)):
         return (
@@ -192,7 +127,7 @@ def _why_not(
             f"({type(converted.get_submodule(outer)).__name__}), leave it with "
             f"{{'re:{outer}[.].*': None}}, or use vq_plugin.compress"
         )
-    if type(module) not in CODEBOOK_LAYERS:
+    if type(module) not in LAYERS:
         return f"it is still {kind}: torch.ao replaces plain torch.nn layers only"
     if isinstance(converted, GraphModule):
         return (

@@ -7,18 +7,12 @@ import copy
 from torch import nn
 from torch.ao.nn import intrinsic
 
-from vq_plugin.model import tied_weights
-from vq_plugin.select import Schemes, select
-from vq_plugin.torch_ao.backend import REFERENCES, CodebookReference
-from vq_plugin.torch_ao.plan import Fitted, Plan
+from vq_plugin.hosting.plan import plans
+from vq_plugin.select import Schemes
+from vq_plugin.torch_ao.backend import LAYERS, CodebookReference
 from vq_plugin.torch_ao.qconfig import plan_of, plan_qconfig
 
-_FUSED = (
-    intrinsic.LinearReLU,
-    intrinsic.ConvReLU1d,
-    intrinsic.ConvReLU2d,
-    intrinsic.ConvReLU3d,
-)
+_FUSED = (intrinsic.LinearReLU, intrinsic.ConvReLU1d, intrinsic.ConvReLU2d, intrinsic.ConvReLU3d)
 
 
 class FusedReference(nn.Module):
@@ -46,7 +40,7 @@ def get_eager_mapping() -> dict[type[nn.Module], type[nn.Module]]:
         >>> type(convert(prepared, mapping=get_eager_mapping())[0]).__name__
         'CodebookLinear'
     """
-    plain: dict[type[nn.Module], type[nn.Module]] = dict.fromkeys(REFERENCES, CodebookReference)
+    plain: dict[type[nn.Module], type[nn.Module]] = dict.fromkeys(LAYERS, CodebookReference)
     return {**plain, **dict.fromkeys(_FUSED, FusedReference)}
 
 
@@ -73,12 +67,10 @@ def assign_qconfigs(model: nn.Module, schemes: Schemes, *, seed: int = 0) -> nn.
         >>> [hasattr(layer, "qconfig") for layer in model]
         [False, True]
     """
-    chosen = select(model, schemes)
-    tied_weights(model, chosen)
+    by_name = plans(model, schemes, seed)
     model = copy.deepcopy(model)
-    fitted = Fitted()
-    for name, scheme in chosen.items():
-        qconfig = plan_qconfig(Plan(((nn.Module, scheme),), seed, fitted, name=name))
+    for name, plan in by_name.items():
+        qconfig = plan_qconfig(plan)
         parent = model.get_submodule(name.rpartition(".")[0])
         layer = model.get_submodule(name)
         # Eager convert replaces what fuse_modules made as a whole.

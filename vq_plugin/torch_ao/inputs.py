@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from vq_plugin.importance import INPUT_STATS, InputSquares, attach_moments
+from vq_plugin.hosting.statistics import attach_statistics, shallow_copy
+from vq_plugin.nn import find_slots
 from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
 from vq_plugin.torch_ao.qconfig import plan_of
 
@@ -40,20 +39,22 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
         >>> from vq_plugin.torch_ao import assign_qconfigs
         >>> prepared = prepare(assign_qconfigs(nn.Sequential(nn.Linear(4, 2)), vq.PQ()))
         >>> _ = observe_inputs(prepared)(torch.ones(3, 4))
-        >>> prepared[0].input_stats.total.tolist()
-        [3.0, 3.0, 3.0, 3.0]
+        >>> prepared[0].input_stats["weight"].total.tolist()
+        [[3.0, 3.0, 3.0, 3.0]]
     """
     copies: dict[nn.Module, nn.Module] = {}
     trained = [
-        module
+        (module, quantizer)
         for module in prepared.modules()
-        if isinstance(getattr(module, "weight_fake_quant", None), CodebookFakeQuantize)
+        if isinstance(quantizer := getattr(module, "weight_fake_quant", None), CodebookFakeQuantize)
     ]
-    for module in trained:
-        _observe_training(module)
+    for layer, quantizer in trained:
+        if quantizer.observe_inputs(layer):
+            layer.register_forward_pre_hook(_observe, with_kwargs=True)
     for name, module in list(prepared.named_modules(remove_duplicate=False)):
         plan = plan_of(module)
-        if plan is not None and plan.scheme_for(_root(module)) is not None:
+        root = module[0] if isinstance(module, _FusedModule) else module
+        if plan is not None and plan.scheme_for(root) is not None:
             prepared.set_submodule(name, _observed(module, copies))
     if not copies and not trained:
         raise ValueError(
@@ -65,47 +66,18 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
     return prepared
 
 
-def _observe_training(layer: nn.Module) -> None:
-    """Gives the statistics to the quantizer, which needs them for every step."""
-    quantizer, weight = layer.weight_fake_quant, layer.weight
-    assert isinstance(quantizer, CodebookFakeQuantize)
-    assert isinstance(weight, Tensor)
-    if not hasattr(quantizer, INPUT_STATS):
-        quantizer.add_module(INPUT_STATS, InputSquares(layer).to(weight.device))
-        layer.register_forward_pre_hook(_feed, with_kwargs=True)
-
-
-def _feed(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+def _observe(layer: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
     # A plain function: deep copies of the hook must find the quantizer of the copied layer.
     quantizer = layer.weight_fake_quant
     assert isinstance(quantizer, CodebookFakeQuantize)
-    if quantizer.observer_enabled[0]:
-        moments = quantizer.get_submodule(INPUT_STATS)
-        assert isinstance(moments, InputSquares)
-        moments.observe(layer, arguments, keywords)
-
-
-def _root(module: nn.Module) -> nn.Module:
-    """The layer with the weight: the first of the modules that the host fused."""
-    if isinstance(module, _FusedModule):
-        first: nn.Module = module[0]
-        return first
-    return module
+    quantizer.observe(layer, arguments, keywords)
 
 
 def _observed(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module in copies:
-        return copies[module]
-    # A shallow copy: parameters, the plan and what is tied stay shared. copy.copy() refuses
-    # parametrized layers.
-    own: nn.Module = object.__new__(type(module))
-    copies[module] = own
-    vars(own).update(vars(module))
-    own._modules = dict(module._modules)
-    own._forward_pre_hooks = OrderedDict(module._forward_pre_hooks)
-    own._forward_pre_hooks_with_kwargs = OrderedDict(module._forward_pre_hooks_with_kwargs)
-    if isinstance(module, _FusedModule):
-        own._modules["0"] = _observed(module[0], copies)
-    elif not hasattr(module, INPUT_STATS):
-        attach_moments(own)
-    return own
+    if module not in copies:
+        copied = copies[module] = shallow_copy(module)
+        if isinstance(module, _FusedModule):
+            copied._modules["0"] = _observed(module[0], copies)
+        else:
+            attach_statistics(find_slots(copied).values())
+    return copies[module]

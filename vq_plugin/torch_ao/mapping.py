@@ -8,10 +8,11 @@ import re
 from torch import nn
 from torch.ao.quantization import QConfig, QConfigMapping
 
+from vq_plugin.hosting.fits import Fits
+from vq_plugin.hosting.plan import Plan, Rules
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, as_patterns
-from vq_plugin.torch_ao.plan import Fitted, Plan, Rules
-from vq_plugin.torch_ao.qconfig import float_qconfig, plan_qconfig
+from vq_plugin.torch_ao.qconfig import plan_qconfig
 
 
 def get_qconfig_mapping(
@@ -48,32 +49,36 @@ def get_qconfig_mapping(
     regular: dict[str, QConfig] = {}
     left: list[str] = []
     rules: Rules = ()
-    fitted = Fitted()
+    fits = Fits()
+
+    def qconfig(*rules: tuple[type[nn.Module], Scheme | None], name: str | None = None) -> QConfig:
+        return plan_qconfig(Plan(rules, seed, fits, name))
+
     patterns = as_patterns(schemes)
     for pattern, scheme in patterns.items():
         if isinstance(pattern, str) and pattern != "*" and not pattern.startswith("re:"):
             if scheme is None:
                 left.append(re.escape(pattern))
             else:
-                plan = Plan(((nn.Module, scheme),), seed, fitted, name=pattern)
-                mapping.set_module_name(pattern, plan_qconfig(plan))
+                mapping.set_module_name(pattern, qconfig((nn.Module, scheme), name=pattern))
     for pattern, scheme in patterns.items():
         if isinstance(pattern, str) and pattern.startswith("re:"):
             expression = _whole_name(pattern, left)
             if scheme is None:
                 left.append(pattern.removeprefix("re:"))
             else:
-                regular[expression] = plan_qconfig(Plan(((nn.Module, scheme),), seed, fitted))
+                regular[expression] = qconfig((nn.Module, scheme))
         elif isinstance(pattern, type):
             rules += ((pattern, scheme),)
     rules += ((nn.Module, patterns.get("*")),)
     if any(scheme is not None for _, scheme in rules):
         if base is not None:
             raise ValueError(_needs_names(rules))
-        regular[_whole_name("re:.*", left)] = plan_qconfig(Plan(rules, seed, fitted))
+        regular[_whole_name("re:.*", left)] = qconfig(*rules)
     if regular and base is None:
-        # Where the host prepares for training, expressions do nothing, without a word.
-        mapping.set_global(float_qconfig())
+        # Where the host prepares for training, expressions do nothing, without a word: a plan
+        # without rules leaves layers as they are, and is refused for training.
+        mapping.set_global(qconfig())
     # The host takes the first expression that matches.
     mapping.module_name_regex_qconfigs = type(mapping.module_name_regex_qconfigs)(
         {**regular, **mapping.module_name_regex_qconfigs}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
-from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
+from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
-from vq_plugin.model import check_layer, tied_weights
-from vq_plugin.nn import CODEBOOK_LAYERS
-from vq_plugin.select import Schemes, select
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize, TrainingPlan
+from vq_plugin.compress import check_slot
+from vq_plugin.hosting.plan import plans
+from vq_plugin.nn import Slot
+from vq_plugin.select import Schemes, slots_by_name
+from vq_plugin.torch_ao.backend import LAYERS
+from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
+from vq_plugin.torch_ao.qconfig import plan_qconfig
 
 
 def get_qat_qconfig_mapping(
@@ -55,28 +57,19 @@ def get_qat_qconfig_mapping(
         >>> type(small.get_submodule("0")).__name__
         'CodebookLinear'
     """
-    chosen = select(model, schemes)
-    ties = tied_weights(model, chosen)
     mapping = QConfigMapping() if base is None else copy.deepcopy(base)
-    plans: dict[str, TrainingPlan] = {}
-    for name, scheme in chosen.items():
-        _check_trains(model, name, ties.get(name))
-        plans[name] = plans.get(ties.get(name, name)) or TrainingPlan(name, scheme, seed)
-        mapping.set_module_name(name, _qconfig(plans[name]))
+    by_name = plans(model, schemes, seed)
+    slots = slots_by_name(model, by_name)
+    for name, plan in by_name.items():
+        _check_trains(model, slots[name], plan.name)
+        mapping.set_module_name(name, plan_qconfig(plan, CodebookFakeQuantize))
     return mapping
 
 
-def _qconfig(plan: TrainingPlan) -> QConfig:
-    return QConfig(  # type: ignore[no-untyped-call]
-        activation=PlaceholderObserver.with_args(dtype=torch.float32),
-        weight=CodebookFakeQuantize.with_args(plan=plan),  # type: ignore[no-untyped-call]
-    )
-
-
-def _check_trains(model: nn.Module, name: str, tied: str | None) -> None:
+def _check_trains(model: nn.Module, slot: Slot, first: str | None) -> None:
     """Raises ``ValueError`` for a layer that training would be lost on."""
-    module = model.get_submodule(name)
-    check_layer(name, module)
+    name, module = slot.name, slot.module
+    check_slot(slot)
     if not name:
         raise ValueError("torch.ao trains layers inside a model only: wrap it in nn.Sequential")
     leave = f"leave it with {{{name!r}: None}}"
@@ -87,7 +80,7 @@ def _check_trains(model: nn.Module, name: str, tied: str | None) -> None:
             f"layer {name!r}: FX does not trace into {outer!r} ({kind}), and what is inside would "
             f"not be converted; {leave}"
         )
-    if type(module) not in CODEBOOK_LAYERS:
+    if type(module) not in LAYERS:
         raise ValueError(
             f"layer {name!r} is {type(module).__name__}: torch.ao trains plain torch.nn layers "
             f"only; {leave}"
@@ -102,12 +95,12 @@ def _check_trains(model: nn.Module, name: str, tied: str | None) -> None:
             f"layer {name!r}: max_norm={module.max_norm} rewrites the weight as it runs; set it to "
             f"None, or {leave}"
         )
-    if tied is not None and any(
-        isinstance(model.get_submodule(n), nn.Embedding) for n in (name, tied)
+    if first != name and any(
+        isinstance(model.get_submodule(n), nn.Embedding) for n in (name, first or "")
     ):
         raise ValueError(
-            f"layer {name!r} shares the weight of {tied!r}, and torch.ao gives an embedding that "
-            f"it trains a weight of its own; leave both with {{{tied!r}: None, {name!r}: None}}"
+            f"layer {name!r} shares the weight of {first!r}, and torch.ao gives an embedding that "
+            f"it trains a weight of its own; leave both with {{{first!r}: None, {name!r}: None}}"
         )
 
 

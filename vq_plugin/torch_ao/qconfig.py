@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import ObserverBase, PlaceholderObserver, QConfig
 
-from vq_plugin.torch_ao.plan import Plan
+from vq_plugin.hosting.plan import Plan
 
 # No configuration of the host uses it for weights, and the host swaps a layer only where it
 # takes the dtype of its weight for a quantized one.
@@ -53,28 +53,11 @@ class PlanObserver(ObserverBase):
         return self.plan, None
 
 
-class NothingAfterTraining(PlaceholderObserver):
-    """Leaves a weight float, and says so where a layer is prepared for training."""
-
-    def __init__(self, **settings: Any) -> None:
-        if settings:
-            raise TypeError(_FOR_TRAINING)
-        super().__init__(dtype=torch.float32)
-
-
-def plan_qconfig(plan: Plan) -> QConfig:
-    """A qconfig for weights by ``plan`` and float activations."""
+def plan_qconfig(plan: Plan, weight: Any = PlanObserver) -> QConfig:
+    """A qconfig for weights by ``plan``, in the hands of ``weight``, and float activations."""
     return QConfig(  # type: ignore[no-untyped-call]
         activation=PlaceholderObserver.with_args(dtype=torch.float32),
-        weight=PlanObserver.with_args(plan=plan),
-    )
-
-
-def float_qconfig() -> QConfig:
-    """A qconfig that leaves a layer float after training, and is refused for training."""
-    return QConfig(  # type: ignore[no-untyped-call]
-        activation=PlaceholderObserver.with_args(dtype=torch.float32),
-        weight=NothingAfterTraining.with_args(),
+        weight=weight.with_args(plan=plan),
     )
 
 

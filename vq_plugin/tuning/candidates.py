@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.checkpoint import Rest, file_nbytes, stored_rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.fit.moments import Moments
+from vq_plugin.compress import check_slot, fit_named
+from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
-from vq_plugin.importance import input_moments
-from vq_plugin.model import Calibration, check_layer, fit_layer
+from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme
+from vq_plugin.select import slots_by_name
 from vq_plugin.tuning.allocation import Setting, pareto
 from vq_plugin.tuning.harm import OutputChange
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
@@ -60,16 +62,14 @@ class _Task:
     """One fit; small enough to travel to another machine, unlike the model."""
 
     name: str
-    module: nn.Module
+    weight: Tensor
     scheme: Scheme
     moments: Moments | None
     seed: int
 
     def __call__(self) -> tuple[CodebookWeight, LayerCandidate]:
-        small = fit_layer(self.name, self.module, self.scheme, moments=self.moments, seed=self.seed)
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        error = _relative_error(weight.detach(), small.decode(), self.moments)
+        small = fit_named(self.name, self.weight, self.scheme, moments=self.moments, seed=self.seed)
+        error = _relative_error(self.weight, small.decode(), self.moments)
         return small, LayerCandidate(self.scheme, file_nbytes(small), error, error)
 
 
@@ -101,12 +101,11 @@ def fit_candidates(
         ValueError: If a layer cannot be compressed (the message names it), or the calibration
             does not reach it.
     """
-    modules = dict(model.named_modules())
-    layers = {name: modules[name] for name in space}
+    slots = slots_by_name(model, space)
     # Those left may well be out of the calibration's reach.
-    changing = {name: layers[name] for name, ladder in space.items() if any(ladder)}
-    for name, module in changing.items():
-        check_layer(name, module)
+    changing = [slots[name] for name, ladder in space.items() if any(ladder)]
+    for slot in changing:
+        check_slot(slot)
     moments: Mapping[str, Moments] = {}
     if calibration is None:
         warnings.warn(
@@ -117,7 +116,7 @@ def fit_candidates(
     else:
         moments = input_moments(model, changing, calibration)
     tasks = [
-        _Task(name, layers[name], scheme, moments.get(name), seed)
+        _Task(name, slots[name].weight.detach(), scheme, moments.get(name), seed)
         for name, ladder in space.items()
         for scheme in ladder
         if scheme is not None
@@ -132,13 +131,13 @@ def fit_candidates(
     for name, ladder in space.items():
         if None in ladder:
             measured[name].append(
-                LayerCandidate(None, stored_rest(_weight(layers[name]), rest).nbytes, 0.0, 0.0)
+                LayerCandidate(None, stored_rest(slots[name].value, rest).nbytes, 0.0, 0.0)
             )
     kept = {name: pareto(candidates) for name, candidates in measured.items()}
     if calibration is not None:
-        kept = _measure(OutputChange(model, calibration), layers, kept, weights)
+        kept = _measure(OutputChange(model, calibration), slots, kept, weights)
     return Fits(
-        tuple(_ladder(name, layers[name], candidates) for name, candidates in kept.items()),
+        tuple(_ladder(slots[name], candidates) for name, candidates in kept.items()),
         {
             (name, candidate.scheme): weights[name, candidate.scheme]
             for name, candidates in kept.items()
@@ -164,7 +163,7 @@ def _run(
 
 def _measure(
     change: OutputChange,
-    layers: Mapping[str, nn.Module],
+    slots: Mapping[str, Slot],
     kept: Mapping[str, list[LayerCandidate]],
     weights: Mapping[tuple[str, Scheme], CodebookWeight],
 ) -> dict[str, list[LayerCandidate]]:
@@ -174,12 +173,7 @@ def _measure(
         name, candidate = task
         if candidate.scheme is None:
             return candidate
-        small, bias = weights[name, candidate.scheme], getattr(layers[name], "bias", None)
-        others = []
-        if isinstance(bias, Tensor) and small.bias_shift is not None:
-            others.append((bias, bias.detach() + small.bias_shift.to(bias)))
-        harm = change(_weight(layers[name]), small.decode(), others)
-        return replace(candidate, harm=harm)
+        return replace(candidate, harm=change(slots[name], weights[name, candidate.scheme]))
 
     tasks = [(name, candidate) for name, candidates in kept.items() for candidate in candidates]
     with (
@@ -219,12 +213,6 @@ def _relative_error(weight: Tensor, decoded: Tensor, moments: Moments | None) ->
     return seen.output_error(decoded - weight) / size if size > 0 else 0.0
 
 
-def _ladder(name: str, module: nn.Module, candidates: list[LayerCandidate]) -> LayerLadder:
-    weight = _weight(module)
-    return LayerLadder(name, tuple(weight.shape), 4 * weight.numel(), tuple(candidates))
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _ladder(slot: Slot, candidates: list[LayerCandidate]) -> LayerLadder:
+    weight = slot.value
+    return LayerLadder(slot.name, slot.view.shape, 4 * weight.numel(), tuple(candidates))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq_plugin.importance import run_calibration
-from vq_plugin.model import Calibration, drop_weight_hooks
+from vq_plugin.calibration import Calibration, run_calibration
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.nn import Slot
+from vq_plugin.replace import put_parameter
 
 # Accuracy falls when decisions change, not when the model gets less sure of them: at a quarter of
 # the softmax's temperature the divergence follows the real loss best, see docs/decisions.
@@ -26,10 +28,13 @@ class OutputChange:
     as values: the harm is the squared change over the variance.
 
     Example:
+        >>> import vq_plugin as vq
         >>> model, batches = nn.Linear(4, 2), [torch.randn(8, 4)]
+        >>> slot = vq.nn.find_slots(model)[""]
         >>> change = OutputChange(model, batches)
-        >>> change(model.weight, model.weight.detach()), change(model.weight, torch.zeros(2, 4)) > 0
-        (0.0, True)
+        >>> one, two = (vq.quantize_weight(slot.weight, vq.KM(k=k)) for k in (1, 8))
+        >>> change(slot, one) > change(slot, two)
+        True
     """
 
     def __init__(self, model: nn.Module, calibration: Calibration) -> None:
@@ -45,29 +50,23 @@ class OutputChange:
         """
         self.model = model
         self.calibration = calibration
-        self.reference = self._outputs({})
+        self.reference = self._outputs(None, None)
         if not self.reference:
             raise ValueError("calibration gave no outputs: the model must return float tensors")
         if not all(bool(y.isfinite().all()) for y in self.reference):
             raise ValueError("the float model's outputs on the calibration data are not finite")
 
-    def __call__(
-        self, weight: Tensor, changed: Tensor, others: Iterable[tuple[Tensor, Tensor]] = ()
-    ) -> float:
-        """The harm of putting ``changed`` in the place of the parameter ``weight``.
+    def __call__(self, slot: Slot, small: CodebookWeight) -> float:
+        """The harm of putting a compressed weight in the place of a float one.
 
         Args:
-            weight: A parameter of the model.
-            changed: Of the same shape.
-            others: More parameters and what takes their places, such as the layer's bias.
+            slot: A slot of the model.
+            small: Its weight, compressed; the bias takes up its share.
 
         Returns:
             The harm; infinite if the outputs are no longer finite.
         """
-        changes = [(weight, changed), *others]
-        outputs = self._outputs(
-            {id(old): nn.Parameter(new, requires_grad=False) for old, new in changes}
-        )
+        outputs = self._outputs(slot, small)
         if [y.shape for y in outputs] != [y.shape for y in self.reference]:
             raise ValueError(
                 "the shapes of the model's outputs depend on its weights, so that they cannot be "
@@ -77,15 +76,21 @@ class OutputChange:
         return math.inf if math.isnan(total) else total
 
     @torch.no_grad()
-    def _outputs(self, changed: Mapping[int, Tensor]) -> list[Tensor]:
+    def _outputs(self, slot: Slot | None, small: CodebookWeight | None) -> list[Tensor]:
         # A copy of the structure alone: parameters are shared but for the changed one, which
         # takes its place wherever it is tied.
         memo: dict[int, object] = {id(p): p for p in self.model.parameters()}
-        memo.update(changed)
+        if slot is not None and small is not None:
+            changes = [(slot.value, slot.view.restore(small.decode()))]
+            if slot.bias is not None and small.bias_shift is not None:
+                bias = getattr(slot.module, slot.bias)
+                changes.append((bias, bias + small.bias_shift.to(bias)))
+            memo |= {id(old): nn.Parameter(new, requires_grad=False) for old, new in changes}
         replica = copy.deepcopy(self.model, memo).eval()
-        for module in replica.modules():
-            if any(getattr(module, "weight", None) is weight for weight in changed.values()):
-                drop_weight_hooks(module)
+        if slot is not None and small is not None and slot.parameter not in slot.module._parameters:
+            module = memo[id(slot.module)]
+            assert isinstance(module, nn.Module)
+            put_parameter(module, slot.parameter, slot.view.restore(small.decode()))
         outputs: list[Tensor] = []
         replica.register_forward_hook(lambda _, __, output: outputs.extend(_tensors(output)))
         run_calibration(replica, self.calibration)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,6 @@ from typing import Any, Self
 import filelock
 import numpy as np
 import torch
-from torch import Tensor
 
 from vq_plugin.tuning.metric import Metric
 
@@ -147,21 +145,6 @@ def _read(path: Path) -> dict[str, Evaluation]:
         return {r["key"]: _from_json(r) for r in records if r["format"] == _FORMAT}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): delete it to start again") from None
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of tensors, as 16 hexadecimal digits.
-
-    Example:
-        >>> digest([("weight", torch.zeros(2))]) == digest([("weight", torch.zeros(2))])
-        True
-    """
-    found = hashlib.sha256()
-    for key, value in tensors:
-        plain = value.detach().cpu().contiguous()
-        found.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _as_json(evaluation: Evaluation) -> dict[str, Any]:

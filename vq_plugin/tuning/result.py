@@ -81,7 +81,7 @@ class LayerLadder:
         name: Name of the layer in the model.
         shape: Shape of its weight.
         float_nbytes: Bytes of the weight in float32.
-        candidates: None is both larger and of a larger ``error`` than another.
+        candidates: No one of them is both larger and of a larger ``error`` than another.
     """
 
     name: str
@@ -92,10 +92,30 @@ class LayerLadder:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A setting of the predicted frontier: bytes of the whole model and predicted harm."""
+    """A setting of the predicted frontier.
+
+    Attributes:
+        nbytes: Bytes of the whole model in a file, without its header.
+        harm: Predicted harm, see :class:`LayerCandidate`.
+    """
 
     nbytes: int
     harm: float
+
+
+@dataclass(frozen=True)
+class LeftFloat:
+    """A weight above 1 % of the model that stayed float.
+
+    Attributes:
+        name: Name of the weight in the model.
+        nbytes: Its bytes in float32.
+        reason: Why it was left.
+    """
+
+    name: str
+    nbytes: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -126,6 +146,7 @@ class TuneResult:
         search_seconds: Time of everything but the user's evaluations.
         resumed: How many evaluations came from the journal of an interrupted run.
         rest: How to :func:`vq_plugin.save` ``model`` so that it takes what was counted.
+        left_float: Weights above 1 % of the model that stayed float, and why.
     """
 
     model: nn.Module
@@ -149,3 +170,12 @@ class TuneResult:
     search_seconds: float = 0.0
     resumed: int = 0
     rest: Rest | None = None
+    left_float: tuple[LeftFloat, ...] = ()
+
+    @property
+    def chosen_trial(self) -> int | None:
+        """Index of the chosen setting in ``trials``; ``None`` if ``passed`` is false."""
+        # The same setting may have been over the budget before it was trained.
+        held = (i for i, trial in enumerate(self.trials) if trial.held)
+        same = (i for i in held if self.schemes == dict(self.trials[i].schemes))
+        return next(same, None)

@@ -8,19 +8,21 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
+from vq_plugin.calibration import Calibration
 from vq_plugin.checkpoint import Rest, check_rest, save
-from vq_plugin.model import Calibration
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import fit_candidates
 from vq_plugin.tuning.confidence import Judge
-from vq_plugin.tuning.journal import Journal, digest
+from vq_plugin.tuning.identity import Identity, model_digest
+from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.recovery import Recovery, Trainer
 from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, TuneResult
 from vq_plugin.tuning.session import Session
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
+from vq_plugin.tuning.verdict import verdict
 
 
 def tune(
@@ -128,14 +130,14 @@ def tune(
     with Journal(place) as journal:
         if place is not None:
             # Files of an earlier run must not pass for the result of this one.
-            for name in (MODEL_FILE, REPORT_FILE, PAGE_FILE):
-                (place / name).unlink(missing_ok=True)
+            for file in (MODEL_FILE, REPORT_FILE, PAGE_FILE):
+                (place / file).unlink(missing_ok=True)
         deadline = None if timeout is None else began + timeout
         tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
-        own = _digest(model)
-        judge = Judge(budget, tuning.baseline(model, own))
+        name = model_digest(model)
+        judge = Judge(budget, tuning.baseline(model, name))
         testing = None if test is None else Evaluator(test, "test", journal)
-        test_baseline = None if testing is None else testing.baseline(model, own)
+        test_baseline = None if testing is None else testing.baseline(model, name)
         if test_baseline is not None:
             # Fails at once, not after the search, if the budget is relative and this is 0.
             budget.loss(test_baseline.mean, test_baseline.mean)
@@ -144,14 +146,14 @@ def tune(
         )
         trainer = None
         if recovery is not None:
-            trainer = Trainer(recovery, model, own, seed, journal.files)
-        search = Session(
-            start, _digest(start), fits, judge, tuning, max_trials, deadline, trainer, rest
-        )
-        search.run()
+            trainer = Trainer(recovery, model, name, seed, journal.files)
+        training = () if trainer is None else trainer.settings
+        identity = Identity(model_digest(start), fits, training, rest)
+        session = Session(start, identity, judge, tuning, max_trials, deadline, trainer)
+        session.run()
         if trainer is not None:
-            search.recover()
-        result = search.result(testing, test_baseline)
+            session.recover(trainer)
+        result = verdict(session, testing, test_baseline)
         if not result.passed:
             result = replace(result, model=model)
         overhead = time.monotonic() - began - journal.spent
@@ -166,11 +168,6 @@ def tune(
             write_report(place, result, model_path, recipe=recipe)
         journal.finish()
     return result
-
-
-def _digest(model: nn.Module) -> str:
-    state = model.state_dict()
-    return digest((key, value) for key, value in state.items() if isinstance(value, Tensor))
 
 
 def _check_alike(model: nn.Module, start: nn.Module) -> None:

@@ -1,53 +1,56 @@
-"""One search, from its fits to its verdict."""
+"""One search: what is evaluated, one setting after the other, until nothing is left to try."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from vq_plugin.checkpoint import Rest, round_rest, stored_rest
-from vq_plugin.codebook import CodebookWeight
-from vq_plugin.model import assemble, owners_of_parameters
+from vq_plugin.checkpoint import Rest, round_rest
+from vq_plugin.replace import assemble
+from vq_plugin.ties import sharing
+from vq_plugin.tuning.accounting import account
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
-from vq_plugin.tuning.journal import digest
+from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, ahead, propose
 from vq_plugin.tuning.recovery import Trainer, next_to_train
-from vq_plugin.tuning.result import FrontierPoint, Trial, TuneResult
+from vq_plugin.tuning.result import Trial
 from vq_plugin.tuning.trials import Evaluator
-
-
-class Tried(NamedTuple):
-    """A setting as it was fitted, or trained after that."""
-
-    setting: Setting
-    trained: bool = False
 
 
 @dataclass
 class Session:
-    """One search; everything but its trials is fixed from the start."""
+    """One search; everything but its trials is fixed from the start.
+
+    Attributes:
+        model: The float model that is compressed.
+        identity: Names of the models that come of it.
+        judge: Says what holds.
+        evaluator: Evaluates on the tuning split.
+        max_trials: The most settings to evaluate without training.
+        deadline: Time of the monotonic clock after which nothing is begun, or ``None``.
+        trainer: Trains settings past the budget, or ``None``.
+        cut: What a limit cut off, or ``None``.
+        metrics: Metrics of what could be evaluated.
+        outcomes: What the search knows of settings as they were fitted.
+        trials: All trials, in order.
+    """
 
     model: nn.Module
-    own: str
-    fits: Fits
+    identity: Identity
     judge: Judge
     evaluator: Evaluator
     max_trials: int
     deadline: float | None
     trainer: Trainer | None = None
-    rest: Rest | None = None
     cut: str | None = None
     metrics: dict[Tried, Metric] = field(default_factory=dict)
     outcomes: dict[Setting, Outcome] = field(default_factory=dict)
@@ -58,28 +61,21 @@ class Session:
         # The float model itself is no answer.
         settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
         self.landscape = Landscape(layers, settings, self.judge.budget.limit)
-        state = {id(v): v for v in self.model.state_dict(keep_vars=True).values()}
-        tensors = [value for value in state.values() if isinstance(value, Tensor)]
-        modules = dict(self.model.named_modules())
-        owners = owners_of_parameters(self.model)
+        self.account = account(self.model, self.fits.layers, self.rest)
+        owners = sharing(self.model)
         self.tied = {
-            ladder.name: owners.get(id(modules[ladder.name].weight), [ladder.name])
-            for ladder in self.fits.layers
+            ladder.name: [slot.name for slot in owners[ladder.name]] for ladder in self.fits.layers
         }
-        # Pruning and the like keep a weight in parts: weight_orig, weight_mask.
-        own = {
-            id(value)
-            for ladder in self.fits.layers
-            for key, value in modules[ladder.name].state_dict(keep_vars=True).items()
-            if key.startswith("weight")
-        }
-        self.others = sum(stored_rest(v, self.rest).nbytes for v in tensors if id(v) not in own)
-        self.float_nbytes = sum(
-            4 * v.numel() if v.is_floating_point() else v.nbytes for v in tensors
-        )
-        self.digests = {
-            key: f"{key[1]} {digest(_tensors(small))}" for key, small in self.fits.weights.items()
-        }
+
+    @property
+    def fits(self) -> Fits:
+        """The candidates."""
+        return self.identity.fits
+
+    @property
+    def rest(self) -> Rest | None:
+        """How everything that is not coded is stored."""
+        return self.identity.rest
 
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
@@ -89,123 +85,55 @@ class Session:
                 if self.cut:
                     return
                 setting, phase = proposal
-                if self.evaluator.known(self._key(Tried(setting))) is None:
+                if not self._known(Tried(setting)):
                     wanted = map(Tried, self._ahead())
-                    self.evaluator.run({self._key(t): self._model(t) for t in wanted})
+                    self.evaluator.run({self.identity.key(t): self.compressed(t) for t in wanted})
                 self.outcomes[setting] = self._keep(Tried(setting), phase)
                 bar.set_postfix(rate=self._best_rate())
                 bar.update()
 
-    def recover(self) -> None:
+    def recover(self, trainer: Trainer) -> None:
         """Trains settings that are past the budget and evaluates them, one after the other."""
-        assert self.trainer is not None
-        most = self.trainer.recovery.max_trials
-        found: dict[Setting, bool] = {}
+        most = trainer.recovery.max_trials
+        held: dict[Setting, bool] = {}
         best = self._smallest(self.outcomes)
         size = math.inf if best is None else self.landscape.nbytes(best)
         with tqdm(total=most, desc="recovery", unit="trial", disable=None) as bar:
-            while (setting := next_to_train(self.landscape, size, found)) is not None:
+            while (setting := next_to_train(self.landscape, size, held)) is not None:
                 late = self.deadline is not None and time.monotonic() >= self.deadline
-                if late or len(found) >= most:
+                if late or len(held) >= most:
                     limit = "timeout" if late else f"recovery's max_trials={most}"
-                    cut = f"{limit} reached after {len(found)} trained settings: others were left"
+                    cut = f"{limit} reached after {len(held)} trained settings: others were left"
                     self.cut = "; ".join(filter(None, [self.cut, cut]))
                     return
                 tried = Tried(setting, trained=True)
-                if self.evaluator.known(self._key(tried)) is None:
+                if not self._known(tried):
                     self.evaluator.run_after(
                         partial(self._train, tried),
-                        self._key(tried),
-                        self._model(Tried(setting)),
+                        self.identity.key(tried),
+                        self.compressed(Tried(setting)),
                     )
-                found[setting] = self._keep(tried, "recovery").held
+                held[setting] = self._keep(tried, "recovery").held
                 bar.set_postfix(rate=self._best_rate())
                 bar.update()
 
-    def result(self, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
-        """The verdict; the test split decides where there is one."""
-        likely = any(trial.held for trial in self.trials.values())
-        sizes = {tried: self._nbytes(tried.setting) for tried in self.metrics}
-        sure = self.judge.confirmed(self.metrics, sizes)
-        for tried, trial in self.trials.items():
-            self.trials[tried] = replace(trial, held=tried in sure)
-        result = TuneResult(
-            model=self.model,
-            schemes=None,
-            passed=False,
-            baseline=self.judge.baseline.mean,
-            score=self.judge.baseline.mean,
-            loss=0.0,
-            interval=None,
-            rate=1.0,
-            trials=tuple(self.trials.values()),
-            layers=self.fits.layers,
-            frontier=tuple(
-                FrontierPoint(self._nbytes(s), self.landscape.harm(s))
-                for s in self.landscape.frontier
-            ),
-            budget=self.judge.budget,
-            test_baseline=None if test_baseline is None else test_baseline.mean,
-            cut=self.cut,
-            rest=self.rest,
-        )
-        if not sure:
-            return replace(result, stopped=self._why_not(likely))
-        best = min(sure, key=lambda tried: (self._nbytes(tried.setting), tried))
-        stopped = None
-        if test is not None and test_baseline is not None:
-            tested, stopped = self._test(best, test, test_baseline)
-            result = replace(result, **tested)
-        if stopped:
-            return replace(result, stopped=stopped)
-        trial = self.trials[best]
-        return replace(
-            result,
-            model=self._model(best),
-            schemes=dict(trial.schemes),
-            passed=True,
-            score=trial.score,
-            loss=trial.loss,
-            interval=trial.interval,
-            rate=trial.rate,
-        )
+    def nbytes(self, setting: Setting) -> int:
+        """Bytes of the whole model in a file, without its header."""
+        return self.account.other_nbytes + self.landscape.nbytes(setting)
 
-    def _test(
-        self, best: Tried, test: Evaluator, baseline: Metric
-    ) -> tuple[dict[str, Any], str | None]:
-        budget = self.judge.budget
-        key = self._key(best)
-        if test.known(key) is None:
-            test.run({key: self._model(best)})
-        found = test.known(key)
-        assert found is not None
-        error = found.error
-        if found.metric is not None:
-            error = mismatch(baseline, found.metric, "test")
-        if error is not None or found.metric is None:
-            return {}, f"the evaluation on the test split failed: {error}"
-        score = found.metric.mean
-        tested = {
-            "test_score": score,
-            "test_loss": budget.loss(baseline.mean, score),
-            "test_interval": loss_interval(budget, baseline, found.metric),
-        }
-        if budget.holds(baseline.mean, score):
-            return tested, None
-        remedy = (
-            "set a confidence and let evaluate return one result per sample, so that chance is "
-            "accounted for"
-            if budget.confidence is None
-            else "tune on more samples, or on some that are more like the test split"
-        )
-        return tested, (
-            "the setting that held on the tuning split does not hold on the test split, which "
-            f"decides; {remedy}"
-        )
+    def compressed(self, tried: Tried) -> nn.Module:
+        """The model of a setting."""
+        # The values of the file: what is evaluated is what is shipped.
+        small = round_rest(assemble(self.model, self.fits.chosen(tried.setting)), self.rest)
+        return self._train(tried, small) if tried.trained else small
+
+    def _train(self, tried: Tried, small: nn.Module) -> nn.Module:
+        assert self.trainer is not None
+        return round_rest(self.trainer(self.identity.key(tried), small, self.model), self.rest)
 
     def _keep(self, tried: Tried, phase: Phase) -> Outcome:
         setting = tried.setting
-        evaluation = self.evaluator.known(self._key(tried))
+        evaluation = self.evaluator.known(self.identity.key(tried))
         assert evaluation is not None
         metric, error = evaluation.metric, evaluation.error
         if metric is not None:
@@ -221,8 +149,8 @@ class Session:
                 for name, scheme in self.fits.schemes(setting).items()
                 for other in self.tied[name]
             },
-            nbytes=self._nbytes(setting),
-            rate=self.float_nbytes / self._nbytes(setting),
+            nbytes=self.nbytes(setting),
+            rate=self.account.float_nbytes / self.nbytes(setting),
             harm=self.landscape.harm(setting),
             score=math.nan if metric is None else metric.mean,
             loss=math.nan if metric is None else budget.loss(baseline.mean, metric.mean),
@@ -234,13 +162,15 @@ class Session:
         )
         return outcome
 
+    def _known(self, tried: Tried) -> bool:
+        return self.evaluator.known(self.identity.key(tried)) is not None
+
     def _ahead(self) -> list[Setting]:
         """What is asked for, and what will probably be asked next, one for every worker."""
-
-        def known(setting: Setting) -> bool:
-            return self.evaluator.known(self._key(Tried(setting))) is not None
-
-        return ahead(self.landscape, self.outcomes, self.evaluator.workers, known)
+        workers = self.evaluator.workers
+        return ahead(
+            self.landscape, self.outcomes, workers, lambda setting: self._known(Tried(setting))
+        )
 
     def _limit_reached(self) -> str | None:
         left = "other settings were left untried"
@@ -253,68 +183,10 @@ class Session:
             return f"timeout reached after {len(self.trials)} trials: {left}"
         return None
 
-    def _why_not(self, unconfirmed: bool) -> str:
-        if unconfirmed:
-            return (
-                "no setting that held on the samples of the search was confirmed by the others: "
-                "tune on more samples"
-            )
-        if self.cut:
-            return self.cut
-        errors = [trial.error for trial in self.trials.values() if trial.error is not None]
-        if errors and len(errors) == len(self.trials):
-            return f"all {len(errors)} evaluations failed, the last with {errors[-1]}"
-        if not self.trials:
-            return "no setting was tried: every candidate makes the model's outputs infinite or NaN"
-        if any(trial.loss <= self.judge.budget.limit for trial in self.trials.values()):
-            return (
-                "losses are within the budget, but not for sure with these samples: tune on more, "
-                "or allow a larger loss"
-            )
-        return "no setting of the frontier holds the budget on the tuning split"
-
     def _best_rate(self) -> str:
         rates = [trial.rate for trial in self.trials.values() if trial.held]
         return f"{max(rates):.1f}x" if rates else "-"
 
     def _smallest(self, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
         held = [setting for setting, outcome in outcomes.items() if outcome.held]
-        return min(held, key=lambda s: (self._nbytes(s), s), default=None)
-
-    def _nbytes(self, setting: Setting) -> int:
-        return self.others + self.landscape.nbytes(setting)
-
-    def _model(self, tried: Tried) -> nn.Module:
-        # The values of the file: what is evaluated is what is shipped.
-        small = round_rest(assemble(self.model, self.fits.chosen(tried.setting)), self.rest)
-        return self._train(tried, small) if tried.trained else small
-
-    def _train(self, tried: Tried, small: nn.Module) -> nn.Module:
-        assert self.trainer is not None
-        return round_rest(self.trainer(self._key(tried), small, self.model), self.rest)
-
-    def _key(self, tried: Tried) -> str:
-        """Names the model, whatever led to it."""
-        parts: list[object] = [self.own]
-        parts.append(
-            {
-                name: scheme and self.digests[name, scheme]
-                for name, scheme in self.fits.schemes(tried.setting).items()
-            }
-        )
-        if tried.trained:
-            assert self.trainer is not None
-            parts.append(self.trainer.settings)
-        if self.rest is not None:
-            parts.append(self.rest)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _tensors(small: CodebookWeight) -> list[tuple[str, Tensor]]:
-    parts = {
-        "codes": small.codes,
-        "codebooks": small.codebooks,
-        "scale": small.scale,
-        "bias_shift": small.bias_shift,
-    }
-    return [(name, value) for name, value in parts.items() if value is not None]
+        return min(held, key=lambda s: (self.nbytes(s), s), default=None)

@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.model import check_not_lazy, owners_of_parameters
+from vq_plugin.compress import check_not_lazy
 from vq_plugin.schemes import KM, PQ, RQ, Scheme
-from vq_plugin.select import Pattern, check_pattern_type, match
+from vq_plugin.select import Pattern, check_pattern_type, match, slots_by_name
+from vq_plugin.ties import sharing
 
 Ladder: TypeAlias = Scheme | Sequence[Scheme | None] | None
 Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
@@ -80,9 +81,8 @@ def search_space(
     leaving = [pattern for pattern, ladder in ladders.items() if ladder == (None,)]
     owners = match(model, ladders, leaving)
     space = {name: ladders[pattern] for name, pattern in owners.items()}
-    modules = dict(model.named_modules())
-    for name in space:
-        check_not_lazy(name, modules[name])
+    for slot in slots_by_name(model, space).values():
+        check_not_lazy(slot)
     if not any(scheme for ladder in space.values() for scheme in ladder):
         raise ValueError("the candidates leave every layer as it is: there is nothing to search")
     return _merge_tied(model, space)
@@ -110,11 +110,10 @@ def _as_tuple(pattern: Pattern, ladder: object) -> tuple[Scheme | None, ...]:
 def _merge_tied(
     model: nn.Module, space: dict[str, tuple[Scheme | None, ...]]
 ) -> dict[str, tuple[Scheme | None, ...]]:
-    modules = dict(model.named_modules())
-    owners = owners_of_parameters(model)
+    owners = sharing(model)
     merged: dict[str, tuple[Scheme | None, ...]] = {}
     for name, ladder in space.items():
-        first, *others = owners.get(id(modules[name].weight), [name])
+        first, *others = (slot.name for slot in owners[name])
         for other in {first, *others} - {name}:
             if space.get(other, (None,)) != ladder:
                 raise ValueError(

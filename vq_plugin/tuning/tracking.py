@@ -7,14 +7,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vq_plugin.schemes import Scheme
 from vq_plugin.summary import summary
-from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, Interval, Trial, TuneResult
+from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, Trial, TuneResult
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +26,11 @@ _MAX_LAYERS = 90
 _PARAM_NAME = re.compile(r"[\w.\- ]{0,200}")
 # Longer values are refused by servers that keep to the limit of MLflow 2.
 _MAX_TAG = 5000
+_RESULT_METRICS = (
+    "baseline", "score", "loss", "interval", "test_baseline", "test_score", "test_loss",
+    "test_interval", "rate", "resumed", "search_seconds",
+)  # fmt: skip
+_TRIAL_METRICS = ("score", "loss", "interval", "rate", "nbytes", "harm", "held", "seconds")
 
 
 class TrackingError(RuntimeError):
@@ -131,11 +136,12 @@ def log_run(
                 client.log_artifact(parent, str(path))
             start += result.search_seconds
             for index, trial in enumerate(result.trials, start=1):
+                chosen = index - 1 == result.chosen_trial
                 run_id = client.create_run(
                     experiment_id,
                     start_time=_milliseconds(start),
                     run_name=_trial_name(index, trial, len(result.trials)),
-                    tags={**context, "mlflow.parentRunId": parent, **_trial_tags(trial, result)},
+                    tags={**context, "mlflow.parentRunId": parent, **_trial_tags(trial, chosen)},
                 ).info.run_id
                 start += trial.seconds
                 _log_trial(client, run_id, trial, _milliseconds(start))
@@ -205,21 +211,12 @@ def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
     from mlflow.entities import Param
 
     sizes = summary(result.model, rest=result.rest)
-    metrics = {
-        "baseline": result.baseline,
-        "score": result.score,
-        "loss": result.loss,
-        **_ends("loss", result.interval),
-        "test_baseline": result.test_baseline,
-        "test_score": result.test_score,
-        "test_loss": result.test_loss,
-        **_ends("test_loss", result.test_interval),
-        "rate": result.rate,
-        "nbytes": sizes.file_nbytes + sizes.other_nbytes,
-        "trials": len(result.trials),
-        "resumed": result.resumed,
-        "search_seconds": result.search_seconds,
-    }
+    metrics = _metrics(
+        result,
+        _RESULT_METRICS,
+        nbytes=sizes.file_nbytes + sizes.other_nbytes,
+        trials=len(result.trials),
+    )
     params = [
         Param("budget", str(result.budget)),
         Param(
@@ -227,7 +224,7 @@ def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
         ),
         *_scheme_params(client, run_id, result.schemes or {}),
     ]
-    client.log_batch(run_id, _metrics(metrics), params, synchronous=True)
+    client.log_batch(run_id, metrics, params, synchronous=True)
 
 
 def _trial_name(index: int, trial: Trial, count: int) -> str:
@@ -237,13 +234,12 @@ def _trial_name(index: int, trial: Trial, count: int) -> str:
     return f"{number} {'held' if trial.held else 'over'} {trial.rate:.1f}x"
 
 
-def _trial_tags(trial: Trial, result: TuneResult) -> dict[str, str]:
+def _trial_tags(trial: Trial, chosen: bool) -> dict[str, str]:
     tags = {}
     if trial.error is not None:
         # Shown in full as the description; a tag can be searched for.
         tags["error"] = tags["mlflow.note.content"] = trial.error[:_MAX_TAG]
-    # The same setting may have been over the budget before it was trained.
-    if result.passed and trial.held and trial.schemes == result.schemes:
+    if chosen:
         tags["chosen"] = "true"
     return tags
 
@@ -251,18 +247,8 @@ def _trial_tags(trial: Trial, result: TuneResult) -> dict[str, str]:
 def _log_trial(client: MlflowClient, run_id: str, trial: Trial, end: int) -> None:
     from mlflow.entities import Param
 
-    metrics = {
-        "score": trial.score,
-        "loss": trial.loss,
-        **_ends("loss", trial.interval),
-        "rate": trial.rate,
-        "nbytes": trial.nbytes,
-        "harm": trial.harm,
-        "held": trial.held,
-        "seconds": trial.seconds,
-    }
     params = [Param("phase", trial.phase), *_scheme_params(client, run_id, trial.schemes)]
-    client.log_batch(run_id, _metrics(metrics), params, synchronous=True)
+    client.log_batch(run_id, _metrics(trial, _TRIAL_METRICS), params, synchronous=True)
     status = "FINISHED" if trial.error is None else "FAILED"
     # MLflow prints two lines of links for every run that ends on a server: one pair is enough.
     with redirect_stdout(io.StringIO()):
@@ -282,20 +268,24 @@ def _scheme_params(
     return [Param("schemes", f"{len(texts)} layers, see schemes.json")]
 
 
-def _metrics(values: Mapping[str, float | None]) -> list[Metric]:
-    """The numbers among the values: MLflow has no notion of a metric that does not exist."""
+def _metrics(source: TuneResult | Trial, names: Sequence[str], **more: float) -> list[Metric]:
+    """Numbers of a result or trial: MLflow has no notion of a metric that does not exist."""
     from mlflow.entities import Metric
 
+    values: dict[str, float | None] = {**more}
+    for name in names:
+        value = getattr(source, name)
+        if name.endswith("interval"):
+            loss = name.replace("interval", "loss")
+            values[f"{loss}_low"], values[f"{loss}_high"] = value or (None, None)
+        else:
+            values[name] = value
     now = _milliseconds(time.time())
     return [
         Metric(name, float(value), now, 0)
         for name, value in values.items()
         if value is not None and math.isfinite(value)
     ]
-
-
-def _ends(name: str, interval: Interval | None) -> dict[str, float]:
-    return {} if interval is None else {f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def _files(result: TuneResult, folder: Path, recipe: Path | None) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vq_plugin.model import assemble
+from vq_plugin.replace import assemble
 from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric, read_metric
 

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "decodings.h"
 #include "fits.h"
 #include "packing.h"
 #include "problem.h"
@@ -146,6 +147,8 @@ int main(int count, char** arguments) {
     check_linear(isas, number);
     for (const vq::Kernels* kernels : isas) check_rounding(*kernels, number);
     check_packing(number);
+    if (const int wrong = decodings::check(isas, {kThreads, run_on_threads}, number))
+      failures["decode"] += wrong;
     if (const int wrong = fits::check(isas, number)) failures["fits"] += wrong;
   }
   std::printf("%d problems, %d calls on several threads;", problems, divided);

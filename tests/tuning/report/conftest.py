@@ -12,10 +12,16 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.codebook import expected_nbytes
 from vq_plugin.summary import summary
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.result import FrontierPoint, LayerCandidate, LayerLadder, Trial, TuneResult
+from vq_plugin.tuning.result import (
+    FrontierPoint,
+    LayerCandidate,
+    LayerLadder,
+    LeftFloat,
+    Trial,
+    TuneResult,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -51,7 +57,7 @@ def network_with_nasty_names() -> nn.Module:
 def ladder_of(name: str, weight: torch.Tensor, sensitivity: float) -> LayerLadder:
     """Candidates whose harm grows as the bits shrink."""
     shape, nbytes = tuple(weight.shape), weight.nbytes
-    sizes = [nbytes if s is None else expected_nbytes(shape, s) for s in LADDER]
+    sizes = [nbytes if s is None else s.geometry(shape).nbytes for s in LADDER]
     candidates = [
         LayerCandidate(
             scheme=scheme,
@@ -236,6 +242,13 @@ def results() -> dict[str, TuneResult]:
             ),
         ),
         "one trial": passing(count=1),
+        "left in float": replace(
+            full,
+            left_float=(
+                LeftFloat("encoder.in_proj_weight", 123_456, "no candidate"),
+                LeftFloat("<b>tail</b>", 9_000, "k above the values & more"),
+            ),
+        ),
         "all failed": replace(
             missed(full),
             trials=tuple(

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.tuning.report import Report, json_schema, render_page, write_report
+from vq_plugin.tuning.report import json_schema, write_report
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder, TuneResult
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -50,8 +50,8 @@ def test_the_schema_refuses_what_is_no_report(
     report = written(tmp_path, results["passed"])
     for key in report:
         assert not validator.is_valid({k: value for k, value in report.items() if k != key})
-    assert not validator.is_valid({**report, "report_version": 1})
-    assert not validator.is_valid({**report, "bytes": {**report["bytes"], "float32": -1}})
+    assert not validator.is_valid({**report, "report_version": 2})
+    assert not validator.is_valid({**report, "sizes": {**report["sizes"], "float_nbytes": -1}})
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
@@ -78,9 +78,19 @@ def test_every_key_of_the_schema_is_described() -> None:
     for name, record in {"Report": schema, **schema["$defs"]}.items():
         assert record["description"], name
         for key, entry in record["properties"].items():
-            # A key that says the same as the record that it holds has the record's description.
-            inside = schema["$defs"].get(entry.get("$ref", "").rpartition("/")[2], {})
-            assert entry.get("description") or inside.get("description"), (name, key)
+            assert entry["description"], (name, key)
+
+
+def test_the_result_is_written_field_by_field_but_for_the_model(
+    results: dict[str, TuneResult], tmp_path: Path
+) -> None:
+    result = results["passed"]
+    names = [field.name for field in fields(TuneResult) if field.name != "model"]
+    written_result = written(tmp_path, result)["result"]
+    assert list(written_result) == names
+    assert written_result["trials"][0]["schemes"] == {
+        name: str(scheme) for name, scheme in result.trials[0].schemes.items()
+    }
 
 
 def test_equal_results_give_equal_files(results: dict[str, TuneResult], tmp_path: Path) -> None:
@@ -90,37 +100,28 @@ def test_equal_results_give_equal_files(results: dict[str, TuneResult], tmp_path
     assert [path.name for path in first] == ["report.json", "report.html"]
 
 
-def test_a_report_that_was_read_back_gives_the_same_page(
-    results: dict[str, TuneResult], tmp_path: Path
-) -> None:
-    paths = write_report(tmp_path, results["passed"])
-    again = Report.model_validate_json(paths.json.read_text(encoding="utf-8"))
-    assert render_page(again) == paths.page.read_text(encoding="utf-8")
-
-
-def test_bytes_rates_and_shares_add_up(results: dict[str, TuneResult], tmp_path: Path) -> None:
+def test_bytes_and_rates_add_up(results: dict[str, TuneResult], tmp_path: Path) -> None:
     result = results["passed"]
     vq.save(result.model, tmp_path / "model.vq")
     report = written(tmp_path, result, tmp_path / "model.vq")
-    sizes, rates, layers = report["bytes"], report["rates"], report["layers"]
-    inside = [layer["chosen"] for layer in layers]
-    assert sizes["file"] == (tmp_path / "model.vq").stat().st_size
-    assert sizes["model"] == sum(choice["nbytes"] for choice in inside) + sizes["other"]
-    assert rates["file"] == sizes["float32"] / sizes["file"]
-    assert rates["model"] == pytest.approx(sizes["float32"] / sizes["model"])
-    shares = sum(choice["share"] for choice in inside) + sizes["other"] / sizes["model"]
-    assert shares == pytest.approx(1)
+    sizes, layers = report["sizes"], report["layers"]
+    assert sizes["file_nbytes"] == (tmp_path / "model.vq").stat().st_size
+    inside = sum(layer["file_nbytes"] for layer in layers)
+    assert sizes["nbytes"] == inside + sizes["other_nbytes"]
+    assert sizes["file_rate"] == sizes["float_nbytes"] / sizes["file_nbytes"]
+    assert report["result"]["rate"] == pytest.approx(sizes["float_nbytes"] / sizes["nbytes"])
+    schemes = report["result"]["schemes"]
     for layer in layers:
-        bits = 8 * layer["chosen"]["nbytes"] / math.prod(layer["shape"])
-        assert layer["chosen"]["bits_per_weight"] == pytest.approx(bits)
-        assert layer["chosen"]["scheme"] == report["schemes"][layer["name"]]
-    chosen = report["trials"][report["verdict"]["chosen_trial"]]
-    assert (chosen["nbytes"], chosen["schemes"]) == (sizes["model"], report["schemes"])
+        bits = 8 * layer["nbytes"] / math.prod(layer["shape"])
+        assert layer["bits_per_weight"] == pytest.approx(bits)
+        assert layer["scheme"] == schemes[layer["name"]]
+    chosen = report["result"]["trials"][report["chosen_trial"]]
+    assert (chosen["nbytes"], chosen["schemes"]) == (sizes["nbytes"], schemes)
 
 
 def test_numbers_that_do_not_exist_are_null(results: dict[str, TuneResult], tmp_path: Path) -> None:
     report = written(tmp_path, results["passed"])
-    failed = [trial for trial in report["trials"] if trial["error"]]
+    failed = [trial for trial in report["result"]["trials"] if trial["error"]]
     assert len(failed) == 2
     for trial in failed:
         assert (trial["score"], trial["loss"], trial["interval"]) == (None, None, None)
@@ -132,30 +133,34 @@ def test_numbers_that_do_not_exist_are_null(results: dict[str, TuneResult], tmp_
         test_interval=(0.0, math.inf),
         search_seconds=math.inf,
     )
-    report = written(tmp_path, odd)
-    test = report["test_split"]
-    assert (test["score"], test["loss"], test["interval"]) == (None, None, None)
-    assert report["seconds"]["search"] is None
+    result = written(tmp_path, odd)["result"]
+    assert (result["test_score"], result["test_loss"]) == (None, None)
+    assert result["test_interval"] == [0.0, None]
+    assert result["search_seconds"] is None
 
 
 def test_without_a_chosen_model_nothing_looks_like_one(
     results: dict[str, TuneResult], tmp_path: Path
 ) -> None:
     report = written(tmp_path, results["missed"])
-    assert report["verdict"]["passed"] is False
-    assert report["verdict"]["stopped"] == "no setting holds the budget"
-    assert report["verdict"]["chosen_trial"] is None
-    assert report["tuning_split"] == {
-        "baseline": 0.92, "score": None, "loss": None, "interval": None,
-    }  # fmt: skip
-    assert report["schemes"] is None
-    assert set(report["rates"].values()) == {None}
-    assert report["bytes"]["float32"] == results["passed"].layers[0].float_nbytes + sum(
+    result = report["result"]
+    assert result["passed"] is False
+    assert result["stopped"] == "no setting holds the budget"
+    assert report["chosen_trial"] is None
+    assert result["baseline"] == 0.92
+    for key in ("score", "loss", "interval", "rate", "schemes"):
+        assert result[key] is None
+    sizes = report["sizes"]
+    assert {key for key, value in sizes.items() if value is not None} == {"float_nbytes"}
+    assert sizes["float_nbytes"] == results["passed"].layers[0].float_nbytes + sum(
         value.nbytes
         for key, value in results["missed"].model.state_dict().items()
         if key != "features.0.weight"
     )
-    assert [layer["chosen"] for layer in report["layers"]] == [None] * 5
+    assert report["layers"] == []
+    assert [len(layer["candidates"]) for layer in result["layers"]] == [
+        len(layer.candidates) for layer in results["missed"].layers
+    ]
 
 
 def test_layers_left_in_float_and_layers_outside_of_the_search(tmp_path: Path) -> None:
@@ -177,14 +182,21 @@ def test_layers_left_in_float_and_layers_outside_of_the_search(tmp_path: Path) -
         layers=(ladder("0", vq.KM(k=4)), ladder("2", vq.KM(k=4))),
     )  # fmt: skip
     report = written(tmp_path, result)
-    assert [(la["name"], la["chosen"]["scheme"]) for la in report["layers"]] == [
-        ("0", "km(k=4)"), ("2", None), ("1", "km(k=16)"),
+    assert [(la["name"], la["scheme"], la["kind"]) for la in report["layers"]] == [
+        ("0", "km(k=4)", "CodebookLinear"), ("2", "float", "Linear"),
+        ("1", "km(k=16)", "CodebookLinear"),
     ]  # fmt: skip
-    left = report["layers"][1]["chosen"]
-    assert (left["nbytes"], left["bits_per_weight"]) == (64 * 64 * 4, 32)
-    assert report["layers"][2]["candidates"] == []
-    assert report["bytes"]["other"] == 3 * 64 * 4
-    assert report["verdict"]["chosen_trial"] is None
+    left = report["layers"][1]
+    assert (left["file_nbytes"], left["bits_per_weight"]) == (64 * 64 * 4, 32)
+    assert report["sizes"]["other_nbytes"] == 3 * 64 * 4
+    assert report["chosen_trial"] is None
+
+
+def test_weights_left_in_float_are_listed(results: dict[str, TuneResult], tmp_path: Path) -> None:
+    assert written(tmp_path, results["left in float"])["result"]["left_float"] == [
+        {"name": "encoder.in_proj_weight", "nbytes": 123_456, "reason": "no candidate"},
+        {"name": "<b>tail</b>", "nbytes": 9_000, "reason": "k above the values & more"},
+    ]
 
 
 def test_the_recipe_is_kept_as_it_was(results: dict[str, TuneResult], tmp_path: Path) -> None:

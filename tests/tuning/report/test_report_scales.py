@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vq_plugin.tuning.report.scales import (
-    Axis,
-    decade_label,
-    log_axis,
-    power_axis,
-    power_ticks,
-    ticks,
-)
+from vq_plugin.tuning.report.scales import Axis, log_axis, ticks
 
 positive = st.floats(1e-9, 1e12)
 
@@ -43,15 +36,6 @@ def test_linear_ticks(low: float, span: float) -> None:
     assert max(steps) - min(steps) <= 0.03
 
 
-@given(st.lists(positive, min_size=1, max_size=20), st.sampled_from([2, 10]))
-def test_an_axis_between_powers(values: list[float], base: int) -> None:
-    axis = power_axis(values, base, 0, 100)
-    assert axis.low <= min(values) * (1 + 1e-6)
-    assert axis.high >= max(values) * (1 - 1e-6)
-    marks = power_ticks(axis, base, 5, str)
-    assert 2 <= len(marks) <= 5
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -63,7 +47,3 @@ def test_an_axis_between_powers(values: list[float], base: int) -> None:
 )
 def test_round_bytes(values: list[float], expected: list[str]) -> None:
     assert [tick.label for tick in ticks(log_axis(values, 0, 100), "{:g}".format)] == expected
-
-
-def test_powers_of_ten_are_written_as_such() -> None:
-    assert [decade_label(value) for value in (1e-4, 1, 1e12)] == ["10⁻⁴", "10⁰", "10¹²"]

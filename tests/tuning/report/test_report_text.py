@@ -93,6 +93,13 @@ def test_the_text_needs_no_unicode_terminal(results: dict[str, TuneResult]) -> N
         format_result(results[name]).encode("ascii")
 
 
+def test_weights_left_in_float_are_listed(results: dict[str, TuneResult]) -> None:
+    left = paragraphs(results["left in float"])[3].splitlines()
+    assert left[0].split() == ["left", "in", "float", "size", "why"]
+    assert left[2].split() == ["encoder.in_proj_weight", "123.5", "kB", "no", "candidate"]
+    assert "left in float" not in format_result(results["passed"])
+
+
 def test_a_bare_layer_has_a_name(results: dict[str, TuneResult]) -> None:
     ladder = results["passed"].layers[4]
     trial = replace(results["passed"].trials[0], schemes={"": vq.KM(k=4)})

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "torch_abi.h"
@@ -30,6 +31,32 @@ inline Tensor take_optional(Value value) {
   return tensor;
 }
 
+// Numbers of an argument int[].
+class Numbers {
+ public:
+  explicit Numbers(Value value) : handle_(reinterpret_cast<torch_abi::ListHandle>(value)) {
+    size_t size = 0;
+    torch_abi::check(functions().list_size(handle_, &size), "get the size of a list");
+    numbers_.resize(size);
+    for (size_t i = 0; i < size; ++i) {
+      Value item;
+      torch_abi::check(functions().list_get_item(handle_, i, &item), "get an item of a list");
+      numbers_[i] = static_cast<int64_t>(item);
+    }
+  }
+  Numbers(const Numbers&) = delete;
+  Numbers& operator=(const Numbers&) = delete;
+  ~Numbers() {
+    if (handle_ != nullptr) functions().delete_list(handle_);
+  }
+  const std::vector<int64_t>& operator*() const { return numbers_; }
+  Value release() { return reinterpret_cast<Value>(std::exchange(handle_, nullptr)); }
+
+ private:
+  torch_abi::ListHandle handle_;
+  std::vector<int64_t> numbers_;
+};
+
 inline double take_double(Value value) {
   double number;
   std::memcpy(&number, &value, sizeof number);
@@ -53,6 +80,21 @@ inline Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
 
 inline void give(Value* place, Tensor result) {
   *place = reinterpret_cast<Value>(result.release());
+}
+
+inline void give_optional(Value* place, Tensor tensor) {
+  *place = 0;
+  if (!tensor) return;
+  // Owned by the dispatcher from here on.
+  auto* inner = new Value;
+  give(inner, std::move(tensor));
+  *place = reinterpret_cast<Value>(inner);
+}
+
+// Calls another operator with the arguments on the stack, which its result replaces.
+inline void call(const char* name, const char* overload, Value* stack) {
+  if (functions().call_dispatcher(name, overload, stack) != 0)
+    fail(functions().what != nullptr ? functions().what() : std::string(name) + " failed");
 }
 
 inline std::string shape(const Tensor& tensor) {

@@ -7,8 +7,9 @@
 
 namespace vq {
 
-// Some steps of a sweep for some outputs, see vq_plugin/fit/sweep.py. A step chooses one center, of
-// every stage, for each of its points: `dim` inputs of one output, or one input of `dim` outputs.
+// Some steps of a sweep for some outputs, see vq_plugin/fit/output/sweep.py. A step chooses one
+// center, of every stage, for each of its points: `dim` inputs of one output, or one input of `dim`
+// outputs.
 struct Block {
   int64_t steps, outputs, dim;
   bool along_out;

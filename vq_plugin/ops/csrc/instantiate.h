@@ -1,6 +1,7 @@
 // The function table of one instruction set; included last, inside its target.
 #pragma once
 
+#include "decode.h"
 #include "fit_kernels.h"
 #include "lookup_bytes.h"
 #include "lookup_nibbles.h"
@@ -29,6 +30,7 @@ constexpr Kernels exact_kernels(const char* name, const Costs& costs) {
   kernels.outward_bytes = {outward_bytes, costs.outward_bytes, costs.outward_bytes_sixteen};
   kernels.transpose = transpose;
   kernels.round = round_all;
+  kernels.decode = decode;
   kernels.fit = &kFit;
   return kernels;
 }

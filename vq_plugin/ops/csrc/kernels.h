@@ -43,6 +43,18 @@ struct Linear {
 
 using LinearKernel = void (*)(const Linear&, const Pool&);
 
+// The weight itself, (rows, length), or (length, rows) where sub-vectors run along the outputs.
+struct Decoding {
+  int64_t rows, length, subspaces;
+  int64_t group;  // rows per group of codebooks, or rows
+  Books books;
+  const void* codes;  // packed, or bytes (stages, rows, subspaces)
+  bool packed, along_out;
+  const float* scale;  // one per row, rounded, or null
+  float* weight;
+  double picoseconds;  // about what it takes, on one thread
+};
+
 struct FitKernels;  // see fit.h
 
 // About how long a kernel takes on one thread, in picoseconds; see cost.h.
@@ -73,6 +85,7 @@ struct Kernels {
   void (*transpose)(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
                     int64_t to_row);
   void (*round)(const float* from, int64_t n, Rounding, float* to);
+  void (*decode)(const Decoding&, const Pool&);  // k <= 256
   const FitKernels* fit;
 };
 

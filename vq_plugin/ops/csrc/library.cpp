@@ -4,9 +4,10 @@
 #include <string>
 #include <vector>
 
-#include "boxed.h"
 #include "cost.h"
+#include "decode_library.h"
 #include "fit_library.h"
+#include "operands.h"
 #include "packing.h"
 
 namespace vq {
@@ -30,34 +31,13 @@ void run_on_torch_threads(int64_t tasks, void (*body)(int64_t, void*), void* con
   torch_abi::check(functions().parallel_for(0, tasks, 1, run, &call), "run in parallel");
 }
 
-Pool torch_pool() {
-  uint32_t threads = 1;
-  functions().get_num_threads(&threads);
-  return {static_cast<int>(threads), run_on_torch_threads};
-}
-
+// What the kernels do not do goes to the operator in torch:
 // input, codes, codebooks, scale, bias, out_features, along_out, group, codebook_dtype, fast
-constexpr int kArguments = 10;
-
-// What the kernels do not do goes to the operator in torch.
 void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
-  Value arguments[kArguments];
-  for (int i = 5; i < kArguments; ++i) arguments[i] = stack[i];
-  for (int i = 0; i < 3; ++i) arguments[i] = reinterpret_cast<Value>(tensors[i].release());
-  for (int i = 0; i < 2; ++i) {
-    arguments[3 + i] = 0;
-    if (!tensors[3 + i]) continue;
-    // Owned by the dispatcher from here on.
-    auto* inner = new Value(reinterpret_cast<Value>(tensors[3 + i].release()));
-    arguments[3 + i] = reinterpret_cast<Value>(inner);
-  }
-  if (functions().call_dispatcher("vq::decoded_linear", pointwise ? "pointwise" : "", arguments) !=
-      0)
-    fail(functions().what != nullptr ? functions().what() : "vq::decoded_linear failed");
-  stack[0] = arguments[0];
+  for (int i = 0; i < 3; ++i) give(stack + i, std::move(tensors[i]));
+  for (int i = 3; i < 5; ++i) give_optional(stack + i, std::move(tensors[i]));
+  call("vq::decoded_linear", pointwise ? "pointwise" : "", stack);
 }
-
-bool floats(const Tensor& tensor) { return tensor.dtype == functions().float32; }
 
 const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool along_out,
                      bool fast) {
@@ -128,20 +108,9 @@ void multiply(Value* stack, bool pointwise) {
     fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
   if (out < 0) fail("codebook_linear: out_features is negative");
   const int64_t in = input.sizes[pointwise ? 1 : input.dims - 1];
-  const int64_t stages = codebooks.sizes[0], groups = codebooks.sizes[1],
-                books = codebooks.sizes[2], k = codebooks.sizes[3], dim = codebooks.sizes[4];
   if (codebooks.numel() == 0) fail("codebook_linear: the codebooks are empty");
   const int64_t rows = along_out ? in : out, length = along_out ? out : in;
-  const int64_t subspaces = div_up(length, dim);
-  const bool packed = codes.dims == 4;
-  const NibbleLayout layout(rows, subspaces, along_out);
-  const int64_t expected[4] = {stages, along_out ? layout.column_blocks : layout.row_blocks,
-                               along_out ? layout.row_blocks : layout.column_blocks, kLanes};
-  const bool codes_fit = packed ? std::equal(expected, expected + 4, codes.sizes)
-                                : codes.dims == 3 && codes.sizes[0] == stages &&
-                                      codes.sizes[1] == rows && codes.sizes[2] == subspaces;
-  const bool groups_fit = group > 0 ? groups == div_up(rows, group) : groups == 1;
-  if (!codes_fit || !groups_fit || (books != 1 && books != subspaces))
+  if (!make_a_weight(codes, codebooks, rows, length, along_out, group))
     fail("codebook_linear: codes " + shape(codes) + " and codebooks " + shape(codebooks) +
          " do not make a weight of " + std::to_string(out) + " x " + std::to_string(in));
   if (scale && (scale.dims != 1 || scale.sizes[0] != rows))
@@ -149,16 +118,9 @@ void multiply(Value* stack, bool pointwise) {
   if (bias && (bias.dims != 1 || bias.sizes[0] != out))
     fail("codebook_linear: bias " + shape(bias) + " is not (" + std::to_string(out) + ")");
 
-  const bool right_types = floats(input) && floats(codebooks) && (!scale || floats(scale)) &&
-                           (!bias || floats(bias)) &&
-                           codes.dtype == (packed ? functions().int32 : functions().uint8);
-  const bool dense =
-      codes.contiguous() && (!scale || scale.contiguous()) && (!bias || bias.contiguous());
-  const bool enough = k <= (packed ? 16 : 256) && input.numel() > 0 && out > 0;
-  const bool rounds =
-      dtype == functions().float32 || dtype == functions().float16 || dtype == functions().bfloat16;
-  if (!right_types || !dense || !enough || !rounds)
-    return decode_instead(stack, tensors, pointwise);
+  const bool readable = kernels_read(codes, codebooks, scale, dtype) && floats(input) &&
+                        (!bias || (floats(bias) && bias.contiguous()));
+  if (!readable || input.numel() == 0 || out == 0) return decode_instead(stack, tensors, pointwise);
 
   Linear p{};
   p.in = in;
@@ -166,24 +128,12 @@ void multiply(Value* stack, bool pointwise) {
   p.batch = input.numel() / in;
   p.bias = bias ? bias.as<float>() : nullptr;
   p.rows = rows;
-  p.subspaces = subspaces;
+  p.books = books_of(codebooks, dtype);
+  p.subspaces = div_up(length, p.books.dim);
   p.group = group > 0 ? group : rows;
   p.codes = codes.data;
-  const auto step = [&](int i) { return codebooks.sizes[i] == 1 ? 0 : codebooks.strides[i]; };
-  p.books = {codebooks.as<float>(),
-             step(0),
-             step(1),
-             step(2),
-             step(3),
-             step(4),
-             stages,
-             k,
-             dim,
-             dtype == functions().float16    ? Rounding::half
-             : dtype == functions().bfloat16 ? Rounding::bfloat
-                                             : Rounding::none};
   const Kernels& kernels = *kernels_in_use.load();
-  const Kernel* kernel = choose(kernels, p, packed, along_out, fast);
+  const Kernel* kernel = choose(kernels, p, packed(codes), along_out, fast);
   std::vector<float> rounded_scale;
   if (scale) {
     rounded_scale.resize(static_cast<size_t>(rows));
@@ -256,6 +206,12 @@ void unpack_codes(Value* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
+Pool torch_pool() {
+  uint32_t threads = 1;
+  functions().get_num_threads(&threads);
+  return {static_cast<int>(threads), run_on_torch_threads};
+}
+
 bool faster_than_float(const Shape& shape, bool fast) {
   Linear p{};
   p.batch = shape.batch;
@@ -290,6 +246,7 @@ bool register_operators() {
   add("codebook_linear.pointwise", codebook_pointwise);
   add("pack_codes", pack_codes);
   add("unpack_codes", unpack_codes);
+  register_decode_operator(library);
   register_fit_operators(library);
   return true;
 }

@@ -20,6 +20,9 @@ struct Shape {
 // Whether the kernel in use is about as fast as torch's float32 layer, or faster.
 bool faster_than_float(const Shape&, bool fast);
 
+// Torch's own threads.
+Pool torch_pool();
+
 // Registers the operators with torch; false where torch lacks the interface.
 bool register_operators();
 

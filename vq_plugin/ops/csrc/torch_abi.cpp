@@ -36,6 +36,9 @@ const Functions* load() {
   find(found.get_dtype, "aoti_torch_get_dtype");
   find(found.parallel_for, "torch_parallel_for");
   find(found.get_num_threads, "torch_get_num_threads");
+  find(found.list_size, "torch_list_size");
+  find(found.list_get_item, "torch_list_get_item");
+  find(found.delete_list, "torch_delete_list");
   find(found.delete_value, "torch_delete_stable_ivalue", false);
   find(found.what, "torch_exception_get_what_without_backtrace", false);
   const auto dtype = [&](int32_t& code, const char* name) {

@@ -3,6 +3,7 @@
 // https://docs.pytorch.org/docs/stable/notes/libtorch_stable_abi.html
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -13,6 +14,7 @@ namespace vq::torch_abi {
 using Value = uint64_t;  // StableIValue: a number, a tensor handle or a pointer to another value
 using TensorHandle = struct OpaqueTensor*;
 using LibraryHandle = struct OpaqueLibrary*;
+using ListHandle = struct OpaqueList*;
 using Kernel = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
 
 struct Functions {
@@ -31,6 +33,9 @@ struct Functions {
   int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain,
                           void (*)(int64_t begin, int64_t end, void*), void*);
   int32_t (*get_num_threads)(uint32_t*);
+  int32_t (*list_size)(ListHandle, size_t*);
+  int32_t (*list_get_item)(ListHandle, size_t index, Value*);
+  int32_t (*delete_list)(ListHandle);
   int32_t (*delete_value)(Value*);  // since 2.13, otherwise null
   const char* (*what)();            // since 2.13, otherwise null
   int32_t float64, float32, float16, bfloat16, uint8, int32, int64;

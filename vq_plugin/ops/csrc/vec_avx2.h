@@ -79,6 +79,12 @@ struct Vec : PlainBytes {
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, i.low),
                             _mm256_permutevar8x32_ps(t.high, i.low), i.high);
   }
+  // to[i] = the float at nibble i of a dword.
+  static void lookup8(Table t, uint32_t nibbles, float* to) {
+    const I lanes = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const I codes = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(nibbles)), lanes);
+    store(to, lookup(t, index<0>(codes)));
+  }
 
  private:
   static F in_order(F pairs) {

@@ -73,6 +73,13 @@ struct Vec {
   static I next_nibble(I codes) { return _mm512_srli_epi32(codes, 4); }
   static Table table(const float* p) { return load(p); }
   static F lookup(Table t, Index i) { return _mm512_permutexvar_ps(i, t); }
+  // to[i] = the float at nibble i of a dword.
+  static void lookup8(Table t, uint32_t nibbles, float* to) {
+    const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(nibbles)),
+                                            _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    _mm256_storeu_ps(
+        to, _mm256_permutex2var_ps(_mm512_castps512_ps256(t), index, _mm512_extractf32x8_ps(t, 1)));
+  }
 
   // 64 bytes: four tables of 16, or four bytes of every row.
   using Bytes = __m512i;

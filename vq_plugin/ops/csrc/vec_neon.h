@@ -70,6 +70,13 @@ struct Vec : PlainBytes {
     return {vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)};
   }
   static F lookup(Table t, Index i) { return vreinterpretq_f32_u8(vqtbl4q_u8(t, i)); }
+  // to[i] = the float at nibble i of a dword.
+  static void lookup8(Table t, uint32_t nibbles, float* to) {
+    const I low = vdupq_n_u32(nibbles), high = vdupq_n_u32(nibbles >> 16);
+    const int32x4_t shifts = {0, -4, -8, -12};
+    store(to, lookup(t, index<0>(vshlq_u32(low, shifts))));
+    store(to + 4, lookup(t, index<0>(vshlq_u32(high, shifts))));
+  }
 
   // 64 bytes: four tables of 16.
   using Bytes = uint8x16x4_t;

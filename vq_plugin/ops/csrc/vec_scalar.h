@@ -106,6 +106,10 @@ struct Vec : PlainBytes {
   static F lookup(Table t, Index x) {
     return make([=](int i) { return t[x.v[i]]; });
   }
+  // to[i] = the float at nibble i of a dword.
+  static void lookup8(Table t, uint32_t nibbles, float* to) {
+    for (int i = 0; i < 8; ++i) to[i] = t[nibbles >> (4 * i) & 15];
+  }
 
  private:
   // Rounds to odd in double precision, which makes the second rounding right (Boldo & Melquiond

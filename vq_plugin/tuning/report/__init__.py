@@ -4,11 +4,11 @@ One :class:`Report` holds the facts; ``report.json``, ``report.html`` and the te
 show the same one.
 """
 
-from vq_plugin.tuning.report.build import build_report, file_rate
+from vq_plugin.tuning.report.content import REPORT_VERSION, Report, build_report, file_rate
 from vq_plugin.tuning.report.files import ReportPaths, write_report
 from vq_plugin.tuning.report.page import render_page
-from vq_plugin.tuning.report.schema import REPORT_VERSION, Report, json_schema
-from vq_plugin.tuning.report.text import format_report, format_result
+from vq_plugin.tuning.report.text import format_result
+from vq_plugin.tuning.report.written import json_schema
 
 __all__ = [
     "REPORT_VERSION",
@@ -16,7 +16,6 @@ __all__ = [
     "ReportPaths",
     "build_report",
     "file_rate",
-    "format_report",
     "format_result",
     "json_schema",
     "render_page",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.tuning.report.build import build_report
+from vq_plugin.tuning.report.content import build_report
 from vq_plugin.tuning.report.page import render_page
+from vq_plugin.tuning.report.written import as_json
 from vq_plugin.tuning.result import PAGE_FILE, REPORT_FILE, TuneResult
 
 
@@ -46,6 +48,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     report = build_report(result, model_path, recipe=recipe)
     paths = ReportPaths(folder / REPORT_FILE, folder / PAGE_FILE)
-    write_atomically(paths.json, f"{report.model_dump_json(indent=2)}\n".encode())
+    text = json.dumps(as_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(paths.json, f"{text}\n".encode())
     write_atomically(paths.page, render_page(report).encode())
     return paths

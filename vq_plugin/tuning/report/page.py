@@ -8,9 +8,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vq_plugin.table import format_bytes
 from vq_plugin.tuning.report import wording
-from vq_plugin.tuning.report.layer_charts import sensitivity_charts
-from vq_plugin.tuning.report.schema import Report
-from vq_plugin.tuning.report.trial_charts import interval_chart, predicted_chart, tradeoff_chart
+from vq_plugin.tuning.report.charts import interval_chart, tradeoff_chart
+from vq_plugin.tuning.report.content import Report
 
 _ARROW = "→"
 # Keeps a number and its percent sign on one line.
@@ -31,15 +30,15 @@ def render_page(report: Report) -> str:
         .get_template("page.html.jinja")
         .render(
             report=report,
+            result=report.result,
+            budget=report.result.budget,
             sentences=[
                 sentence.replace(" %", _NARROW + "%")
                 for sentence in wording.verdict_sentences(report, _ARROW)
             ],
-            changes=wording.change_texts(report, _ARROW, most=3),
+            changes=wording.change_texts(report.result, _ARROW, most=3),
             tradeoff=tradeoff_chart(report),
-            predicted=predicted_chart(report),
             intervals=interval_chart(report),
-            sensitivity=sensitivity_charts(report),
         )
     )
 
@@ -54,5 +53,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["words"] = wording
+    environment.filters["bits"] = wording.bits_in_file
     environment.filters["bytes"] = format_bytes
     return environment

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 # Five labels still fit side by side on a phone, if they keep this part of the axis apart.
 _MOST_TICKS = 5
 _GAP = 0.17
 _DIGITS = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3))
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A stretch of values, linear or logarithmic, and the pixels or percent that it spans.
-
-    Attributes:
-        low: The value at ``start``.
-        high: The value at ``end``; above ``low``.
-        start: Place of ``low``.
-        end: Place of ``high``.
-        log: Whether equal steps are equal factors.
-    """
+class Axis(NamedTuple):
+    """Values from ``low`` to ``high``, and the pixels or percent from ``start`` to ``end``."""
 
     low: float
     high: float
     start: float
     end: float
-    log: bool = False
+    log: bool = False  # equal steps are equal factors
 
     def at(self, value: float) -> float:
         """The place of a value, not beyond the ends."""
@@ -41,14 +31,8 @@ class Axis:
         return round(self.start + part * (self.end - self.start), 2)
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis.
-
-    Attributes:
-        at: Its place.
-        label: What stands there.
-    """
+class Tick(NamedTuple):
+    """A mark on an axis: its place, and what stands there."""
 
     at: float
     label: str
@@ -61,26 +45,9 @@ def log_axis(values: list[float], start: float, end: float) -> Axis:
     return Axis(low / air, high * air, start, end, log=True)
 
 
-def power_axis(values: list[float], base: int, start: float, end: float) -> Axis:
-    """A logarithmic axis for positive values between two powers of ``base``."""
-    first = math.floor(math.log(min(values), base) + 1e-9)
-    last = math.ceil(math.log(max(values), base) - 1e-9)
-    return Axis(float(base) ** first, float(base) ** max(last, first + 1), start, end, log=True)
-
-
 def ticks(axis: Axis, label: Callable[[float], str]) -> list[Tick]:
     """At most five marks at round values."""
     return [Tick(axis.at(value), label(value)) for value in _round_values(axis)]
-
-
-def power_ticks(axis: Axis, base: int, most: int, label: Callable[[float], str]) -> list[Tick]:
-    """Marks at powers of ``base``, at most ``most``."""
-    return [Tick(axis.at(value), label(value)) for value in _powers(axis, base, most)]
-
-
-def decade_label(value: float) -> str:
-    """A power of ten as such."""
-    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
 def _round_values(axis: Axis) -> list[float]:
@@ -99,7 +66,7 @@ def _round_values(axis: Axis) -> list[float]:
     ]
     if fitting:
         return max(fitting, key=len)
-    powers = _powers(axis, 10, _MOST_TICKS)
+    powers = _powers_of_ten(axis)
     return powers if len(powers) >= 2 else _linear_values(axis.low, axis.high)
 
 
@@ -107,11 +74,11 @@ def _smallest_step(values: list[float]) -> float:
     return min(math.log(after / before) for before, after in pairwise(values))
 
 
-def _powers(axis: Axis, base: int, most: int) -> list[float]:
-    first = math.ceil(math.log(axis.low, base) - 1e-9)
-    last = math.floor(math.log(axis.high, base) + 1e-9)
-    step = max(1, math.ceil((last - first + 1) / most))
-    return [float(base) ** exponent for exponent in range(first, last + 1, step)]
+def _powers_of_ten(axis: Axis) -> list[float]:
+    first = math.ceil(math.log10(axis.low) - 1e-9)
+    last = math.floor(math.log10(axis.high) + 1e-9)
+    step = max(1, math.ceil((last - first + 1) / _MOST_TICKS))
+    return [10.0**exponent for exponent in range(first, last + 1, step)]
 
 
 def _linear_values(low: float, high: float) -> list[float]:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.report import wording
-from vq_plugin.tuning.report.build import build_report
-from vq_plugin.tuning.report.schema import Report, Split
+from vq_plugin.tuning.report.content import Report, build_report
 from vq_plugin.tuning.result import TuneResult
 
 _WIDTH = 100
@@ -28,35 +27,34 @@ def format_result(result: TuneResult, model_path: Path | None = None) -> str:
     Returns:
         The text without a final newline.
     """
-    return format_report(build_report(result, model_path))
-
-
-def format_report(report: Report) -> str:
-    """A report as :func:`format_result` shows it."""
-    parts = [_trials(report)] if report.trials else []
-    if report.verdict.passed:
+    report = build_report(result, model_path)
+    parts = [_trials(report)] if result.trials else []
+    if result.passed:
         parts += [_layers(report), _totals(report)]
+    if result.left_float:
+        parts.append(_left_float(report))
     parts += [_splits(report), _verdict(report)]
     return "\n\n".join(parts)
 
 
 def _trials(report: Report) -> str:
-    changes = wording.change_texts(report, _ARROW, most=1)
+    trials, budget = report.result.trials, report.result.budget
+    changes = wording.change_texts(report.result, _ARROW, most=1)
     rows = [
         [
             str(index),
             format_bytes(trial.nbytes),
             wording.rate_text(trial.rate),
             wording.harm_text(trial.harm),
-            wording.loss_text(report, trial.loss),
-            wording.interval_text(report, trial.interval),
-            "chosen" if index == report.verdict.chosen_trial else wording.kind_of(report, trial),
+            wording.loss_text(budget, trial.loss),
+            wording.interval_text(budget, trial.interval),
+            "chosen" if index == report.chosen_trial else wording.kind_of(budget, trial),
             trial.error or "trained: " * (trial.phase == "recovery") + change,
         ]
-        for index, (trial, change) in enumerate(zip(report.trials, changes, strict=True))
+        for index, (trial, change) in enumerate(zip(trials, changes, strict=True))
     ]
     header = ["#", "size", "rate", "harm", "loss", "interval", "", "change against the best so far"]
-    if all(trial.interval is None for trial in report.trials):
+    if all(trial.interval is None for trial in trials):
         header.remove("interval")
         rows = [[*row[:5], *row[6:]] for row in rows]
     # The last column takes the room that the others leave.
@@ -71,63 +69,75 @@ def _layers(report: Report) -> str:
         [
             _end_of(wording.layer_text(layer.name)),
             "x".join(map(str, layer.shape)),
-            wording.scheme_text(layer.chosen.scheme),
-            f"{layer.chosen.bits_per_weight:.2f}",
-            format_bytes(layer.chosen.nbytes),
-            wording.share_text(layer.chosen.share),
+            layer.scheme,
+            f"{wording.bits_in_file(layer):.2f}",
+            format_bytes(layer.file_nbytes),
+            wording.share_text(layer.file_nbytes / (report.sizes.nbytes or 1)),
         ]
         for layer in report.layers
-        if layer.chosen is not None
     ]
     header = ["layer", "shape", "scheme", "bits/weight", "size", "share"]
     notes = [
-        f"{wording.layer_text(layer.name)}: {layer.chosen.note}"
-        for layer in report.layers
-        if layer.chosen is not None and layer.chosen.note
+        f"{wording.layer_text(layer.name)}: {layer.note}" for layer in report.layers if layer.note
     ]
     table = format_table(header, rows, right=(3, 4, 5))
     return "\n".join([table, *(_clip(note, _WIDTH) for note in notes)])
 
 
-def _totals(report: Report) -> str:
-    sizes, rates = report.bytes, report.rates
+def _left_float(report: Report) -> str:
     rows = [
-        [name, format_bytes(sizes.float32), format_bytes(nbytes), wording.rate_text(rate)]
+        [_end_of(wording.layer_text(weight.name)), format_bytes(weight.nbytes), weight.reason]
+        for weight in report.result.left_float
+    ]
+    room = _WIDTH - _LONGEST_NAME - 14
+    rows = [[*row[:-1], _clip(row[-1], room)] for row in rows]
+    return format_table(["left in float", "size", "why"], rows, right=(1,))
+
+
+def _totals(report: Report) -> str:
+    sizes = report.sizes
+    rows = [
+        [name, format_bytes(sizes.float_nbytes), format_bytes(nbytes), wording.rate_text(rate)]
         for name, nbytes, rate in (
-            ("model", sizes.model, rates.model),
-            ("file", sizes.file, rates.file),
+            ("model", sizes.nbytes, report.result.rate),
+            ("file", sizes.file_nbytes, sizes.file_rate),
         )
         if nbytes is not None
     ]
-    rest = "" if sizes.other is None else f"; everything else: {format_bytes(sizes.other)}"
+    rest = format_bytes(sizes.other_nbytes or 0)
     table = format_table(["", "float32", "compressed", "rate"], rows, right=(1, 2, 3))
-    return f"{table}\nlayer rate in the file: {wording.rate_text(rates.layers)}{rest}"
+    layer_rate = wording.rate_text(sizes.layer_rate)
+    return f"{table}\nlayer rate in the file: {layer_rate}; everything else: {rest}"
 
 
 def _splits(report: Report) -> str:
-    splits = [("tuning", report.tuning_split), ("test (untouched)", report.test_split)]
-    rows = [_split(report, name, split) for name, split in splits if split is not None]
-    sure = wording.confidence_text(report.budget.interval_confidence)
-    header = ["split", "float metric", "compressed", "loss", f"{sure} interval"]
+    budget = report.result.budget
+    rows = [
+        [
+            split.name if split.name == "tuning" else f"{split.name} (untouched)",
+            wording.score_text(split.baseline),
+            wording.score_text(split.score),
+            wording.loss_text(budget, split.loss),
+            wording.interval_text(budget, split.interval),
+        ]
+        for split in wording.splits(report.result)
+    ]
+    header = [
+        "split",
+        "float metric",
+        "compressed",
+        "loss",
+        f"{wording.sure_text(budget)} interval",
+    ]
     if all(row[-1] == wording.NOTHING for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return format_table(header, rows, right=range(1, len(header)))
 
 
-def _split(report: Report, name: str, split: Split) -> list[str]:
-    return [
-        name,
-        wording.score_text(split.baseline),
-        wording.score_text(split.score),
-        wording.loss_text(report, split.loss),
-        wording.interval_text(report, split.interval),
-    ]
-
-
 def _verdict(report: Report) -> str:
-    verdict = "PASSED" if report.verdict.passed else "NOT REACHED"
+    verdict = "PASSED" if report.result.passed else "NOT REACHED"
     lines = [f"{verdict}: {' '.join(wording.verdict_sentences(report, _ARROW))}"]
-    if cut := wording.cut_text(report):
+    if cut := wording.cut_text(report.result):
         lines.insert(0, cut)
     return "\n".join(map(_wrapped, lines))
 

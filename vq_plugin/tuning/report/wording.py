@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from vq_plugin.schemes import Scheme
+from vq_plugin.summary import LayerRow
 from vq_plugin.table import format_bytes
-from vq_plugin.tuning.report.schema import Interval, Report, Trial
+from vq_plugin.tuning.budget import LossBudget
+from vq_plugin.tuning.report.content import Report
+from vq_plugin.tuning.result import Interval, Trial, TuneResult
 
 NOTHING = "-"
+
+
+class Split(NamedTuple):
+    """The metric on one split of the data; what does not exist is ``None`` or NaN."""
+
+    name: str
+    baseline: float
+    score: float | None
+    loss: float | None
+    interval: Interval | None
+
+
+def splits(result: TuneResult) -> list[Split]:
+    """The tuning split, and the test split if there is one."""
+    tuning = Split("tuning", result.baseline, result.score, result.loss, result.interval)
+    if result.test_baseline is None:
+        return [tuning]
+    test = (result.test_baseline, result.test_score, result.test_loss, result.test_interval)
+    return [tuning, Split("test", *test)]
+
+
+def exists(number: float | None) -> bool:
+    """Whether there is such a number: neither ``None`` nor NaN nor infinite."""
+    return number is not None and math.isfinite(number)
 
 
 def share_text(part: float) -> str:
@@ -21,63 +51,60 @@ def confidence_text(confidence: float) -> str:
     return f"{100 * confidence:.4g} %"
 
 
-def loss_text(report: Report, loss: float | None) -> str:
+def sure_text(budget: LossBudget) -> str:
+    """The confidence of the report's two-sided intervals."""
+    return confidence_text(0.95 if budget.confidence is None else budget.confidence)
+
+
+def loss_text(budget: LossBudget, loss: float | None) -> str:
     """A loss in the unit of the budget."""
-    if loss is None:
+    if loss is None or not exists(loss):
         return NOTHING
     # Adding 0.0 turns a rounded -0.0 into 0.0.
-    if report.budget.relative is not None:
+    if budget.relative is not None:
         return f"{round(100 * loss, 2) + 0.0:.2f} %"
     return f"{round(loss, 4) + 0.0:.4f}"
 
 
-def limit_of(report: Report) -> float:
-    """The limit of the budget, relative or absolute."""
-    relative, absolute = report.budget.relative, report.budget.absolute
-    limit = relative if relative is not None else absolute
-    assert limit is not None
-    return limit
-
-
-def limit_text(report: Report) -> str:
+def limit_text(budget: LossBudget) -> str:
     """The limit of the budget in its unit."""
-    limit = limit_of(report)
-    return f"{100 * limit:.4g} %" if report.budget.relative is not None else f"{limit:.4g}"
+    limit = budget.limit
+    return f"{100 * limit:.4g} %" if budget.relative is not None else f"{limit:.4g}"
 
 
-def unit_text(report: Report) -> str:
+def unit_text(budget: LossBudget) -> str:
     """What a loss is measured in."""
-    return "% of the baseline" if report.budget.relative is not None else "in the metric's unit"
+    return "% of the baseline" if budget.relative is not None else "in the metric's unit"
 
 
-def interval_text(report: Report, interval: Interval) -> str:
+def interval_text(budget: LossBudget, interval: Interval | None) -> str:
     """Both ends of an interval of a loss."""
     if interval is None:
         return NOTHING
-    low, high = (loss_text(report, end) for end in interval)
+    low, high = (loss_text(budget, end) for end in interval)
     return f"{low.removesuffix(' %')} to {high}"
 
 
 def rate_text(rate: float | None) -> str:
     """How many times smaller."""
-    if rate is None:
+    if rate is None or not exists(rate):
         return NOTHING
     return f"{rate:.1f}x" if rate < 99.95 else f"{rate:.0f}x"
 
 
-def harm_text(harm: float | None) -> str:
+def harm_text(harm: float) -> str:
     """A predicted harm."""
-    return NOTHING if harm is None else f"{harm:.2g}"
+    return f"{harm:.2g}" if exists(harm) else NOTHING
 
 
 def score_text(score: float | None) -> str:
     """A value of the metric."""
-    return NOTHING if score is None else f"{score:.4f}"
+    return f"{score:.4f}" if exists(score) else NOTHING
 
 
-def seconds_text(seconds: float | None) -> str:
+def seconds_text(seconds: float) -> str:
     """A time in seconds, minutes or hours."""
-    if seconds is None:
+    if not exists(seconds):
         return NOTHING
     if seconds < 99.95:
         return f"{seconds:.1f} s"
@@ -91,126 +118,135 @@ def layer_text(name: str) -> str:
     return name or "(model)"
 
 
-def scheme_text(scheme: str | None) -> str:
+def scheme_text(scheme: Scheme | None) -> str:
     """A scheme, or that the layer is left."""
-    return "float" if scheme is None else scheme
+    return "float" if scheme is None else str(scheme)
 
 
-def kind_of(report: Report, trial: Trial) -> str:
+def bits_in_file(layer: LayerRow) -> float:
+    """Bits per weight in a file; 0 where they are counted in another layer."""
+    return 8 * layer.file_nbytes / math.prod(layer.shape)
+
+
+def kind_of(budget: LossBudget, trial: Trial) -> str:
     """What became of a trial.
 
     Args:
-        report: The report that it belongs to.
+        budget: The budget that it was held against.
         trial: The trial.
 
     Returns:
         ``"held"``, ``"over"``, ``"failed"``, or ``"unsure"`` for a loss that is within the limit
         but not confirmed with the confidence that the budget asks for.
     """
-    if trial.loss is None:
+    if not exists(trial.loss):
         return "failed"
     if trial.held:
         return "held"
-    return "over" if trial.loss > limit_of(report) else "unsure"
+    return "over" if trial.loss > budget.limit else "unsure"
 
 
-def kinds_of(report: Report) -> set[str]:
+def kinds_of(result: TuneResult) -> set[str]:
     """What became of the trials, each kind once."""
-    return {kind_of(report, trial) for trial in report.trials}
+    return {kind_of(result.budget, trial) for trial in result.trials}
 
 
-def closest_trial(report: Report) -> int | None:
+def closest_trial(report: Report) -> Trial | None:
     """The trial that says most: the chosen one, else the smallest that held, else the best."""
-    if report.verdict.passed:
-        return report.verdict.chosen_trial
-    trials = enumerate(report.trials)
-    finished = [(trial, index) for index, trial in trials if trial.loss is not None]
-    held = [(trial.nbytes, index) for trial, index in finished if trial.held]
+    trials = report.result.trials
+    if report.result.passed:
+        return None if report.chosen_trial is None else trials[report.chosen_trial]
+    held = [trial for trial in trials if exists(trial.loss) and trial.held]
     if held:
-        return min(held)[1]
-    over = [(trial.loss, index) for trial, index in finished if trial.loss is not None]
-    return min(over)[1] if over else None
+        return min(held, key=lambda trial: trial.nbytes)
+    finished = (trial for trial in trials if exists(trial.loss))
+    return min(finished, key=lambda trial: trial.loss, default=None)
 
 
-def cut_text(report: Report) -> str | None:
+def cut_text(result: TuneResult) -> str | None:
     """What cut the search, if the verdict does not say so already."""
-    cut = report.verdict.cut
-    return None if cut is None or cut == report.verdict.stopped else f"The search was cut: {cut}"
+    cut = result.cut
+    return None if cut is None or cut == result.stopped else f"The search was cut: {cut}"
 
 
 def verdict_sentences(report: Report, arrow: str) -> list[str]:
     """The verdict in one or two sentences, without the word that opens it."""
-    if report.verdict.passed:
+    if report.result.passed:
         return [_passed(report, arrow)]
-    reason = (report.verdict.stopped or "").strip().rstrip(".") or "no setting holds the budget"
+    reason = (report.result.stopped or "").strip().rstrip(".") or "no setting holds the budget"
     # Settings such as timeout=60 keep their spelling.
     if reason.split()[0].isalpha():
         reason = reason[0].upper() + reason[1:]
     return [f"{reason}.", *_closest(report)]
 
 
-def change_texts(report: Report, arrow: str, most: int) -> list[str]:
+def change_texts(result: TuneResult, arrow: str, most: int) -> list[str]:
     """What every trial changed against the smallest setting that had held before it.
 
     Args:
-        report: The report.
+        result: The result.
         arrow: What stands between a layer and its new scheme.
         most: Most layers to name in one text; those whose bytes change most go first.
 
     Returns:
         One text a trial.
     """
-    return list(_changes(report, arrow, most))
+    return list(_changes(result, arrow, most))
 
 
 def _passed(report: Report, arrow: str) -> str:
-    sizes, rates = report.bytes, report.rates
-    nbytes, rate = sizes.model or 0, rates.model
-    if sizes.file is not None:
-        nbytes, rate = sizes.file, rates.file
-    tuning, test = report.tuning_split, report.test_split
+    sizes, budget = report.sizes, report.result.budget
+    nbytes, rate = sizes.nbytes or 0, report.result.rate
+    if sizes.file_nbytes is not None and sizes.file_rate is not None:
+        nbytes, rate = sizes.file_nbytes, sizes.file_rate
+    tuning, *test = splits(report.result)
     sentence = (
-        f"{format_bytes(sizes.float32)} {arrow} {format_bytes(nbytes)}, {rate_text(rate)} smaller, "
-        f"loss {loss_text(report, tuning.loss)} of {limit_text(report)} allowed"
-        f"{_interval_clause(report, tuning.interval)}"
+        f"{format_bytes(sizes.float_nbytes)} {arrow} {format_bytes(nbytes)}, "
+        f"{rate_text(rate)} smaller, {_loss_clause(budget, tuning.loss, tuning.interval)}"
     )
-    if test is not None:
-        sentence += (
-            f"; on the untouched test split {loss_text(report, test.loss)}"
-            f"{_interval_clause(report, test.interval)}"
-        )
-    return f"{sentence}."
+    return f"{sentence}{_test_clause(budget, test)}."
 
 
-def _interval_clause(report: Report, interval: Interval) -> str:
+def _loss_clause(budget: LossBudget, loss: float | None, interval: Interval | None) -> str:
+    clause = f"loss {loss_text(budget, loss)} of {limit_text(budget)} allowed"
+    return clause + _interval_clause(budget, interval)
+
+
+def _test_clause(budget: LossBudget, test: list[Split]) -> str:
+    return "".join(
+        f"; on the untouched test split {loss_text(budget, split.loss)}"
+        f"{_interval_clause(budget, split.interval)}"
+        for split in test
+    )
+
+
+def _interval_clause(budget: LossBudget, interval: Interval | None) -> str:
     if interval is None:
         return ""
-    sure = confidence_text(report.budget.interval_confidence)
-    return f" ({sure} interval {interval_text(report, interval)})"
+    return f" ({sure_text(budget)} interval {interval_text(budget, interval)})"
 
 
 def _closest(report: Report) -> Iterator[str]:
-    index = closest_trial(report)
-    if index is None:
+    trial = closest_trial(report)
+    if trial is None:
         return
-    trial, test = report.trials[index], report.test_split
-    size = f"{format_bytes(trial.nbytes)}, {rate_text(trial.rate)} smaller"
-    loss = f"loss {loss_text(report, trial.loss)} of {limit_text(report)} allowed"
-    loss += _interval_clause(report, trial.interval)
-    if test is not None and test.loss is not None:
-        loss += f"; on the untouched test split {loss_text(report, test.loss)}"
-        loss += _interval_clause(report, test.interval)
-    yield f"Closest of {len(report.trials)} trials: {size}, {loss}."
+    budget = report.result.budget
+    test = [split for split in splits(report.result)[1:] if exists(split.loss)]
+    yield (
+        f"Closest of {len(report.result.trials)} trials: {format_bytes(trial.nbytes)}, "
+        f"{rate_text(trial.rate)} smaller, {_loss_clause(budget, trial.loss, trial.interval)}"
+        f"{_test_clause(budget, test)}."
+    )
 
 
-def _changes(report: Report, arrow: str, most: int) -> Iterator[str]:
+def _changes(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
     sizes = {
         (layer.name, candidate.scheme): candidate.nbytes
-        for layer in report.layers
+        for layer in result.layers
         for candidate in layer.candidates
     }
     best: Trial | None = None
-    for trial in report.trials:
+    for trial in result.trials:
         if best is None:
             yield _mixture(trial)
         else:

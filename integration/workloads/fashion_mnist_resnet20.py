@@ -1,0 +1,127 @@
+"""ResNet-20 on Fashion-MNIST: a narrow network of convolutions and batch norm, for benchmarks.
+
+The opposite of the CNN: 0.27 M parameters, nearly all in 3x3 convolutions with few channels, where
+codebooks weigh most against the codes.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from integration.workloads import fashion_mnist
+from integration.workloads.fashion_mnist import (
+    calibration,
+    evaluate,
+    evaluate_samples,
+    test,
+    test_samples,
+    training_batches,
+)
+from vq_plugin.seeded import seeded
+from vq_plugin.workloads.cache import trained
+from vq_plugin.workloads.training import train
+
+__all__ = [
+    "BasicBlock",
+    "ResNet20",
+    "calibration",
+    "evaluate",
+    "evaluate_samples",
+    "model",
+    "test",
+    "test_samples",
+    "training_batches",
+]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2015, arXiv 1512.03385)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False),
+                nn.BatchNorm2d(channels_out),
+            )
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(N, channels_in, H, W)` to `(N, channels_out, H / stride, W / stride)`."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return out
+
+
+class ResNet20(nn.Module):
+    """The CIFAR shape: three stages of three blocks, 16, 32 and 64 channels wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Sequential(BasicBlock(16, 16, 1), BasicBlock(16, 16, 1), BasicBlock(16, 16, 1)),
+            nn.Sequential(BasicBlock(16, 32, 2), BasicBlock(32, 32, 1), BasicBlock(32, 32, 1)),
+            nn.Sequential(BasicBlock(32, 64, 2), BasicBlock(64, 64, 1), BasicBlock(64, 64, 1)),
+            nn.AdaptiveAvgPool2d(1),
+        )
+        self.classifier = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images `(N, 1, 28, 28)` to logits `(N, 10)`."""
+        features: Tensor = self.features(images)
+        logits: Tensor = self.classifier(features.flatten(1))
+        return logits
+
+
+def model() -> ResNet20:
+    """The trained model in eval mode; the first call trains it for 12 to 26 minutes.
+
+    Raises:
+        FileNotFoundError: It has to be trained and the data set is not there.
+        ValueError: The cached checkpoint is corrupt.
+    """
+    with seeded(0):
+        untrained = ResNet20()
+    return trained("fashion_mnist_resnet20", untrained, _train)
+
+
+def _train(model: nn.Module) -> None:
+    train(
+        model,
+        fashion_mnist.load().train,
+        optimizer=partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        max_lr=0.2,
+        epochs=12,
+        batch_size=128,
+        augment=shift_and_flip,
+    )
+
+
+def shift_and_flip(images: Tensor) -> Tensor:
+    """Shifts every image by up to two pixels and mirrors half of them, at random.
+
+    Args:
+        images: float `(N, C, H, W)`.
+
+    Returns:
+        The same shape; pixels shifted in are black, the images' least value.
+    """
+    count, _, height, width = images.shape
+    padded = nn.functional.pad(images, (2, 2, 2, 2), value=images.min().item())
+    rows = torch.arange(height) + torch.randint(5, (count, 1))
+    columns = torch.arange(width) + torch.randint(5, (count, 1))
+    mirrored = torch.rand(count, 1) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    sample = torch.arange(count).view(-1, 1, 1)
+    # Indices around the slice put the channels last.
+    return padded[sample, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)

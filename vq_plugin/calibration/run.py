@@ -1,0 +1,75 @@
+"""Calibration data, run through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from vq_plugin.calibration.statistics import InputMoments, named_moments
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.nn import Slot
+
+Calibration: TypeAlias = Iterable[object] | Callable[[nn.Module], object]
+
+
+def input_moments(
+    model: nn.Module, slots: Iterable[Slot], calibration: Calibration
+) -> dict[str, Moments]:
+    """Runs calibration data through a model and gathers the moments of its weights' inputs.
+
+    Args:
+        model: The float model; run in eval mode without gradients, then left as it was.
+        slots: Slots of the model; those whose inputs are not known are passed over.
+        calibration: Input batches, or a callable that runs the model it is given.
+
+    Returns:
+        Moments by the names of the slots.
+
+    Raises:
+        ValueError: If the calibration is empty or does not reach a slot (the message names it).
+    """
+    observed = [slot for slot in slots if slot.observable]
+    moments = {slot.name: InputMoments(slot).to(slot.value.device) for slot in observed}
+    handles = [
+        slot.host.register_forward_pre_hook(moments[slot.name].observe, with_kwargs=True)
+        for slot in observed
+    ]
+    try:
+        with eval_mode(model):
+            run_calibration(model, calibration)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: named_moments(name, moment) for name, moment in moments.items()}
+
+
+@torch.no_grad()
+def run_calibration(model: nn.Module, calibration: Calibration) -> None:
+    """Runs batches through a model, or a callable on it, without gradients."""
+    if not isinstance(calibration, Iterable):
+        calibration(model)
+        return
+    if isinstance(calibration, Mapping | Tensor):
+        raise ValueError("calibration is an iterable of batches: put a single batch into a list")
+    for batch in calibration:
+        match batch:
+            case Mapping():
+                model(**batch)
+            case tuple() | list():
+                _run_arguments(model, batch)
+            case _:
+                model(batch)
+
+
+def _run_arguments(model: nn.Module, batch: tuple[object, ...] | list[object]) -> None:
+    try:
+        model(*batch)
+    except TypeError as error:
+        raise ValueError(
+            f"the model does not take a batch of calibration: {error}; the items of a tuple or "
+            "list are its positional arguments, so leave the labels out"
+        ) from error

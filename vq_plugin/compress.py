@@ -1,0 +1,204 @@
+"""A whole model: every chosen weight in codes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import get_args
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from tqdm import tqdm
+
+from vq_plugin.calibration import Calibration, input_moments
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.weight import check_weight, quantize_weight
+from vq_plugin.left_float import left_float
+from vq_plugin.nn import CodebookLayer, Memory, Slot, coded_weights
+from vq_plugin.ops import Precision
+from vq_plugin.replace import assemble
+from vq_plugin.schemes import Scheme
+from vq_plugin.select import Schemes, asks_for_all, leaves, select, slots_by_name
+from vq_plugin.ties import tied_weights
+
+
+def compress(
+    model: nn.Module,
+    schemes: Schemes,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Puts codes in the place of the chosen weights of a model.
+
+    Linear, convolutions and Embedding become codebook layers. Other modules (recurrent layers,
+    attention, transposed convolutions, whatever :func:`vq_plugin.register_slot` knows) stay what
+    they are and hold their weights as codes. Weights that are shared get one set of codes and
+    codebooks and go on being shared.
+
+    Args:
+        model: Float model; it is not changed. A bare layer works too.
+        schemes: One scheme for every weight that has a slot, or patterns to schemes (exact
+            name > ``"re:…"`` > class > ``"*"``; ``None`` leaves a weight), see
+            :func:`vq_plugin.select.select`.
+        calibration: Unlabelled data that the fits may look at: an iterable of input batches (a
+            tuple or list is the model's positional arguments, a mapping its keyword arguments),
+            or a callable that runs the model it is given. What is
+            lowered is then the error of each layer's output, and biases take up its mean.
+            ``None`` lowers the error of the weights. Weights whose inputs are not known are named
+            in a warning, and fitted without.
+        seed: Seed of the fits.
+
+    Returns:
+        A new model, in the training mode of ``model``.
+
+    Raises:
+        TypeError: If a pattern or a scheme is of the wrong type.
+        ValueError: If a pattern matches nothing, a weight cannot be compressed (the message names
+            it and says why), or modules that share a weight would get different schemes.
+
+    Warns:
+        UserWarning: If all weights are asked for and one of more than 1 % of the model has no slot.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> small = vq.compress(model, {"0": vq.PQ(k=16, dim=4), "*": vq.KM(k=16)})
+        >>> type(small[0]).__name__, type(small[2]).__name__
+        ('CodebookLinear', 'CodebookLinear')
+    """
+    chosen = select(model, schemes)
+    slots = slots_by_name(model, chosen)
+    ties = tied_weights(model, chosen)
+    for slot in slots.values():
+        check_slot(slot)
+    moments = {}
+    if calibration is not None:
+        _warn_of_unknown_inputs(slot for slot in slots.values() if slot.name not in ties)
+        moments = input_moments(model, slots.values(), calibration)
+    bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
+    weights = {
+        name: fit_named(name, slots[name].weight, scheme, moments=moments.get(name), seed=seed)
+        for name, scheme in bar
+        if name not in ties
+    }
+    small = assemble(model, weights)
+    if asks_for_all(schemes):
+        _warn_of_left(small, schemes)
+    return small
+
+
+def fit_named(
+    name: str, weight: Tensor, scheme: Scheme, *, moments: Moments | None = None, seed: int = 0
+) -> CodebookWeight:
+    """Compresses one weight; errors name it.
+
+    Args:
+        name: Name of its slot, for messages.
+        weight: The weight, ``(out, in, ...)``.
+        scheme: What to do.
+        moments: As in :func:`vq_plugin.quantize_weight`.
+        seed: Seed of the fit.
+
+    Returns:
+        The compressed weight.
+
+    Raises:
+        ValueError: If the weight cannot be compressed.
+    """
+    try:
+        return quantize_weight(weight, scheme, seed=seed, moments=moments)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def check_slot(slot: Slot) -> None:
+    """Raises ``ValueError`` for a weight that no scheme can compress, before any work is done.
+
+    Calibration would run into it, too, but blame NaN on the layer after it.
+    """
+    check_not_lazy(slot)
+    try:
+        check_weight(slot.value)
+    except ValueError as error:
+        raise ValueError(f"layer {slot.name!r}: {error}") from error
+
+
+def check_not_lazy(slot: Slot) -> None:
+    """Raises ``ValueError`` for a weight that is not there before its first batch."""
+    if any(is_lazy(parameter) for parameter in slot.module.parameters(recurse=False)):
+        raise ValueError(f"layer {slot.name!r} is lazy and has no weight yet: run one batch first")
+
+
+def _warn_of_unknown_inputs(slots: Iterable[Slot]) -> None:
+    names = [slot.name for slot in slots if not slot.observable]
+    if names:
+        warnings.warn(
+            f"calibration does not know the inputs of {', '.join(names)}: fitted by their weights "
+            "alone; vq.register_slot(..., inputs=) tells them",
+            stacklevel=3,
+        )
+
+
+def _warn_of_left(small: nn.Module, schemes: Schemes) -> None:
+    left = [
+        weight
+        for weight in left_float(small)
+        if not (weight.reachable or leaves(schemes, weight.name))
+    ]
+    if left:
+        lines = "".join(f"\n  {each.name}: {each.nbytes:,} bytes, {each.reason}" for each in left)
+        warnings.warn(f"weights above 1 % of the model stayed in float:{lines}", stacklevel=3)
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Sets how the codebook layers of a model compute, in place; files do not keep it.
+
+    Args:
+        model: A model with codebook layers.
+        precision: ``"exact"`` or ``"fast"``: see :func:`vq_plugin.ops.codebook_linear`.
+
+    Raises:
+        ValueError: If the model has no codebook layer, or ``precision`` is another word.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Linear(64, 64), vq.PQ(k=16, dim=4))
+        >>> vq.set_precision(small, "fast")
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
+    layers = [module for module in model.modules() if isinstance(module, CodebookLayer)]
+    if not layers:
+        raise ValueError("the model has no codebook layer; compress it first")
+    for layer in layers:
+        layer.precision = precision
+
+
+def set_memory(model: nn.Module, memory: Memory) -> None:
+    """Sets what is held between forward passes, in place; files do not keep it.
+
+    It is about weights that no kernel runs on their codes: those of most convolutions, of recurrent
+    layers, of attention.
+
+    Args:
+        model: A model with coded weights.
+        memory: ``"weight"``, the default, decodes such a weight once and keeps it: as fast as the
+            float model, and as large. ``"codes"`` decodes it in every pass and drops it: the memory
+            of the codes, and the time of decoding.
+
+    Raises:
+        ValueError: If the model has no coded weight, or ``memory`` is another word.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Conv2d(16, 16, 3), vq.KM(k=16))
+        >>> vq.set_memory(small, "codes")
+    """
+    if memory not in get_args(Memory):
+        raise ValueError(f"memory must be 'weight' or 'codes', got {memory!r}")
+    holders = coded_weights(model).values()
+    if not holders:
+        raise ValueError("the model has no coded weight; compress it first")
+    for holder in holders:
+        holder.set_memory(memory)

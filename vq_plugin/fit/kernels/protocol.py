@@ -1,0 +1,187 @@
+"""What the fits ask of their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.line import Points
+from vq_plugin.fit.optimal import Float64, Int64
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all steps of one pass over a layer's inputs share.
+
+    Attributes:
+        codes: Where to start, ``(stages, rows, subspaces)``.
+        codebooks: Float32, ``(stages, groups, books, k, dim)``.
+        shape: Of the weight: groups of a convolution, inputs, outputs of a group.
+        mass: What an output's error counts, ``(outputs of all groups,)``; 0 for padding.
+        along_out: Whether sub-vectors run along the outputs.
+        row_group: Rows that share a codebook, ``None`` where all do.
+        zeros: Weights that stay exactly 0, of that shape, or ``None``.
+    """
+
+    codes: Tensor
+    codebooks: Tensor
+    shape: tuple[int, int, int]
+    mass: Tensor
+    along_out: bool
+    row_group: int | None
+    zeros: Tensor | None
+
+
+@dataclass(frozen=True)
+class SweepBlock:
+    """Some steps of a sweep, for some outputs.
+
+    Attributes:
+        inner: How the error of an input (row) counts at the others, ``(groups, inputs, inputs)``.
+        pull: What the errors so far ask of each, ``(groups, inputs, outputs)``.
+        base: What stands there now, of the same shape.
+        inverse: Of the blocks on the diagonal, ``(groups, steps, dim, dim)``.
+        factor: Lower factor of every step's metric, of the same shape.
+    """
+
+    inner: Tensor
+    pull: Tensor
+    base: Tensor
+    inverse: Tensor
+    factor: Tensor
+
+
+class Chooser(Protocol):
+    """Chooses the codes of one sweep.
+
+    Attributes:
+        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
+        strip: Outputs of a group that one call takes.
+    """
+
+    codes: Tensor
+    strip: int
+
+    def choose(self, steps: Tensor, outputs: slice, block: SweepBlock) -> Tensor:
+        """Chooses the codes of some steps; returns ``base`` less the centers chosen."""
+        ...
+
+
+class Kernels(Protocol):
+    """The computations of the fits, for any shape.
+
+    Results do not depend on the number of threads. Between two implementations they differ by
+    rounding: a point between two centers may go to the other one.
+    """
+
+    def assign(self, batch: Batch, centers: Tensor) -> Tensor:
+        """Index of the nearest center (in the weighted distance) of every point.
+
+        Args:
+            batch: The points.
+            centers: Float32, ``(books, k, dim)``.
+
+        Returns:
+            Codes in the smallest integer dtype, ``(books, n)``.
+        """
+        ...
+
+    def assign_with_error(self, batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes as :meth:`assign` gives them and the weighted squared distances, ``(books, n)``."""
+        ...
+
+    def means(self, batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Weighted means of the points of every code.
+
+        Args:
+            batch: The points.
+            codes: Integers, ``(books, n)``.
+            k: Centers per book.
+
+        Returns:
+            Means, float32, ``(books, k, dim)`` (0 where a code has no points), and masses of the
+            same shape, or ``(books, k, 1)`` where the importance is ``None``.
+        """
+        ...
+
+    def seeds(self, batch: Batch, mass: Tensor, first: Tensor, draws: Tensor) -> Tensor:
+        """Greedy k-means++: every center is the best of some points drawn by squared distance.
+
+        Args:
+            batch: The points; their importance is ``mass``.
+            mass: Float32, ``(books, n)``, not negative.
+            first: Float64 in [0, 1), ``(books, 1)``: draws the first center.
+            draws: Float64 in [0, 1), ``(k - 1, books, trials)``: the candidates for the others.
+
+        Returns:
+            Centers, as :func:`vq_plugin.fit.seeding.plus_plus`.
+        """
+        ...
+
+    def lloyd_iterations(
+        self, batch: Batch, centers: Tensor, *, iterations: int, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Lloyd's iterations in every book until its error falls by less than the tolerance.
+
+        Args:
+            batch: The points.
+            centers: Where to start, float32, ``(books, k, dim)``.
+            iterations: Most iterations.
+            tolerance: Part of the error.
+
+        Returns:
+            Centers, of which none is empty where a point lies apart from its center, and the codes
+            of their points, ``(books, n)``.
+        """
+        ...
+
+    def exchange(self, batch: Batch, codes: Tensor, k: int, *, sweeps: int) -> Tensor:
+        """Hartigan's exchange, see :func:`vq_plugin.fit.exchange.improve`.
+
+        Args:
+            batch: The points.
+            codes: Integers, ``(books, n)``.
+            k: Centers per book.
+            sweeps: Most passes over the points.
+
+        Returns:
+            Codes of the same dtype, of no larger error with respect to the means of their points.
+        """
+        ...
+
+    def points(self, values: Tensor, importance: Tensor | None, k: int) -> Points:
+        """Single weights as points on a line: each its own, or means of many in cells.
+
+        Args:
+            values: Float32, ``(n,)``.
+            importance: Float32, ``(n,)``, or ``None``.
+            k: Centers wanted; values that so many centers could reproduce stay apart.
+        """
+        ...
+
+    def interval_starts(self, mass: Float64, moment: Float64, k: int, *, even: bool) -> Int64:
+        """The exact optimum of 1-D k-means, see :func:`vq_plugin.fit.optimal.optimal_starts`.
+
+        Args:
+            mass: As there.
+            moment: As there.
+            k: Intervals.
+            even: Whether the points have about the density of the centers already.
+        """
+        ...
+
+    def code_search(self, boundaries: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function that counts the boundaries below each value.
+
+        Args:
+            boundaries: Float32, ascending, one fewer than there are centers.
+        """
+        ...
+
+    def chooser(self, sweep: Sweep) -> Chooser:
+        """What chooses the codes of a sweep."""
+        ...

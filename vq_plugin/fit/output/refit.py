@@ -1,0 +1,71 @@
+"""The best codebooks for given codes: weighted least squares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vq_plugin.fit.output.objective import Fitted, Objective, Placed
+
+_ITERATIONS = 8
+_TOLERANCE = 1e-3
+
+
+def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS,
+          tolerance: float = _TOLERANCE) -> Placed:  # fmt: skip
+    """Codebooks that minimize the objective while the codes stay.
+
+    The decoded weight is linear in the codebooks, so the objective is quadratic in them. Its normal
+    equations, of one unknown per number in the codebooks, are solved by conjugate gradients with a
+    diagonal preconditioner, from the codebooks at hand; every iteration lowers the objective.
+
+    Args:
+        objective: What to lower.
+        placed: Codes, and where to start.
+        iterations: Most iterations; each costs one product with the second moments.
+        tolerance: Stops where another iteration is expected to lower the objective by less than
+            this part of it, and where the gradient (in the norm of the preconditioner) is this part
+            of what it was.
+
+    Returns:
+        The codes, and new codebooks. Centers without weights, and zeros that stay, are kept.
+    """
+    fitted, error, pull = placed
+    free = torch.ones_like(fitted.codebooks)
+    if objective.zeros is not None:
+        free = (fitted.codebooks != 0).float()
+    # Inputs first, all groups' outputs last: as objective.weight.
+    mass = objective.mass.reshape(len(objective.weight), 1, -1)
+    diagonal = objective.hessian.diagonal(0, 1, 2).unsqueeze(2)
+    scale = objective.gather(diagonal * mass, fitted)
+    scale = torch.where(scale > 0, free / scale, 0.0)
+
+    def gather(pull: Tensor) -> Tensor:
+        return objective.gather(pull * mass, fitted).double()
+
+    codebooks, residual = fitted.codebooks.double(), gather(pull)
+    step = scale * residual
+    direction, size = step, (residual * step).sum()
+    goal, value = float(size) * tolerance**2, objective.value(placed)
+    lengths: list[float] = []
+    for _ in range(iterations):
+        # With a step as long as the longest, the iteration would lower the value by that.
+        gain = float(size) * max(lengths, default=1.0)
+        if not (float(size) > goal and gain > value * tolerance):
+            break
+        # Everything is linear in the codebooks, the error and its pull too.
+        added = objective.decode(Fitted(fitted.codes, direction.float()))
+        pulled = objective.pull(added)
+        along = gather(pulled)
+        curvature = (direction * along).sum()
+        if not bool(curvature > 0):
+            break
+        length = size / curvature
+        value -= float(length * size)
+        lengths.append(float(length))
+        codebooks, residual = codebooks + length * direction, residual - length * along
+        error, pull = error - length.float() * added, pull - length.float() * pulled
+        step = scale * residual
+        before, size = size, (residual * step).sum()
+        direction = step + size / before * direction
+    return Placed(Fitted(fitted.codes, codebooks.float()), error, pull)

@@ -1,0 +1,80 @@
+"""Codebook layers that are fitted once, however often a host asks."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from vq_plugin.compress import check_not_lazy, fit_named
+from vq_plugin.hosting.statistics import detach_statistics, gathered_moments
+from vq_plugin.nn import CodebookLayer, layer_slot
+from vq_plugin.schemes import Scheme
+
+
+def _by_identity() -> MutableMapping[Any, CodebookLayer]:
+    return WeakIdKeyDictionary()
+
+
+@dataclass
+class Fits:
+    """The codebook layers of one conversion, found by what they came from.
+
+    Hosts ask once for every call of a module, and know nothing of tied weights. The keys are weak:
+    a prepared model that is kept around must not keep the float weights alive.
+
+    Attributes:
+        layers: Codebook layers by float layer.
+        weights: The first codebook layer of each float weight.
+        followers: Of a weight that trains and that layers share, the one which follows it.
+        followed: The codebook layers that followers made.
+    """
+
+    layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=_by_identity)
+    weights: MutableMapping[Tensor, CodebookLayer] = field(default_factory=_by_identity)
+    followers: list[nn.Module] = field(default_factory=list)
+    followed: list[CodebookLayer] = field(default_factory=list)
+
+    def layer(self, module: nn.Module, scheme: Scheme, seed: int, name: str) -> CodebookLayer:
+        """The codebook layer for a float layer, fitted at the first call for its weight.
+
+        Args:
+            module: Float layer; statistics of its inputs are taken off it.
+            scheme: What to do.
+            seed: Seed of the fit.
+            name: Name of the layer, for messages.
+
+        Returns:
+            The same layer for the same ``module``, and one that shares codes and codebooks for
+            another with the same weight.
+
+        Raises:
+            ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
+                with the same weight has another scheme.
+        """
+        if module in self.layers:
+            return self.layers[module]
+        slot = layer_slot(module, name)
+        assert slot is not None
+        assert slot.layer is not None
+        moments = gathered_moments({name: slot}).get(name)
+        # Some hosts keep hooks.
+        detach_statistics(module)
+        check_not_lazy(slot)
+        first = self.weights.get(slot.value)
+        if first is None:
+            small = fit_named(name, slot.weight, scheme, moments=moments, seed=seed)
+            layer = self.weights[slot.value] = slot.layer(module, small)
+        elif first.scheme == scheme:
+            layer = slot.layer(module, first.codebook_weight)
+            layer.share(first)
+        else:
+            raise ValueError(
+                f"layer {name!r} shares its weight with a layer that was compressed with "
+                f"{first.scheme}: choose {scheme} for both, or for neither"
+            )
+        self.layers[module] = layer
+        return layer

@@ -1,0 +1,89 @@
+"""Which scheme a float layer gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import nn
+
+from vq_plugin.hosting.fits import Fits
+from vq_plugin.nn import layer_slot
+from vq_plugin.schemes import Scheme
+from vq_plugin.select import Schemes, select, slots_by_name
+from vq_plugin.ties import tied_weights
+
+Rules: TypeAlias = tuple[tuple[type[nn.Module], Scheme | None], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a host is to do to the float layers that it finds the plan at.
+
+    It travels inside the host's settings, hence deep copies of it are equal to it, and those that
+    are made together share what they have fitted.
+
+    Attributes:
+        rules: Scheme by class of the float layer; the first class that fits decides.
+        seed: Seed of the fits.
+        fits: What is done already.
+        name: Name of the layer in its model, of the first one where several share a weight; where
+            the plan is for more, messages show a layer's settings instead.
+    """
+
+    rules: Rules
+    seed: int
+    fits: Fits = field(default_factory=Fits, compare=False)
+    name: str | None = None
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of a plan for one layer."""
+        ((_, scheme),) = self.rules
+        assert scheme is not None
+        return scheme
+
+    def scheme_for(self, module: nn.Module) -> Scheme | None:
+        """The scheme for a float layer, or ``None`` to leave it as it is."""
+        if layer_slot(module) is None:
+            return None
+        return next((scheme for kind, scheme in self.rules if isinstance(module, kind)), None)
+
+    def convert(self, module: nn.Module) -> nn.Module:
+        """The codebook layer for a float layer, or ``module`` itself where no rule fits it.
+
+        Raises:
+            ValueError: As :meth:`vq_plugin.hosting.fits.Fits.layer`.
+        """
+        scheme = self.scheme_for(module)
+        if scheme is None:
+            return module
+        return self.fits.layer(module, scheme, self.seed, self.name or repr(module))
+
+
+def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
+    """A plan for every chosen layer by its name; layers that share a weight share theirs.
+
+    Arguments and errors are those of :func:`vq_plugin.compress`, but that weights are not looked
+    at yet, and that a weight whose module no codebook layer can replace is an error.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> type(plans(model, {"1": vq.KM(k=4)}, seed=0)["1"].convert(model[1])).__name__
+        'CodebookLinear'
+    """
+    chosen = select(model, schemes)
+    for slot in slots_by_name(model, chosen).values():
+        if slot.layer is None:
+            raise ValueError(
+                f"{slot.name!r} is a weight of {type(slot.module).__name__}, which no codebook "
+                f"layer can replace: leave it with {{{slot.name!r}: None}}, or use "
+                "vq_plugin.compress"
+            )
+    ties = tied_weights(model, chosen)
+    found: dict[str, Plan] = {}
+    for name, scheme in chosen.items():
+        shared = found.get(ties.get(name, name))
+        found[name] = shared or Plan(((nn.Module, scheme),), seed, name=name)
+    return found

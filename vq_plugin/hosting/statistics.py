@@ -1,0 +1,109 @@
+"""What calibration gathers of the inputs of weights, between a host's two calls.
+
+A module holds the statistics of its slots itself, in a submodule and by a hook of its own: they
+survive deep copies and are part of the ``state_dict``, as hosts expect of observers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from vq_plugin.calibration import InputMoments, named_moments
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.nn import Slot
+
+# The submodule that holds them.
+INPUT_STATS = "input_stats"
+
+
+def attach_statistics(slots: Iterable[Slot]) -> list[nn.Module]:
+    """Lets modules gather statistics of the inputs of slots, in place.
+
+    Args:
+        slots: Those whose inputs are not known are passed over.
+
+    Returns:
+        The modules that have gathered nothing before.
+    """
+    fresh: list[nn.Module] = []
+    for slot in slots:
+        if not slot.observable:
+            continue
+        host = slot.host
+        if not hasattr(host, INPUT_STATS):
+            host.add_module(INPUT_STATS, nn.ModuleDict())
+            host.register_forward_pre_hook(_observe, with_kwargs=True)
+            fresh.append(host)
+        statistics = host.get_submodule(INPUT_STATS)
+        assert isinstance(statistics, nn.ModuleDict)
+        if _leaf(slot) not in statistics:
+            statistics[_leaf(slot)] = InputMoments(slot).to(slot.value.device)
+    return fresh
+
+
+def detach_statistics(model: nn.Module, but: Iterable[nn.Module] = ()) -> None:
+    """Takes the statistics off all modules of a model, in place, ``but`` some."""
+    kept = set(but)
+    for module in list(model.modules()):
+        if module in kept or not isinstance(getattr(module, INPUT_STATS, None), nn.ModuleDict):
+            continue
+        delattr(module, INPUT_STATS)
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _observe:
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def gathered_moments(slots: Mapping[str, Slot], *, required: bool = True) -> dict[str, Moments]:
+    """What the fits want to know of slots, from the statistics of their modules.
+
+    Args:
+        slots: Slots by name; those without statistics get no moments.
+        required: Whether it is an error if no slot at all has seen an input.
+
+    Raises:
+        ValueError: If calibration did not reach such a slot, or its inputs were not finite; the
+            message names it.
+    """
+    found = {name: _statistics(slot) for name, slot in slots.items()}
+    gathered = {name: moments for name, moments in found.items() if moments is not None}
+    if not required and not any(moments.count > 0 for moments in gathered.values()):
+        return {}
+    return {name: named_moments(name, moments) for name, moments in gathered.items()}
+
+
+def shallow_copy(layer: nn.Module) -> nn.Module:
+    """A module that shares with ``layer`` what statistics leave alone: all but hooks and children.
+
+    For hosts whose prepared model shares layers with the user's. ``copy.copy`` refuses
+    parametrized layers.
+    """
+    copied: nn.Module = object.__new__(type(layer))
+    vars(copied).update(vars(layer))
+    copied._modules = dict(layer._modules)
+    copied._forward_pre_hooks = OrderedDict(layer._forward_pre_hooks)
+    copied._forward_pre_hooks_with_kwargs = OrderedDict(layer._forward_pre_hooks_with_kwargs)
+    return copied
+
+
+def _statistics(slot: Slot) -> InputMoments | None:
+    statistics = getattr(slot.host, INPUT_STATS, None)
+    if not isinstance(statistics, nn.ModuleDict) or _leaf(slot) not in statistics:
+        return None
+    moments = statistics[_leaf(slot)]
+    assert isinstance(moments, InputMoments)
+    return moments
+
+
+def _leaf(slot: Slot) -> str:
+    return slot.key.replace(".", "_")
+
+
+def _observe(host: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    # A plain function: deep copies of the hook must find the statistics of the copied module.
+    for moments in getattr(host, INPUT_STATS).values():
+        moments.observe(host, positional, keywords)

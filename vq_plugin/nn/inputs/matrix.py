@@ -1,0 +1,38 @@
+"""Inputs of matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Arguments: TypeAlias = Mapping[str, Any]
+
+# Numbers in one piece: 64 MB.
+PIECE = 1 << 24
+
+
+def first_argument(arguments: Arguments) -> Tensor:
+    """The input of a module that takes one, whatever its name."""
+    value = next(iter(arguments.values()))
+    assert isinstance(value, Tensor)
+    return value
+
+
+def multiplied(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
+    """The input itself: of Linear and other products along its last dimension."""
+    del module, parameter
+    value = first_argument(arguments)
+    yield value.reshape(1, -1, value.shape[-1]).float()
+
+
+def paired(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
+    """Products of all pairs of two inputs: of Bilinear."""
+    del module, parameter
+    one, two = (value.reshape(-1, value.shape[-1]).float() for value in arguments.values())
+    step = max(1, PIECE // (one.shape[1] * two.shape[1]))
+    for start in range(0, len(one), step):
+        rows = slice(start, start + step)
+        yield torch.einsum("ni,nj->nij", one[rows], two[rows]).flatten(1).unsqueeze(0)

@@ -1,0 +1,145 @@
+"""Weights of modules that have no codebook layer: codes in the place of a parameter."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.nn.coded import CodedWeight
+from vq_plugin.nn.view import View
+
+
+class CodedParameter(CodedWeight):
+    """A parametrization whose parameter is codes into codebooks; see :func:`hold_coded`.
+
+    The module that it belongs to stays what it is, and finds the decoded parameter under its name.
+    It is decoded once and kept, or once in every forward pass of the module: while codebooks train,
+    and with ``memory="codes"``.
+
+    Attributes:
+        view: Between the parameter and its weight.
+    """
+
+    def __init__(self, small: CodebookWeight, view: View, *, trains: bool) -> None:
+        """As :class:`CodedWeight`.
+
+        Args:
+            small: The compressed weight.
+            view: Between the parameter and its weight.
+            trains: Whether codebooks and scales want gradients.
+        """
+        super().__init__(small, trains=trains)
+        self.view = view
+        self._owner = ""
+        self._held = False
+        # By thread: passes of several may overlap.
+        self._passes: dict[int, Tensor] = {}
+
+    @property
+    def kind(self) -> str:
+        """Name of the class of the module, as it was."""
+        return self._owner
+
+    def forward(self) -> Tensor:
+        """The parameter, of the shape that it had."""
+        passing = self._passes.get(threading.get_ident())
+        if passing is not None:
+            return passing
+        if self.memory == "codes" or self._trains() or torch.compiler.is_compiling():
+            return self.view.restore(self.weight)
+        return self._kept(self._decoded, lambda: self.view.restore(self.weight))
+
+    def begin_pass(self) -> None:
+        """Decodes for all that read the parameter until :meth:`end_pass`."""
+        if not torch.compiler.is_compiling():
+            self._passes[threading.get_ident()] = self.forward()
+
+    def end_pass(self) -> None:
+        """Forgets what :meth:`begin_pass` decoded."""
+        self._passes.pop(threading.get_ident(), None)
+
+    def right_inverse(self, value: Tensor) -> tuple[()]:
+        """Nothing that torch would have to keep: codes, codebooks and scales are held here.
+
+        Raises:
+            RuntimeError: If the parameter is assigned, once it is coded.
+        """
+        if self._held:
+            raise RuntimeError(
+                "this parameter is codes into codebooks and cannot be assigned: change the float "
+                "model and compress it again, or train the codebooks with vq.finetune"
+            )
+        del value
+        return ()
+
+    def extra_repr(self) -> str:  # noqa: D102 - inherited
+        return f"{self.view.parameter_shape}, {self._weight_repr()}"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_passes": {}}
+
+
+def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None:
+    """Puts a coded parameter in the place of a float one.
+
+    Args:
+        module: Changed in place; it gets a class of its own that derives from its class, as with
+            every parametrization of torch.
+        parameter: Name of one of its parameters, an ordinary one.
+        coded: What takes its place.
+    """
+    parametrized = parametrize.is_parametrized(module)
+    coded._owner = type(module).__mro__[int(parametrized)].__name__
+    parametrize.register_parametrization(module, parameter, coded, unsafe=True)
+    coded._held = True
+    if _begin_pass not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_begin_pass)
+        module.register_forward_hook(_end_pass, always_call=True)
+    if isinstance(module, nn.RNNBase):
+        _forget_flat_weights(module)
+
+
+def own_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class that it shares with no module it was copied from.
+
+    Torch writes and deletes properties of the class, which a deep copy has in common with its
+    original.
+    """
+    if parametrize.is_parametrized(module):
+        cls = type(module)
+        names = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+        module.__class__ = type(cls.__name__, cls.__bases__, names)
+
+
+def coded_parameters(module: nn.Module) -> dict[str, CodedParameter]:
+    """The coded parameters of a module itself, by the names of the parameters."""
+    lists = getattr(module, "parametrizations", None)
+    if not isinstance(lists, nn.ModuleDict):
+        return {}
+    firsts = {name: next(iter(each.children())) for name, each in lists.items()}
+    return {name: first for name, first in firsts.items() if isinstance(first, CodedParameter)}
+
+
+def _begin_pass(module: nn.Module, *_: object) -> None:
+    for coded in coded_parameters(module).values():
+        coded.begin_pass()
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+
+
+def _end_pass(module: nn.Module, *_: object) -> None:
+    for coded in coded_parameters(module).values():
+        coded.end_pass()
+    if isinstance(module, nn.RNNBase):
+        _forget_flat_weights(module)
+
+
+def _forget_flat_weights(module: nn.RNNBase) -> None:
+    """Recurrent modules keep a list of their weights: it would outlive the pass."""
+    count = len(module._flat_weights_names)
+    module._flat_weights = [None] * count
+    module._flat_weight_refs = [None] * count

@@ -1,0 +1,335 @@
+"""Slots: the weights that can be coded, whatever module they belong to.
+
+A slot is one weight of one module: its view as ``(out, in, ...)``, the inputs that meet it, and the
+codebook layer that serves it, if there is one. What kinds of modules have slots is a registry.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from vq_plugin.nn.coded import CodedWeight
+from vq_plugin.nn.inputs import Arguments
+from vq_plugin.nn.layer import CodebookLayer
+from vq_plugin.nn.parameter import coded_parameters
+from vq_plugin.nn.view import View
+
+Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor]]
+MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
+
+
+@dataclass(frozen=True)
+class SlotKind:
+    """What the slots of one parameter of one class of modules have in common.
+
+    Attributes:
+        parameter: Name of the parameter, or ``"re:…"`` for all whose whole names match; a dot
+            leads to a submodule whose forward pass the module does not run.
+        view: Makes the view from module and parameter; ``None`` where the parameter is the weight.
+        inputs: Which inputs meet the weight, see :mod:`vq_plugin.nn.inputs`; ``None`` where that
+            is not known, and fits go by the weight alone.
+        squares: Inputs in the place of those whose mean squares tell as much: the channels of a
+            convolution, without its kernel.
+        groups: How many groups ``inputs`` yields for a module.
+        looks_up: Whether the module looks rows up instead of multiplying.
+        layer: The codebook layer that can take the module's place, or ``None``.
+    """
+
+    parameter: str
+    view: MakeView | None = None
+    inputs: Inputs | None = None
+    squares: Inputs | None = None
+    groups: Callable[[nn.Module], int] = lambda _: 1
+    looks_up: bool = False
+    layer: type[CodebookLayer] | None = None
+
+
+_KINDS: dict[type[nn.Module] | str, list[SlotKind]] = {}
+
+
+def register_slot(
+    module: type[nn.Module] | str,
+    parameter: str,
+    *,
+    view: tuple[int, ...] | MakeView | None = None,
+    inputs: Inputs | None = None,
+    squares: Inputs | None = None,
+    groups: Callable[[nn.Module], int] | None = None,
+    looks_up: bool = False,
+    layer: type[CodebookLayer] | None = None,
+) -> None:
+    """Lets a parameter of a class of modules be coded, everywhere.
+
+    Args:
+        module: The class; those that derive from it have the slot, too. Or its full name, such as
+            ``"transformers.pytorch_utils.Conv1D"``, which imports nothing; ``*`` stands for any
+            letters.
+        parameter: Name of the parameter, of two dimensions or more; or ``"re:…"`` for all whose
+            whole names match.
+        view: The order in which the parameter's dimensions are outputs, inputs and kernel, such as
+            ``(1, 0)`` for ``(in, out)``; or a function of module and parameter that gives a
+            :class:`vq_plugin.View`. ``None`` where they are in that order.
+        inputs: Which inputs meet the weight: a function of the module, the arguments of its
+            ``forward`` by name, and the parameter's name, that yields float32
+            ``(groups, samples, inputs)``, see :mod:`vq_plugin.nn.inputs`. ``None`` leaves the
+            weight without calibration.
+        squares: Cheaper inputs in their place where mean squares are all that is wanted, one for
+            each ``in`` of the weight.
+        groups: How many groups ``inputs`` yields for a module; one if not given.
+        looks_up: Whether the module looks rows of the weight up, as Embedding does.
+        layer: The codebook layer that takes the module's place. Without one the module stays, and
+            holds its parameter as codes.
+
+    Raises:
+        TypeError: If ``module`` is neither a class of modules nor a text.
+        ValueError: If the class has that slot already.
+
+    Example:
+        >>> import torch, vq_plugin as vq
+        >>> class Scores(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.kernel = nn.Parameter(torch.randn(64, 10))
+        ...     def forward(self, x):
+        ...         return x @ self.kernel
+        >>> vq.register_slot(Scores, "kernel", view=(1, 0))
+        >>> small = vq.compress(nn.Sequential(nn.Linear(8, 64), Scores()), vq.KM(k=16))
+        >>> [row.name for row in vq.summary(small).rows]
+        ['0', '1']
+    """
+    if not isinstance(module, str) and not (
+        isinstance(module, type) and issubclass(module, nn.Module)
+    ):
+        raise TypeError(f"a slot belongs to a class of modules or to its full name, got {module!r}")
+    kinds = _KINDS.setdefault(module, [])
+    if any(kind.parameter == parameter for kind in kinds):
+        raise ValueError(f"{module} has a slot {parameter!r} already")
+    make = _in_order(view) if isinstance(view, tuple) else view
+    kinds.append(
+        SlotKind(parameter, make, inputs, squares, groups or (lambda _: 1), looks_up, layer)
+    )
+
+
+def registered_slots() -> Mapping[type[nn.Module] | str, list[SlotKind]]:
+    """The kinds of slots by class or name of the module, as they were registered."""
+    return MappingProxyType(_KINDS)
+
+
+def _in_order(order: tuple[int, ...]) -> MakeView:
+    return lambda _, parameter: View.ordered(tuple(parameter.shape), order)
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One weight of one module of a model.
+
+    Attributes:
+        names: What it goes by; the first is its name.
+        module_names: What the module that it belongs to goes by, and its host.
+        module: The module that it belongs to.
+        parameter: Its name there.
+        kind: What slots of this kind have in common.
+        host: The module whose arguments :attr:`SlotKind.inputs` reads.
+        key: The parameter as ``host`` calls it.
+    """
+
+    names: tuple[str, ...]
+    module_names: tuple[str, ...]
+    module: nn.Module
+    parameter: str
+    kind: SlotKind
+    host: nn.Module
+    key: str
+
+    @property
+    def name(self) -> str:
+        """``fc`` for the only slot of a class of modules, ``lstm.weight_ih_l0`` for one of many."""
+        return self.names[0]
+
+    @property
+    def value(self) -> Tensor:
+        """The parameter, as its module reads it now."""
+        value = getattr(self.module, self.parameter)
+        assert isinstance(value, Tensor)
+        return value
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the ``state_dict`` keeps of it: the parameter, or the parts it is computed from."""
+        starts = (f"{self.parameter}_", f"parametrizations.{self.parameter}.")
+        return [
+            value
+            for key, value in self.module.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor) and (key == self.parameter or key.startswith(starts))
+        ]
+
+    @property
+    def view(self) -> View:
+        """Between the parameter and its weight."""
+        if self.kind.view is None:
+            return View.whole(tuple(self.value.shape))
+        return self.kind.view(self.module, self.value)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, ``(out, in, ...)``."""
+        return self.view.weight(self.value)
+
+    @property
+    def layer(self) -> type[CodebookLayer] | None:
+        """The codebook layer that can take the module's place; one with its own forward stays."""
+        layer = self.kind.layer
+        return None if layer is None or overrides(self.module, layer.float_type) else layer
+
+    @property
+    def observable(self) -> bool:
+        """Whether the inputs that meet the weight are known."""
+        if self.kind.inputs is None and not self.kind.looks_up:
+            return False
+        # A forward of one's own may do anything with them.
+        if "forward" in vars(self.host) or "_conv_forward" in vars(self.host):
+            return False
+        owners = (
+            next(cls for cls in type(self.host).__mro__ if name in vars(cls))
+            for name in ("forward", "_conv_forward")
+            if hasattr(type(self.host), name)
+        )
+        return all(
+            owner.__module__.startswith("torch.nn.") or self.kind in _kinds_of(owner)
+            for owner in owners
+        )
+
+    @property
+    def bias(self) -> str | None:
+        """The parameter that can take up the mean of the output's error, or ``None``."""
+        name = self.parameter.replace("weight", "bias")
+        bias = getattr(self.module, name, None)
+        # Outputs of a product: rows of the weight.
+        fits = isinstance(bias, Tensor) and not is_lazy(bias) and bias.dim() == 1
+        if name == self.parameter or not fits or is_lazy(self.value):
+            return None
+        assert isinstance(bias, Tensor)
+        return name if bias.numel() == self.view.shape[0] else None
+
+
+def overrides(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether a module computes otherwise than ``base``, which its class derives from."""
+    return any(
+        name in vars(module) or getattr(type(module), name, None) is not getattr(base, name, None)
+        for name in ("forward", "_conv_forward")
+    )
+
+
+def find_slots(model: nn.Module) -> dict[str, Slot]:
+    """The slots of a model by name, in the order of its modules; coded weights have none."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    slots: dict[tuple[int, str], Slot] = {}
+    for host, host_names in names.items():
+        if isinstance(host, CodedWeight):
+            continue
+        for kind in _kinds(host):
+            for key in _parameters(host, kind):
+                path, _, parameter = key.rpartition(".")
+                module = host.get_submodule(path)
+                if (id(module), parameter) in slots or parameter in coded_parameters(module):
+                    continue
+                slots[id(module), parameter] = Slot(
+                    tuple(slot_names(names[module], module, parameter)),
+                    tuple(dict.fromkeys((*names[module], *host_names))),
+                    module,
+                    parameter,
+                    kind,
+                    host,
+                    key,
+                )
+    return {slot.name: slot for slot in slots.values()}
+
+
+def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
+    """The slot of a float layer that a codebook layer can replace, ``None`` for other modules.
+
+    Args:
+        module: Any module.
+        name: Its name in its model, for messages.
+    """
+    slot = find_slots(module).get("")
+    return None if slot is None or slot.layer is None else replace(slot, names=(name,))
+
+
+def other_parameters(model: nn.Module) -> dict[str, Slot]:
+    """Slots for float parameters of two dimensions or more whose modules have no slots."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, CodedWeight | parametrize.ParametrizationList) or _kinds(module):
+            continue
+        for parameter, value in module._parameters.items():
+            if value is None or is_lazy(value) or value.dim() < 2 or not value.is_floating_point():
+                continue
+            [*names] = slot_names([path], module, parameter)
+            kind = SlotKind(parameter)
+            found[names[0]] = Slot((names[0],), (), module, parameter, kind, module, parameter)
+    return found
+
+
+def _kinds(module: nn.Module) -> list[SlotKind]:
+    """The kinds of the nearest class that has some."""
+    return next(filter(None, map(_kinds_of, type(module).__mro__)), [])
+
+
+def _kinds_of(cls: type) -> list[SlotKind]:
+    if cls in _KINDS:
+        return _KINDS[cls]
+    full = f"{cls.__module__}.{cls.__qualname__}"
+    texts = (name for name in _KINDS if isinstance(name, str))
+    return next((_KINDS[name] for name in texts if fnmatch.fnmatchcase(full, name)), [])
+
+
+def _parameters(module: nn.Module, kind: SlotKind) -> list[str]:
+    """Names of a module's parameters that are of a kind."""
+    if kind.parameter.startswith("re:"):
+        expression = re.compile(kind.parameter.removeprefix("re:"))
+        # Hooks of pruning and the like leave what they compute among other attributes.
+        there = dict.fromkeys((*module._parameters, *_parametrized(module), *vars(module)))
+        names = filter(expression.fullmatch, there)
+        return [name for name in names if _is_there(module, name)]
+    return [kind.parameter] if _is_there(module, kind.parameter) else []
+
+
+def _parametrized(module: nn.Module) -> list[str]:
+    if not parametrize.is_parametrized(module):
+        return []
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    return list(lists)
+
+
+def _is_there(module: nn.Module, name: str) -> bool:
+    path, _, parameter = name.rpartition(".")
+    owner: Any = module
+    for step in filter(None, path.split(".")):
+        owner = getattr(owner, step, None)
+    if not isinstance(owner, nn.Module) or isinstance(owner, CodedWeight):
+        return False
+    if parameter in coded_parameters(owner):
+        return False
+    return isinstance(getattr(owner, parameter, None), Tensor)
+
+
+def slot_names(owners: Iterable[str], module: nn.Module, parameter: str) -> Iterator[str]:
+    """What the slot of a parameter goes by, if its module has the names ``owners``."""
+    parameters = [kind.parameter for kind in _kinds(module) if "." not in kind.parameter]
+    if parameters == [parameter]:
+        yield from owners
+    for owner in owners:
+        yield f"{owner}.{parameter}" if owner else parameter

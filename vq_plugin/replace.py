@@ -1,0 +1,202 @@
+"""Compressed weights in the places of float ones, in a copy of a model or in the model itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, hold_coded
+from vq_plugin.nn.parameter import own_class
+from vq_plugin.select import slots_by_any_name
+from vq_plugin.ties import sharing
+
+# Where torch keeps hooks, and which of them take keyword arguments or always run.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+# What the weight hooks of torch keep beside the weight that they compute.
+_SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
+
+
+def assemble(
+    model: nn.Module,
+    weights: Mapping[str, CodebookWeight],
+    ties: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """Puts compressed weights into a copy of a model.
+
+    Args:
+        model: Float model; it is not changed.
+        weights: Compressed weights by the names of slots.
+        ties: Names of further slots, each with the name in ``weights`` whose codes and codebooks
+            it shares; ``None`` for those that share its float weight.
+
+    Returns:
+        A new model, in the training mode of ``model``.
+
+    Raises:
+        ValueError: If a slot cannot take its weight; the message names it.
+    """
+    layers, parameters = _holders(model, weights, ties)
+    # A memo that knows the replaced layers copies everything but them, and puts them in place.
+    memo = _own_values(model)
+    memo.update((id(module), layer) for module, layer in layers.items())
+    for slot, _, _ in parameters:
+        value = slot.module._parameters.get(slot.parameter)
+        if value is not None:
+            memo[id(value)] = nn.Parameter(value.to("meta"), value.requires_grad)
+    small: nn.Module = copy.deepcopy(model, memo)
+    for slot, coded, shift in parameters:
+        module = memo[id(slot.module)]
+        assert isinstance(module, nn.Module)
+        _hold(slot, coded, shift, module)
+    return small
+
+
+def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
+    """Puts compressed weights into a model itself, as hosts do that convert in place.
+
+    Args:
+        model: Float model; its layers are replaced.
+        weights: As for :func:`assemble`.
+
+    Returns:
+        ``model``, or the codebook layer if the model is a bare layer.
+    """
+    layers, parameters = _holders(model, weights, None)
+    for slot, coded, shift in parameters:
+        _hold(slot, coded, shift, slot.module)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and module in layers:
+            model.set_submodule(name, layers[module])
+    return layers.get(model, model)
+
+
+def _holders(
+    model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None
+) -> tuple[dict[nn.Module, CodebookLayer], list[tuple[Slot, CodedParameter, Tensor | None]]]:
+    """Codebook layers by the float layers whose places they take; coded parameters, bias shifts."""
+    if ties is None:
+        owners = sharing(model)
+        ties = {slot.name: name for name in weights for slot in owners[name] if slot.name != name}
+    slots = slots_by_any_name(model)
+    # A slot of several names has one holder.
+    holders: dict[tuple[int, str], CodebookLayer | CodedParameter] = {}
+    layers: dict[nn.Module, CodebookLayer] = {}
+    parameters: list[tuple[Slot, CodedParameter, Tensor | None]] = []
+    for name, first in {**{name: name for name in weights}, **ties}.items():
+        slot, owner = slots[name], slots[first]
+        key = (id(slot.module), slot.parameter)
+        if key in holders:
+            continue
+        try:
+            holder = holders[key] = holder_of(slot, weights[first])
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        shift = weights[first].bias_shift
+        if name != first:
+            holder.share(holders[id(owner.module), owner.parameter])
+            # A bias of its own, which calibration has not seen.
+            shift = None
+        if isinstance(holder, CodebookLayer):
+            layers[slot.module] = holder
+        else:
+            parameters.append((slot, holder, shift))
+    for module, layer in layers.items():
+        _carry_hooks(module, layer)
+    return layers, parameters
+
+
+def holder_of(slot: Slot, small: CodebookWeight) -> CodebookLayer | CodedParameter:
+    """What holds a compressed weight in the place of a slot's.
+
+    Raises:
+        ValueError: If its shape is not that of the slot's weight.
+    """
+    if slot.layer is not None:
+        return slot.layer(slot.module, small)
+    if slot.view.shape != small.shape:
+        raise ValueError(
+            f"the codebook weight has shape {small.shape}, the layer's is {slot.view.shape}"
+        )
+    return CodedParameter(small, slot.view, trains=slot.value.requires_grad)
+
+
+def _hold(slot: Slot, coded: CodedParameter, shift: Tensor | None, module: nn.Module) -> None:
+    if shift is not None and slot.bias is not None:
+        bias = getattr(module, slot.bias)
+        bias.data += shift.to(bias)
+    put_parameter(module, slot.parameter, getattr(module, slot.parameter).detach())
+    hold_coded(module, slot.parameter, coded)
+
+
+def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
+    """Makes a weight an ordinary parameter, whatever has computed it so far.
+
+    Args:
+        module: Changed in place.
+        parameter: Name of the weight.
+        value: Its value.
+    """
+    own_class(module)
+    if parametrize.is_parametrized(module, parameter):
+        parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+    if drop_weight_hooks(module, parameter):
+        for suffix in _SOURCES:
+            module._parameters.pop(parameter + suffix, None)
+            module._buffers.pop(parameter + suffix, None)
+    trains = getattr(module, parameter).requires_grad
+    if parameter not in module._parameters:
+        delattr(module, parameter)
+    module.register_parameter(parameter, nn.Parameter(value, requires_grad=trains))
+
+
+def _carry_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Keeps the user's hooks; those that rebuild the float weight have nothing left to do."""
+    for kind in _HOOKS:
+        getattr(target, kind).update(getattr(source, kind))
+    target._is_full_backward_hook = source._is_full_backward_hook
+    drop_weight_hooks(target, "weight")
+
+
+def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
+    """Removes the hooks of pruning and the like, which would compute a weight again.
+
+    Returns:
+        Whether there were any.
+    """
+    found = False
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, BasePruningMethod):
+            computes = hook._tensor_name
+        elif isinstance(hook, WeightNorm | SpectralNorm):
+            computes = hook.name
+        else:
+            continue
+        if computes == parameter:
+            del module._forward_pre_hooks[key]
+            found = True
+    return found
+
+
+def _own_values(model: nn.Module) -> dict[int, object]:
+    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }

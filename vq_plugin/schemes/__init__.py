@@ -1,0 +1,36 @@
+"""What to do to one weight: the schemes ``KM``, ``PQ``, ``RQ``, ``Binary``, and a user's own.
+
+The names follow Gong et al. 2014 (arXiv 1412.6115): k-means on single weights, product and residual
+quantization, and binarization.
+"""
+
+from vq_plugin.schemes.geometry import Axis, CodebookDtype, Geometry, code_dtype
+from vq_plugin.schemes.registry import (
+    SCHEMES,
+    Fit,
+    fit_of,
+    parse_scheme,
+    register_scheme,
+    scheme_from_dict,
+)
+from vq_plugin.schemes.scalar import KM, Binary
+from vq_plugin.schemes.scheme import Scheme
+from vq_plugin.schemes.vector import PQ, RQ
+
+__all__ = [
+    "KM",
+    "PQ",
+    "RQ",
+    "SCHEMES",
+    "Axis",
+    "Binary",
+    "CodebookDtype",
+    "Fit",
+    "Geometry",
+    "Scheme",
+    "code_dtype",
+    "fit_of",
+    "parse_scheme",
+    "register_scheme",
+    "scheme_from_dict",
+]

@@ -1,0 +1,99 @@
+"""Schemes of sub-vectors: ``PQ`` and ``RQ``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from vq_plugin.schemes.geometry import Axis, Geometry
+from vq_plugin.schemes.registry import register_scheme
+from vq_plugin.schemes.scheme import Scheme, require_centers, require_choice, require_positive
+
+CodebookSharing = Literal["subspace", "tensor"]
+
+
+@register_scheme(fit="vq_plugin.fit.schemes:fit_pq")
+@dataclass(frozen=True, repr=False)
+class PQ(Scheme):
+    """Product quantization (Gong et al. 2014, section 3.2.3, eq. 5).
+
+    Every row of the 2-D view is cut into sub-vectors of ``dim`` weights; each subspace, or the
+    whole tensor, has its own codebook of ``k`` centers.
+
+    Attributes:
+        k: Centers per codebook. Reduced to the number of distinct sub-vectors where lower.
+        dim: Length of a sub-vector. A length that ``dim`` does not divide is padded inside.
+        axis: ``"in"`` cuts along the inputs, ``"out"`` along the outputs of the layer.
+        codebooks: ``"subspace"`` for a codebook per subspace (the paper's PQ), ``"tensor"`` for
+            one codebook that all subspaces share.
+
+    Example:
+        >>> str(PQ(k=16, dim=4, axis="out"))
+        'pq(k=16,dim=4,axis=out)'
+    """
+
+    method: ClassVar[str] = "pq"
+
+    k: int = 16
+    dim: int = 4
+    axis: Axis = "in"
+    codebooks: CodebookSharing = "subspace"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "dim")
+        _check_cut(self)
+
+    def geometry(self, shape: tuple[int, ...]) -> Geometry:  # noqa: D102 - inherited
+        return self.cut(shape, axis=self.axis, dim=self.dim, shared=self.codebooks == "tensor")
+
+
+@register_scheme(fit="vq_plugin.fit.schemes:fit_rq")
+@dataclass(frozen=True, repr=False)
+class RQ(Scheme):
+    """Residual quantization (Gong et al. 2014, section 3.2.4, eq. 7; Chen et al. 2010).
+
+    A sub-vector is the sum of one center from each of ``stages`` codebooks.
+
+    Attributes:
+        k: Centers per codebook. Reduced to the number of distinct sub-vectors where lower.
+        stages: Codebooks in the sum.
+        dim: Length of a sub-vector; ``None`` takes the whole row, as in the paper.
+        axis: ``"in"`` cuts along the inputs, ``"out"`` along the outputs of the layer.
+        codebooks: ``"subspace"`` or ``"tensor"``, as in :class:`PQ`. The two are the same
+            where ``dim`` is ``None``.
+
+    Example:
+        >>> str(RQ(k=256, stages=2))
+        'rq(k=256,stages=2,dim=none)'
+    """
+
+    method: ClassVar[str] = "rq"
+
+    k: int = 256
+    stages: int = 2
+    dim: int | None = None
+    axis: Axis = "in"
+    codebooks: CodebookSharing = "subspace"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "stages")
+        if self.dim is not None:
+            require_positive(self, "dim")
+        _check_cut(self)
+
+    def geometry(self, shape: tuple[int, ...]) -> Geometry:  # noqa: D102 - inherited
+        return self.cut(
+            shape,
+            axis=self.axis,
+            dim=self.dim,
+            stages=self.stages,
+            shared=self.codebooks == "tensor",
+        )
+
+
+def _check_cut(scheme: PQ | RQ) -> None:
+    require_centers(scheme)
+    require_choice(scheme, "axis", ("in", "out"))
+    require_choice(scheme, "codebooks", ("subspace", "tensor"))

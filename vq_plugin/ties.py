@@ -1,0 +1,56 @@
+"""Weights that several modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from vq_plugin.nn import Slot, find_slots, other_parameters
+from vq_plugin.schemes import Scheme
+
+
+def sharing(model: nn.Module) -> dict[str, list[Slot]]:
+    """The slots that share the weight of each, by its name; itself included, the first first."""
+    slots = (*find_slots(model).values(), *other_parameters(model).values())
+    groups: dict[tuple[int, str], list[Slot]] = {}
+    for slot in slots:
+        groups.setdefault(_identity(slot), []).append(slot)
+    return {slot.name: groups[_identity(slot)] for slot in slots}
+
+
+def _identity(slot: Slot) -> tuple[int, str]:
+    own = slot.module._parameters.get(slot.parameter)
+    # What is computed at every access has no identity, but that of its module.
+    return (id(slot.module), slot.parameter) if own is None else (id(own), "")
+
+
+def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, str]:
+    """Which chosen slots share the weight of an earlier one.
+
+    A parameter of a module without slots follows the weight that it is.
+
+    Args:
+        model: The float model.
+        chosen: Schemes by the names of slots, from :func:`vq_plugin.select.select`.
+
+    Returns:
+        Name of the first owner, for every later one.
+
+    Raises:
+        ValueError: If slots that share a weight are not all chosen, with one scheme.
+    """
+    owners = sharing(model)
+    named = {*find_slots(model), *chosen}
+    ties: dict[str, str] = {}
+    for name, scheme in chosen.items():
+        first, *others = (slot.name for slot in owners[name] if slot.name in named)
+        for other in {first, *others} - {name}:
+            if chosen.get(other) != scheme:
+                raise ValueError(
+                    f"layers {name!r} and {other!r} share one weight: choose both with the same "
+                    f"scheme, or neither ({name!r}: {scheme}, {other!r}: {chosen.get(other)})"
+                )
+        if first != name:
+            ties[name] = first
+    return ties

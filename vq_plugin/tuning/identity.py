@@ -1,0 +1,91 @@
+"""Names of models, by what led to them: the same for every run that would make the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vq_plugin.checkpoint import Rest
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.schemes import Scheme
+from vq_plugin.tuning.allocation import Setting
+from vq_plugin.tuning.candidates import Fits
+
+
+class Tried(NamedTuple):
+    """A setting as it was fitted, or trained after that."""
+
+    setting: Setting
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Names the models of one search.
+
+    Attributes:
+        start: Digest of the float model that is compressed.
+        fits: Its candidates.
+        training: What tells one training from another; empty without recovery.
+        rest: How everything that is not coded is stored.
+    """
+
+    start: str
+    fits: Fits
+    training: tuple[object, ...]
+    rest: Rest | None
+    _digests: dict[tuple[str, Scheme], str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        digests = {
+            key: f"{key[1]} {digest(_tensors(weight))}" for key, weight in self.fits.weights.items()
+        }
+        object.__setattr__(self, "_digests", digests)
+
+    def key(self, tried: Tried) -> str:
+        """The name of a model, 16 hexadecimal digits."""
+        schemes = self.fits.schemes(tried.setting).items()
+        parts: list[object] = [self.start]
+        parts.append({name: scheme and self._digests[name, scheme] for name, scheme in schemes})
+        if tried.trained:
+            parts.append(self.training)
+        if self.rest is not None:
+            parts.append(self.rest)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def model_digest(model: nn.Module) -> str:
+    """:func:`digest` of the tensors of a model's ``state_dict``."""
+    state = model.state_dict()
+    return digest((key, value) for key, value in state.items() if isinstance(value, Tensor))
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors, as 16 hexadecimal digits.
+
+    Example:
+        >>> digest([("weight", torch.zeros(2))]) == digest([("weight", torch.zeros(2))])
+        True
+    """
+    sha = hashlib.sha256()
+    for key, value in tensors:
+        plain = value.detach().cpu().contiguous()
+        sha.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
+        sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def _tensors(weight: CodebookWeight) -> list[tuple[str, Tensor]]:
+    parts = {
+        "codes": weight.codes,
+        "codebooks": weight.codebooks,
+        "scale": weight.scale,
+        "bias_shift": weight.bias_shift,
+    }
+    return [(name, value) for name, value in parts.items() if value is not None]
