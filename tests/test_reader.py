@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from tests.checkpoint.coded_models import Int8Model, Model, compressed, compressed_int8
+from tests.checkpoint.coded_models import (
+    Int8Model,
+    Model,
+    Various,
+    compressed,
+    compressed_int8,
+)
 from tests.checkpoint.forging import contents, sealed
 from tests.checkpoint.models import compressed as compressed_net
 from tests.checkpoint.test_file import SCHEMES
@@ -166,3 +172,22 @@ def test_what_numpy_has_not_says_who_has_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"numpy has no float8_e5m2; vq_plugin\.open_file"):
         tensors["eighth"]
     assert vq.open_file(tmp_path / "m.vq").tensors["eighth"].float().tolist() == [0.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    "scheme", [vq.KM(k=8), vq.PQ(k=8, dim=3), vq.PQ(k=8, dim=3, axis="out", scale="row")], ids=str
+)
+def test_weights_of_any_layer_are_decoded_as_their_parameters(
+    scheme: vq.Scheme, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    small = vq.compress(Various(), scheme)
+    vq.save(small, tmp_path / "m.vq")
+    ours, theirs = vq.open_file(tmp_path / "m.vq"), reader.open_file(tmp_path / "m.vq")
+    modules = dict(small.named_modules())
+    assert len(ours.layers) == 8 + 1 + 2 + 1 + 1
+    for name, layer in ours.layers.items():
+        module, _, leaf = name.rpartition(".")
+        weight = modules[name].weight if name in modules else getattr(modules[module], leaf)
+        assert torch.equal(layer.decode(), weight), name
+        assert np.array_equal(theirs.layers[name].decode(), weight.detach().numpy()), name

@@ -18,8 +18,10 @@ from tests.checkpoint.coded_models import (
     WAYS,
     Int8Model,
     Model,
+    Various,
     compressed,
     compressed_int8,
+    compressed_various,
 )
 from tests.checkpoint.forging import contents, packed, sealed, unpacked
 from vq_plugin import reader
@@ -167,7 +169,11 @@ class Case(NamedTuple):
     small: Callable[[], nn.Module]
 
 
-CASES = {"coded": Case(Model, compressed), "int8": Case(Int8Model, compressed_int8)}
+CASES = {
+    "coded": Case(Model, compressed),
+    "int8": Case(Int8Model, compressed_int8),
+    "parameters": Case(Various, compressed_various),
+}
 
 
 def files(case: Case, folder: Path) -> list[Path]:

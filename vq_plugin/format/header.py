@@ -280,7 +280,7 @@ def _view(content: Any, shape: Any) -> EntryView | None:
         return None
     parameter, split, order = map(_numbers, content)
     sizes = {math.prod(each) for each in (parameter, split, shape)}
-    if len(sizes) > 1 or sorted(order) != list(range(len(split))):
+    if len(sizes) > 1 or sorted(order) != list(range(len(split))) or len(shape) < 2:
         raise ValueError(f"{content} is no view of a weight of shape {shape}")
     return parameter, split, order
 
