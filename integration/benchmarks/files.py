@@ -58,8 +58,8 @@ def files(report: Report, size: int, rounds: int) -> None:
         name = f"of {row['scheme']}, {row['kept']:.0%} kept"
         report.checks += [
             Check(f"file {name} over entropy", row["over entropy"], 1.02),
-            Check(f"save {name}, MB/s", row["save MB/s"], 50, at_least=True),
-            Check(f"load {name}, MB/s", row["load MB/s"], 50, at_least=True),
+            Check(f"save {name}, MB/s", row["save MB/s"], 170, at_least=True),
+            Check(f"load {name}, MB/s", row["load MB/s"], 240, at_least=True),
         ]
 
 
