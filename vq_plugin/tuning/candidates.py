@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vq_plugin.calibration import Calibration, input_moments
-from vq_plugin.checkpoint import Rest, file_nbytes, stored_rest
+from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.compress import check_slot, fit_named
 from vq_plugin.fit.output.moments import Moments
@@ -21,6 +21,7 @@ from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
+from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
 from vq_plugin.tuning.allocation import Setting, pareto
 from vq_plugin.tuning.harm import OutputChange
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
@@ -131,7 +132,7 @@ def fit_candidates(
     for name, ladder in space.items():
         if None in ladder:
             measured[name].append(
-                LayerCandidate(None, stored_rest(slots[name].value, rest).nbytes, 0.0, 0.0)
+                LayerCandidate(None, stored_nbytes([slots[name].value], rest), 0.0, 0.0)
             )
     kept = {name: pareto(candidates) for name, candidates in measured.items()}
     if calibration is not None:
@@ -214,5 +215,4 @@ def _relative_error(weight: Tensor, decoded: Tensor, moments: Moments | None) ->
 
 
 def _ladder(slot: Slot, candidates: list[LayerCandidate]) -> LayerLadder:
-    weight = slot.value
-    return LayerLadder(slot.name, slot.view.shape, 4 * weight.numel(), tuple(candidates))
+    return LayerLadder(slot.name, slot.view.shape, float_nbytes([slot.value]), tuple(candidates))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vq_plugin.sizes import setting_nbytes
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.result import LayerCandidate
 
@@ -73,7 +74,7 @@ class Landscape:
 
     def nbytes(self, setting: Setting) -> int:
         """Bytes of the weights of a setting."""
-        return sum(layer[i].nbytes for layer, i in zip(self.layers, setting, strict=True))
+        return setting_nbytes(self.layers, setting)
 
     def harm(self, setting: Setting) -> float:
         """Predicted harm, a sum over layers."""

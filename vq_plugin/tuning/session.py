@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from vq_plugin.checkpoint import Rest, round_rest
 from vq_plugin.replace import assemble
+from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
-from vq_plugin.tuning.accounting import account
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
@@ -61,7 +61,7 @@ class Session:
         # The float model itself is no answer.
         settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
         self.landscape = Landscape(layers, settings, self.judge.budget.limit)
-        self.account = account(self.model, self.fits.layers, self.rest)
+        self.account = account(self.model, [ladder.name for ladder in self.fits.layers], self.rest)
         owners = sharing(self.model)
         self.tied = {
             ladder.name: [slot.name for slot in owners[ladder.name]] for ladder in self.fits.layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from vq_plugin.left_float import left_float
 from vq_plugin.tuning.identity import Tried
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.result import FrontierPoint, TuneResult
@@ -56,16 +57,17 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         result = replace(result, **tested)
     if result.stopped:
         return result
-    trial = trials[best]
+    trial, small = trials[best], session.compressed(best)
     return replace(
         result,
-        model=session.compressed(best),
+        model=small,
         schemes=dict(trial.schemes),
         passed=True,
         score=trial.score,
         loss=trial.loss,
         interval=trial.interval,
         rate=trial.rate,
+        left_float=left_float(small),
     )
 
 
