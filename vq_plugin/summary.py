@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,20 @@ class Summary:
     def file_layer_rate(self) -> float:
         """Float32 bytes over ``file_nbytes``, of the compressed weights alone."""
         return self.float_nbytes / self.file_nbytes if self.file_nbytes else math.inf
+
+    @property
+    def model_float_nbytes(self) -> int:
+        """Bytes of the whole model in float32."""
+        return self.float_nbytes + self.other_float_nbytes
+
+    @property
+    def model_file_nbytes(self) -> int:
+        """Bytes of the whole model in a file, without its header."""
+        return self.file_nbytes + self.other_nbytes
+
+    def file_rate(self, path: str | os.PathLike[str]) -> float:
+        """Float32 bytes of the whole model over the bytes of the file at ``path``."""
+        return self.model_float_nbytes / os.stat(path).st_size
 
     def __str__(self) -> str:
         body = [

@@ -214,7 +214,7 @@ def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
     metrics = _metrics(
         result,
         _RESULT_METRICS,
-        nbytes=sizes.file_nbytes + sizes.other_nbytes,
+        nbytes=sizes.model_file_nbytes,
         trials=len(result.trials),
     )
     params = [
