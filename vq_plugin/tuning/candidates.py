@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -122,44 +122,37 @@ def fit_candidates(
         for scheme in ladder
         if scheme is not None
     ]
-    fitted = _run(tasks, workers, backend)
-    weights = {
-        (task.name, task.scheme): small for task, (small, _) in zip(tasks, fitted, strict=True)
-    }
+    weights: dict[tuple[str, Scheme], CodebookWeight] = {}
     measured: dict[str, list[LayerCandidate]] = {name: [] for name in space}
-    for task, (_, candidate) in zip(tasks, fitted, strict=True):
+    for task, (small, candidate) in zip(tasks, _run(tasks, workers, backend), strict=True):
+        weights[task.name, task.scheme] = small
         measured[task.name].append(candidate)
     for name, ladder in space.items():
         if None in ladder:
-            measured[name].append(
-                LayerCandidate(None, stored_nbytes([slots[name].value], rest), 0.0, 0.0)
-            )
+            nbytes = stored_nbytes([slots[name].value], rest)
+            measured[name].append(LayerCandidate(None, nbytes, 0.0, 0.0))
     kept = {name: pareto(candidates) for name, candidates in measured.items()}
     if calibration is not None:
         kept = _measure(OutputChange(model, calibration), slots, kept, weights)
-    return Fits(
-        tuple(_ladder(slots[name], candidates) for name, candidates in kept.items()),
-        {
-            (name, candidate.scheme): weights[name, candidate.scheme]
-            for name, candidates in kept.items()
-            for candidate in candidates
-            if candidate.scheme is not None
-        },
-    )
+    layers = []
+    for name, candidates in kept.items():
+        slot = slots[name]
+        size = float_nbytes([slot.value])
+        layers.append(LayerLadder(slot.name, slot.view.shape, size, tuple(candidates)))
+    used = {(name, each.scheme) for name, candidates in kept.items() for each in candidates}
+    return Fits(tuple(layers), {key: small for key, small in weights.items() if key in used})
 
 
 def _run(
     tasks: list[_Task], workers: int, backend: str
 ) -> list[tuple[CodebookWeight, LayerCandidate]]:
-    with tqdm(total=len(tasks), desc="fit", unit="fit", leave=False, disable=None) as bar:
-        if workers == 1:
-            with worker_pool():
-                return deterministic_map(_ticking(bar, _Task.__call__), tasks)
-        import joblib
+    if workers == 1:
+        return _mapped(_Task.__call__, tasks, "fit")
+    import joblib
 
-        with joblib.parallel_config(backend=backend, n_jobs=workers):
-            calls = (joblib.delayed(task)() for task in tasks)
-            return list(map(_ticking(bar, _same), joblib.Parallel(return_as="generator")(calls)))
+    with joblib.parallel_config(backend=backend, n_jobs=workers):
+        calls = (joblib.delayed(task)() for task in tasks)
+        return list(_bar(joblib.Parallel(return_as="generator")(calls), len(tasks), "fit"))
 
 
 def _measure(
@@ -177,11 +170,7 @@ def _measure(
         return replace(candidate, harm=change(slots[name], weights[name, candidate.scheme]))
 
     tasks = [(name, candidate) for name, candidates in kept.items() for candidate in candidates]
-    with (
-        tqdm(total=len(tasks), desc="harm", unit="fit", leave=False, disable=None) as bar,
-        worker_pool(),
-    ):
-        measured = deterministic_map(_ticking(bar, harm), tasks)
+    measured = _mapped(harm, tasks, "harm")
     found: dict[str, list[LayerCandidate]] = {name: [] for name in kept}
     for (name, _), candidate in zip(tasks, measured, strict=True):
         if math.isfinite(candidate.harm):
@@ -195,24 +184,23 @@ def _measure(
     return found
 
 
-def _ticking(bar: tqdm[None], function: Callable[[T], R]) -> Callable[[T], R]:
+def _mapped(function: Callable[[T], R], items: list[T], what: str) -> list[R]:
+    """Several at a time in this process, with a bar."""
+
     def call(item: T) -> R:
         result = function(item)
         bar.update()
         return result
 
-    return call
+    with _bar(None, len(items), what) as bar, worker_pool():
+        return deterministic_map(call, items)
 
 
-def _same(result: T) -> T:
-    return result
+def _bar(items: Iterable[T] | None, total: int, what: str) -> tqdm[T]:
+    return tqdm(items, desc=what, total=total, unit="fit", leave=False, disable=None)
 
 
 def _relative_error(weight: Tensor, decoded: Tensor, moments: Moments | None) -> float:
     seen = moments or Moments(torch.ones(()))
     size = seen.output_error(weight)
     return seen.output_error(decoded - weight) / size if size > 0 else 0.0
-
-
-def _ladder(slot: Slot, candidates: list[LayerCandidate]) -> LayerLadder:
-    return LayerLadder(slot.name, slot.view.shape, float_nbytes([slot.value]), tuple(candidates))
