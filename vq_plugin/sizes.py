@@ -100,12 +100,9 @@ def file_nbytes(small: CodebookWeight) -> int:
 
 
 def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Account:
-    """Counts every tensor of the ``state_dict`` once, whatever names it has.
+    """The account of a float model, of which a search gives the slots ``searched`` a scheme.
 
-    Args:
-        model: The float model.
-        searched: Names of the slots that a setting gives a scheme or leaves.
-        rest: How what is not coded is stored.
+    Every tensor of the ``state_dict`` counts once, whatever names it has.
     """
     state = model.state_dict(keep_vars=True).values()
     tensors = [value for value in state if isinstance(value, Tensor)]
@@ -116,22 +113,12 @@ def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Acc
 
 
 def setting_nbytes(layers: Sequence[Sequence[Counted]], setting: Sequence[int]) -> int:
-    """Bytes of the weights of a setting.
-
-    Args:
-        layers: Ways to store every layer.
-        setting: Index of the chosen one, layer by layer.
-    """
+    """Bytes of the weights of a setting: the index, layer by layer, of one way to store it."""
     return sum(layer[choice].nbytes for layer, choice in zip(layers, setting, strict=True))
 
 
 def saved_nbytes(model: nn.Module, schemes: Mapping[str, Scheme]) -> int:
-    """Bytes that coding saves, before any fit; weights that several slots share count once.
-
-    Args:
-        model: The float model.
-        schemes: Schemes by the names of slots.
-    """
+    """Bytes that schemes save, by names of slots and before any fit; shared weights count once."""
     slots, ties = slots_by_name(model, schemes), tied_weights(model, schemes)
     return sum(
         slots[name].value.nbytes - scheme.geometry(slots[name].view.shape).nbytes

@@ -19,14 +19,9 @@ _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
 
 def pruned(prepared: Prepared, folder: Path) -> nn.Module:
-    """The model of a recipe, pruned as it says.
+    """The float model of a recipe, pruned as it says.
 
-    Args:
-        prepared: The recipe, which asks for pruning.
-        folder: Of the results; holds the pruned model until :func:`forget_pruned`.
-
-    Returns:
-        A float model, as :func:`vq_plugin.prune` returns it.
+    The folder of the results holds it until :func:`forget_pruned`.
 
     Raises:
         ValueError: As :func:`vq_plugin.prune`, or if the file in the folder is damaged.

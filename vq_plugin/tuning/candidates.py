@@ -86,14 +86,8 @@ def fit_candidates(
 ) -> Fits:
     """Fits and measures every candidate; keeps those that no other beats.
 
-    Args:
-        model: The float model.
-        space: From :func:`vq_plugin.tuning.space.search_space`.
-        calibration: As in :func:`vq_plugin.tune`.
-        seed: Seed of the fits.
-        workers: Processes that fit at a time; 1 uses the threads of this one.
-        backend: Joblib's name of what runs them.
-        rest: How the weights of layers left in float are stored, as in :func:`vq_plugin.tune`.
+    What it takes is as in :func:`vq_plugin.tune`; ``space`` is from
+    :func:`vq_plugin.tuning.space.search_space`.
 
     Returns:
         The candidates, those of one layer from the largest to the smallest.

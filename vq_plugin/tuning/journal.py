@@ -50,12 +50,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """Opens nothing yet.
-
-        Args:
-            folder: Where the journal is kept, created if it is missing; ``None`` keeps it in
-                memory.
-        """
+        """Opens nothing yet; the folder is made if it is missing, ``None`` keeps all in memory."""
         self.spent = 0.0
         self.files = None if folder is None else folder / _FILES
         self._folder = folder

@@ -14,16 +14,7 @@ from vq_plugin.tuning.trials import Evaluator
 
 
 def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
-    """The result of a search that has ended.
-
-    Args:
-        session: The search.
-        test: Evaluates on the untouched split, if there is one.
-        test_baseline: The float model's metric there.
-
-    Returns:
-        The result, without the times of the run.
-    """
+    """The result of a search that has ended, without the times of the run."""
     likely = any(trial.held for trial in session.trials.values())
     sizes = {tried: session.nbytes(tried.setting) for tried in session.metrics}
     sure = session.judge.confirmed(session.metrics, sizes)

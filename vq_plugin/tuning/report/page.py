@@ -64,7 +64,14 @@ def write_report(
 
 
 def render_page(report: Report) -> str:
-    """The HTML of a report: it loads nothing and runs no script."""
+    """The HTML of a report: it loads nothing and runs no script.
+
+    Args:
+        report: The facts.
+
+    Returns:
+        The page.
+    """
     sentences = wording.verdict_sentences(report, _ARROW)
     return _template().render(
         report=report,
