@@ -13,7 +13,7 @@ from vq_plugin.atomic import write_atomically
 from vq_plugin.prune import prune
 from vq_plugin.recipe.prepare import Prepared
 from vq_plugin.replace import assemble
-from vq_plugin.tuning.identity import digest
+from vq_plugin.tuning.identity import model_digest
 
 _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
@@ -30,7 +30,7 @@ def pruned(prepared: Prepared, folder: Path) -> nn.Module:
     assert keys is not None
     assert loader is not None
     model, seed = prepared.model, prepared.recipe.tuning.random_seed
-    run = json.dumps([digest(model.state_dict().items()), keys.model_dump(), seed])
+    run = json.dumps([model_digest(model), keys.model_dump(), seed])
     path = folder / _NAME
     if path.exists():
         try:

@@ -85,12 +85,11 @@ def _layers(report: Report) -> str:
 
 
 def _left_float(report: Report) -> str:
+    room = _WIDTH - _LONGEST_NAME - 14
     rows = [
-        [_end_of(wording.layer_text(weight.name)), format_bytes(weight.nbytes), weight.reason]
+        [_end_of(weight.name), format_bytes(weight.nbytes), _clip(weight.reason, room)]
         for weight in report.result.left_float
     ]
-    room = _WIDTH - _LONGEST_NAME - 14
-    rows = [[*row[:-1], _clip(row[-1], room)] for row in rows]
     return format_table(["left in float", "size", "why"], rows, right=(1,))
 
 
