@@ -21,10 +21,11 @@ from vq_plugin.recipe.prepare import prepare
 from vq_plugin.recipe.schema import AccuracyCriterion
 from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.select import Pattern, Schemes, select, slots_by_name
-from vq_plugin.ties import sharing, tied_weights
+from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
+from vq_plugin.ties import sharing
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Fits, fit_candidates
+from vq_plugin.tuning.candidates import fit_candidates
 from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
@@ -197,7 +198,7 @@ def _settings(
     for setting in settings:
         chosen = select(model, parse_scheme(setting) if isinstance(setting, str) else setting)
         rules = {name: VQConfig(scheme, seed, white_list=None) for name, scheme in chosen.items()}
-        saved, config = _saved_bytes(model, chosen), _by_name(rules)
+        saved, config = saved_nbytes(model, chosen), _by_name(rules)
         if saved <= 0:
             warnings.warn(f"{setting} makes the model no smaller: left out", stacklevel=3)
         elif all(config != known for _, known in sized):
@@ -205,15 +206,6 @@ def _settings(
     if not sized:
         raise ValueError("no setting makes the model smaller")
     return [config for _, config in sorted(sized, key=lambda pair: -pair[0])]
-
-
-def _saved_bytes(model: nn.Module, chosen: Mapping[str, Scheme]) -> int:
-    slots, ties = slots_by_name(model, chosen), tied_weights(model, chosen)
-    return sum(
-        slots[name].value.nbytes - scheme.geometry(slots[name].view.shape).nbytes
-        for name, scheme in chosen.items()
-        if name not in ties
-    )
 
 
 def _frontier(
@@ -230,11 +222,12 @@ def _frontier(
     space = search_space(model, candidates)
     fits = fit_candidates(model, space, calibration, seed=seed, workers=1, backend="loky")
     slots = slots_by_name(model, [ladder.name for ladder in fits.layers])
-    largest = sum(slot.value.nbytes for slot in slots.values())
+    largest = stored_nbytes(slot.value for slot in slots.values())
+    layers = [ladder.candidates for ladder in fits.layers]
     points = [
-        (_nbytes(fits, setting), setting)
-        for setting in reversed(frontier([ladder.candidates for ladder in fits.layers]))
-        if _nbytes(fits, setting) < largest
+        (nbytes, setting)
+        for setting in reversed(frontier(layers))
+        if (nbytes := setting_nbytes(layers, setting)) < largest
     ]
     if not points:
         raise ValueError("no setting makes the model smaller")
@@ -252,13 +245,6 @@ def _frontier(
                 rules[owner.name] = known[id(small)]
         configs.append(_by_name(rules))
     return configs
-
-
-def _nbytes(fits: Fits, setting: Setting) -> int:
-    return sum(
-        ladder.candidates[choice].nbytes
-        for ladder, choice in zip(fits.layers, setting, strict=True)
-    )
 
 
 def _thinned(points: list[tuple[int, Setting]], count: int) -> list[Setting]:

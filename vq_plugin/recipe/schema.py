@@ -8,14 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from torch import nn
 
 from vq_plugin.nn import layer_types
-from vq_plugin.recipe.fields import (
-    Choice,
-    LayerName,
-    LayerType,
-    Reference,
-    SchemeChoice,
-    show,
-)
+from vq_plugin.recipe.fields import Choice, LayerName, LayerType, Reference, SchemeChoice, show
 from vq_plugin.tuning import LADDER, LossBudget
 
 
@@ -62,17 +55,8 @@ class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ModelWise(_Keys):
-    """All layers that no narrower key names."""
-
-    scheme: SchemeChoice = Field(
-        description="A list is the search space of each layer; one scheme is fixed; null leaves.",
-        examples=["km(k=16)"],
-    )
-
-
-class LayerWise(_Keys):
-    """The layers of one type or name."""
+class Layers(_Keys):
+    """What may be done to the layers that a key stands for."""
 
     scheme: SchemeChoice = Field(
         description="A list is the search space of each layer; one scheme is fixed; null leaves.",
@@ -90,14 +74,14 @@ class Quantization(_Keys):
     calibration: Reference | None = Field(
         default=None, description="Function without arguments: unlabelled input batches, as a list."
     )
-    model_wise: ModelWise | None = Field(
+    model_wise: Layers | None = Field(
         default=None,
         description="All layers that no narrower key names; the built-in ladder if left out.",
     )
-    optype_wise: dict[LayerType, LayerWise] = Field(
+    optype_wise: dict[LayerType, Layers] = Field(
         default={}, description="All layers of a type that op_wise does not name."
     )
-    op_wise: dict[LayerName, LayerWise] = Field(
+    op_wise: dict[LayerName, Layers] = Field(
         default={}, description="Layers by name, or by 're:…', which must match the whole name."
     )
 
@@ -247,3 +231,20 @@ class Recipe(_Keys):
             **{types[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
             "*": rest,
         }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors; ``docs/recipe.schema.json`` holds it.
+
+    What :func:`vq_plugin.recipe.read_recipe` takes, it takes too. It cannot see what is wrong
+    inside a scheme, nor what the model lacks.
+
+    Example:
+        >>> json_schema()["required"]
+        ['version', 'model', 'evaluation', 'output']
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+        "title": "vq_plugin recipe",
+    }

@@ -82,16 +82,7 @@ class Trainer:
         return self.own, self.seed, recovery.epochs, recovery.lr, loss
 
     def __call__(self, key: str, small: nn.Module, model: nn.Module) -> nn.Module:
-        """The trained model.
-
-        Args:
-            key: Names the trained model.
-            small: The model without training; may be trained in place.
-            model: The float model that it was made of.
-
-        Raises:
-            ValueError: As :func:`vq_plugin.finetune`.
-        """
+        """The trained model of that key; ``small``, made of ``model``, may be trained in place."""
         if self.folder is None:
             if key not in self._trained:
                 self._trained[key] = self._train(small, None)
@@ -122,11 +113,7 @@ def next_to_train(
     """The next setting to train: bisection along the frontier, on the logarithm of the harm.
 
     Training takes away a factor of the loss, not an amount, and nobody knows the factor.
-
-    Args:
-        landscape: The candidates.
-        nbytes: Bytes of the smallest setting that holds untrained, or infinity.
-        outcomes: Whether the settings that were trained hold.
+    Settings are smaller than ``nbytes``, which one that holds untrained takes.
 
     Returns:
         A setting of the frontier, or ``None`` when nothing is left between one that holds and one

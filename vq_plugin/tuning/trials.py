@@ -57,11 +57,7 @@ class Evaluator:
         return self.journal.get(self._key(key))
 
     def run(self, models: Mapping[str, nn.Module]) -> None:
-        """Evaluates models, several at a time if there are workers; the journal has the results.
-
-        Args:
-            models: Models by their keys.
-        """
+        """Evaluates models by their keys, several at a time; the journal has the results."""
         if self.workers == 1:
             for key, model in models.items():
                 self.journal.add(self._key(key), evaluate_once(self.function, model, self.name))
@@ -78,12 +74,9 @@ class Evaluator:
                 self.journal.add(self._key(key), result)
 
     def run_after(self, step: Callable[[nn.Module], nn.Module], key: str, model: nn.Module) -> None:
-        """Evaluates what a step makes of a model; the step's time and errors count, too.
+        """Evaluates what a step makes of a model, under the key of what it makes.
 
-        Args:
-            step: Runs in this process.
-            key: Key of the model that it gives.
-            model: The model that it gets.
+        The step runs in this process; its time and errors count, too.
         """
         found = evaluate_once(lambda before: self.function(step(before)), model, self.name)
         self.journal.add(self._key(key), found)
