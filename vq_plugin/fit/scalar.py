@@ -14,7 +14,7 @@ from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.line import Points, companded_starts, run_starts
 from vq_plugin.fit.optimal import Float64, Int64
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import code_dtype
+from vq_plugin.schemes import torch_code_dtype
 
 _BLOCK = 1 << 20
 # The dynamic program costs k · m · log m: exact up to this many points, otherwise on cells.
@@ -63,7 +63,7 @@ def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
     Returns:
         Codes in the smallest integer dtype, ``(n,)``.
     """
-    codes = torch.empty(len(values), dtype=code_dtype(len(centers)))
+    codes = torch.empty(len(values), dtype=torch_code_dtype(len(centers)))
     wide = centers.double()
     # float32 boundaries: comparing in float64 would copy the weights.
     boundaries = ((wide[1:] + wide[:-1]) / 2).float()

@@ -14,7 +14,7 @@ from vq_plugin.fit.output.objective import Fitted, Objective
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.schemes import LEAST_IMPORTANCE
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import Geometry, Scheme, code_dtype, fit_of
+from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
 
 # Squares of weights beyond these sizes leave float32.
 _LARGEST, _SMALLEST = 1e15, 1e-15
@@ -100,7 +100,7 @@ def _quantize(
         if objective is not None:
             fitted = calibrate(objective, fitted, scheme.codebook_dtype)
     small = CodebookWeight(
-        codes=fitted.codes.to(code_dtype(fitted.codebooks.shape[3])).to(weight.device),
+        codes=fitted.codes.to(torch_code_dtype(fitted.codebooks.shape[3])).to(weight.device),
         codebooks=fitted.codebooks.to(weight.device),
         scale=None if row_scale is None else row_scale.to(weight.device),
         scheme=scheme,

@@ -16,6 +16,7 @@ from vq_plugin.hosting.plan import Plan
 from vq_plugin.hosting.statistics import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, find_slots, layer_slot
 from vq_plugin.rounding import round_centers
+from vq_plugin.straight_through import straight_through
 
 _STATE = ("codes", "codebooks", "scale")
 # How far codebooks go at each step; all the way, codes and weights chase each other.
@@ -85,7 +86,9 @@ class CodebookFollower(nn.Module):
             self._follow(weight)
         if not self.quantizes:
             return weight
-        return self._through(weight, self.small(weight).decode())
+        pinned = self.plan.scheme.pinned(weight.detach())
+        latent = weight if pinned is None else weight.masked_fill(pinned, 0)
+        return straight_through(latent, self.small(weight).decode())
 
     def small(self, weight: Tensor) -> CodebookWeight:
         """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""
@@ -150,14 +153,6 @@ class CodebookFollower(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102 - inherited
         return str(self.plan.scheme)
-
-    def _through(self, weight: Tensor, decoded: Tensor) -> Tensor:
-        """The decoded weight; the latent one gets its gradient (Bengio et al., arXiv 1308.3432)."""
-        latent = weight - weight.detach()
-        pinned = self.plan.scheme.pinned(weight.detach())
-        if pinned is not None:
-            latent = latent.masked_fill(pinned, 0)
-        return decoded + latent
 
     def _leader(self, weight: Tensor) -> nn.Module:
         """The one follower of a weight which layers share."""

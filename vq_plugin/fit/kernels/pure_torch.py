@@ -17,7 +17,7 @@ from vq_plugin.fit.kernels.stepwise import Stepwise
 from vq_plugin.fit.line import Points, sorted_points
 from vq_plugin.fit.optimal import Float64, Int64, even_starts, optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import code_dtype
+from vq_plugin.schemes import torch_code_dtype
 
 _FEWEST_POINTS = 1024
 # For more centers than this a window of the dynamic program is faster than the recursion.
@@ -163,7 +163,7 @@ class TorchKernels(Kernels):
 def _empty_codes(batch: Batch, centers: Tensor) -> Tensor:
     # Pieces write into one tensor: kept one by one, their small results would lie between the
     # large temporary ones and keep the allocator from using that memory again.
-    return torch.empty(batch.x.shape[:2], dtype=code_dtype(centers.shape[1]))
+    return torch.empty(batch.x.shape[:2], dtype=torch_code_dtype(centers.shape[1]))
 
 
 def _draw(weight: Tensor, draws: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _binned_search(boundaries: Tensor) -> Callable[[Tensor], Tensor] | None:
     used = bin_of(boundaries).long()
     if not bool(width > 0) or bool((used.diff() == 0).any()):
         return None
-    before = torch.searchsorted(used, torch.arange(_BINS)).to(code_dtype(len(boundaries) + 1))
+    before = torch.searchsorted(used, torch.arange(_BINS)).to(torch_code_dtype(len(boundaries) + 1))
     inside = torch.full((_BINS,), torch.inf, dtype=torch.float32)
     inside[used] = boundaries
 
