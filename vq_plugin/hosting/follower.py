@@ -107,11 +107,8 @@ class CodebookFollower(nn.Module):
     def convert(self, module: nn.Module) -> CodebookLayer:
         """The codebook layer for the float layer that the host made of the trained one.
 
-        Args:
-            module: Float layer, batch norm folded; its weight is fitted if nothing was before.
-
-        Returns:
-            A layer that decodes to what the follower gives in eval mode.
+        It decodes to what the follower gives in eval mode; its weight is fitted if nothing was
+        before.
 
         Raises:
             ValueError: If there is nothing yet and the weight cannot be compressed.
@@ -123,8 +120,8 @@ class CodebookFollower(nn.Module):
             self._fit(slot.weight)
         small = self.small(slot.weight)
         layer = slot.layer(module, small)
-        followed = self.plan.fits.followed
-        first = next((other for other in followed if _same(other.codebook_weight, small)), None)
+        followed = self.plan.conversion.followed
+        first = next((layer for layer in followed if _equal(layer.codebook_weight, small)), None)
         if first is not None:
             layer.share(first)
         followed.append(layer)
@@ -159,15 +156,14 @@ class CodebookFollower(nn.Module):
         # Where batch norm is folded in, the weight is a layer's own.
         if not (self.training and isinstance(weight, nn.Parameter)):
             return self
-        followers = self.plan.fits.followers
+        followers = self.plan.conversion.followers
         if not followers:
             followers.append(self)
         return followers[0]
 
     def _fit(self, weight: Tensor) -> None:
-        small = self._named(
-            quantize_weight, weight, self.plan.scheme, self._importance(), self.plan.seed
-        )
+        plan = self.plan
+        small = self._named(quantize_weight, weight, plan.scheme, self._importance(), plan.seed)
         self.codes, self.codebooks = small.codes, small.codebooks.float()
         self.scale = None if small.scale is None else small.scale.float()
 
@@ -203,6 +199,6 @@ def _towards(aim: Tensor | None, now: Tensor | None) -> Tensor | None:
     return None if aim is None or now is None else torch.lerp(now, aim.to(now.dtype), _PACE)
 
 
-def _same(a: CodebookWeight, b: CodebookWeight) -> bool:
+def _equal(a: CodebookWeight, b: CodebookWeight) -> bool:
     pairs = [(getattr(a, name), getattr(b, name)) for name in _STATE]
     return all(x is y or (x is not None and torch.equal(x, y)) for x, y in pairs)
