@@ -88,14 +88,7 @@ def even_starts(mass: Float64, moment: Float64, k: int) -> Int64 | None:
 
     For many intervals on points that already have the density of centers, a window replaces the
     recursion: intervals of at most 4·m/k points, ending within m/8 points of an even partition.
-
-    Args:
-        mass: As in :func:`optimal_starts`.
-        moment: As in :func:`optimal_starts`.
-        k: Intervals, 2 <= k <= m.
-
-    Returns:
-        As :func:`optimal_starts`, or ``None`` if the best such partition touches a limit.
+    ``None`` if the best such partition touches a limit.
     """
     m = len(mass) - 1
     longest, drift = 4 * -(-m // k), m // 8

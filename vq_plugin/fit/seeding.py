@@ -20,21 +20,16 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     Every center is the best of ``2 + ln k`` draws (of one in high dimensions) with probability
     proportional to the (importance-weighted) squared distance to the centers chosen so far.
 
-    Args:
-        batch: The points; the mean of the importance over ``dim`` weights a point.
-        k: Centers wanted.
-        generator: Source of the draws.
+    The mean of the importance over ``dim`` weights a point.
 
     Returns:
         Centers, float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k`` distinct points.
         In books that run out earlier the last centers repeat.
     """
     books, n, dim = batch.x.shape
-    mass = (
-        torch.ones(books, n, dtype=torch.float32)
-        if batch.importance is None
-        else batch.importance.mean(2)
-    )
+    mass = torch.ones(books, n, dtype=torch.float32)
+    if batch.importance is not None:
+        mass = batch.importance.mean(2)
     trials = 1 if dim > _HIGH_DIM else 2 + int(math.log(k))
     first = torch.rand(books, 1, generator=generator, dtype=torch.float64)
     draws = torch.rand(k - 1, books, trials, generator=generator, dtype=torch.float64)

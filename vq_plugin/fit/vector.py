@@ -28,11 +28,6 @@ def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
     book has many more points than centers, a sample finds the centers and a few iterations on
     all points polish them.
 
-    Args:
-        batch: The points; ``n >= 1``.
-        k: Centers wanted per book.
-        seed: Seed of the k-means++ draws and of the sample.
-
     Returns:
         Centers, float32, ``(books, k', dim)``, and codes, ``(books, n)``; ``k'`` is the
         largest number of distinct points of a book where that is below ``k``. Books with fewer
@@ -54,8 +49,10 @@ def _sample_size(k: int) -> int:
 
 
 def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    group = batch[start : start + step].contiguous()
-    generator = torch.Generator().manual_seed(_mix(seed, start))
+    books = batch[start : start + step].contiguous()
+    # A seed per group of books; neighbours in ``seed`` must not share draws.
+    mixed = (seed * 0x9E3779B97F4A7C15 + start * 0xBF58476D1CE4E5B9) % (1 << 63)
+    generator = torch.Generator().manual_seed(mixed)
     size = _sample_size(k)
     iterate = partial(best_kernels().lloyd_iterations, tolerance=_TOLERANCE)
     if group.n > size:
@@ -69,11 +66,6 @@ def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tup
     centers, codes = iterate(group, plus_plus(group, k, generator), iterations=_ITERATIONS)
     codes, centers = improve(group, codes, centers)
     return centers, codes
-
-
-def _mix(seed: int, start: int) -> int:
-    """A seed per group of books; neighbours in ``seed`` must not share draws."""
-    return (seed * 0x9E3779B97F4A7C15 + start * 0xBF58476D1CE4E5B9) % (1 << 63)
 
 
 def repeat_last(centers: Tensor, k: int) -> Tensor:

@@ -18,7 +18,7 @@ from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
-from vq_plugin.recipe.schema import AccuracyCriterion
+from vq_plugin.recipe.schema import AccuracyCriterion, Recipe
 from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.select import Pattern, Schemes, select, slots_by_name
 from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
@@ -117,32 +117,14 @@ def tuning_config(
         path = Path(recipe_or_schemes)
         prepared = prepare(path, model)
         tuning = prepared.recipe.tuning
-        for key in ("pruning", "recovery"):
-            if getattr(prepared.recipe, key) is not None:
-                raise ValueError(
-                    f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
-                    "recipe with vq-plugin tune"
-                )
-        if prepared.recipe.rest is not None:
-            text = (
-                f"{path}: INC's autotune does not round what is not compressed: 'rest' is for save"
-            )
-            warnings.warn(text, stacklevel=2)
-        if tuning.exit_policy.timeout is not None:
-            text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
-            warnings.warn(text, stacklevel=2)
+        _check_recipe(prepared.recipe, path)
+        if tolerable_loss is None:
+            tolerable_loss = _relative(tuning.accuracy_criterion, path)
         if calibration is None and prepared.calibration is not None:
             calibration = prepared.calibration()
-        return tuning_config(
-            model,
-            prepared.recipe.candidates(),
-            tolerable_loss
-            if tolerable_loss is not None
-            else _relative(tuning.accuracy_criterion, path),
-            calibration=calibration,
-            max_trials=tuning.exit_policy.max_trials if max_trials is None else max_trials,
-            seed=tuning.random_seed if seed is None else seed,
-        )
+        max_trials = tuning.exit_policy.max_trials if max_trials is None else max_trials
+        seed = tuning.random_seed if seed is None else seed
+        recipe_or_schemes = prepared.recipe.candidates()
     limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
     count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
@@ -162,6 +144,21 @@ def tuning_config(
     return TuningConfig(
         config_set=configs, tolerable_loss=Tolerance(limit), max_trials=len(configs)
     )
+
+
+def _check_recipe(recipe: Recipe, path: Path) -> None:
+    for key in ("pruning", "recovery"):
+        if getattr(recipe, key) is not None:
+            raise ValueError(
+                f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
+                "recipe with vq-plugin tune"
+            )
+    if recipe.rest is not None:
+        text = f"{path}: INC's autotune does not round what is not compressed: 'rest' is for save"
+        warnings.warn(text, stacklevel=3)
+    if recipe.tuning.exit_policy.timeout is not None:
+        text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
+        warnings.warn(text, stacklevel=3)
 
 
 def _relative(criterion: AccuracyCriterion, path: Path) -> float:
