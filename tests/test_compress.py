@@ -348,3 +348,50 @@ def test_a_calibration_that_fails_leaves_the_model_without_hooks_in_its_mode() -
         with pytest.raises(kind):
             vq.compress(model, vq.KM(), calibration)
         assert_unchanged(model, before)
+
+
+class TiedAutoencoder(nn.Module):
+    """A convolution, and its transpose by the same weight."""
+
+    def __init__(self, channels: tuple[int, int], *, first: str) -> None:
+        super().__init__()
+        outer, inner = channels
+        self.layers = nn.ModuleDict(
+            {
+                "down": nn.Conv2d(outer, inner, 3),
+                "up": nn.ConvTranspose2d(inner, outer, 3, bias=False),
+            }
+        )
+        if first == "up":
+            self.layers = nn.ModuleDict(reversed(self.layers.items()))
+        self.layers["up"].weight = self.layers["down"].weight
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.layers["up"](self.layers["down"](value).tanh())
+
+
+@pytest.mark.parametrize("first", ["down", "up"])
+@pytest.mark.parametrize("channels", [(3, 8), (8, 8)])
+@pytest.mark.parametrize("scheme", [vq.KM(k=8), vq.PQ(k=4, dim=2), vq.RQ(k=4, scale="row")])
+def test_slots_that_see_one_parameter_in_two_ways_share_its_codes(
+    channels: tuple[int, int], first: str, scheme: vq.Scheme, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = TiedAutoencoder(channels, first=first).eval()
+    image = torch.randn(2, channels[0], 7, 7)
+    small = vq.compress(model, scheme)
+    one, other = coded_weights(small).values()
+    assert one.codebooks is other.codebooks
+    assert torch.equal(small.layers["down"].weight, small.layers["up"].weight)
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.layers["down"].weight.copy_(small.layers["down"].weight)
+        assert torch.allclose(small(image), expected(image), atol=1e-5)
+    assert sum(row.nbytes for row in vq.summary(small).rows) == one.codebook_weight.nbytes
+    vq.save(small, tmp_path / "m.vq")
+    again = vq.load(tmp_path / "m.vq", TiedAutoencoder(channels, first=first).eval())
+    file = vq.open_file(tmp_path / "m.vq")
+    with torch.no_grad():
+        assert torch.equal(again(image), small(image))
+    for name in ("down", "up"):
+        assert torch.equal(file.layers[f"layers.{name}"].decode(), small.layers[name].weight)
