@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from vq_plugin.checkpoint.container import to_bytes
-from vq_plugin.checkpoint.header import Header
 
 import vq_plugin as vq
 from vq_plugin.checkpoint import read_header

@@ -55,16 +55,16 @@ def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tup
     generator = torch.Generator().manual_seed(mixed)
     size = _sample_size(k)
     iterate = partial(best_kernels().lloyd_iterations, tolerance=_TOLERANCE)
-    if group.n > size:
-        chosen = torch.randperm(group.n, generator=generator)[:size].sort().values
-        sample = group[:, chosen]
+    if books.n > size:
+        chosen = torch.randperm(books.n, generator=generator)[:size].sort().values
+        sample = books[:, chosen]
         centers, _ = iterate(sample, plus_plus(sample, k, generator), iterations=_ITERATIONS)
         if centers.shape[1] < k:
             # Too few distinct points in the sample: all points decide.
-            centers = plus_plus(group, k, generator)
-        return iterate(group, centers, iterations=_POLISH_ITERATIONS)
-    centers, codes = iterate(group, plus_plus(group, k, generator), iterations=_ITERATIONS)
-    codes, centers = improve(group, codes, centers)
+            centers = plus_plus(books, k, generator)
+        return iterate(books, centers, iterations=_POLISH_ITERATIONS)
+    centers, codes = iterate(books, plus_plus(books, k, generator), iterations=_ITERATIONS)
+    codes, centers = improve(books, codes, centers)
     return centers, codes
 
 
