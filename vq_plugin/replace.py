@@ -12,7 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, hold_coded
+from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, View, hold_coded
 from vq_plugin.nn.parameter import own_class
 from vq_plugin.select import slots_by_any_name
 from vq_plugin.ties import sharing
@@ -103,7 +103,8 @@ def _holders(
         if key in holders:
             continue
         try:
-            holder = holders[key] = holder_of(slot, weights[first])
+            seen = None if name == first else owner.view
+            holder = holders[key] = holder_of(slot, weights[first], seen)
         except (ValueError, RuntimeError, TypeError) as error:
             raise ValueError(f"layer {name!r}: {error}") from error
         shift = weights[first].bias_shift
@@ -120,19 +121,28 @@ def _holders(
     return layers, parameters
 
 
-def holder_of(slot: Slot, small: CodebookWeight) -> CodebookLayer | CodedParameter:
+def holder_of(
+    slot: Slot, small: CodebookWeight, view: View | None = None
+) -> CodebookLayer | CodedParameter:
     """What holds a compressed weight in the place of a slot's.
+
+    Args:
+        slot: The slot.
+        small: The compressed weight.
+        view: Between the parameter and that weight, if not the slot's: another that has the same
+            parameter may see it in another order.
 
     Raises:
         ValueError: If its shape is not that of the slot's weight.
     """
-    if slot.layer is not None:
+    view = view or slot.view
+    if slot.layer is not None and view == slot.view:
         return slot.layer(slot.module, small)
-    if slot.view.shape != small.shape:
+    if view.shape != small.shape:
         raise ValueError(
-            f"the codebook weight has shape {small.shape}, the layer's is {slot.view.shape}"
+            f"the codebook weight has shape {small.shape}, the layer's is {view.shape}"
         )
-    return CodedParameter(small, slot.view, trains=slot.value.requires_grad)
+    return CodedParameter(small, view, trains=slot.value.requires_grad)
 
 
 def _hold(slot: Slot, coded: CodedParameter, shift: Tensor | None, module: nn.Module) -> None:
@@ -193,10 +203,13 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
 
 
 def _own_values(model: nn.Module) -> dict[int, object]:
-    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients."""
+    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients.
+
+    Recurrent modules list theirs.
+    """
     return {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
+        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ()))
         if isinstance(value, Tensor) and not value.is_leaf
     }

@@ -1,6 +1,8 @@
 """Weights held as codes in the place of parameters."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +175,7 @@ def test_what_is_held_between_passes(memory: Any) -> None:
         small(torch.randn(3, 64))
     held = [coded._decoded._weight for coded in coded_weights(small).values()]
     assert all((weight is None) == (memory == "codes") for weight in held)
-    assert small._flat_weights == [None] * 4
+    assert "_flat_weights" not in vars(small)
     assert not any(coded._passes for coded in coded_parameters(small).values())
 
 
@@ -222,3 +224,103 @@ def test_a_tied_recurrent_weight_stays_tied() -> None:
     assert [row.note for row in vq.summary(small).rows if row.note] == ["tied to 0.weight_hh_l0"]
     again = copy.deepcopy(small)
     assert len(list(again.parameters())) == 3 + 2 * 2
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("memory", ["weight", "codes"])
+def test_an_encoder_packs_padded_batches_as_its_float_model_does(context: Any, memory: Any) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    model.eval()
+    x, padded = torch.randn(3, 6, 16), torch.zeros(3, 6, dtype=torch.bool)
+    padded[1, 4:] = True
+    small = vq.compress(model, vq.KM(k=8), [{"src": x, "src_key_padding_mask": padded}])
+    vq.set_memory(small, memory)
+    expected = model_with_biases_of(decoded(model, small), small)
+    with context():
+        outputs = [each(x, src_key_padding_mask=padded) for each in (small, expected)]
+    assert torch.allclose(*outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["weight", "codes"])
+def test_passes_of_several_threads_do_not_meet(case: Case, memory: Any) -> None:
+    model, inputs = case
+    small = vq.compress(model, vq.KM(k=8))
+    vq.set_memory(small, memory)
+    expected = first(decoded(model, small)(*inputs))
+
+    def run(_: int) -> bool:
+        return all(torch.allclose(first(small(*inputs)), expected, atol=1e-5) for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+
+
+def test_a_transposed_convolution_compiles_as_one_graph() -> None:
+    model, inputs = MODULES["transposed 2d"]
+    small = vq.compress(model, vq.KM(k=8))
+    with torch.no_grad():
+        expected = small(*inputs)
+        compiled = torch.compile(small, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(*inputs), expected, atol=1e-6)
+
+
+def test_pickles_compute_the_same_and_go_on_as_codes(case: Case) -> None:
+    model, inputs = case
+    small = vq.compress(model, vq.KM(k=8))
+    again = pickle.loads(pickle.dumps(small))
+    shallow = copy.copy(small)
+    with torch.no_grad():
+        expected = first(small(*inputs))
+        assert torch.equal(first(again(*inputs)), expected)
+        assert torch.equal(first(shallow(*inputs)), expected)
+        assert coded_weights(again).keys() == coded_weights(small).keys()
+        for coded in coded_weights(again).values():
+            coded.codebooks.zero_()
+        assert torch.equal(first(small(*inputs)), expected)
+        assert not torch.equal(first(again(*inputs)), expected)
+
+
+def test_a_partly_coded_module_is_calibrated_further(case: Case) -> None:
+    model, inputs = case
+    name, *others = find_slots(model)
+    once = vq.compress(model, {name: vq.KM(k=256)})
+    with torch.no_grad():
+        expected = first(once(*inputs))
+    if others:
+        twice = vq.compress(once, vq.KM(k=16), [inputs])
+        assert coded_weights(twice).keys() == find_slots(model).keys()
+        assert torch.equal(coded_weights(twice)[name].codes, coded_weights(once)[name].codes)
+    with torch.no_grad():
+        assert torch.equal(first(once(*inputs)), expected)
+    assert coded_weights(once).keys() == {name}
+
+
+def test_gradients_of_a_sparse_bag_reach_its_codebook() -> None:
+    small = vq.compress(nn.EmbeddingBag(20, 6, sparse=True), vq.KM(k=4))
+    small(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert coded_weights(small)[""].codebooks.grad is not None
+
+
+def test_calibration_passes_over_empty_batches(case: Case) -> None:
+    model, inputs = case
+    if inputs[0].dim() == 2 and not isinstance(model, nn.EmbeddingBag | nn.Bilinear | nn.RNNCellBase):
+        pytest.skip("one sample")
+    side = 1 if getattr(model, "batch_first", True) is False else 0
+    empty = tuple(x.narrow(side, 0, 0) for x in inputs)
+    with torch.no_grad():
+        try:
+            model(*empty)
+        except RuntimeError:
+            pytest.skip("the float module takes none")
+    plain, with_empty = (vq.compress(model, vq.KM(k=4), data) for data in ([inputs], [inputs, empty]))
+    for one, other in zip(coded_weights(plain).values(), coded_weights(with_empty).values(), strict=True):
+        assert torch.equal(one.codes, other.codes)
+
+
+def test_a_recurrent_module_with_weight_norm_is_compressed_after_a_pass_with_gradients() -> None:
+    model = parametrizations.weight_norm(nn.LSTM(6, 8), "weight_ih_l0")
+    x = torch.randn(5, 6)
+    expected = model(x)[0]
+    small = vq.compress(model, {"weight_hh_l0": vq.KM(k=256)})
+    assert torch.allclose(small(x)[0], expected, atol=1e-3)
+    assert torch.equal(model(x)[0], expected)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -39,12 +40,23 @@ def input_moments(
         for slot in observed
     ]
     try:
-        with eval_mode(model):
+        with eval_mode(model), _every_module_runs():
             run_calibration(model, calibration)
     finally:
         for handle in handles:
             handle.remove()
     return {name: named_moments(name, moment) for name, moment in moments.items()}
+
+
+@contextmanager
+def _every_module_runs() -> Iterator[None]:
+    """No fused Transformer layers, nor batches packed for them, which modules cannot read."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @torch.no_grad()

@@ -67,9 +67,11 @@ class InputSquares(nn.Module):
     def observe(
         self, host: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]
     ) -> None:
-        """A forward pre-hook, to be registered ``with_kwargs=True``."""
-        bound = inspect.signature(host.forward).bind(*positional, **keywords)
-        self.add(host, bound.arguments)
+        """A forward pre-hook, to be registered ``with_kwargs=True``; empty batches say nothing."""
+        arguments = inspect.signature(host.forward).bind(*positional, **keywords).arguments
+        value = next(iter(arguments.values()), None)
+        if not (isinstance(value, Tensor) and value.numel() == 0):
+            self.add(host, arguments)
 
     def importance(self) -> Tensor:
         """Importance of every element of the weight; broadcasts to its shape.

@@ -144,7 +144,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         for name, stored in file.header.weights():
             slot = _slot(name, slots, model)
             try:
-                _check_fit(file.header.layers[stored], slot)
+                _check_fit(file.header.layers[stored], slot, slots.get(stored, slot).view)
                 if name == stored:
                     weights[name] = _weight(file, name, slot.value)
                 else:
@@ -176,9 +176,14 @@ def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
     raise ValueError(f"the model has no layer {name!r}{hint}")
 
 
-def _check_fit(entry: Entry, slot: Slot) -> None:
-    """Makes sure that the weight of an entry is wanted, before anything of it is believed."""
-    source, view = slot.value, slot.view
+def _check_fit(entry: Entry, slot: Slot, view: View) -> None:
+    """Makes sure that the weight of an entry is wanted, before anything of it is believed.
+
+    ``view`` is that of the slot which the file has it for; of those that share it, the first.
+    """
+    source = slot.value
+    if tuple(source.shape) != view.parameter_shape:
+        view = slot.view
     if entry.dtype != _name(source.dtype):
         raise ValueError(
             f"it was saved as {entry.dtype} and the model is {source.dtype}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import torch
@@ -46,17 +47,18 @@ class CodedParameter(CodedWeight):
 
     def forward(self) -> Tensor:
         """The parameter, of the shape that it had."""
+        if torch.compiler.is_compiling():
+            return self.view.restore(self.weight)
         passing = self._passes.get(threading.get_ident())
         if passing is not None:
             return passing
-        if self.memory == "codes" or self._trains() or torch.compiler.is_compiling():
+        if self.memory == "codes" or self._trains():
             return self.view.restore(self.weight)
         return self._kept(self._decoded, lambda: self.view.restore(self.weight))
 
     def begin_pass(self) -> None:
         """Decodes for all that read the parameter until :meth:`end_pass`."""
-        if not torch.compiler.is_compiling():
-            self._passes[threading.get_ident()] = self.forward()
+        self._passes[threading.get_ident()] = self.forward()
 
     def end_pass(self) -> None:
         """Forgets what :meth:`begin_pass` decoded."""
@@ -96,11 +98,12 @@ def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None
     coded._owner = type(module).__mro__[int(parametrized)].__name__
     parametrize.register_parametrization(module, parameter, coded, unsafe=True)
     coded._held = True
-    if _begin_pass not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(_begin_pass)
-        module.register_forward_hook(_end_pass, always_call=True)
+    _decode_once_a_pass(type(module))
+    if isinstance(module, nn.EmbeddingBag):
+        module.sparse = False  # gradients of codebooks are dense
     if isinstance(module, nn.RNNBase):
-        _forget_flat_weights(module)
+        for name in ("_flat_weights", "_flat_weight_refs"):
+            vars(module).pop(name, None)
 
 
 def own_class(module: nn.Module) -> None:
@@ -124,22 +127,57 @@ def coded_parameters(module: nn.Module) -> dict[str, CodedParameter]:
     return {name: first for name, first in firsts.items() if isinstance(first, CodedParameter)}
 
 
-def _begin_pass(module: nn.Module, *_: object) -> None:
-    for coded in coded_parameters(module).values():
-        coded.begin_pass()
-    if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
+def _decode_once_a_pass(cls: type[nn.Module]) -> None:
+    """Changes the class of its own that a parametrized module has.
+
+    By no hooks: where there are some, Transformer layers leave their fast path, and fail on batches
+    that their encoder has packed for it.
+    """
+    if "forward" in vars(cls):
+        return
+    forward = cls.forward
+
+    @functools.wraps(forward)
+    def one_pass(module: nn.Module, *args: object, **kwargs: object) -> object:
+        if torch.compiler.is_compiling():
+            return forward(module, *args, **kwargs)
+        coded = coded_parameters(module).values()
+        try:
+            for each in coded:
+                each.begin_pass()
+            return forward(module, *args, **kwargs)
+        finally:
+            for each in coded:
+                each.end_pass()
+
+    cls.forward = one_pass
+    # Torch leaves it to the state_dict; but workers of a search are sent models.
+    cls.__reduce_ex__ = lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))
+    if issubclass(cls, nn.RNNBase):
+        # Their list of weights would outlive the pass, and be shared by threads.
+        cls._flat_weights = _Computed(_flat_weights)
+        cls._flat_weight_refs = _Computed(lambda module: [None] * len(module._flat_weights_names))
 
 
-def _end_pass(module: nn.Module, *_: object) -> None:
-    for coded in coded_parameters(module).values():
-        coded.end_pass()
-    if isinstance(module, nn.RNNBase):
-        _forget_flat_weights(module)
+class _Computed(property):
+    """A property that ignores what it is set to."""
+
+    def __set__(self, module: object, value: object) -> None:
+        """Nothing: what is computed is up to date."""
 
 
-def _forget_flat_weights(module: nn.RNNBase) -> None:
-    """Recurrent modules keep a list of their weights: it would outlive the pass."""
-    count = len(module._flat_weights_names)
-    module._flat_weights = [None] * count
-    module._flat_weight_refs = [None] * count
+def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _rebuilt(cls: type[nn.Module], state: dict[str, object]) -> nn.Module:
+    """A module with coded parameters, from its own class and what it holds."""
+    module = cls.__new__(cls)
+    vars(module).update(state)
+    parametrize._inject_new_class(module)
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    for name in lists:
+        parametrize._inject_property(module, name)
+    _decode_once_a_pass(type(module))
+    return module

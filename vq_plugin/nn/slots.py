@@ -198,8 +198,10 @@ class Slot:
         # A forward of one's own may do anything with them.
         if "forward" in vars(self.host) or "_conv_forward" in vars(self.host):
             return False
+        # That of a parametrized module begins with a class which torch derives from its own.
+        classes = type(self.host).__mro__[int(parametrize.is_parametrized(self.host)) :]
         owners = (
-            next(cls for cls in type(self.host).__mro__ if name in vars(cls))
+            next(cls for cls in classes if name in vars(cls))
             for name in ("forward", "_conv_forward")
             if hasattr(type(self.host), name)
         )
