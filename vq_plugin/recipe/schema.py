@@ -133,13 +133,19 @@ class AccuracyCriterion(_Keys):
         return LossBudget(self.relative, self.absolute, self.higher_is_better, self.confidence)
 
 
+_Loader = Annotated[
+    Reference,
+    Field(
+        description="Function without arguments: training batches, inputs or (inputs, targets).",
+        examples=["my_package:training_batches"],
+    ),
+]
+
+
 class Pruning(_Keys):
     """Zeros in the float model, before the search; see vq_plugin.prune."""
 
-    loader: Reference = Field(
-        description="Function without arguments: training batches, inputs or (inputs, targets).",
-        examples=["my_package:training_batches"],
-    )
+    loader: _Loader
     sparsity: Annotated[float, AfterValidator(_check_sparsity)] = Field(
         description="Share of the weights that become zero; 97 % is 0.97.",
         examples=[0.9],
@@ -152,10 +158,7 @@ class Pruning(_Keys):
 class Recovery(_Keys):
     """Training of settings past the budget; see vq_plugin.finetune."""
 
-    loader: Reference = Field(
-        description="Function without arguments: training batches, inputs or (inputs, targets).",
-        examples=["my_package:training_batches"],
-    )
+    loader: _Loader
     epochs: int = Field(default=1, gt=0, description="Passes over the batches for each setting.")
     learning_rate: float = Field(default=0.03, gt=0, description="Learning rate at the start.")
     max_trials: int = Field(default=4, gt=0, description="The most settings to train.")

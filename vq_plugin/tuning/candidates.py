@@ -32,12 +32,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Fits:
-    """The candidates of a model, and the compressed weights behind them.
-
-    Attributes:
-        layers: Candidates worth keeping, layer by layer.
-        weights: Compressed weights by layer name and scheme.
-    """
+    """The candidates of a model worth keeping, and the compressed weights behind them."""
 
     layers: tuple[LayerLadder, ...]
     weights: Mapping[tuple[str, Scheme], CodebookWeight]

@@ -26,13 +26,9 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """Names the models of one search.
+    """Names the models of one search, which start from the float model whose digest is ``start``.
 
-    Attributes:
-        start: Digest of the float model that is compressed.
-        fits: Its candidates.
-        training: What tells one training from another; empty without recovery.
-        rest: How everything that is not coded is stored.
+    ``training`` tells one training from another; it is empty without recovery.
     """
 
     start: str

@@ -22,13 +22,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one call of the user's function came to.
-
-    Attributes:
-        metric: The metric, or ``None`` if the call failed.
-        seconds: Its time.
-        error: Why it failed, or ``None``.
-    """
+    """What a call of the user's function came to: a metric, or the error of one that failed."""
 
     metric: Metric | None
     seconds: float

@@ -62,10 +62,8 @@ class Proposal(NamedTuple):
 class Landscape:
     """Everything that is known before the first evaluation.
 
-    Attributes:
-        layers: Candidates of every layer, from the largest to the smallest.
-        frontier: Settings from the least harmful to the smallest.
-        limit: The budget's limit.
+    Candidates of a layer go from the largest to the smallest, settings of the frontier from the
+    least harmful to the smallest. ``limit`` is the budget's.
     """
 
     layers: Sequence[Sequence[LayerCandidate]]

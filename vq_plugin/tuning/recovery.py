@@ -56,20 +56,15 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains settings, each once.
+    """Trains settings, each once, by the float model as the teacher.
 
-    Attributes:
-        recovery: How.
-        teacher: The float model.
-        own: Digest of the teacher's values.
-        seed: Of dropout and of a loader that shuffles.
-        folder: Where trained models wait for the end of the search, so that a run that was killed
-            need not train them again; ``None`` keeps them in memory.
+    In the folder trained models wait for the end of the search, so that a run that was killed need
+    not train them again; ``None`` keeps them in memory.
     """
 
     recovery: Recovery
     teacher: nn.Module
-    own: str
+    teacher_digest: str
     seed: int
     folder: Path | None
     _trained: dict[str, nn.Module] = field(default_factory=dict)
@@ -79,7 +74,7 @@ class Trainer:
         """What tells the training of one model from another; the loader has no name."""
         recovery = self.recovery
         loss = getattr(recovery.loss, "__qualname__", type(recovery.loss).__qualname__)
-        return self.own, self.seed, recovery.epochs, recovery.lr, loss
+        return self.teacher_digest, self.seed, recovery.epochs, recovery.lr, loss
 
     def __call__(self, key: str, small: nn.Module, model: nn.Module) -> nn.Module:
         """The trained model of that key; ``small``, made of ``model``, may be trained in place."""

@@ -20,12 +20,8 @@ Evaluate = Callable[[nn.Module], object]
 class Evaluator:
     """One of the user's functions with the journal of its results.
 
-    Attributes:
-        function: Gives the metric of a model.
-        name: ``"evaluate"`` or ``"test"``, for messages and the journal.
-        journal: Where results are kept.
-        workers: Evaluations at a time.
-        backend: Joblib's name of what runs them if there are several.
+    Its name, ``"evaluate"`` or ``"test"``, is for messages and for the journal. ``backend`` is
+    joblib's name of what runs several evaluations at a time.
     """
 
     function: Evaluate
