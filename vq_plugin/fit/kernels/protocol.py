@@ -93,7 +93,7 @@ class Kernels(Protocol):
         """
 
     def seeds(self, batch: Batch, mass: Tensor, first: Tensor, draws: Tensor) -> Tensor:
-        """Greedy k-means++: see :func:`vq_plugin.fit.seeding.plus_plus`, which draws.
+        """Greedy k-means++: see :func:`vq_plugin.fit.vector.plus_plus`, which draws.
 
         Points count by ``mass``, ``(books, n)``. Of the draws, float64 in [0, 1), those of
         ``first``, ``(books, 1)``, choose the first centers and those of ``draws``,
