@@ -24,11 +24,7 @@ _MAX_ITERATIONS = 1000
 
 
 def fit_scalar(
-    values: Tensor,
-    k: int,
-    *,
-    importance: Tensor | None = None,
-    keep_zeros: bool = False,
+    values: Tensor, k: int, *, importance: Tensor | None = None, keep_zeros: bool = False
 ) -> Tensor:
     """Centers that minimize the (weighted) squared error of single weights.
 
