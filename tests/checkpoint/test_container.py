@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from vq_plugin.checkpoint.container import read, to_bytes
-from vq_plugin.checkpoint.header import Header
 
 import vq_plugin as vq
 from vq_plugin.checkpoint import read_header
+from vq_plugin.checkpoint.container import read, to_bytes
+from vq_plugin.checkpoint.header import Header
 
 
 def layout(path: Path) -> tuple[int, float]:
