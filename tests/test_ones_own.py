@@ -208,9 +208,7 @@ output: {tmp_path / "out"}
 @OWN
 def test_fx_holds_the_schemes(scheme: vq.Scheme, inputs: Tensor) -> None:
     backend = get_backend_config()
-    prepared = prepare_fx(
-        net(), get_qconfig_mapping(scheme), (inputs,), backend_config=backend
-    )
+    prepared = prepare_fx(net(), get_qconfig_mapping(scheme), (inputs,), backend_config=backend)
     observe_inputs(prepared)
     prepared(inputs)
     converted = check_converted(convert_fx(prepared, backend_config=backend), scheme)
@@ -221,9 +219,7 @@ def test_fx_holds_the_schemes(scheme: vq.Scheme, inputs: Tensor) -> None:
 def test_fx_cannot_hold_the_layer_and_the_check_says_so(inputs: Tensor) -> None:
     backend = get_backend_config()
     model = net(Scores(32, 6))
-    prepared = prepare_fx(
-        model, get_qconfig_mapping(TERNARY), (inputs,), backend_config=backend
-    )
+    prepared = prepare_fx(model, get_qconfig_mapping(TERNARY), (inputs,), backend_config=backend)
     converted = convert_fx(prepared, backend_config=backend)
     with pytest.raises(ValueError, match="'4"):
         check_converted(converted, TERNARY)

@@ -67,18 +67,10 @@ class Training:
         before_step: Callable[[float], None] = lambda _: None,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """Trains epoch by epoch, from where the checkpoint is: see :func:`vq_plugin.finetune`.
+        """Trains epoch by epoch, from where the checkpoint is.
 
-        Args:
-            loader: Batches.
-            seed: Of the first epoch.
-            stop: Asked after every epoch.
-            checkpoint: File of the state after every epoch.
-            before_step: Called before every step with the share of the training that is done.
-            after_step: Called after every step.
-
-        Raises:
-            ValueError: As there.
+        Arguments and errors are those of :func:`vq_plugin.finetune`; ``before_step`` is called with
+        the share of the training that is done.
         """
         path = None if checkpoint is None else Path(checkpoint)
         done = 0 if path is None else self._load(path)

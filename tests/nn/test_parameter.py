@@ -303,7 +303,9 @@ def test_gradients_of_a_sparse_bag_reach_its_codebook() -> None:
 
 def test_calibration_passes_over_empty_batches(case: Case) -> None:
     model, inputs = case
-    if inputs[0].dim() == 2 and not isinstance(model, nn.EmbeddingBag | nn.Bilinear | nn.RNNCellBase):
+    if inputs[0].dim() == 2 and not isinstance(
+        model, nn.EmbeddingBag | nn.Bilinear | nn.RNNCellBase
+    ):
         pytest.skip("one sample")
     side = 1 if getattr(model, "batch_first", True) is False else 0
     empty = tuple(x.narrow(side, 0, 0) for x in inputs)
@@ -312,8 +314,12 @@ def test_calibration_passes_over_empty_batches(case: Case) -> None:
             model(*empty)
         except RuntimeError:
             pytest.skip("the float module takes none")
-    plain, with_empty = (vq.compress(model, vq.KM(k=4), data) for data in ([inputs], [inputs, empty]))
-    for one, other in zip(coded_weights(plain).values(), coded_weights(with_empty).values(), strict=True):
+    plain, with_empty = (
+        vq.compress(model, vq.KM(k=4), data) for data in ([inputs], [inputs, empty])
+    )
+    for one, other in zip(
+        coded_weights(plain).values(), coded_weights(with_empty).values(), strict=True
+    ):
         assert torch.equal(one.codes, other.codes)
 
 

@@ -41,7 +41,7 @@ def nearest_codes(
     """
     with torch.inference_mode(False), worker_pool():
         view = _View(weight, small, importance)
-        return view.result(_assigned(view), view.centers, small.scale)
+        return view.result(_assigned(view), view.centers)
 
 
 def lloyd_step(
@@ -76,10 +76,10 @@ def lloyd_step(
     with torch.inference_mode(False), worker_pool():
         view = _View(weight, small, importance)
         codes = _assigned(view)
-        moved = view.result(codes, _means(view, codes), small.scale)
-        if small.scale is None:
+        moved = view.result(codes, _means(view, codes))
+        if moved.scale is None:
             return moved
-        return replace(moved, scale=_row_scales(view, moved, small.scale))
+        return replace(moved, scale=_row_scales(view, moved, moved.scale))
 
 
 class _View:
@@ -112,15 +112,9 @@ class _View:
         ]
         self.centers = [list(tables) for tables in small.codebooks.cpu().float().unbind(1)]
 
-    def result(
-        self,
-        codes: list[list[Tensor]],
-        centers: list[list[Tensor]],
-        scale: Tensor | None,
-    ) -> CodebookWeight:
+    def result(self, codes: list[list[Tensor]], centers: list[list[Tensor]]) -> CodebookWeight:
         """Codes and centers by group and stage as the weight that they make."""
-        small = self.small
-        scheme = small.scheme
+        small, scheme = self.small, self.small.scheme
         subspaces = self.geometry.subspaces
         grid = torch.cat([codes_by_row(torch.stack(group), subspaces) for group in codes], 1)
         tables = torch.stack([torch.stack(group) for group in centers], 1)
@@ -130,7 +124,7 @@ class _View:
             small,
             codes=grid.to(small.codes.dtype).to(self._device),
             codebooks=tables.to(self._device),
-            scale=None if scale is None else scale.to(self._device),
+            scale=None if small.scale is None else small.scale.to(self._device),
         )
 
 
@@ -181,14 +175,9 @@ def _means(view: _View, codes: list[list[Tensor]]) -> list[list[Tensor]]:
 
 def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:
     """Scales that fit the rows best, ``<w, d> / <d, d>``; the old one where that is no scale."""
-    plain = decode(
-        moved.codes.cpu(),
-        moved.codebooks.cpu().float(),
-        None,
-        shape=tuple(view.matrix.shape),
-        axis="in",
-        group=view.geometry.group,
-    )
+    shape, group = tuple(view.matrix.shape), view.geometry.group
+    codes, codebooks = moved.codes.cpu(), moved.codebooks.cpu().float()
+    plain = decode(codes, codebooks, None, shape=shape, axis="in", group=group)
     mass = 1.0 if view.importance is None else view.importance
     best = (view.matrix * plain * mass).sum(1) / (plain * plain * mass).sum(1)
     best = best.to(before.dtype).to(before.device)

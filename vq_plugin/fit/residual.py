@@ -17,12 +17,7 @@ _BLOCK_WEIGHTS = 1 << 22
 
 
 def fit_residual(
-    batch: Batch,
-    k: int,
-    stages: int,
-    *,
-    seed: int,
-    codebook_dtype: CodebookDtype,
+    batch: Batch, k: int, stages: int, *, seed: int, codebook_dtype: CodebookDtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Codebooks whose sum minimizes the (weighted) squared error of sub-vectors.
 

@@ -88,15 +88,10 @@ def codes_by_row(by_book: Tensor, subspaces: int) -> Tensor:
 
 
 def sub_vectors(matrix: Tensor, importance: Tensor | None, geometry: Geometry) -> Batch:
-    """The rows of a matrix cut into sub-vectors, one book per subspace or one for all.
+    """The rows of a matrix cut into sub-vectors; padded where ``dim`` does not divide them.
 
-    Args:
-        matrix: Float32, ``(rows, length)``; padded where ``dim`` does not divide the length.
-        importance: Of the same shape, or ``None``.
-        geometry: Gives ``dim``, and whether all subspaces share one book.
-
-    Returns:
-        Points, ``(subspaces, rows, dim)``, or ``(1, rows · subspaces, dim)`` where shared.
+    One book per subspace, ``(subspaces, rows, dim)``, or one for all where these share it,
+    ``(1, rows · subspaces, dim)``.
     """
     dim, shared = geometry.dim, geometry.shared
     rows, length = matrix.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -11,7 +12,6 @@ from vq_plugin.fit.batch import BLOCK, Batch
 from vq_plugin.fit.exchange import improve
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.fit.seeding import plus_plus
 
 # Training points per center above which a sample finds the centers as well (faiss uses 256).
 _SAMPLE_PER_CENTER = 256
@@ -19,6 +19,8 @@ _SAMPLE_LEAST = 1 << 16
 _ITERATIONS = 50
 _POLISH_ITERATIONS = 25
 _TOLERANCE = 1e-4
+# Distances concentrate as dimensions grow: one draw is then as good as the best of several.
+_HIGH_DIM = 128
 
 
 def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,28 @@ def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tup
     centers, codes = iterate(books, plus_plus(books, k, generator), iterations=_ITERATIONS)
     codes, centers = improve(books, codes, centers)
     return centers, codes
+
+
+def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ for a batch of books (Arthur & Vassilvitskii 2007, section 2.2).
+
+    Every center is the best of ``2 + ln k`` draws (of one in high dimensions) with probability
+    proportional to the (importance-weighted) squared distance to the centers chosen so far.
+
+    The mean of the importance over ``dim`` weights a point.
+
+    Returns:
+        Centers, float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k`` distinct points.
+        In books that run out earlier the last centers repeat.
+    """
+    books, n, dim = batch.x.shape
+    mass = torch.ones(books, n, dtype=torch.float32)
+    if batch.importance is not None:
+        mass = batch.importance.mean(2)
+    trials = 1 if dim > _HIGH_DIM else 2 + int(math.log(k))
+    first = torch.rand(books, 1, generator=generator, dtype=torch.float64)
+    draws = torch.rand(k - 1, books, trials, generator=generator, dtype=torch.float64)
+    return best_kernels().seeds(batch, mass, first, draws)
 
 
 def repeat_last(centers: Tensor, k: int) -> Tensor:

@@ -79,11 +79,7 @@ def quantize_weight(
 
 
 def _quantize(
-    weight: Tensor,
-    scheme: Scheme,
-    importance: Tensor | None,
-    moments: Moments | None,
-    seed: int,
+    weight: Tensor, scheme: Scheme, importance: Tensor | None, moments: Moments | None, seed: int
 ) -> CodebookWeight:
     geometry = scheme.geometry(tuple(weight.shape))
     matrix = geometry.matrix(weight.detach().cpu().float())

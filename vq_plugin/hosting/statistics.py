@@ -88,8 +88,7 @@ def _statistics(slot: Slot) -> InputMoments | None:
     statistics = getattr(slot.host, INPUT_STATS, None)
     if not isinstance(statistics, nn.ModuleDict) or _leaf(slot) not in statistics:
         return None
-    moments = statistics[_leaf(slot)]
-    assert isinstance(moments, InputMoments)
+    moments: InputMoments = statistics[_leaf(slot)]  # type: ignore[assignment]
     return moments
 
 

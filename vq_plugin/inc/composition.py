@@ -8,12 +8,7 @@ from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from torch import nn
 
 from vq_plugin.inc.layers import Configs, ModelInfo, checked
-from vq_plugin.inc.partners import (
-    check_partner,
-    is_exception,
-    names_layer,
-    warn_of_unmatched,
-)
+from vq_plugin.inc.partners import check_partner, is_exception, names_layer, warn_of_unmatched
 
 
 class Composition(ComposableConfig):  # type: ignore[misc]

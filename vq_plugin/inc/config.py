@@ -18,14 +18,7 @@ from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.composition import Composition
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
 from vq_plugin.inc.partners import check_partner
-from vq_plugin.inc.plain import (
-    Settings,
-    known,
-    local_from_dict,
-    local_to_dict,
-    plain,
-    unique,
-)
+from vq_plugin.inc.plain import Settings, known, local_from_dict, local_to_dict, plain, unique
 from vq_plugin.nn import layer_types
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
 from vq_plugin.select import Pattern, check_pattern_type

@@ -167,9 +167,9 @@ def _read_settings(path: Path) -> dict[LayerKey, dict[str, Any]]:
     """Algorithm and settings of every layer."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        layers = content[_NOTICE] if isinstance(content, dict) and _NOTICE in content else None
-        if layers is not None:
-            return {ast.literal_eval(key): dict(settings) for key, settings in layers.items()}
+        if isinstance(content, dict) and content.get(_NOTICE) is not None:
+            layers = content[_NOTICE].items()
+            return {ast.literal_eval(key): dict(settings) for key, settings in layers}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; save the model again") from None
     except (ValueError, TypeError, SyntaxError, AttributeError) as error:

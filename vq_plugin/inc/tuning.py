@@ -206,11 +206,7 @@ def _settings(
 
 
 def _frontier(
-    model: nn.Module,
-    candidates: Candidates,
-    calibration: Calibration | None,
-    count: int,
-    seed: int,
+    model: nn.Module, candidates: Candidates, calibration: Calibration | None, count: int, seed: int
 ) -> list[VQConfig]:
     """Points of the tuner's frontier, the smallest model first."""
     if isinstance(calibration, Iterable):

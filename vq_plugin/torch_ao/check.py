@@ -14,14 +14,10 @@ from vq_plugin.select import Schemes
 from vq_plugin.torch_ao.backend import LAYERS, REFERENCES, modules_around
 from vq_plugin.torch_ao.fused import split_fused
 
-# What the host makes of a float layer, under the float layer's name.
-_QUANTIZED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
-    kind: (getattr(quantized, kind.__name__), REFERENCES[kind]) for kind in LAYERS
-}
+# What the host makes of float layers, under their names.
+_QUANTIZED = {kind: (getattr(quantized, kind.__name__), REFERENCES[kind]) for kind in LAYERS}
 # Left where convert did not reach what training had prepared.
-_TRAINED: dict[type[nn.Module], type[nn.Module]] = {
-    kind: getattr(qat, kind.__name__) for kind in LAYERS
-}
+_TRAINED = {kind: getattr(qat, kind.__name__) for kind in LAYERS}
 
 _FUNCTIONAL: dict[Callable[..., object], type[nn.Module]] = {
     getattr(functional, kind.__name__.lower()): kind for kind in LAYERS

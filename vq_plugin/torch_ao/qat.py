@@ -13,8 +13,7 @@ from vq_plugin.hosting.plan import plans
 from vq_plugin.nn import Slot
 from vq_plugin.select import Schemes, slots_by_name
 from vq_plugin.torch_ao.backend import LAYERS, modules_around
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
-from vq_plugin.torch_ao.qconfig import plan_qconfig
+from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_qconfig
 
 
 def get_qat_qconfig_mapping(

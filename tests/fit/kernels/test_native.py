@@ -17,8 +17,7 @@ from vq_plugin.fit.optimal import optimal_starts
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.feedback import descend
 from vq_plugin.fit.output.objective import Objective, Quantized
-from vq_plugin.fit.seeding import plus_plus
-from vq_plugin.fit.vector import fit_vector
+from vq_plugin.fit.vector import fit_vector, plus_plus
 from vq_plugin.ops import fit, isa, isas, use_isa
 from vq_plugin.ops.fit import operators
 
@@ -247,7 +246,7 @@ def test_calibrated_fits_reach_what_they_reach_in_torch(
     view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     if small.scale is not None:
         view = view / small.scale.float().unsqueeze(1)
-    objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
+    objective = Objective.build(view, small.scale, scheme, small.geometry, moments)
     assert objective is not None
     start = Quantized(small.codes, small.codebooks)
 
@@ -277,7 +276,7 @@ def test_a_sweep_chooses_the_codes_that_it_chooses_in_torch(
     small = vq.quantize_weight(weight, scheme)
     view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     moments = moments_of(correlated_inputs(300, 140))
-    objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
+    objective = Objective.build(view, small.scale, scheme, small.geometry, moments)
     assert objective is not None
     start = objective.place(Quantized(small.codes.long(), small.codebooks.float()))
 

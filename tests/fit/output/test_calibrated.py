@@ -88,7 +88,7 @@ def test_the_refit_is_least_squares(scheme: vq.Scheme) -> None:
 def test_few_iterations_of_the_refit_lower_the_error(scheme: vq.Scheme) -> None:
     objective, quantized = problem(scheme)
     start = objective.place(quantized)
-    found = [refit(objective, start, iterations=n).fitted for n in (1, 2, 4, 8)]
+    found = [refit(objective, start, iterations=n).quantized for n in (1, 2, 4, 8)]
     values = [value(objective, each) for each in found]
     assert value(objective, quantized) > values[0] > values[1] >= values[2] >= values[3]
 

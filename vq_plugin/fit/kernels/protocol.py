@@ -15,16 +15,9 @@ from vq_plugin.fit.optimal import Float64, Int64
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all steps of one pass over a layer's inputs share.
+    """What all steps of one pass over a layer's inputs share: codes to start from, and codebooks.
 
-    Attributes:
-        codes: Where to start, ``(stages, rows, subspaces)``.
-        codebooks: Float32, ``(stages, groups, books, k, dim)``.
-        shape: Of the weight: groups of a convolution, inputs, outputs of a group.
-        mass: What an output's error counts, ``(outputs of all groups,)``; 0 for padding.
-        along_out: Whether sub-vectors run along the outputs.
-        row_group: Rows that share a codebook, ``None`` where all do.
-        zeros: Weights that stay exactly 0, of that shape, or ``None``.
+    The others are those of :class:`vq_plugin.fit.output.objective.Objective`.
     """
 
     codes: Tensor
@@ -93,7 +86,7 @@ class Kernels(Protocol):
         """
 
     def seeds(self, batch: Batch, mass: Tensor, first: Tensor, draws: Tensor) -> Tensor:
-        """Greedy k-means++: see :func:`vq_plugin.fit.seeding.plus_plus`, which draws.
+        """Greedy k-means++: see :func:`vq_plugin.fit.vector.plus_plus`, which draws.
 
         Points count by ``mass``, ``(books, n)``. Of the draws, float64 in [0, 1), those of
         ``first``, ``(books, 1)``, choose the first centers and those of ``draws``,

@@ -14,12 +14,7 @@ _LEAST = 1e-8
 
 
 class Stepwise:
-    """Chooses in torch, for all outputs at once.
-
-    Attributes:
-        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
-        strip: All outputs of a group.
-    """
+    """Chooses in torch, for all outputs at once; see the protocol."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.codes = sweep.codes.long().clone()
