@@ -150,13 +150,17 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
             for each in coded:
                 each.end_pass()
 
-    cls.forward = one_pass
+    setattr(cls, "forward", one_pass)  # noqa: B010 - mypy takes it for an instance's method
     # Torch leaves it to the state_dict; but workers of a search are sent models.
     cls.__reduce_ex__ = lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))
     if issubclass(cls, nn.RNNBase):
         # Their list of weights would outlive the pass, and be shared by threads.
-        cls._flat_weights = _Computed(_flat_weights)
-        cls._flat_weight_refs = _Computed(lambda module: [None] * len(module._flat_weights_names))
+        refs = _Computed(lambda module: [None] * len(module._flat_weights_names))
+        for name, computed in (
+            ("_flat_weights", _Computed(_flat_weights)),
+            ("_flat_weight_refs", refs),
+        ):
+            setattr(cls, name, computed)
 
 
 class _Computed(property):
