@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +185,7 @@ def test_a_search_chooses_among_them(last: nn.Module | None, inputs: Tensor) -> 
 def test_a_recipe_names_them(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         f"""\
+version: 1
 model: vq_plugin.workloads.digits:model
 quantization:
   calibration: vq_plugin.workloads.digits:calibration
@@ -216,13 +218,31 @@ def test_fx_holds_the_schemes(scheme: vq.Scheme, inputs: Tensor) -> None:
 
 
 @fx
-def test_fx_cannot_hold_the_layer_and_the_check_says_so(inputs: Tensor) -> None:
+@pytest.mark.parametrize(
+    "schemes",
+    [
+        pytest.param(
+            TERNARY,
+            marks=pytest.mark.xfail(
+                strict=True, reason="FX inlines a user's module: '*' misses it"
+            ),
+        ),
+        {"4": TERNARY},
+        {"4.kernel": TERNARY},
+        {Scores: TERNARY},
+    ],
+)
+def test_fx_cannot_hold_the_layer_and_the_check_says_so(schemes: Any, inputs: Tensor) -> None:
     backend = get_backend_config()
     model = net(Scores(32, 6))
+<<<<<<< HEAD
     prepared = prepare_fx(model, get_qconfig_mapping(TERNARY), (inputs,), backend_config=backend)
+=======
+    prepared = prepare_fx(model, get_qconfig_mapping(schemes), (inputs,), backend_config=backend)
+>>>>>>> zoo
     converted = convert_fx(prepared, backend_config=backend)
-    with pytest.raises(ValueError, match="'4"):
-        check_converted(converted, TERNARY)
+    with pytest.raises(ValueError, match="4|Scores"):
+        check_converted(converted, schemes)
 
 
 @OWN
