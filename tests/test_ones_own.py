@@ -235,11 +235,7 @@ def test_fx_holds_the_schemes(scheme: vq.Scheme, inputs: Tensor) -> None:
 def test_fx_cannot_hold_the_layer_and_the_check_says_so(schemes: Any, inputs: Tensor) -> None:
     backend = get_backend_config()
     model = net(Scores(32, 6))
-<<<<<<< HEAD
-    prepared = prepare_fx(model, get_qconfig_mapping(TERNARY), (inputs,), backend_config=backend)
-=======
     prepared = prepare_fx(model, get_qconfig_mapping(schemes), (inputs,), backend_config=backend)
->>>>>>> zoo
     converted = convert_fx(prepared, backend_config=backend)
     with pytest.raises(ValueError, match="4|Scores"):
         check_converted(converted, schemes)

@@ -150,27 +150,13 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
             for each in coded:
                 each.end_pass()
 
-<<<<<<< HEAD
-    setattr(cls, "forward", one_pass)  # noqa: B010 - mypy takes it for an instance's method
-=======
     cls.forward = one_pass  # type: ignore[method-assign]
->>>>>>> zoo
     # Torch leaves it to the state_dict; but workers of a search are sent models.
-    reduce = lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))  # noqa: E731
-    setattr(cls, "__reduce_ex__", reduce)  # noqa: B010
+    cls.__reduce_ex__ = lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))
     if issubclass(cls, nn.RNNBase):
         # Their list of weights would outlive the pass, and be shared by threads.
-<<<<<<< HEAD
-        refs = _Computed(lambda module: [None] * len(module._flat_weights_names))
-        for name, computed in (
-            ("_flat_weights", _Computed(_flat_weights)),
-            ("_flat_weight_refs", refs),
-        ):
-            setattr(cls, name, computed)
-=======
         for name, compute in (("_flat_weights", _flat_weights), ("_flat_weight_refs", _no_refs)):
             setattr(cls, name, _Computed(compute))
->>>>>>> zoo
 
 
 class _Computed(property):
