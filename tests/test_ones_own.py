@@ -237,7 +237,7 @@ def test_fx_cannot_hold_the_layer_and_the_check_says_so(schemes: Any, inputs: Te
     model = net(Scores(32, 6))
     prepared = prepare_fx(model, get_qconfig_mapping(schemes), (inputs,), backend_config=backend)
     converted = convert_fx(prepared, backend_config=backend)
-    with pytest.raises(ValueError, match="4|Scores"):
+    with pytest.raises(ValueError, match=r"4|Scores"):
         check_converted(converted, schemes)
 
 
