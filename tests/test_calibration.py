@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from vq_plugin.nn import CodebookLinear
+from vq_plugin.calibration.statistics import InputMoments
+from vq_plugin.nn import CodebookLinear, find_slots
 
 
 class TwoInputs(nn.Module):
@@ -105,3 +106,11 @@ def test_zero_inputs_of_grouped_convolutions_count_least() -> None:
     error = [(w - layer.weight).square().sum((2, 3)) for w in (plain, aware)]
     assert error[1][:4, 1].sum() < 0.7 * error[0][:4, 1].sum()
     assert error[1][4:].sum() > error[0][4:].sum()
+
+
+def test_statistics_keep_no_gradients_of_inputs() -> None:
+    model = nn.Sequential(nn.Linear(1100, 4))
+    (slot,) = find_slots(model).values()
+    moments = InputMoments(slot)
+    moments.add(model[0], {"input": torch.randn(3, 1100, requires_grad=True)})
+    assert not moments.second.requires_grad

@@ -20,11 +20,13 @@ NAMES = {
     "Binary",
     "CheckpointError",
     "CodebookWeight",
+    "Geometry",
     "LossBudget",
     "Recovery",
     "Scheme",
     "Summary",
     "TuneResult",
+    "View",
     "compensate",
     "compress",
     "finetune",
@@ -34,8 +36,11 @@ NAMES = {
     "prune",
     "quantize_weight",
     "reestimate_norms",
+    "register_scheme",
+    "register_slot",
     "save",
     "scheme_from_dict",
+    "set_memory",
     "set_precision",
     "summary",
     "tune",
@@ -97,7 +102,6 @@ def test_functions() -> None:
         "importance": None,
         "seed": 0,
         "moments": None,
-        "backend": "torch",
     }
     assert positional(vq.quantize_weight) == ["weight", "scheme", "importance", "seed"]
     assert parameters(vq.compress) == {

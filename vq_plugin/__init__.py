@@ -4,6 +4,7 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
 ``vq_plugin.torchao`` and ``vq_plugin.inc`` and are imported only when asked for.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,18 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         scheme_from_dict,
     )
     from vq_plugin.summary import Summary, summary
-    from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
-else:
 
-    def __getattr__(name: str) -> object:
+if TYPE_CHECKING:
+    from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
+
+
+def __getattr__(name: str) -> object:
+    if find_spec("torch") is None:
         raise AttributeError(f"vq_plugin.{name} needs torch; without it there is vq_plugin.reader")
+    # Searches take as long to import as all else together: when they are first asked for.
+    if name in ("LossBudget", "Recovery", "TuneResult", "tune"):
+        return getattr(import_module("vq_plugin.tuning"), name)
+    raise AttributeError(f"module 'vq_plugin' has no attribute {name!r}")
 
 
 __all__ = [

@@ -9,11 +9,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file, or replaces one, in one step.
 
     A reader, and whoever comes after a kill, finds the old bytes or the new ones. What a power cut
-    leaves is up to the file system.
-
-    Args:
-        path: Where to; its folder exists.
-        data: What the file will hold.
+    leaves is up to the file system. The folder has to exist.
 
     Raises:
         OSError: If the file cannot be written; an older one is then as it was.

@@ -29,7 +29,7 @@ from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.summary import summary
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.cluster import dask_cluster
-from vq_plugin.tuning.report import file_rate, format_result
+from vq_plugin.tuning.report import format_result
 from vq_plugin.tuning.tracking import TrackingError, ensure_experiment, log_run
 
 WITHIN_BUDGET, BAD_INPUT, NOT_REACHED = 0, 2, 3
@@ -180,7 +180,7 @@ def _compress(options: argparse.Namespace) -> int:
     save(small, options.output, rest=options.rest)
     sizes = summary(small, rest=options.rest)
     print(sizes)
-    print(f"file: {options.output} (file rate {file_rate(sizes, options.output):.1f}x)")
+    print(f"file: {options.output} (file rate {sizes.file_rate(options.output):.1f}x)")
     if options.evaluate is not None:
         evaluate = resolve(options.evaluate)
         print(f"metric: {evaluate(model):.4f} -> {evaluate(small):.4f}")

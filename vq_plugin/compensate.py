@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -107,29 +106,22 @@ def _inputs(model: nn.Module, layer: nn.Module, calibration: Calibration) -> lis
     return seen
 
 
-def _pairs(
-    layer: nn.Module, wanted: list[Tensor], met: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, own in zip(wanted, met, strict=True):
-        inputs = multiplied if isinstance(layer, nn.Linear) else convolved
-        pieces = (inputs(layer, {"input": value}, "weight") for value in (x, own))
-        yield from zip(*pieces, strict=True)
-
-
 def _refit(layer: nn.Module, wanted: list[Tensor], met: list[Tensor]) -> None:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
+    rows_of = multiplied if isinstance(layer, nn.Linear) else convolved
     count, first, cross, square = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for x, own in _pairs(layer, wanted, met):
-        count += x.shape[1]
-        first = first + torch.stack([x, own]).sum(2, dtype=torch.float64)
-        cross = cross + x.mT.double() @ own.double()
-        square = square + own.mT.double() @ own.double()
-    mean, own_mean = (first / count).unsqueeze(3)
+    for values in zip(wanted, met, strict=True):
+        for x, y in zip(*(rows_of(layer, {"input": v}, "weight") for v in values), strict=True):
+            count += x.shape[1]
+            first = first + torch.stack([x, y]).sum(2, dtype=torch.float64)
+            cross = cross + x.mT.double() @ y.double()
+            square = square + y.mT.double() @ y.double()
+    mean, met_mean = (first / count).unsqueeze(3)
     cross, square = cross / count, square / count
     if bias is not None:
-        cross = cross - mean * own_mean.mT
-        square = square - own_mean * own_mean.mT
+        cross = cross - mean * met_mean.mT
+        square = square - met_mean * met_mean.mT
     damped = square.clone()
     diagonal = damped.diagonal(0, 1, 2)
     diagonal += _RIDGE * diagonal + _FLOOR * diagonal.mean() + torch.finfo(torch.float32).tiny
@@ -137,5 +129,5 @@ def _refit(layer: nn.Module, wanted: list[Tensor], met: list[Tensor]) -> None:
     change = torch.linalg.solve(damped, rows @ (cross - square), left=False)
     weight += change.reshape(weight.shape).to(weight)
     if isinstance(bias, Tensor):
-        moved = rows @ (mean - own_mean) - change @ own_mean
+        moved = rows @ (mean - met_mean) - change @ met_mean
         bias += moved.flatten().to(bias)

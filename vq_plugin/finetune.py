@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -13,12 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from vq_plugin.nn import CodedWeight
 from vq_plugin.training import Loss, Stop, Training
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def finetune(
@@ -87,15 +83,8 @@ def finetune(
     tables, rest = _trained(model)
     groups = [{"params": [p], "lr": lr * _size(p)} for p in tables]
     groups += [{"params": rest, "lr": lr / 10}] * bool(rest)
-    training = Training(
-        "finetune",
-        model,
-        Adam(groups),
-        teacher,
-        loss,
-        epochs,
-        {"epochs": epochs, "lr": lr, "seed": seed},
-    )
+    settings = {"epochs": epochs, "lr": lr, "seed": seed}
+    training = Training("finetune", model, Adam(groups), teacher, loss, epochs, settings)
     with _pinned_kept(model):
         training.run(loader, seed=seed, stop=stop, checkpoint=checkpoint)
     return model
@@ -133,13 +122,10 @@ def _pinned_kept(model: nn.Module) -> Iterator[None]:
             continue
         pinned = module.scheme.pinned(module.codebooks.detach())
         if pinned is not None:
-            handles.append(module.codebooks.register_hook(_without(pinned)))  # type: ignore[no-untyped-call]
+            without = partial(Tensor.masked_fill, mask=pinned, value=0)
+            handles.append(module.codebooks.register_hook(without))  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _without(pinned: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda grad: grad.masked_fill(pinned, 0)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from vq_plugin.nn import CodedWeight, find_slots
+from vq_plugin.sizes import float_nbytes, weight_float_nbytes
 
 # Of all bytes of a model's parameters: what is less is no surprise to anybody.
 _SHARE = 0.01
@@ -52,13 +53,13 @@ def left_float(model: nn.Module) -> tuple[FloatWeight, ...]:
         if isinstance(module, CodedWeight):
             if id(module.codebooks) not in counted:
                 counted.add(id(module.codebooks))
-                total += 4 * module.geometry.rows * module.geometry.length
+                total += weight_float_nbytes(module.geometry.shape)
             continue
         for name, value in module.named_parameters(recurse=False):
             if is_lazy(value) or id(value) in counted:
                 continue
             counted.add(id(value))
-            total += 4 * value.numel()
+            total += float_nbytes([value])
             if value.dim() < 2 or not value.is_floating_point():
                 continue
             reachable = (id(module), name) in slots

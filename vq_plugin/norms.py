@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vq_plugin.calibration import Calibration, run_calibration
 from vq_plugin.eval_mode import eval_mode
-
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def reestimate_norms(model: nn.Module, calibration: Calibration) -> nn.Module:
@@ -41,14 +40,12 @@ def reestimate_norms(model: nn.Module, calibration: Calibration) -> nn.Module:
     norms = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BATCH_NORMS) and module.running_mean is not None
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
     }
     if not norms:
         raise ValueError("the model has no batch norm with running statistics")
-    before = {
-        norm: (norm.momentum, {key: value.clone() for key, value in norm.named_buffers()})
-        for norm in norms.values()
-    }
+    switches = [(norm, norm.momentum, norm.training) for norm in norms.values()]
+    buffers = [(b, b.clone()) for norm in norms.values() for b in norm.buffers()]
     try:
         with eval_mode(model):
             for norm in norms.values():
@@ -56,24 +53,19 @@ def reestimate_norms(model: nn.Module, calibration: Calibration) -> nn.Module:
                 # A running mean over all batches.
                 norm.momentum = None
                 norm.training = True
-            try:
-                run_calibration(model, calibration)
-            finally:
-                for norm in norms.values():
-                    norm.training = False
+            run_calibration(model, calibration)
         _check(norms)
     except BaseException:
-        for norm, (_, buffers) in before.items():
-            for key, value in buffers.items():
-                getattr(norm, key).copy_(value)
+        for buffer, value in buffers:
+            buffer.copy_(value)
         raise
     finally:
-        for norm, (momentum, _) in before.items():
-            norm.momentum = momentum
+        for norm, momentum, training in switches:
+            norm.momentum, norm.training = momentum, training
     return model
 
 
-def _check(norms: dict[str, nn.modules.batchnorm._BatchNorm]) -> None:
+def _check(norms: dict[str, _BatchNorm]) -> None:
     for name, norm in norms.items():
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -99,9 +99,9 @@ def prune(
     moment = -1
 
     @torch.no_grad()
-    def before_step(part: float) -> None:
+    def before_step(done: float) -> None:
         nonlocal moment
-        now = int(min(part / _RAMP, 1) * _MOMENTS)
+        now = int(min(done / _RAMP, 1) * _MOMENTS)
         if now > moment:
             moment = now
             share = sparsity * (1 - (1 - now / _MOMENTS) ** 3)
@@ -114,20 +114,12 @@ def prune(
         for weight, mask in zip(weights, gone, strict=True):
             weight.masked_fill_(mask, 0)
 
-    Training(
-        "prune",
-        sparse,
-        Adam([p for p in sparse.parameters() if p.requires_grad], lr=lr),
-        model if teacher is None and loss is None else teacher,
-        loss,
-        epochs,
-        {"sparsity": sparsity, "epochs": epochs, "lr": lr, "seed": seed},
-    ).run(
-        loader,
-        seed=seed,
-        checkpoint=checkpoint,
-        before_step=before_step,
-        after_step=after_step,
+    optimizer = Adam([p for p in sparse.parameters() if p.requires_grad], lr=lr)
+    teacher = model if teacher is None and loss is None else teacher
+    settings = {"sparsity": sparsity, "epochs": epochs, "lr": lr, "seed": seed}
+    training = Training("prune", sparse, optimizer, teacher, loss, epochs, settings)
+    training.run(
+        loader, seed=seed, checkpoint=checkpoint, before_step=before_step, after_step=after_step
     )
     # Where there were too few steps to get there.
     _keep_largest(weights, total - round(sparsity * total))
@@ -138,7 +130,7 @@ def _weights(model: nn.Module, layers: Sequence[Pattern]) -> list[nn.Parameter]:
     """The weights that zeros are made in; one that layers share counts once."""
     if isinstance(layers, str):
         raise TypeError(f"layers is a sequence of patterns, such as [{layers!r}]")
-    found: dict[int, nn.Parameter] = {}
+    weights: dict[int, nn.Parameter] = {}
     for name, slot in slots_by_name(model, match(model, layers)).items():
         weight = slot.module._parameters.get(slot.parameter)
         if weight is None:
@@ -148,8 +140,8 @@ def _weights(model: nn.Module, layers: Sequence[Pattern]) -> list[nn.Parameter]:
             )
         if not weight.requires_grad:
             raise ValueError(f"layer {name!r} is frozen: leave it out of layers=")
-        found[id(weight)] = weight
-    return list(found.values())
+        weights[id(weight)] = weight
+    return list(weights.values())
 
 
 @torch.no_grad()
@@ -165,9 +157,9 @@ def _keep_largest(weights: Sequence[Tensor], count: int) -> None:
     # Of equal scores the first go: which these are must not depend on threads.
     equal = (scores == limit).nonzero().flatten()
     smallest[equal[: surplus - int(smallest.sum())]] = True
-    parts = torch.split(smallest, [len(indices) for indices in nonzero])
-    for weight, indices, part in zip(weights, nonzero, parts, strict=True):
-        weight.view(-1)[indices[part]] = 0
+    by_weight = torch.split(smallest, [len(indices) for indices in nonzero])
+    for weight, indices, mask in zip(weights, nonzero, by_weight, strict=True):
+        weight.view(-1)[indices[mask]] = 0
 
 
 def _scores(values: Tensor) -> Tensor:

@@ -89,11 +89,9 @@ class Layer(Generic[ArrayT]):
         """Centers, ``(stages, groups, books, k, dim)``; int8 ones as float16, which holds them."""
         centers, exponents = self._tensor("codebooks"), self._tensor("exponents")
         assert centers is not None
-        if centers[0].dtype != "int8":
+        if exponents is None:
             return self._library.array(*centers)
         try:
-            if exponents is None:
-                raise ValueError("the exponents of its int8 codebooks are missing")
             return self._library.wrap(from_int8(array_of(*centers), array_of(*exponents)))
         except ValueError as error:
             raise CheckpointError(f"{self._file.path}: layer {self.name!r}: {error}") from error
@@ -168,6 +166,7 @@ class _Numpy:
         codes, codebooks = layer.codes, layer.codebooks.astype(dtype)
         rows, length = layer._entry.matrix
         group = np.arange(rows)[:, None] // (layer.group or max(rows, 1))
+        # A book for every subspace, or one for all.
         book = np.arange(codes.shape[2]) % codebooks.shape[2]
         matrix = codebooks[0][group, book, codes[0]]
         for stage in range(1, len(codes)):

@@ -41,9 +41,6 @@ def round_centers(codebooks: Tensor, dtype: CodebookDtype) -> Tensor:
 def to_int8(codebooks: Tensor) -> tuple[Tensor, Tensor]:
     """Rounded centers as integers and the exponents of their steps.
 
-    Args:
-        codebooks: Floats, ``(..., k, dim)``.
-
     Returns:
         ``integers``, int8, ``(..., k, dim)``, in [-127, 127], and ``exponents``, int8, ``(...)``,
         in [-24, 9]. ``integers · 2^exponents`` are the centers that :func:`round_centers` gives.

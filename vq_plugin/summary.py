@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint import Rest, check_rest, file_nbytes, rest_tensors, stored_rest
+from vq_plugin.checkpoint import Rest, check_rest, rest_tensors
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
+from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes, weight_float_nbytes
 from vq_plugin.table import format_bytes, format_table
 
 
@@ -86,6 +88,20 @@ class Summary:
         """Float32 bytes over ``file_nbytes``, of the compressed weights alone."""
         return self.float_nbytes / self.file_nbytes if self.file_nbytes else math.inf
 
+    @property
+    def model_float_nbytes(self) -> int:
+        """Bytes of the whole model in float32."""
+        return self.float_nbytes + self.other_float_nbytes
+
+    @property
+    def model_file_nbytes(self) -> int:
+        """Bytes of the whole model in a file, without its header."""
+        return self.file_nbytes + self.other_nbytes
+
+    def file_rate(self, path: str | os.PathLike[str]) -> float:
+        """Float32 bytes of the whole model over the bytes of the file at ``path``."""
+        return self.model_float_nbytes / os.stat(path).st_size
+
     def __str__(self) -> str:
         body = [
             [
@@ -144,16 +160,9 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     for name, coded in coded_weights(model).items():
         tied = counted.setdefault(id(coded.codebooks), name)
         rows.append(_row(name, coded, "" if tied == name else f"tied to {tied}"))
-    others = {id(value): value for value in rest_tensors(model).values()}
-    sizes = [
-        (stored_rest(v, rest).nbytes, v.numel() * 4 if v.is_floating_point() else v.nbytes)
-        for v in others.values()
-    ]
+    others = rest_tensors(model).values()
     return Summary(
-        tuple(rows),
-        sum(size for size, _ in sizes),
-        sum(wide for _, wide in sizes),
-        left_float(model),
+        tuple(rows), stored_nbytes(others, rest), float_nbytes(others), left_float(model)
     )
 
 
@@ -162,7 +171,8 @@ def _row(name: str, layer: CodedWeight, tied: str) -> LayerRow:
     pruned = "" if tied else _where_and_which(small)
     asked = layer.scheme.k
     reduced = f"k {asked} -> {small.k}: no more distinct values" if small.k < asked else ""
-    larger = "larger than float32" if small.nbytes > 4 * math.prod(small.shape) else ""
+    float_size = weight_float_nbytes(small.shape)
+    larger = "larger than float32" if small.nbytes > float_size else ""
     return LayerRow(
         name=name,
         kind=layer.kind,
@@ -171,7 +181,7 @@ def _row(name: str, layer: CodedWeight, tied: str) -> LayerRow:
         bits_per_weight=small.bits_per_weight,
         nbytes=0 if tied else small.nbytes,
         file_nbytes=0 if tied else file_nbytes(small),
-        float_nbytes=0 if tied else 4 * math.prod(small.shape),
+        float_nbytes=0 if tied else float_size,
         note="; ".join(filter(None, (reduced, larger, pruned, tied))),
     )
 

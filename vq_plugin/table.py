@@ -8,15 +8,7 @@ from collections.abc import Collection, Sequence
 def format_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
 ) -> str:
-    """Aligned columns under a header and a rule.
-
-    Args:
-        header: Titles of the columns.
-        rows: Cells, one sequence a row.
-        right: Indices of the columns aligned to the right.
-
-    Returns:
-        The table without a final newline.
+    """Aligned columns under a header and a rule; those of the indices ``right`` to the right.
 
     Example:
         >>> print(format_table(["name", "n"], [["a", "1"], ["bc", "23"]], right=(1,)))

@@ -69,16 +69,8 @@ class Training:
     ) -> None:
         """Trains epoch by epoch, from where the checkpoint is.
 
-        Args:
-            loader: Batches: inputs alone, or pairs of inputs and targets.
-            seed: Of dropout and of a loader that shuffles.
-            stop: Asked after every epoch; see :func:`vq_plugin.finetune`.
-            checkpoint: File of the state after every epoch; removed at the end.
-            before_step: Called before every step with the part of the training that is done.
-            after_step: Called after every step.
-
-        Raises:
-            ValueError: See :func:`vq_plugin.finetune`.
+        Arguments and errors are those of :func:`vq_plugin.finetune`; ``before_step`` is called with
+        the share of the training that is done.
         """
         path = None if checkpoint is None else Path(checkpoint)
         done = 0 if path is None else self._load(path)
@@ -109,9 +101,9 @@ class Training:
         with tqdm(loader, desc=title, total=total, unit="batch", leave=False, disable=None) as bar:
             for batch in bar:
                 # Without a length the rate falls from epoch to epoch.
-                part = (epoch + (steps / total if total else 0.0)) / self.epochs
-                self._set_rate((1 + math.cos(math.pi * part)) / 2)
-                before_step(part)
+                done = (epoch + (steps / total if total else 0.0)) / self.epochs
+                self._set_rate((1 + math.cos(math.pi * done)) / 2)
+                before_step(done)
                 inputs, target = _pair(batch)
                 loss = self._loss(inputs.to(device), target)
                 if not bool(loss.isfinite()):
@@ -129,9 +121,9 @@ class Training:
             raise ValueError("the loader gave no batches" + " a second time" * (epoch > 0))
         self._set_rate(1.0)
 
-    def _set_rate(self, part: float) -> None:
+    def _set_rate(self, share: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = part * group.setdefault("initial_lr", group["lr"])
+            group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
     def _loss(self, inputs: Tensor, target: Tensor | None) -> Tensor:
         if self.teacher is not None:
@@ -143,17 +135,12 @@ class Training:
         compare = self.loss or soft_cross_entropy
         return compare(self.model(inputs), target.to(inputs.device))
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _save(self, path: Path, epochs_done: int) -> None:
         """What a killed run needs to go on: parameters, buffers and Adam's moments."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
-        return tensors
-
-    def _save(self, path: Path, epochs_done: int) -> None:
-        tensors = {
-            name: t.detach().cpu().contiguous().clone() for name, t in self._tensors().items()
-        }
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         text = json.dumps({"epochs_done": epochs_done, "settings": self.settings}, sort_keys=True)
         write_atomically(path, to_safetensors(tensors, {self.title: text}))
 
@@ -172,15 +159,13 @@ class Training:
                 f"{path} is of a run with {header['settings']}, this one has {self.settings}; "
                 "delete it to start again"
             )
-        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        codes = {name for name in model if name.endswith("codes")}
-        own = self.model.state_dict()
-        if (
-            {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in model.items()}
-            or any(not torch.equal(own[n].cpu(), model[n]) for n in codes)
-        ):  # fmt: skip
+        saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        now = self.model.state_dict()
+        same = {n: t.shape for n, t in now.items()} == {n: t.shape for n, t in saved.items()}
+        codes = {name for name in saved if name.endswith("codes")}
+        if not same or any(not torch.equal(now[name].cpu(), saved[name]) for name in codes):
             raise ValueError(f"{path} is of another model; delete it to start again")
-        self.model.load_state_dict(model)
+        self.model.load_state_dict(saved)
         state = self.optimizer.state_dict()
         for name, tensor in tensors.items():
             if name.startswith("adam."):

@@ -47,17 +47,14 @@ PROMISED = list(SCHEMES)[:3]
 def decoding(shape: tuple[int, int, int], scheme: vq.Scheme) -> Callable[[], Tensor]:
     """Writes out one weight of random codes and centers."""
     outputs, inputs, side = shape
-    k, dim = scheme.k, getattr(scheme, "dim", 1)
-    along_out = scheme.view_axis == "out"
-    rows, length = (inputs * side**2, outputs) if along_out else (outputs, inputs * side**2)
-    subspaces = -(-length // dim)
-    shared = isinstance(scheme, vq.KM) or getattr(scheme, "codebooks", None) == "tensor"
-    codes = torch.randint(k, (1, rows, subspaces), dtype=torch.uint8)
+    geometry = scheme.geometry((outputs, inputs, side, side)).with_centers(scheme.k)
+    along_out = geometry.axis == "out"
+    codes = torch.randint(scheme.k, geometry.code_shape, dtype=torch.uint8)
     return partial(
         ops.dequantize_codebook,
-        ops.pack_codes(codes, along_out=along_out) if ops.packs(k) else codes,
-        torch.randn(1, 1, 1 if shared else subspaces, k, dim),
-        shape=(outputs, inputs, side, side),
+        ops.pack_codes(codes, along_out=along_out) if ops.packs(scheme.k) else codes,
+        torch.randn(geometry.codebook_shape),
+        shape=geometry.shape,
         along_out=along_out,
         codebook_dtype=torch.float16,
     )

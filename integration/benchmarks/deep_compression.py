@@ -25,7 +25,7 @@ from torch.nn import functional
 import vq_plugin as vq
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.replace import assemble
-from vq_plugin.schemes import code_dtype
+from vq_plugin.schemes import torch_code_dtype
 from vq_plugin.seeded import seeded
 
 
@@ -136,7 +136,7 @@ def _shared(weight: Tensor, setting: LayerSetting) -> CodebookWeight:
     k = min(1 << setting.bits, len(np.unique(kept)))
     start = np.linspace(kept.min(), kept.max(), k, dtype=np.float32).reshape(-1, 1)
     found = KMeans(k, init=start, n_init=1, max_iter=100).fit(kept)
-    codes = torch.zeros(flat.shape, dtype=code_dtype(k + 1))
+    codes = torch.zeros(flat.shape, dtype=torch_code_dtype(k + 1))
     codes[flat != 0] = torch.from_numpy(found.labels_ + 1).to(codes.dtype)
     centers = np.concatenate([[[0.0]], found.cluster_centers_]).astype(np.float32)
     return CodebookWeight(

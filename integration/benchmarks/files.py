@@ -5,7 +5,10 @@ python -m integration.benchmarks.files [--rounds 3] [--quick]
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,6 @@ from integration.benchmarks.harness import (
     Table,
     normal_weight,
     parse_arguments,
-    race,
     torch_threads,
 )
 
@@ -44,7 +46,7 @@ FORMATS = {
 
 def files(report: Report, size: int, rounds: int) -> None:
     """One layer; megabytes are those of its float32 weights, entropies those of each stage."""
-    table = Table(f"Files of a {size}x{size} layer, one thread", FORMATS)
+    table = Table(f"Files of a {size}x{size} layer, one thread, processor time", FORMATS)
     for kept, scheme in CASES:
         layer = nn.Linear(size, size, bias=False)
         weight = normal_weight(size, size)
@@ -58,8 +60,8 @@ def files(report: Report, size: int, rounds: int) -> None:
         name = f"of {row['scheme']}, {row['kept']:.0%} kept"
         report.checks += [
             Check(f"file {name} over entropy", row["over entropy"], 1.02),
-            Check(f"save {name}, MB/s", row["save MB/s"], 50, at_least=True),
-            Check(f"load {name}, MB/s", row["load MB/s"], 50, at_least=True),
+            Check(f"save {name}, MB/s", row["save MB/s"], 170, at_least=True),
+            Check(f"load {name}, MB/s", row["load MB/s"], 240, at_least=True),
         ]
 
 
@@ -68,7 +70,7 @@ def _row(layer: nn.Linear, small: nn.Module, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):
         path = Path(folder) / "m.vq"
         calls = {"save": lambda: vq.save(small, path), "load": lambda: vq.load(path, layer)}
-        timed = race(calls, rounds)
+        seconds = {name: _seconds(call, rounds) for name, call in calls.items()}
         nbytes = path.stat().st_size
     megabytes = 4 * layer.weight.numel() / 1e6
     bound = sum(_entropy(stage.numpy()) for stage in weight.codes) + weight.codebooks.nbytes
@@ -76,8 +78,19 @@ def _row(layer: nn.Linear, small: nn.Module, rounds: int) -> dict[str, float]:
         "packed kB": weight.nbytes / 1e3,
         "file kB": nbytes / 1e3,
         "over entropy": nbytes / bound,
-        **{f"{name} MB/s": megabytes / one.median for name, one in timed.items()},
+        **{f"{name} MB/s": megabytes / one for name, one in seconds.items()},
     }
+
+
+def _seconds(call: Callable[[], object], rounds: int) -> float:
+    """Of the processor, the median: other work on the machine does not count."""
+    call()
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
 def _entropy(codes: np.ndarray) -> float:

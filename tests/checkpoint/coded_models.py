@@ -81,3 +81,24 @@ def compressed_int8() -> nn.Module:
         model.books.weight[:, :4] = 0  # a codebook of zeros
         model.books.weight[:, 4:8] *= 1e-5  # of float16's smallest numbers
     return vq.compress(model, {**INT8, "tied": INT8["coded"]})
+
+
+class Various(nn.Module):
+    """Weights that have no codebook layer of their own, and dimensions in other orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(12, 16, num_layers=2, bidirectional=True)
+        self.up = nn.ConvTranspose2d(8, 6, 3, groups=2)
+        self.attention = nn.MultiheadAttention(16, 2)
+        self.bag = nn.EmbeddingBag(30, 8)
+        self.bilinear = nn.Bilinear(6, 5, 4)
+
+
+def compressed_various() -> nn.Module:
+    torch.manual_seed(0)
+    model = Various()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= torch.rand(weight.shape) < 0.1
+    return vq.compress(model, vq.KM(k=5, keep_zeros=True))

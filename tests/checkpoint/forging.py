@@ -24,7 +24,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for key, (name, shape, *_) in header["tensors"].items():
         dtype = getattr(torch, name)
         end = start + math.prod(shape) * dtype.itemsize
-        raw = torch.frombuffer(bytearray(body[start:end]), dtype=torch.uint8)
+        raw = torch.tensor(list(body[start:end]), dtype=torch.uint8)
         tensors[key], start = raw.view(dtype).reshape(shape), end
     assert start == len(body)
     return header, tensors

@@ -1,6 +1,5 @@
 """Damaged, forged and foreign files: a ``CheckpointError``, and nothing in them is run."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import save, save_file
+from torch import nn
 
 import vq_plugin as vq
+from tests.checkpoint.forging import contents, packed, sealed, unpacked, with_checksum
 from tests.checkpoint.models import assert_same_state
 from vq_plugin.checkpoint import read_header
 
@@ -96,49 +95,65 @@ def test_any_other_bytes_are_refused(small_file: tuple[Path, nn.Module], data: b
         vq.load(path, float_model())
 
 
-Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]
+Edit = Callable[[dict[str, Any]], object]
 
 
-def rewritten(source: Path, target: Path, edit: Edit) -> Path:
-    """A well-formed file whose header and tensors were edited."""
-    with safe_open(source, "pt") as file:
-        header = json.loads(file.metadata()["vq_plugin"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    edit(header, tensors)
-    save_file(tensors, target, {"vq_plugin": json.dumps(header)})
+def forged(source: Path, target: Path, edit: Edit) -> Path:
+    """A file whose header was edited, with the checksum of what it is now."""
+    header, body = unpacked(source.read_bytes())
+    edit(header)
+    target.write_bytes(packed(header, body))
     return target
 
 
 def edits() -> dict[str, Edit]:
     def set_layer(name: str, field: str, value: Any) -> Edit:
-        return lambda header, _: header["layers"][name].__setitem__(field, value)
+        return lambda header: header["layers"][name].__setitem__(field, value)
+
+    def set_tensor(name: str, place: int, value: Any) -> Edit:
+        return lambda header: header["tensors"][name].__setitem__(place, value)
 
     return {
-        "no layers": lambda h, _: h.pop("layers"),
-        "layers is a list": lambda h, _: h.update(layers=[]),
-        "a layer is a number": lambda h, _: h["layers"].update({"0": 3}),
-        "an unknown field": lambda h, _: h.update(extra=1),
-        "format is a word": lambda h, _: h.update(format="one"),
-        "format is infinite": lambda h, _: h.update(format=float("inf")),
-        "format is zero": lambda h, _: h.update(format=0),
-        "format is null": lambda h, _: h.update(format=None),
-        "checksums is a list": lambda h, _: h.update(checksums=[]),
-        "checksums is null": lambda h, _: h.update(checksums=None),
-        "aliases is a list": lambda h, _: h.update(aliases=["0.bias"]),
-        "an alias to nowhere": lambda h, _: h["aliases"].update({"0.bias": "gone"}),
-        "an alias that is a list": lambda h, _: h["aliases"].update({"0.bias": ["gone"]}),
-        "codes alias to a float layer": lambda h, _: h["aliases"].update({"0.codes": "1.weight"}),
-        "a missing tensor": lambda _, t: t.pop("0.codes"),
-        "a changed tensor": lambda _, t: t["1.weight"].add_(1),
-        "an added tensor": lambda _, t: t.update(new=torch.zeros(3)),
+        "no layers": lambda h: h.pop("layers"),
+        "layers is a list": lambda h: h.update(layers=[]),
+        "a layer is a number": lambda h: h["layers"].update({"0": 3}),
+        "a layer without tensors": lambda h: h["layers"].update({"1": h["layers"]["0"]}),
+        "an unknown field": lambda h: h.update(extra=1),
+        "an unknown field of a layer": set_layer("0", "extra", 1),
+        "format is a word": lambda h: h.update(format="one"),
+        "format is infinite": lambda h: h.update(format=float("inf")),
+        "format is zero": lambda h: h.update(format=0),
+        "format is true": lambda h: h.update(format=True),
+        "format is null": lambda h: h.update(format=None),
+        "tensors is a list": lambda h: h.update(tensors=[]),
+        "tensors is null": lambda h: h.update(tensors=None),
+        "a tensor is a number": lambda h: h["tensors"].update({"0.bias": 3}),
+        "a tensor that is missing": lambda h: h["tensors"].pop("0.codes"),
+        "a tensor that is too many": lambda h: h["tensors"].update(new=["int8", [0], 0]),
+        "a tensor of no dtype": set_tensor("0.bias", 0, "float31"),
+        "a tensor of another dtype": set_tensor("0.bias", 0, "int32"),
+        "a tensor of another size": set_tensor("0.bias", 1, [7]),
+        "a tensor of a negative size": set_tensor("0.bias", 1, [-6]),
+        "a tensor of another checksum": set_tensor("0.bias", 2, 1),
+        "a tensor that was never rounded": lambda h: h["tensors"]["0.bias"].append("float64"),
+        "aliases is a list": lambda h: h.update(aliases=["0.bias"]),
+        "an alias to nowhere": lambda h: h["aliases"].update({"0.bias": "gone"}),
+        "an alias that is a list": lambda h: h["aliases"].update({"0.bias": ["gone"]}),
+        "codes alias to a float layer": lambda h: h["aliases"].update({"0.codes": "1.weight"}),
+        "a tie of other layers": lambda h: h["aliases"].update({"2": "0"}),
         "an unknown scheme": set_layer("0", "scheme", "zip(k=3)"),
         "a scheme that is a number": set_layer("0", "scheme", 3),
-        "another group": set_layer("0", "scheme", "km(k=3,group=3)"),
-        "another axis": set_layer("2", "scheme", "pq(k=4,dim=4,axis=out,scale=row)"),
-        "a huge k": set_layer("0", "k", 1 << 62),
-        "a negative k": set_layer("0", "k", -3),
-        "k is a word": set_layer("0", "k", "three"),
-        "k is a float": set_layer("0", "k", 3.0),
+        "another group in the scheme": set_layer("0", "scheme", "km(k=3,group=3)"),
+        "another axis in the scheme": set_layer("2", "scheme", "pq(k=4,dim=4,axis=out,scale=row)"),
+        "other codebooks in the scheme": set_layer(
+            "2", "scheme", "pq(k=4,dim=4,codebook_dtype=float32,scale=row)"
+        ),
+        "another axis": set_layer("2", "axis", "out"),
+        "no axis": set_layer("2", "axis", "up"),
+        "another group": set_layer("0", "group", 3),
+        "a group of none": set_layer("0", "group", 0),
+        "a negative group": set_layer("0", "group", -2),
+        "no group": set_layer("0", "group", None),
         "codes of two dimensions": set_layer("0", "codes", [6, 6]),
         "codes transposed": set_layer("2", "codes", [1, 2, 5]),
         "codes too many": set_layer("0", "codes", [1, 6, 1 << 40]),
@@ -146,7 +161,13 @@ def edits() -> dict[str, Edit]:
         "codes of null": set_layer("0", "codes", None),
         "another shape": set_layer("0", "shape", [6, 5]),
         "shape is a number": set_layer("0", "shape", 36),
+        "no shape": set_layer("0", "shape", []),
         "an unknown dtype": set_layer("0", "dtype", "float128"),
+        "another dtype": set_layer("0", "dtype", "float16"),
+        "coded though it is packed": set_layer("0", "coding", {"along": "layer", "bits": 4}),
+        "coded in an unknown way": set_layer("0", "coding", {"along": "column", "bits": 4}),
+        "coded by lists": set_layer("0", "coding", {"along": ["layer"], "bits": 4}),
+        "coding is a number": set_layer("0", "coding", 3),
     }
 
 
@@ -154,9 +175,37 @@ def edits() -> dict[str, Edit]:
 def test_a_forged_header_is_refused(
     name: str, small_file: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
-    path = rewritten(small_file[0], tmp_path / "forged.vq", edits()[name])
+    path = forged(small_file[0], tmp_path / "forged.vq", edits()[name])
     with pytest.raises(vq.CheckpointError, match=r"forged\.vq"):
         vq.load(path, float_model())
+
+
+def test_a_header_that_is_written_again_is_the_same(
+    small_file: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    path = forged(small_file[0], tmp_path / "m.vq", lambda header: None)
+    assert path.read_bytes() == small_file[0].read_bytes()
+
+
+@pytest.mark.parametrize("change", ["missing", "added", "of another size", "of another dtype"])
+def test_readable_files_have_the_tensors_that_their_header_says(
+    change: str, small_file: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    header, tensors = contents(small_file[0])
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors, readable=True))
+    vq.load(tmp_path / "m.vq", float_model())
+    bias = tensors.pop("0.bias")
+    others = {
+        "missing": {},
+        "added": {"0.bias": bias, "new": bias.clone()},
+        "of another size": {"0.bias": bias[:-1].clone()},
+        "of another dtype": {"0.bias": bias.view(torch.int32)},
+    }
+    (tmp_path / "m.vq").write_bytes(
+        save({**tensors, **others[change]}, {"vq_plugin": with_checksum(header)})
+    )
+    with pytest.raises(vq.CheckpointError, match=r"m\.vq: .*tensor '(0\.bias|new)' is"):
+        vq.load(tmp_path / "m.vq", float_model())
 
 
 def test_a_header_of_many_brackets_is_refused(tmp_path: Path) -> None:
@@ -166,10 +215,10 @@ def test_a_header_of_many_brackets_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_what_to_do(small_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    def newer(header: dict[str, Any], _: dict[str, Tensor]) -> None:
+    def newer(header: dict[str, Any]) -> None:
         header.update(format=99, unheard_of={"x": 1}, layers="otherwise")
 
-    path = rewritten(small_file[0], tmp_path / "m.vq", newer)
+    path = forged(small_file[0], tmp_path / "m.vq", newer)
     with pytest.raises(vq.CheckpointError, match=r"format 99 is newer .*upgrade"):
         vq.load(path, float_model())
 

@@ -88,6 +88,6 @@ def test_a_tensor_that_the_format_cannot_hold_is_an_error_that_names_it(tmp_path
 
 
 def test_a_model_that_is_not_compressed_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no codebook layer; compress it first"):
+    with pytest.raises(ValueError, match="no coded weight; compress it first"):
         vq.save(Net(), tmp_path / "m.vq")
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from vq_plugin.hosting.check import check_schemes
 from vq_plugin.hosting.follower import CodebookFollower
 from vq_plugin.hosting.plan import plans
 from vq_plugin.hosting.statistics import attach_statistics
+from vq_plugin.nn import find_slots
 
 SCHEMES = {"0": vq.PQ(k=8, dim=4), "*": vq.KM(k=4)}
 
@@ -26,7 +27,9 @@ def prepare(model: nn.Module, schemes) -> nn.Module:
 
 
 def observe(prepared: nn.Module) -> None:
-    attach_statistics([module for module in prepared.modules() if hasattr(module, "toy")])
+    for module in list(prepared.modules()):
+        if hasattr(module, "toy"):
+            attach_statistics(find_slots(module).values())
 
 
 def train(prepared: nn.Module) -> None:

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.hosting.fits import Fits
+from vq_plugin.hosting.conversion import Conversion
 from vq_plugin.hosting.plan import Plan, plans
 
 
@@ -25,8 +25,8 @@ def test_the_first_class_that_fits_decides():
 
 
 def test_copies_are_equal_and_those_made_together_share_fits():
-    fits, linear = Fits(), nn.Linear(8, 8)
-    one, other = (Plan(((nn.Module, vq.KM()),), 0, fits, name) for name in ("a", "b"))
+    conversion, linear = Conversion(), nn.Linear(8, 8)
+    one, other = (Plan(((nn.Module, vq.KM()),), 0, conversion, name) for name in ("a", "b"))
     assert one != other
     copies = copy.deepcopy([one, other])
     assert copies == [one, other]
@@ -44,22 +44,22 @@ def test_layers_that_share_a_weight_share_the_plan_of_the_first():
 
 
 def test_two_schemes_for_one_weight_are_an_error():
-    fits, one, other = Fits(), nn.Linear(4, 4), nn.Linear(4, 4)
+    conversion, one, other = Conversion(), nn.Linear(4, 4), nn.Linear(4, 4)
     other.weight = one.weight
-    fits.layer(one, vq.KM(), 0, "one")
+    conversion.layer(one, vq.KM(), 0, "one")
     with pytest.raises(ValueError, match=r"layer 'other' shares its weight.*km\(k=16\)"):
-        fits.layer(other, vq.PQ(), 0, "other")
+        conversion.layer(other, vq.PQ(), 0, "other")
 
 
 def test_fits_keep_no_float_weight_alive():
-    fits, layer = Fits(), nn.Linear(4, 4)
-    fits.layer(layer, vq.KM(), 0, "layer")
+    conversion, layer = Conversion(), nn.Linear(4, 4)
+    conversion.layer(layer, vq.KM(), 0, "layer")
     weight = weakref.ref(layer.weight)
     del layer
     gc.collect()
     assert weight() is None
-    assert not fits.layers
-    assert not fits.weights
+    assert not conversion.layers
+    assert not conversion.weights
 
 
 def test_errors_show_the_name_or_else_the_settings():

@@ -110,6 +110,8 @@ def test_what_is_larger_when_packed_wins_where_its_file_is_smaller(
         folder=tmp_path / "run",
     )
     assert result.schemes == {"0": PRUNED, "2": None}
+    assert result.left_float == vq.summary(result.model).left
+    assert [weight.name for weight in result.left_float] == ["2.weight"]
     packed = {str(s): vq.quantize_weight(weight_of(model), s).nbytes for s in (PRUNED, SHARED)}
     assert packed[str(PRUNED)] > packed[str(SHARED)]
     float_nbytes = 4 * sum(p.numel() for p in model.parameters())

@@ -1,6 +1,7 @@
 """How much the output changes: against the definition, computed another way."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
+from vq_plugin.nn import find_slots
 from vq_plugin.tuning.harm import OutputChange
+
+
+@dataclass
+class Changed:
+    """A compressed weight that decodes to anything."""
+
+    value: Tensor
+    bias_shift: Tensor | None = None
+
+    def decode(self) -> Tensor:
+        return self.value
+
+
+def harm(change: OutputChange, weight: Tensor, changed: Tensor) -> float:
+    """The harm of putting ``changed`` in the place of a weight of the model."""
+    slot = next(slot for slot in find_slots(change.model).values() if slot.value is weight)
+    return change(slot, Changed(slot.view.weight(changed)))  # type: ignore[arg-type]
 
 
 def batches(count: int = 3, features: int = 6) -> list[Tensor]:
@@ -42,7 +61,9 @@ def test_scores_of_classes_give_the_divergence_of_sharpened_decisions() -> None:
             divergence(model(x), y)
             for x, y in zip(data, outputs_with(model, "0.weight", changed, data), strict=True)
         ) / len(data)
-    assert OutputChange(model, data)(model[0].weight, changed) == pytest.approx(expected, rel=1e-5)
+    assert harm(OutputChange(model, data), model[0].weight, changed) == pytest.approx(
+        expected, rel=1e-5
+    )
     assert expected > 0.01
 
 
@@ -57,7 +78,7 @@ def test_values_give_the_squared_change_over_the_variance() -> None:
             for x, y in zip(data, after, strict=True):
                 before = net(x).double()
                 expected += float((y - before).square().mean() / before.var(correction=0))
-        found = OutputChange(net, data)(model[0].weight, changed)
+        found = harm(OutputChange(net, data), model[0].weight, changed)
         assert found == pytest.approx(expected / len(data), rel=1e-5)
 
 
@@ -66,8 +87,8 @@ def test_it_is_zero_for_the_same_weight_and_grows_with_the_noise(columns: int) -
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, columns))
     change = OutputChange(model, batches())
     weight = model[0].weight
-    assert change(weight, weight.detach().clone()) == 0.0
-    harms = [change(weight, noisy(weight, size)) for size in (0.01, 0.03, 0.1, 0.3, 1.0)]
+    assert harm(change, weight, weight.detach().clone()) == 0.0
+    harms = [harm(change, weight, noisy(weight, size)) for size in (0.01, 0.03, 0.1, 0.3, 1.0)]
     assert harms == sorted(harms)
     assert 0 < harms[0] < harms[-1] / 100
 
@@ -75,7 +96,7 @@ def test_it_is_zero_for_the_same_weight_and_grows_with_the_noise(columns: int) -
 def test_single_samples_have_a_scale_too() -> None:
     model = nn.Linear(6, 1)
     change = OutputChange(model, list(torch.randn(5, 1, 6)))
-    harms = [change(model.weight, noisy(model.weight, size)) for size in (0.01, 0.1)]
+    harms = [harm(change, model.weight, noisy(model.weight, size)) for size in (0.01, 0.1)]
     assert 0 < harms[0] < harms[1]
 
 
@@ -87,7 +108,7 @@ def test_convolutions_and_pixelwise_classes() -> None:
         before, (after,) = model(data[0]), outputs_with(model, "0.weight", changed, data)
     # Every pixel is a decision.
     rows = [t.movedim(1, -1).reshape(-1, 3) for t in (before, after)]
-    found = OutputChange(model, data)(model[0].weight, changed)
+    found = harm(OutputChange(model, data), model[0].weight, changed)
     assert found == pytest.approx(divergence(*rows), rel=1e-5)
 
 
@@ -106,7 +127,7 @@ def test_tied_weights_change_together() -> None:
     changed = noisy(model.embed.weight, 0.1)
     with torch.no_grad():
         expected = divergence(model(index), changed @ changed.T)
-    found = OutputChange(model, [index])(model.embed.weight, changed)
+    found = harm(OutputChange(model, [index]), model.embed.weight, changed)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -117,7 +138,9 @@ def test_a_layer_that_is_used_twice_changes_in_both_places() -> None:
     with torch.no_grad():
         inner = torch.tanh(data[0] @ changed.T + layer.bias)
         expected = divergence(model(data[0]), inner @ changed.T + layer.bias)
-    assert OutputChange(model, data)(layer.weight, changed) == pytest.approx(expected, rel=1e-5)
+    assert harm(OutputChange(model, data), layer.weight, changed) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_a_pruned_weight_is_replaced_not_computed_again() -> None:
@@ -130,9 +153,9 @@ def test_a_pruned_weight_is_replaced_not_computed_again() -> None:
         plain[0].bias.copy_(model[0].bias)
         plain[2].load_state_dict(model[2].state_dict())
     changed = noisy(model[0].weight, 0.2)
-    expected = OutputChange(plain, data)(plain[0].weight, changed)
+    expected = harm(OutputChange(plain, data), plain[0].weight, changed)
     assert expected > 0
-    assert OutputChange(model, data)(model[0].weight, changed) == expected
+    assert harm(OutputChange(model, data), model[0].weight, changed) == expected
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -141,9 +164,9 @@ def test_the_model_is_left_as_it_was() -> None:
     modes = [module.training for module in model.modules()]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     change = OutputChange(model, batches())
-    first = change(model[0].weight, noisy(model[0].weight, 0.1))
+    first = harm(change, model[0].weight, noisy(model[0].weight, 0.1))
     # Dropout is off and the statistics stand still.
-    assert change(model[0].weight, noisy(model[0].weight, 0.1)) == first
+    assert harm(change, model[0].weight, noisy(model[0].weight, 0.1)) == first
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model._forward_hooks
@@ -167,9 +190,9 @@ def test_calibration_takes_every_form(form: Callable[[list[Tensor]], Any]) -> No
             m(x)
 
     changed = noisy(model.weight, 0.1)
-    expected = OutputChange(model, data)(model.weight, changed)
-    assert OutputChange(model, run)(model.weight, changed) == expected
-    assert OutputChange(model, form(data))(model.weight, changed) == expected
+    expected = harm(OutputChange(model, data), model.weight, changed)
+    assert harm(OutputChange(model, run), model.weight, changed) == expected
+    assert harm(OutputChange(model, form(data)), model.weight, changed) == expected
 
 
 class Several(nn.Module):
@@ -196,18 +219,22 @@ def test_all_float_outputs_count(kind: str) -> None:
     model, data = Several(kind), batches(2)
     change = OutputChange(model, data)
     assert len(change.reference) == 2 * 2
-    heads = [change(head.weight, noisy(head.weight, 0.2)) for head in (model.classes, model.value)]
-    assert all(harm > 0 for harm in heads)
+    heads = [
+        harm(change, head.weight, noisy(head.weight, 0.2)) for head in (model.classes, model.value)
+    ]
+    assert all(value > 0 for value in heads)
     # Each head alone is half of the mean over both.
     alone = OutputChange(nn.Sequential(model.body, model.value), data)
-    assert heads[1] == pytest.approx(alone(model.value.weight, noisy(model.value.weight, 0.2)) / 2)
+    assert heads[1] == pytest.approx(
+        harm(alone, model.value.weight, noisy(model.value.weight, 0.2)) / 2
+    )
 
 
 def test_outputs_that_are_not_finite_are_infinitely_harmful() -> None:
     model = nn.Linear(6, 3)
     change = OutputChange(model, batches())
-    assert change(model.weight, torch.full_like(model.weight, float("nan"))) == float("inf")
-    assert change(model.weight, torch.full_like(model.weight, 1e38)) == float("inf")
+    assert harm(change, model.weight, torch.full_like(model.weight, float("nan"))) == float("inf")
+    assert harm(change, model.weight, torch.full_like(model.weight, 1e38)) == float("inf")
 
 
 def test_no_outputs_are_an_error() -> None:

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric
 
@@ -190,29 +189,3 @@ def test_a_folder_belongs_to_one_process_until_it_ends_or_is_killed(tmp_path: Pa
             Journal(tmp_path).__enter__()
     with Journal(tmp_path):
         pass
-
-
-def test_digests_tell_tensors_apart() -> None:
-    zeros = torch.zeros(4)
-    different = [
-        [("a", zeros)],
-        [("b", zeros)],
-        [("a", torch.ones(4))],
-        [("a", zeros.reshape(2, 2))],
-        [("a", zeros.to(torch.bfloat16))],
-        [("a", torch.zeros(8, dtype=torch.bfloat16))],
-        [("a", torch.zeros(4, dtype=torch.int32))],
-        [("a", torch.zeros(()))],
-        [("a", torch.zeros(0))],
-        [("a", torch.zeros(4, dtype=torch.bool))],
-        [("a", zeros), ("b", zeros)],
-        [],
-    ]
-    assert len({digest(tensors) for tensors in different}) == len(different)
-    table = torch.arange(6.0).reshape(2, 3)
-    assert digest([("a", table.T)]) == digest([("a", table.T.contiguous())])
-    assert digest([("a", nn_parameter(zeros))]) == digest([("a", zeros)])
-
-
-def nn_parameter(value: torch.Tensor) -> torch.Tensor:
-    return torch.nn.Parameter(value)

@@ -1,9 +1,9 @@
 """Predicted harm against the truth: the accuracy that a trained network loses, layer by layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import torch
-from scipy.stats import spearmanr
 
 import vq_plugin as vq
 from vq_plugin.tuning.candidates import Fits, fit_candidates
@@ -26,6 +26,21 @@ def lost_alone(fits: Fits) -> Iterator[tuple[LayerCandidate, float]]:
                 yield candidate, float(baseline - hits)
 
 
+def ordered(predictions: Sequence[float], losses: Sequence[float]) -> float:
+    """The share of pairs that a prediction orders as their losses, where chance does not decide.
+
+    Losses of 11 images or fewer apart are within two standard errors of each other: which of them
+    is larger depends on the processor that the network was trained on.
+    """
+    pairs = [
+        (a - b) * (x - y) > 0
+        for (a, x), (b, y) in combinations(zip(predictions, losses, strict=True), 2)
+        if abs(x - y) > 0.01
+    ]
+    assert len(pairs) > 25
+    return sum(pairs) / len(pairs)
+
+
 def test_harm_ranks_candidates_of_all_layers_better_than_the_error_of_their_weights() -> None:
     ladder = [
         *(vq.KM(k=k) for k in (2, 3, 4, 8)),
@@ -43,7 +58,7 @@ def test_harm_ranks_candidates_of_all_layers_better_than_the_error_of_their_weig
     )
     candidates, losses = zip(*lost_alone(fits), strict=True)
     assert len(candidates) > 25
-    harm = spearmanr([c.harm for c in candidates], losses).statistic
-    error = spearmanr([c.error for c in candidates], losses).statistic
-    assert harm > 0.8, (harm, error)
+    harm = ordered([c.harm for c in candidates], losses)
+    error = ordered([c.error for c in candidates], losses)
+    assert harm > 0.95, (harm, error)
     assert harm > error

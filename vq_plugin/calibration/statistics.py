@@ -150,7 +150,9 @@ class InputMoments(InputSquares):
             for inputs in self._inputs(host, arguments, self._key):
                 self.samples += inputs.shape[1]
                 self.first += inputs.sum(1, dtype=torch.float64)
-                deterministic_map(partial(self._add_rows, inputs), self._row_blocks())
+                # Threads of a pool do not know that gradients are off here.
+                rows = partial(self._add_rows, inputs.detach())
+                deterministic_map(rows, self._row_blocks())
 
     def _row_blocks(self) -> range:
         return range(0, self.second.shape[1] if len(self.second) else 0, _ROWS)

@@ -3,7 +3,6 @@
 from vq_plugin.checkpoint.file import load, save
 from vq_plugin.checkpoint.opened import open_file
 from vq_plugin.checkpoint.rest import Rest, check_rest, rest_tensors, round_rest, stored_rest
-from vq_plugin.checkpoint.size import file_nbytes
 from vq_plugin.format.container import read_header
 from vq_plugin.format.header import CheckpointError
 
@@ -11,7 +10,6 @@ __all__ = [
     "CheckpointError",
     "Rest",
     "check_rest",
-    "file_nbytes",
     "load",
     "open_file",
     "read_header",

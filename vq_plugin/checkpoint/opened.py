@@ -78,5 +78,8 @@ def torch_layer(file: Container, name: str) -> Layer[Tensor]:
 
 def tensor_of(kind: Stored, data: NDArray[np.uint8]) -> Tensor:
     """A tensor of a file, from its bytes; a rounded one in the dtype that it was."""
-    tensor = torch.from_numpy(data).view(getattr(torch, kind.dtype)).reshape(kind.shape)
+    dtype = getattr(torch, kind.dtype)
+    # What is empty has no view.
+    raw = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
+    tensor = raw.reshape(kind.shape)
     return tensor if kind.rounded is None else tensor.to(getattr(torch, kind.rounded))

@@ -27,6 +27,8 @@ _WIDTHS = (4, 6, 8, 12, 16)
 _ENTRY = 48
 # Codes are counted as 64-bit integers: so many at a time.
 _RUN = 1 << 20
+# Columns that are made rows at a time: what fits into the cache.
+_STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,10 @@ def decode(data: NDArray[np.uint8], coding: Coding, shape: tuple[int, ...], k: i
             _fill(np.split(found, ends), tables[1 + (stage - 1) * k :], reader)
             codes[stage].reshape(-1)[order] = found
     else:
-        ordered = np.empty_like(_ordered(codes, coding.along))
+        ordered = codes.reshape(count, -1)
         _fill(ordered, tables, reader)
         if coding.along == "subspace":
-            ordered = ordered.reshape(stages, subspaces, rows).transpose(0, 2, 1)
-        codes = np.ascontiguousarray(ordered).reshape(shape)
+            codes = _turned(ordered.reshape(stages, subspaces, rows))
     if not reader.finished:
         raise ValueError("the stream goes on after the last code")
     return codes
@@ -267,8 +268,19 @@ def _ordered(array: NDArray[Any], along: Along) -> NDArray[Any]:
     """The codes of one table after those of another, ``(tables, codes)``."""
     stages, rows, subspaces = array.shape
     if along == "subspace":
-        return np.ascontiguousarray(array.transpose(0, 2, 1)).reshape(stages * subspaces, rows)
+        return _turned(array).reshape(stages * subspaces, rows)
     return array.reshape({"layer": 1, "stage": stages, "row": stages * rows}[along], -1)
+
+
+def _turned(array: NDArray[Any]) -> NDArray[Any]:
+    """Rows and columns of every stage in each other's place."""
+    stages, rows, columns = array.shape
+    turned = np.empty((stages, columns, rows), array.dtype)
+    for first in range(0, columns, _STRIP):
+        # A copy: lines that are a power of two apart drive each other out of the cache.
+        strip = np.ascontiguousarray(array[:, :, first : first + _STRIP])
+        turned[:, first : first + _STRIP] = strip.transpose(0, 2, 1)
+    return turned
 
 
 def _ways(array: NDArray[Any], k: int, limit: int) -> Iterator[_Way]:

@@ -36,3 +36,8 @@ class Batch:
         """The same points in memory one after the other."""
         importance = None if self.importance is None else self.importance.contiguous()
         return Batch(self.x.contiguous(), importance)
+
+
+def chosen(tables: Tensor, codes: Tensor) -> Tensor:
+    """What codes, ``(books, n)``, choose of tables, ``(books, k, dim)``: ``(books, n, dim)``."""
+    return tables.gather(1, codes.long().unsqueeze(2).expand(-1, -1, tables.shape[2]))

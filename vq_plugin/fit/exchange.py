@@ -21,15 +21,7 @@ def improve(batch: Batch, codes: Tensor, centers: Tensor) -> tuple[Tensor, Tenso
     ``n_b/(n_b+1)·|x−c_b|² < n_a/(n_a−1)·|x−c_a|²`` (Hartigan 1975; Telgarsky & Vattani 2010,
     eq. 2). With importance w and masses M, coordinate by coordinate:
     ``Σ_j w·M_b/(M_b+w)·(x−c_b)² < Σ_j w·M_a/(M_a−w)·(x−c_a)²``. With many points per center it is
-    one step of Lloyd instead.
-
-    Args:
-        batch: The points.
-        codes: Integers, ``(books, n)``.
-        centers: Float32, ``(books, k, dim)``; used by the step of Lloyd.
-
-    Returns:
-        Codes and centers of the same shapes.
+    one step of Lloyd instead, which alone goes by ``centers``, ``(books, k, dim)``.
     """
     k, kernels = centers.shape[1], best_kernels()
     if batch.n > _FEW_POINTS * k:

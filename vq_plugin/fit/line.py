@@ -50,20 +50,18 @@ def _prefix(values: Float32 | Float64) -> Float64:
 
 def sorted_points(values: Tensor, importance: Tensor | None) -> Points:
     """Values in ascending order; the means of cells of them where they are very many."""
+    x, mass = values.numpy(), None
     if importance is None:
-        x: Float32 = _sorted(values)
-        mass = None
+        x = _sorted(x)
     else:
-        order = np.argsort(values.numpy())
-        x, mass = values.numpy()[order], importance.numpy()[order].astype(np.float64)
-    if len(x) <= SORT_LIMIT:
-        return Points.build(x, mass)
-    return _cells(x, mass)
+        order = np.argsort(x)
+        x, mass = x[order], importance.numpy()[order].astype(np.float64)
+    return Points.build(x, mass) if len(x) <= SORT_LIMIT else _cells(x, mass)
 
 
-def _sorted(values: Tensor) -> Float32:
+def _sorted(values: Float32) -> Float32:
     """Sorted halves, side by side, then merged: the stable sort finds the two runs."""
-    x: Float32 = values.numpy().copy()
+    x = values.copy()
     deterministic_map(lambda half: half.sort(), np.array_split(x, 2))
     x.sort(kind="stable")
     return x

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from vq_plugin.codebook import CodebookWeight, decode
-from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.batch import Batch, chosen
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.scalar import assign_scalar
-from vq_plugin.fit.schemes import sub_vectors
+from vq_plugin.fit.schemes import codes_by_row, sub_vectors
 from vq_plugin.fit.weight import (
     check_codebooks,
     check_range,
@@ -31,18 +30,7 @@ def nearest_codes(
     """Codes of the nearest centers for a weight that has moved; codebooks and scales stay.
 
     With several stages each in turn is assigned to what the others leave, which never raises the
-    error.
-
-    Args:
-        weight: Of the shape of ``small``; any float dtype.
-        small: Where it is now.
-        importance: As in :func:`vq_plugin.quantize_weight`.
-
-    Returns:
-        The same codebooks and scales with new codes, on the device of ``weight``.
-
-    Raises:
-        ValueError: As :func:`vq_plugin.quantize_weight`.
+    error. Arguments and errors are those of :func:`lloyd_step`.
 
     Example:
         >>> import vq_plugin as vq
@@ -53,7 +41,7 @@ def nearest_codes(
     """
     with torch.inference_mode(False), worker_pool():
         view = _View(weight, small, importance)
-        return view.result(_assigned(view), view.centers, small.scale)
+        return view.result(_assigned(view), view.centers)
 
 
 def lloyd_step(
@@ -88,23 +76,17 @@ def lloyd_step(
     with torch.inference_mode(False), worker_pool():
         view = _View(weight, small, importance)
         codes = _assigned(view)
-        moved = view.result(codes, _means(view, codes), small.scale)
-        if small.scale is None:
+        moved = view.result(codes, _means(view, codes))
+        if moved.scale is None:
             return moved
-        return replace(moved, scale=_row_scales(view, moved, small.scale))
+        return replace(moved, scale=_row_scales(view, moved, moved.scale))
 
 
 class _View:
     """A weight as points, with the codes and centers of ``small`` beside them.
 
-    Attributes:
-        small: Where the weight was.
-        geometry: Its geometry.
-        matrix: Float32, ``(rows, length)``, not divided by row scales.
-        importance: Of the matrix, or ``None``.
-        groups: The points, group by group of rows.
-        codes: By group and stage, ``(books, n)``.
-        centers: By group and stage, float32, ``(books, k, dim)``.
+    ``matrix`` is not divided by row scales, as the points of ``groups`` are, one for every group of
+    rows. ``codes``, ``(books, n)``, and ``centers``, ``(books, k, dim)``, are by group and stage.
     """
 
     def __init__(self, weight: Tensor, small: CodebookWeight, importance: Tensor | None) -> None:
@@ -119,13 +101,10 @@ class _View:
         check_range(points)
         self.geometry = geometry
         rows = geometry.group or geometry.rows
+        groups = [slice(start, start + rows) for start in range(0, geometry.rows, rows)]
         self.groups = [
-            sub_vectors(group, mass, dim=geometry.dim, shared=geometry.shared)
-            for group, mass in zip(
-                torch.split(points, rows),
-                [None] * geometry.groups if masses is None else torch.split(masses, rows),
-                strict=True,
-            )
+            sub_vectors(points[group], None if masses is None else masses[group], geometry)
+            for group in groups
         ]
         self.codes = [
             list(group.reshape(len(group), 1, -1) if geometry.shared else group.transpose(1, 2))
@@ -133,50 +112,28 @@ class _View:
         ]
         self.centers = [list(tables) for tables in small.codebooks.cpu().float().unbind(1)]
 
-    def result(
-        self,
-        codes: Sequence[Sequence[Tensor]],
-        centers: Sequence[Sequence[Tensor]],
-        scale: Tensor | None,
-    ) -> CodebookWeight:
+    def result(self, codes: list[list[Tensor]], centers: list[list[Tensor]]) -> CodebookWeight:
         """Codes and centers by group and stage as the weight that they make."""
-        small = self.small
-        scheme = small.scheme
-        stages, _, subspaces = self.geometry.code_shape
-        by_book = [torch.stack(list(group)) for group in codes]
-        grid = torch.cat(
-            [
-                (group if self.geometry.shared else group.transpose(1, 2)).reshape(
-                    stages, -1, subspaces
-                )
-                for group in by_book
-            ],
-            1,
-        )
-        tables = torch.stack([torch.stack(list(group)) for group in centers], 1)
+        small, scheme = self.small, self.small.scheme
+        subspaces = self.geometry.subspaces
+        grid = torch.cat([codes_by_row(torch.stack(group), subspaces) for group in codes], 1)
+        tables = torch.stack([torch.stack(group) for group in centers], 1)
         tables = round_centers(tables, scheme.codebook_dtype)
         check_codebooks(tables, self.matrix, scheme)
         return replace(
             small,
             codes=grid.to(small.codes.dtype).to(self._device),
             codebooks=tables.to(self._device),
-            scale=None if scale is None else scale.to(self._device),
+            scale=None if small.scale is None else small.scale.to(self._device),
         )
 
 
-def _decoded(codes: Tensor, centers: Tensor) -> Tensor:
-    """``(books, n, dim)`` from codes ``(books, n)`` and centers ``(books, k, dim)``."""
-    return centers.gather(1, codes.long().unsqueeze(2).expand(-1, -1, centers.shape[2]))
-
-
-def _residual(
-    batch: Batch, codes: Sequence[Tensor], centers: Sequence[Tensor], stage: int
-) -> Batch:
+def _residual(batch: Batch, codes: list[Tensor], centers: list[Tensor], stage: int) -> Batch:
     """What the stages other than ``stage`` leave."""
     residual = batch.x
-    for other, (c, table) in enumerate(zip(codes, centers, strict=True)):
+    for other, (stage_codes, table) in enumerate(zip(codes, centers, strict=True)):
         if other != stage:
-            residual = residual - _decoded(c, table)
+            residual = residual - chosen(table, stage_codes)
     return Batch(residual, batch.importance)
 
 
@@ -198,7 +155,7 @@ def _assigned(view: _View) -> list[list[Tensor]]:
     return by_group
 
 
-def _means(view: _View, codes: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+def _means(view: _View, codes: list[list[Tensor]]) -> list[list[Tensor]]:
     """Means of what every center got, by group and stage."""
     scheme = view.small.scheme
     by_group = []
@@ -218,14 +175,9 @@ def _means(view: _View, codes: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]
 
 def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:
     """Scales that fit the rows best, ``<w, d> / <d, d>``; the old one where that is no scale."""
-    plain = decode(
-        moved.codes.cpu(),
-        moved.codebooks.cpu().float(),
-        None,
-        shape=tuple(view.matrix.shape),
-        axis="in",
-        group=view.geometry.group,
-    )
+    shape, group = tuple(view.matrix.shape), view.geometry.group
+    codes, codebooks = moved.codes.cpu(), moved.codebooks.cpu().float()
+    plain = decode(codes, codebooks, None, shape=shape, axis="in", group=group)
     mass = 1.0 if view.importance is None else view.importance
     best = (view.matrix * plain * mass).sum(1) / (plain * plain * mass).sum(1)
     best = best.to(before.dtype).to(before.device)

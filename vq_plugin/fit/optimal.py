@@ -19,13 +19,8 @@ def optimal_starts(mass: Float64, moment: Float64, k: int) -> Int64:
     The squared error of an interval is Σ mass·x² − (Σ mass·x)² / Σ mass, and the first term adds
     up to the same total for every partition, so only the second is needed.
 
-    Args:
-        mass: Running mass before each of m points and after the last, ``(m + 1,)``, ascending.
-        moment: Running mass times position, ``(m + 1,)``.
-        k: Intervals, 1 <= k <= m.
-
-    Returns:
-        Ascending indices of the first point of every interval, ``(k,)``.
+    ``mass`` is the running mass before each of m points and after the last, ``moment`` the same for
+    mass times position; 1 <= k <= m. Indices are ascending.
     """
     m = len(mass) - 1
 
@@ -88,14 +83,7 @@ def even_starts(mass: Float64, moment: Float64, k: int) -> Int64 | None:
 
     For many intervals on points that already have the density of centers, a window replaces the
     recursion: intervals of at most 4·m/k points, ending within m/8 points of an even partition.
-
-    Args:
-        mass: As in :func:`optimal_starts`.
-        moment: As in :func:`optimal_starts`.
-        k: Intervals, 2 <= k <= m.
-
-    Returns:
-        As :func:`optimal_starts`, or ``None`` if the best such partition touches a limit.
+    ``None`` if the best such partition touches a limit.
     """
     m = len(mass) - 1
     longest, drift = 4 * -(-m // k), m // 8

@@ -14,7 +14,7 @@ from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.line import Points, companded_starts, run_starts
 from vq_plugin.fit.optimal import Float64, Int64
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import code_dtype
+from vq_plugin.schemes import torch_code_dtype
 
 _BLOCK = 1 << 20
 # The dynamic program costs k · m · log m: exact up to this many points, otherwise on cells.
@@ -24,46 +24,26 @@ _MAX_ITERATIONS = 1000
 
 
 def fit_scalar(
-    values: Tensor,
-    k: int,
-    *,
-    importance: Tensor | None = None,
-    keep_zeros: bool = False,
+    values: Tensor, k: int, *, importance: Tensor | None = None, keep_zeros: bool = False
 ) -> Tensor:
     """Centers that minimize the (weighted) squared error of single weights.
 
     The exact optimum (dynamic programming, see :mod:`vq_plugin.fit.optimal`) for up to 4096
     distinct weights; otherwise the optimum on companded cells, or for many centers the companded
     quantiles themselves, polished by Lloyd iterations on every weight until nothing moves
-    (on 65,536 cells or more above 4 M weights, with native kernels above 262,144).
-
-    Args:
-        values: Float32, ``(n,)``, finite, n >= 1.
-        k: Centers wanted.
-        importance: Float32, ``(n,)``, positive; the mass of every weight in the error.
-        keep_zeros: Pin one center at 0 where some weight is exactly 0.
+    (on 65,536 cells or more above 4 M weights, with native kernels above 262,144). With
+    ``keep_zeros`` one center is pinned at 0 where some weight is exactly 0.
 
     Returns:
         Ascending float64 centers, ``(min(k, distinct values),)``.
     """
-    pin = keep_zeros and bool((values == 0).any())
-    points = best_kernels().points(values, importance, k)
-    if pin:
-        return torch.from_numpy(_fit_beside_zero(points, k))
-    return torch.from_numpy(_fit(points, k))
+    fit = _fit_beside_zero if keep_zeros and bool((values == 0).any()) else _fit
+    return torch.from_numpy(fit(best_kernels().points(values, importance, k), k))
 
 
 def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
-    """Index of the nearest center of every value.
-
-    Args:
-        values: Float32, ``(n,)``.
-        centers: Ascending floats, ``(k,)``.
-
-    Returns:
-        Codes in the smallest integer dtype, ``(n,)``.
-    """
-    codes = torch.empty(len(values), dtype=code_dtype(len(centers)))
+    """Index of the nearest of ascending ``centers``, ``(k,)``, of every value, ``(n,)``."""
+    codes = torch.empty(len(values), dtype=torch_code_dtype(len(centers)))
     wide = centers.double()
     # float32 boundaries: comparing in float64 would copy the weights.
     boundaries = ((wide[1:] + wide[:-1]) / 2).float()
@@ -82,13 +62,14 @@ def _fit(points: Points, k: int) -> Float64:
     distinct = run_starts(x[1:] != x[:-1])
     if len(distinct) <= k:
         return x[distinct].astype(np.float64)
-    if len(distinct) <= _EXACT_POINTS:
-        cells, exact = distinct, True
+    exact = len(distinct) <= _EXACT_POINTS
+    if exact:
+        starts = distinct[_optimal_cells(points, distinct, k, exact)]
     elif k <= _EXACT_K:
-        cells, exact = companded_starts(x, points.mass, _EXACT_POINTS), False
+        cells = companded_starts(x, points.mass, _EXACT_POINTS)
+        starts = cells[_optimal_cells(points, cells, k, exact)]
     else:
-        cells, exact = companded_starts(x, points.mass, k), False
-    starts = cells[_optimal_cells(points, cells, k, exact)] if exact or k <= _EXACT_K else cells
+        starts = companded_starts(x, points.mass, k)
     # Companding can yield fewer cells than k where many points coincide.
     starts = _split_until(points, starts, k)
     centers = _means(points, starts)
@@ -125,12 +106,12 @@ def _means(points: Points, starts: Int64) -> Float64:
 
 def _settled(points: Points, centers: Float64, pinned: int | None = None) -> Float64:
     """Lloyd iterations until no interval changes; empty intervals are given points again."""
-    before = None
+    before = np.empty(0)
     for _ in range(_MAX_ITERATIONS):
         middles = ((centers[1:] + centers[:-1]) / 2).astype(points.x.dtype)
         inner = np.searchsorted(points.x, middles, side="right")
         starts = np.concatenate(([0], inner))
-        if before is not None and np.array_equal(starts, before):
+        if np.array_equal(starts, before):
             break
         before = starts
         occupied = np.flatnonzero(np.diff(np.append(starts, len(points.x))) > 0)
@@ -141,7 +122,6 @@ def _settled(points: Points, centers: Float64, pinned: int | None = None) -> Flo
         else:
             zero = centers[pinned]
             means = _means(points, starts[occupied])
-            centers = centers.copy()
             centers[occupied] = means
             centers[pinned] = zero
             centers.sort()
@@ -155,10 +135,9 @@ def _split_until(points: Points, starts: Int64, k: int) -> Int64:
     while len(starts) < k:
         ends = np.append(starts[1:], len(points.x))
         width = (points.x[ends - 1] - points.x[starts]).astype(np.float64)
-        widest = int(np.argmax(np.diff(points.mass[np.append(starts, len(points.x))]) * width**2))
-        middle = (points.x[starts[widest]] + points.x[ends[widest] - 1]) / 2
-        cut = starts[widest] + np.searchsorted(
-            points.x[starts[widest] : ends[widest]], middle, side="right"
-        )
-        starts = np.sort(np.append(starts, min(max(cut, starts[widest] + 1), ends[widest] - 1)))
+        widest = int(np.argmax((points.mass[ends] - points.mass[starts]) * width**2))
+        first, end = starts[widest], ends[widest]
+        middle = (points.x[first] + points.x[end - 1]) / 2
+        cut = first + np.searchsorted(points.x[first:end], middle, side="right")
+        starts = np.sort(np.append(starts, np.clip(cut, first + 1, end - 1)))
     return starts

@@ -11,7 +11,7 @@ from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, PQ, RQ, Binary
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Geometry
 
 # An element without importance still has to go somewhere: to the nearest center.
 LEAST_IMPORTANCE = 1e-8
@@ -33,85 +33,67 @@ def fit_km(
     """K-means of the single weights of every group of rows; it has no random start."""
     del seed
     rows = scheme.group or len(matrix)
-    groups = [group.flatten().contiguous() for group in torch.split(matrix, rows)]
-    masses: list[Tensor | None] = [None] * len(groups)
-    if importance is not None:
-        masses = [mass.flatten() for mass in torch.split(importance, rows)]
-    exact = [
-        scalar.fit_scalar(group, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros)
-        for group, mass in zip(groups, masses, strict=True)
-    ]
-    centers = [
-        round_centers(table.unsqueeze(1), scheme.codebook_dtype).squeeze(1) for table in exact
-    ]
-    codes = [
-        scalar.assign_scalar(group, table) for group, table in zip(groups, centers, strict=True)
-    ]
-    k = max(map(len, centers))
-    padded = [
-        functional.pad(table, (0, k - len(table)), value=float(table[-1])) for table in centers
-    ]
-    return torch.cat(codes).reshape(1, *matrix.shape), torch.stack(padded).reshape(1, -1, 1, k, 1)
+    centers, codes = [], []
+    for start in range(0, len(matrix), rows):
+        values = matrix[start : start + rows].flatten().contiguous()
+        mass = None if importance is None else importance[start : start + rows].flatten()
+        exact = scalar.fit_scalar(
+            values, scheme.k, importance=mass, keep_zeros=scheme.keep_zeros
+        ).reshape(1, -1, 1)
+        centers.append(round_centers(exact, scheme.codebook_dtype))
+        codes.append(scalar.assign_scalar(values, centers[-1].flatten()))
+    k = max(table.shape[1] for table in centers)
+    codebooks = torch.stack([vector.repeat_last(table, k) for table in centers], 1).unsqueeze(2)
+    return torch.cat(codes).reshape(1, *matrix.shape), codebooks
 
 
 def fit_pq(
     matrix: Tensor, scheme: PQ, importance: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """K-means of sub-vectors."""
-    geometry = scheme.geometry(_shape(matrix, scheme))
-    batch = sub_vectors(matrix, importance, dim=geometry.dim, shared=geometry.shared)
+    batch = _points(matrix, scheme, importance)
     centers = round_centers(vector.fit_vector(batch, scheme.k, seed)[0], scheme.codebook_dtype)
-    return _by_row(
-        [centers], [best_kernels().assign(batch, centers.float())], geometry.shared, len(matrix)
-    )
+    codes = best_kernels().assign(batch, centers.float())
+    return _by_row([centers], [codes], len(matrix))
 
 
 def fit_rq(
     matrix: Tensor, scheme: RQ, importance: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """K-means of what the stages before leave of sub-vectors."""
-    geometry = scheme.geometry(_shape(matrix, scheme))
-    batch = sub_vectors(matrix, importance, dim=geometry.dim, shared=geometry.shared)
+    batch = _points(matrix, scheme, importance)
     centers, codes = fit_residual(
-        batch,
-        scheme.k,
-        scheme.stages,
-        seed=seed,
-        fit=vector.fit_vector,
-        codebook_dtype=scheme.codebook_dtype,
+        batch, scheme.k, scheme.stages, seed=seed, codebook_dtype=scheme.codebook_dtype
     )
-    return _by_row(centers, codes, geometry.shared, len(matrix))
+    return _by_row(centers, codes, len(matrix))
 
 
-def _shape(matrix: Tensor, scheme: PQ | RQ) -> tuple[int, int]:
-    rows, length = matrix.shape
-    return (rows, length) if scheme.axis == "in" else (length, rows)
+def _points(matrix: Tensor, scheme: PQ | RQ, importance: Tensor | None) -> Batch:
+    shape = tuple(matrix.shape if scheme.axis == "in" else matrix.T.shape)
+    return sub_vectors(matrix, importance, scheme.geometry(shape))
 
 
-def _by_row(
-    centers: list[Tensor], codes: list[Tensor], shared: bool, rows: int
-) -> tuple[Tensor, Tensor]:
+def _by_row(centers: list[Tensor], codes: list[Tensor], rows: int) -> tuple[Tensor, Tensor]:
     """Codes and codebooks of a weight from those of every stage, by book."""
     k = max(stage.shape[1] for stage in centers)
     codebooks = torch.stack([vector.repeat_last(stage, k) for stage in centers]).unsqueeze(1)
-    by_book = torch.stack(codes)
-    if shared:
-        return by_book.reshape(len(codes), rows, -1), codebooks
-    return by_book.transpose(1, 2).contiguous(), codebooks
+    return codes_by_row(torch.stack(codes), codes[0].numel() // rows), codebooks
 
 
-def sub_vectors(matrix: Tensor, importance: Tensor | None, *, dim: int, shared: bool) -> Batch:
-    """The rows of a matrix cut into sub-vectors, one book per subspace or one for all.
+def codes_by_row(by_book: Tensor, subspaces: int) -> Tensor:
+    """Codes ``(stages, books, n)`` as ``(stages, rows, subspaces)``."""
+    if by_book.shape[1] == 1:
+        return by_book.reshape(len(by_book), -1, subspaces)
+    return by_book.transpose(1, 2).contiguous()
 
-    Args:
-        matrix: Float32, ``(rows, length)``; padded where ``dim`` does not divide the length.
-        importance: Float32, ``(rows, length)``, or ``None``.
-        dim: Length of a sub-vector.
-        shared: Whether all subspaces share one book.
 
-    Returns:
-        Points, ``(subspaces, rows, dim)``, or ``(1, rows · subspaces, dim)`` where shared.
+def sub_vectors(matrix: Tensor, importance: Tensor | None, geometry: Geometry) -> Batch:
+    """The rows of a matrix cut into sub-vectors; padded where ``dim`` does not divide them.
+
+    One book per subspace, ``(subspaces, rows, dim)``, or one for all where these share it,
+    ``(1, rows · subspaces, dim)``.
     """
+    dim, shared = geometry.dim, geometry.shared
     rows, length = matrix.shape
     padding = -length % dim
     if padding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -11,7 +12,6 @@ from vq_plugin.fit.batch import BLOCK, Batch
 from vq_plugin.fit.exchange import improve
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.fit.seeding import plus_plus
 
 # Training points per center above which a sample finds the centers as well (faiss uses 256).
 _SAMPLE_PER_CENTER = 256
@@ -19,6 +19,8 @@ _SAMPLE_LEAST = 1 << 16
 _ITERATIONS = 50
 _POLISH_ITERATIONS = 25
 _TOLERANCE = 1e-4
+# Distances concentrate as dimensions grow: one draw is then as good as the best of several.
+_HIGH_DIM = 128
 
 
 def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -27,11 +29,6 @@ def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
     Books are fitted in groups that fit a core's cache, side by side on torch's threads. Where a
     book has many more points than centers, a sample finds the centers and a few iterations on
     all points polish them.
-
-    Args:
-        batch: The points; ``n >= 1``.
-        k: Centers wanted per book.
-        seed: Seed of the k-means++ draws and of the sample.
 
     Returns:
         Centers, float32, ``(books, k', dim)``, and codes, ``(books, n)``; ``k'`` is the
@@ -55,7 +52,9 @@ def _sample_size(k: int) -> int:
 
 def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     books = batch[start : start + step].contiguous()
-    generator = torch.Generator().manual_seed(_mix(seed, start))
+    # A seed per group of books; neighbours in ``seed`` must not share draws.
+    mixed = (seed * 0x9E3779B97F4A7C15 + start * 0xBF58476D1CE4E5B9) % (1 << 63)
+    generator = torch.Generator().manual_seed(mixed)
     size = _sample_size(k)
     iterate = partial(best_kernels().lloyd_iterations, tolerance=_TOLERANCE)
     if books.n > size:
@@ -71,9 +70,26 @@ def _fit_books(batch: Batch, start: int, *, k: int, seed: int, step: int) -> tup
     return centers, codes
 
 
-def _mix(seed: int, start: int) -> int:
-    """A seed per group of books; neighbours in ``seed`` must not share draws."""
-    return (seed * 0x9E3779B97F4A7C15 + start * 0xBF58476D1CE4E5B9) % (1 << 63)
+def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ for a batch of books (Arthur & Vassilvitskii 2007, section 2.2).
+
+    Every center is the best of ``2 + ln k`` draws (of one in high dimensions) with probability
+    proportional to the (importance-weighted) squared distance to the centers chosen so far.
+
+    The mean of the importance over ``dim`` weights a point.
+
+    Returns:
+        Centers, float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k`` distinct points.
+        In books that run out earlier the last centers repeat.
+    """
+    books, n, dim = batch.x.shape
+    mass = torch.ones(books, n, dtype=torch.float32)
+    if batch.importance is not None:
+        mass = batch.importance.mean(2)
+    trials = 1 if dim > _HIGH_DIM else 2 + int(math.log(k))
+    first = torch.rand(books, 1, generator=generator, dtype=torch.float64)
+    draws = torch.rand(k - 1, books, trials, generator=generator, dtype=torch.float64)
+    return best_kernels().seeds(batch, mass, first, draws)
 
 
 def repeat_last(centers: Tensor, k: int) -> Tensor:

@@ -10,11 +10,11 @@ from torch import Tensor
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.output.objective import Fitted, Objective
+from vq_plugin.fit.output.objective import Objective, Quantized
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.schemes import LEAST_IMPORTANCE
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import Geometry, Scheme, code_dtype, fit_of
+from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
 
 # Squares of weights beyond these sizes leave float32.
 _LARGEST, _SMALLEST = 1e15, 1e-15
@@ -79,29 +79,25 @@ def quantize_weight(
 
 
 def _quantize(
-    weight: Tensor,
-    scheme: Scheme,
-    importance: Tensor | None,
-    moments: Moments | None,
-    seed: int,
+    weight: Tensor, scheme: Scheme, importance: Tensor | None, moments: Moments | None, seed: int
 ) -> CodebookWeight:
     geometry = scheme.geometry(tuple(weight.shape))
     matrix = geometry.matrix(weight.detach().cpu().float())
     weights = None if importance is None else importance_view(importance, geometry)
-    row_scale: Tensor | None = None
+    row_scale = None
     if geometry.scaled:
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
     check_range(matrix)
     codes, centers = fit_of(scheme)(matrix, scheme, weights, seed)
-    fitted = Fitted(codes, round_centers(centers, scheme.codebook_dtype))
-    check_codebooks(fitted.codebooks, matrix, scheme)
+    quantized = Quantized(codes, round_centers(centers, scheme.codebook_dtype))
+    check_codebooks(quantized.codebooks, matrix, scheme)
     if moments is not None and scheme.calibrates:
         objective = Objective.build(matrix, row_scale, scheme, geometry, moments)
         if objective is not None:
-            fitted = calibrate(objective, fitted, scheme.codebook_dtype)
+            quantized = calibrate(objective, quantized, scheme.codebook_dtype)
     small = CodebookWeight(
-        codes=fitted.codes.to(code_dtype(fitted.codebooks.shape[3])).to(weight.device),
-        codebooks=fitted.codebooks.to(weight.device),
+        codes=quantized.codes.to(torch_code_dtype(quantized.codebooks.shape[3])).to(weight.device),
+        codebooks=quantized.codebooks.to(weight.device),
         scale=None if row_scale is None else row_scale.to(weight.device),
         scheme=scheme,
         shape=tuple(weight.shape),
@@ -119,8 +115,7 @@ def _normalize_rows(
     # Relative to the largest of the row first: squares of extreme weights leave float32.
     largest = matrix.abs().amax(1)
     largest = torch.where(largest > 0, largest, 1.0)
-    part = matrix / largest.unsqueeze(1)
-    scale = largest * scheme.row_size(part)
+    scale = largest * scheme.row_size(matrix / largest.unsqueeze(1))
     scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
     if not bool(((scale > 0) & scale.isfinite()).all()):
         raise ValueError(

@@ -37,6 +37,8 @@ DTYPES = {
     "float8_e5m2fnuz": ("F8_E5M2FNUZ", 1),
 }
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
 
 # Of a parameter whose weight has its dimensions in another order: the parameter's shape, the shape
 # before dimensions change places, and their order.
@@ -117,8 +119,7 @@ class Header:
 
     def books(self, name: str) -> tuple[int, ...]:
         """Shape of the codebooks of a stored weight, ``(stages, groups, books, k, dim)``."""
-        stages, groups, books, k, dim = self.tensors[join(name, "codebooks")].shape
-        return stages, groups, books, k, dim
+        return self.tensors[join(name, "codebooks")].shape
 
     def weights(self) -> Iterator[tuple[str, str]]:
         """Names of coded weights, each with the one that it is stored for."""
@@ -171,11 +172,13 @@ def parse_header(path: str | os.PathLike[str], text: str) -> Header:
             # Its checksum, and whether it has anything that this version does not know.
             if header_json(header) != text:
                 raise ValueError("its checksum differs, or it is written otherwise")
-            if not {*header.layers, *header.tensors} >= {*header.aliases.values()}:
+            names = {*header.layers, *(name for name, to in header.others() if name == to)}
+            if not names >= {*header.aliases.values()}:
                 raise ValueError("an alias names no weight and no tensor")
-            for name in header.layers:
-                if join(name, "codes") not in header.tensors or 0 in header.books(name):
-                    raise ValueError(f"layer {name!r} has no codes, or no codebooks")
+            if {*header.layers, *header.tensors} & header.aliases.keys():
+                raise ValueError("an alias has the name of a weight or a tensor")
+            for name, entry in header.layers.items():
+                _check_weight(name, entry, header)
             return header
         if version < FORMAT:
             raise ValueError(f"there is no format {version}")
@@ -241,10 +244,35 @@ def _entry(content: dict[str, Any]) -> Entry:
         dtype=_text(content["dtype"]),
         coding=None if coding is None else Coding(coding["along"], _number(coding["bits"])),
     )
-    known = entry.axis in ("in", "out") and entry.dtype in DTYPES and entry.shape
+    known = entry.axis in ("in", "out") and entry.dtype in FLOATS and entry.shape
     if not known or (entry.group or 1) < 1 or (coding and coding["along"] not in get_args(Along)):
         raise ValueError(f"{entry} cannot be")
     return entry
+
+
+def _check_weight(name: str, entry: Entry, header: Header) -> None:
+    """Makes sure that the tensors of a weight fit each other and its shape."""
+    leaves = {leaf: header.tensors.get(join(name, leaf)) for leaf in LEAVES}
+    codes, codebooks, exponents, scale = leaves.values()
+    if codes is None or codebooks is None or codes.dtype != "uint8" or len(codes.shape) != 1:
+        raise ValueError(f"layer {name!r} has no codes, or no codebooks")
+    if len(codebooks.shape) != 5 or 0 in codebooks.shape:
+        raise ValueError(f"layer {name!r}: codebooks of shape {codebooks.shape}")
+    is_int8 = codebooks.dtype == "int8"
+    if is_int8 != (exponents is not None) or codebooks.dtype not in ("int8", *FLOATS):
+        raise ValueError(f"layer {name!r} has exponents or int8 codebooks alone")
+    stages, groups, books, _, dim = codebooks.shape
+    rows, length = entry.matrix
+    shape = stages, rows, -(-length // dim)
+    fits = (
+        entry.codes == shape
+        and groups == (-(-rows // entry.group) if entry.group else 1)
+        and books in (1, shape[2])
+        and (scale is None or (scale.shape == (rows,) and scale.dtype in FLOATS))
+        and (exponents is None or exponents.shape == codebooks.shape[:3])
+    )
+    if not fits:
+        raise ValueError(f"layer {name!r}: its tensors do not fit a weight of {entry.shape}")
 
 
 def _view(content: Any, shape: Any) -> EntryView | None:
@@ -252,7 +280,7 @@ def _view(content: Any, shape: Any) -> EntryView | None:
         return None
     parameter, split, order = map(_numbers, content)
     sizes = {math.prod(each) for each in (parameter, split, shape)}
-    if len(sizes) > 1 or sorted(order) != list(range(len(split))):
+    if len(sizes) > 1 or sorted(order) != list(range(len(split))) or len(shape) < 2:
         raise ValueError(f"{content} is no view of a weight of shape {shape}")
     return parameter, split, order
 

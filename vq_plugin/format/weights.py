@@ -59,22 +59,17 @@ def read_codes(file: Container, name: str, entry: Entry) -> NDArray[Any]:
         ``(stages, rows, subspaces)``.
 
     Raises:
-        ValueError: If codes, codebooks and shape do not fit each other, or the codes are damaged.
+        ValueError: If they are more than such a weight can have, or damaged.
     """
-    stages, _, _, k, dim = books = file.header.books(name)
-    rows, length = entry.matrix
-    shape = stages, rows, -(-length // dim)
-    count, weights = math.prod(shape), math.prod(entry.shape)
-    groups = -(-rows // entry.group) if entry.group else 1
-    fits = entry.codes == shape and books[1] == groups and shape[2] % books[2] == 0
+    k, count = file.header.books(name)[3], math.prod(entry.codes)
     # Packed codes of some bits are never more than the file is long.
-    few = may_be_coded(count, weights) or (entry.coding is None and k > 1)
-    if not fits or not few:
-        raise ValueError(f"codes of shape {entry.codes} do not fit codebooks of shape {books}")
+    packed = entry.coding is None and k > 1
+    if not packed and not may_be_coded(count, math.prod(entry.shape)):
+        raise ValueError(f"codes of shape {entry.codes} do not fit a weight of {entry.shape}")
     data = file.raw(join(name, "codes"))
     if entry.coding is not None:
-        return entropy.decode(data, entry.coding, shape, k)
-    return unpack(data, count, k).reshape(shape)
+        return entropy.decode(data, entry.coding, entry.codes, k)
+    return unpack(data, count, k).reshape(entry.codes)
 
 
 def from_int8(integers: NDArray[Any], exponents: NDArray[Any]) -> NDArray[np.float16]:

@@ -1,7 +1,7 @@
 """What hosts share. A new host is a room of its own that uses this one, and no other host's.
 
 - :mod:`vq_plugin.hosting.plan`: which scheme a float layer gets.
-- :mod:`vq_plugin.hosting.fits`: codebook layers that are fitted once, and shared as weights are.
+- :mod:`vq_plugin.hosting.conversion`: codebook layers, fitted once and shared as weights are.
 - :mod:`vq_plugin.hosting.statistics`: what calibration gathers between a host's two calls.
 - :mod:`vq_plugin.hosting.follower`: codebooks that follow a weight while it trains.
 - :mod:`vq_plugin.hosting.check`: an error for everything that a host left undone.

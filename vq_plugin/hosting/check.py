@@ -45,16 +45,16 @@ def check_schemes(
         owner._modules[leaf] = _empty(kind)
     asked = select(twin, _layer_patterns(schemes))
     slots = slots_by_name(twin, asked)
-    found = {name: coded.scheme for name, coded in coded_weights(converted).items()}
+    coded = {name: weight.scheme for name, weight in coded_weights(converted).items()}
     remedy = f"give the check the schemes that {host} got"
     problems = []
     for name, scheme in asked.items():
-        if name not in found:
+        if name not in coded:
             module = next(iter(slots[name].module_names), name.rpartition(".")[0])
             problems.append(f"{name!r}: asked for {scheme} but {why_not(module)}")
-        elif found[name] != scheme:
-            problems.append(f"{name!r}: asked for {scheme} but it has {found[name]}; {remedy}")
-    for name, scheme in found.items():
+        elif coded[name] != scheme:
+            problems.append(f"{name!r}: asked for {scheme} but it has {coded[name]}; {remedy}")
+    for name, scheme in coded.items():
         if name not in asked:
             problems.append(f"{name!r}: not asked for but it has {scheme}; {remedy}")
     if problems:
@@ -92,12 +92,12 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
 
 def _layer_patterns(schemes: Schemes) -> Schemes:
     """Without what a converted model cannot match: other modules are folded away or fused."""
+
+    def is_layer(kind: type[nn.Module]) -> bool:
+        return any(issubclass(k, kind) or issubclass(kind, k) for k in layer_types().values())
+
     return {
         pattern: scheme
         for pattern, scheme in as_patterns(schemes).items()
-        if scheme is not None or isinstance(pattern, str) or _is_layer_class(pattern)
+        if scheme is not None or isinstance(pattern, str) or is_layer(pattern)
     }
-
-
-def _is_layer_class(kind: type[nn.Module]) -> bool:
-    return any(issubclass(base, kind) or issubclass(kind, base) for base in layer_types().values())

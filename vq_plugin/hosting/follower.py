@@ -16,6 +16,7 @@ from vq_plugin.hosting.plan import Plan
 from vq_plugin.hosting.statistics import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, find_slots, layer_slot
 from vq_plugin.rounding import round_centers
+from vq_plugin.straight_through import straight_through
 
 _STATE = ("codes", "codebooks", "scale")
 # How far codebooks go at each step; all the way, codes and weights chase each other.
@@ -85,7 +86,9 @@ class CodebookFollower(nn.Module):
             self._follow(weight)
         if not self.quantizes:
             return weight
-        return self._through(weight, self.small(weight).decode())
+        pinned = self.plan.scheme.pinned(weight.detach())
+        latent = weight if pinned is None else weight.masked_fill(pinned, 0)
+        return straight_through(latent, self.small(weight).decode())
 
     def small(self, weight: Tensor) -> CodebookWeight:
         """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""
@@ -104,11 +107,8 @@ class CodebookFollower(nn.Module):
     def convert(self, module: nn.Module) -> CodebookLayer:
         """The codebook layer for the float layer that the host made of the trained one.
 
-        Args:
-            module: Float layer, batch norm folded; its weight is fitted if nothing was before.
-
-        Returns:
-            A layer that decodes to what the follower gives in eval mode.
+        It decodes to what the follower gives in eval mode; its weight is fitted if nothing was
+        before.
 
         Raises:
             ValueError: If there is nothing yet and the weight cannot be compressed.
@@ -120,8 +120,8 @@ class CodebookFollower(nn.Module):
             self._fit(slot.weight)
         small = self.small(slot.weight)
         layer = slot.layer(module, small)
-        followed = self.plan.fits.followed
-        first = next((other for other in followed if _same(other.codebook_weight, small)), None)
+        followed = self.plan.conversion.followed
+        first = next((layer for layer in followed if _equal(layer.codebook_weight, small)), None)
         if first is not None:
             layer.share(first)
         followed.append(layer)
@@ -151,28 +151,19 @@ class CodebookFollower(nn.Module):
     def extra_repr(self) -> str:  # noqa: D102 - inherited
         return str(self.plan.scheme)
 
-    def _through(self, weight: Tensor, decoded: Tensor) -> Tensor:
-        """The decoded weight; the latent one gets its gradient (Bengio et al., arXiv 1308.3432)."""
-        latent = weight - weight.detach()
-        pinned = self.plan.scheme.pinned(weight.detach())
-        if pinned is not None:
-            latent = latent.masked_fill(pinned, 0)
-        return decoded + latent
-
     def _leader(self, weight: Tensor) -> nn.Module:
         """The one follower of a weight which layers share."""
         # Where batch norm is folded in, the weight is a layer's own.
         if not (self.training and isinstance(weight, nn.Parameter)):
             return self
-        followers = self.plan.fits.followers
+        followers = self.plan.conversion.followers
         if not followers:
             followers.append(self)
         return followers[0]
 
     def _fit(self, weight: Tensor) -> None:
-        small = self._named(
-            quantize_weight, weight, self.plan.scheme, self._importance(), self.plan.seed
-        )
+        plan = self.plan
+        small = self._named(quantize_weight, weight, plan.scheme, self._importance(), plan.seed)
         self.codes, self.codebooks = small.codes, small.codebooks.float()
         self.scale = None if small.scale is None else small.scale.float()
 
@@ -208,6 +199,6 @@ def _towards(aim: Tensor | None, now: Tensor | None) -> Tensor | None:
     return None if aim is None or now is None else torch.lerp(now, aim.to(now.dtype), _PACE)
 
 
-def _same(a: CodebookWeight, b: CodebookWeight) -> bool:
+def _equal(a: CodebookWeight, b: CodebookWeight) -> bool:
     pairs = [(getattr(a, name), getattr(b, name)) for name in _STATE]
     return all(x is y or (x is not None and torch.equal(x, y)) for x, y in pairs)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.hosting.fits import Fits
+from vq_plugin.hosting.conversion import Conversion
 from vq_plugin.nn import layer_slot
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, select, slots_by_name
@@ -26,14 +26,14 @@ class Plan:
     Attributes:
         rules: Scheme by class of the float layer; the first class that fits decides.
         seed: Seed of the fits.
-        fits: What is done already.
+        conversion: What is done already.
         name: Name of the layer in its model, of the first one where several share a weight; where
             the plan is for more, messages show a layer's settings instead.
     """
 
     rules: Rules
     seed: int
-    fits: Fits = field(default_factory=Fits, compare=False)
+    conversion: Conversion = field(default_factory=Conversion, compare=False)
     name: str | None = None
 
     @property
@@ -53,12 +53,12 @@ class Plan:
         """The codebook layer for a float layer, or ``module`` itself where no rule fits it.
 
         Raises:
-            ValueError: As :meth:`vq_plugin.hosting.fits.Fits.layer`.
+            ValueError: As :meth:`vq_plugin.hosting.conversion.Conversion.layer`.
         """
         scheme = self.scheme_for(module)
         if scheme is None:
             return module
-        return self.fits.layer(module, scheme, self.seed, self.name or repr(module))
+        return self.conversion.layer(module, scheme, self.seed, self.name or repr(module))
 
 
 def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
@@ -82,8 +82,8 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
                 "vq_plugin.compress"
             )
     ties = tied_weights(model, chosen)
-    found: dict[str, Plan] = {}
+    by_name: dict[str, Plan] = {}
     for name, scheme in chosen.items():
-        shared = found.get(ties.get(name, name))
-        found[name] = shared or Plan(((nn.Module, scheme),), seed, name=name)
-    return found
+        shared = by_name.get(ties.get(name, name))
+        by_name[name] = shared or Plan(((nn.Module, scheme),), seed, name=name)
+    return by_name

@@ -21,13 +21,9 @@ INPUT_STATS = "input_stats"
 
 
 def attach_statistics(slots: Iterable[Slot]) -> list[nn.Module]:
-    """Lets modules gather statistics of the inputs of slots, in place.
+    """Lets modules gather statistics of the inputs of slots, in place, where these are known.
 
-    Args:
-        slots: Those whose inputs are not known are passed over.
-
-    Returns:
-        The modules that have gathered nothing before.
+    Returns the modules that have gathered nothing before.
     """
     fresh: list[nn.Module] = []
     for slot in slots:
@@ -59,18 +55,16 @@ def detach_statistics(model: nn.Module, but: Iterable[nn.Module] = ()) -> None:
 
 
 def gathered_moments(slots: Mapping[str, Slot], *, required: bool = True) -> dict[str, Moments]:
-    """What the fits want to know of slots, from the statistics of their modules.
+    """What the fits want to know of slots, by name, from the statistics of their modules.
 
-    Args:
-        slots: Slots by name; those without statistics get no moments.
-        required: Whether it is an error if no slot at all has seen an input.
+    Slots without statistics are left out. Where it is not ``required``, it is no error if no slot
+    at all has seen an input.
 
     Raises:
         ValueError: If calibration did not reach such a slot, or its inputs were not finite; the
             message names it.
     """
-    found = {name: _statistics(slot) for name, slot in slots.items()}
-    gathered = {name: moments for name, moments in found.items() if moments is not None}
+    gathered = {name: m for name, slot in slots.items() if (m := _statistics(slot)) is not None}
     if not required and not any(moments.count > 0 for moments in gathered.values()):
         return {}
     return {name: named_moments(name, moments) for name, moments in gathered.items()}
@@ -94,8 +88,7 @@ def _statistics(slot: Slot) -> InputMoments | None:
     statistics = getattr(slot.host, INPUT_STATS, None)
     if not isinstance(statistics, nn.ModuleDict) or _leaf(slot) not in statistics:
         return None
-    moments = statistics[_leaf(slot)]
-    assert isinstance(moments, InputMoments)
+    moments: InputMoments = statistics[_leaf(slot)]  # type: ignore[assignment]
     return moments
 
 

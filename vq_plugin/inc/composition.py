@@ -8,12 +8,7 @@ from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 from torch import nn
 
 from vq_plugin.inc.layers import Configs, ModelInfo, checked
-from vq_plugin.inc.partners import (
-    check_partner,
-    is_exception,
-    names_layer,
-    warn_of_unmatched,
-)
+from vq_plugin.inc.partners import check_partner, is_exception, names_layer, warn_of_unmatched
 
 
 class Composition(ComposableConfig):  # type: ignore[misc]
@@ -45,12 +40,11 @@ class Composition(ComposableConfig):  # type: ignore[misc]
         warn_of_unmatched(config, info)
         mapping = config.to_config_mapping(model_info=info)
         named = {key: rule for key, rule in mapping.items() if names_layer(config, rule, *key)}
-        broad: dict[tuple[str, str], BaseConfig] = {}
-        if config.global_config is not None:
-            for key in info:
-                if key not in named:
-                    excepted = is_exception(config, mapping[key])
-                    broad[key] = mapping[key] if excepted else config.global_config
+        broad = {
+            key: mapping[key] if is_exception(config, mapping[key]) else config.global_config
+            for key in info
+            if config.global_config is not None and key not in named
+        }
         return ModelInfo(model, {**broad, **named}, set(broad))
 
     def to_config_mapping(
@@ -67,10 +61,10 @@ class Composition(ComposableConfig):  # type: ignore[misc]
 
     def expand(self) -> list[Composition]:
         """One composition for each combination of what ``autotune`` would try of its parts."""
-        parts = [config.expand() for config in self.config_list]
-        if all(len(configs) == 1 for configs in parts):
+        expanded = [config.expand() for config in self.config_list]
+        if all(len(configs) == 1 for configs in expanded):
             return [self]
-        return [Composition(list(configs)) for configs in product(*parts)]
+        return [Composition(list(configs)) for configs in product(*expanded)]
 
     def to_json_file(self, filename: str) -> None:
         """Not there: INC reads a file of two algorithms as two of the first.

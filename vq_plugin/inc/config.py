@@ -18,14 +18,7 @@ from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.composition import Composition
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
 from vq_plugin.inc.partners import check_partner
-from vq_plugin.inc.plain import (
-    Settings,
-    known,
-    local_from_dict,
-    local_to_dict,
-    plain,
-    unique,
-)
+from vq_plugin.inc.plain import Settings, known, local_from_dict, local_to_dict, plain, unique
 from vq_plugin.nn import layer_types
 from vq_plugin.schemes import PQ, Scheme, parse_scheme
 from vq_plugin.select import Pattern, check_pattern_type
@@ -73,7 +66,7 @@ class VQConfig(CodebookConfig):
 
         Args:
             scheme: See the class.
-            seed: Seed of the fits.
+            seed: See the class.
             white_list: Names, regular expressions and layer classes that it is for; ``"*"`` is
                 all layers.
 
@@ -83,14 +76,13 @@ class VQConfig(CodebookConfig):
         """
         self._take({"scheme": scheme}, seed, white_list)
 
-    def _take(self, settings: dict[str, Any], seed: int, white_list: WhiteList) -> None:
+    def _take(self, settings: Mapping[str, Any], seed: int, white_list: WhiteList) -> None:
         super().__init__(list(white_list) if isinstance(white_list, list) else white_list)
         self.__dict__.update(settings, seed=seed)
         self._post_init()
 
     @classmethod
     def _scheme(cls, settings: Mapping[str, Any]) -> Scheme | None:
-        """The scheme of settings without lists."""
         scheme = settings["scheme"]
         if isinstance(scheme, str):
             return parse_scheme(scheme)
@@ -219,12 +211,12 @@ class VQConfig(CodebookConfig):
 
     def expand(self) -> list[VQConfig]:
         """The configs that ``autotune`` tries: one for each combination of what is in lists."""
-        own = self._singles()
+        singles = self._singles()
         local = {key: config.expand() for key, config in self._deviating().items()}
-        if len(own) == 1 and all(len(choices) == 1 for choices in local.values()):
+        if len(singles) == 1 and all(len(choices) == 1 for choices in local.values()):
             return [self]
         expanded = []
-        for settings, *chosen in product(own, *local.values()):
+        for settings, *chosen in product(singles, *local.values()):
             config = self._with(white_list=self.white_list, **settings)
             for key, choice in zip(local, chosen, strict=True):
                 config.set_local(key, choice)
@@ -247,9 +239,7 @@ class VQConfig(CodebookConfig):
         result = Settings(self.get_params_dict(), self)
         if self.white_list not in (None, DEFAULT_WHITE_LIST):
             result["white_list"] = plain(self.white_list)
-        local = {
-            plain(key): local_to_dict(own, type(self)) for key, own in self._deviating().items()
-        }
+        local = {plain(key): local_to_dict(c, type(self)) for key, c in self._deviating().items()}
         return {GLOBAL: result, LOCAL: local} if local else result
 
     @classmethod

@@ -11,11 +11,7 @@ from neural_compressor.torch.utils import logger
 from torch import nn
 from tqdm import tqdm
 
-from vq_plugin.hosting.statistics import (
-    attach_statistics,
-    detach_statistics,
-    gathered_moments,
-)
+from vq_plugin.hosting.statistics import attach_statistics, detach_statistics, gathered_moments
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.files import enable_save
 from vq_plugin.inc.layers import check_codebooks

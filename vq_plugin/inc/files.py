@@ -71,19 +71,22 @@ def save(
 
 def _check_hosted(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
     """Finds layers of INC that could not be read back, while they are still there."""
-    known = [
-        name for (name, _), config in configs.items() if not isinstance(config, CodebookConfig)
-    ]
-    for name in known:
+    hosted = [name for name, _ in _hosted(configs)]
+    for name in hosted:
         if "'" in name or '"' in name:
             raise ValueError(f"layer {name!r}: INC cannot read a name with a quote back: rename it")
     for name, module in model.named_modules():
-        ours = any(name == other or name.startswith(f"{other}.") for other in known)
-        if type(module).__module__.startswith("neural_compressor") and not ours:
+        known = any(name == other or name.startswith(f"{other}.") for other in hosted)
+        if type(module).__module__.startswith("neural_compressor") and not known:
             raise ValueError(
                 f"layer {name!r} is a {type(module).__name__} whose settings were lost when it was "
                 "loaded or quantized by itself; quantize the whole float model again"
             )
+
+
+def _hosted(configs: Mapping[LayerKey, BaseConfig]) -> dict[LayerKey, BaseConfig]:
+    """Those of INC's own algorithms."""
+    return {key: c for key, c in configs.items() if not isinstance(c, CodebookConfig)}
 
 
 def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> None:
@@ -93,15 +96,13 @@ def enable_save(model: nn.Module, configs: Mapping[LayerKey, BaseConfig]) -> Non
     kept = earlier if isinstance(earlier, Mapping) else {}
     kept = {key: config for key, config in kept.items() if isinstance(config, BaseConfig)}
     merged = {**kept, **configs}
-    hosted = {
-        key: config for key, config in merged.items() if not isinstance(config, CodebookConfig)
-    }
+    hosted = _hosted(merged)
     if hosted and not any(isinstance(module, CodebookLayer) for module in model.modules()):
         # The model is INC's alone, to save and to load.
         model.qconfig = hosted  # type: ignore[assignment]
         return
-    own = {key: config for key, config in merged.items() if isinstance(config, CodebookConfig)}
-    model.qconfig = {**own, **hosted}  # type: ignore[assignment]
+    ours = {key: config for key, config in merged.items() if key not in hosted}
+    model.qconfig = {**ours, **hosted}  # type: ignore[assignment]
     # Unlike the bound method that INC's own algorithms set, this can be pickled.
     model.save = partial(save, model)  # type: ignore[assignment]
 
@@ -144,8 +145,8 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
     model = copy.deepcopy(original_model)
     settings = _read_settings(folder / QCONFIG_NAME)
     register_known()
-    configs = {key: _config(own) for key, own in settings.items()}
-    hosted = [key for key, config in configs.items() if not isinstance(config, CodebookConfig)]
+    configs = {key: _config(layer_settings) for key, layer_settings in settings.items()}
+    hosted = _hosted(configs)
     if hosted:
         tensors = open_file(folder / MODEL_FILE).tensors
         for key in hosted:
@@ -166,9 +167,9 @@ def _read_settings(path: Path) -> dict[LayerKey, dict[str, Any]]:
     """Algorithm and settings of every layer."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        layers = content[_NOTICE] if isinstance(content, dict) and _NOTICE in content else None
-        if layers is not None:
-            return {ast.literal_eval(key): dict(own) for key, own in layers.items()}
+        if isinstance(content, dict) and content.get(_NOTICE) is not None:
+            layers = content[_NOTICE].items()
+            return {ast.literal_eval(key): dict(settings) for key, settings in layers}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; save the model again") from None
     except (ValueError, TypeError, SyntaxError, AttributeError) as error:
@@ -181,8 +182,8 @@ def _read_settings(path: Path) -> dict[LayerKey, dict[str, Any]]:
 
 def _config(settings: Mapping[str, Any]) -> BaseConfig:
     try:
-        ((algorithm, own),) = settings.items()
-        return config_registry.get_cls_configs()[FRAMEWORK_NAME][algorithm].from_dict(own)
+        ((algorithm, values),) = settings.items()
+        return config_registry.get_cls_configs()[FRAMEWORK_NAME][algorithm].from_dict(values)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{QCONFIG_NAME}: damaged ({error!r})") from error
 
@@ -196,18 +197,18 @@ def _put_layer_of_inc(
     gives ``fc1`` the settings of ``fc10``.
     """
     name, _ = key
-    own = {path: value for path, value in tensors.items() if path.startswith(f"{name}.")}
-    if f"{name}.weight" in own:
+    saved = {path: value for path, value in tensors.items() if path.startswith(f"{name}.")}
+    if f"{name}.weight" in saved:
         # Left in float.
         return
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        torch.save(own, Path(folder) / WEIGHT_NAME)
+        torch.save(saved, Path(folder) / WEIGHT_NAME)
         text = json.dumps({str(key): settings})
         (Path(folder) / QCONFIG_NAME).write_text(text, encoding="utf-8")
         load_with_inc(folder, original_model=model)
     layer = model.get_submodule(name)
     for path, buffer in list(layer.named_buffers()):
-        saved = own.get(f"{name}.{path}", buffer)
+        dtype = saved.get(f"{name}.{path}", buffer).dtype
         # INC's layers turn their bias from float16 to float32 when they first run on a CPU.
         parent, _, leaf = path.rpartition(".")
-        setattr(layer.get_submodule(parent), leaf, buffer.to(saved.dtype))
+        setattr(layer.get_submodule(parent), leaf, buffer.to(dtype))

@@ -13,7 +13,6 @@ from torch import nn
 from vq_plugin.compress import check_slot
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.nn import layer_types
-from vq_plugin.schemes import Scheme
 from vq_plugin.select import NoMatchError, Pattern, match, slots_by_name
 from vq_plugin.ties import tied_weights
 
@@ -62,10 +61,9 @@ def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
     everywhere: set[tuple[str, str]] = set()
     owners = _owners(config, model, rules)
     for name, slot in slots_by_name(model, owners).items():
-        pattern = owners[name]
         key = (name, type(slot.module).__name__)
-        configs[key] = rules[pattern]
-        if rules[pattern] is config.global_config:
+        configs[key] = rules[owners[name]]
+        if configs[key] is config.global_config:
             everywhere.add(key)
     _check_partners(model, configs)
     return ModelInfo(model, configs, everywhere)
@@ -88,10 +86,11 @@ def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> 
 
 def check_codebooks(model: nn.Module, configs: Mapping[str, BaseConfig]) -> dict[str, str]:
     """As :func:`checked`, for configs by name; returns ties as :func:`tied_weights` does."""
-    schemes: dict[str, Scheme] = {}
-    for name, config in configs.items():
-        if isinstance(config, CodebookConfig) and config.layer_scheme is not None:
-            schemes[name] = config.layer_scheme
+    schemes = {
+        name: scheme
+        for name, config in configs.items()
+        if isinstance(config, CodebookConfig) and (scheme := config.layer_scheme) is not None
+    }
     for slot in slots_by_name(model, schemes).values():
         check_slot(slot)
     return tied_weights(model, schemes)

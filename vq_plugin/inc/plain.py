@@ -63,9 +63,9 @@ def local_from_dict(settings: Any, within: type[BaseConfig]) -> BaseConfig | Non
         return None
     algorithms = config_registry.get_cls_configs()[FRAMEWORK_NAME]
     if isinstance(settings, Mapping) and len(settings) == 1:
-        ((algorithm, own),) = settings.items()
+        ((algorithm, values),) = settings.items()
         if algorithm in algorithms:
-            return algorithms[algorithm].from_dict(own)
+            return algorithms[algorithm].from_dict(values)
     return within.from_dict(settings)
 
 

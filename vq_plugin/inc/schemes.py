@@ -17,7 +17,6 @@ from vq_plugin.schemes import SCHEMES, Scheme
 # What every config class takes beside the settings of its scheme.
 _COMMON = [Signature.from_callable(VQConfig).parameters[name] for name in ("seed", "white_list")]
 
-
 _CONFIGS: dict[type[Scheme], type[SchemeConfig]] = {}
 
 
@@ -31,8 +30,7 @@ class SchemeConfig(VQConfig):
         given = self.__signature__.bind(*values, **settings)
         given.apply_defaults()
         settings = given.arguments
-        seed, white_list = settings.pop("seed"), settings.pop("white_list")
-        self._take(settings, seed, white_list)
+        self._take(settings, settings.pop("seed"), settings.pop("white_list"))
 
     @classmethod
     def _scheme(cls, settings: Mapping[str, Any]) -> Scheme:

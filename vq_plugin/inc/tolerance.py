@@ -32,10 +32,10 @@ class Tolerance(float):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         match function.__name__, args:
-            case "mul", (metric, Tolerance() as own):
-                return metric.item() * own
-            case "ge", (metric, Tolerance() as own):
-                return metric.item() >= own
+            case "mul", (metric, Tolerance() as tolerance):
+                return metric.item() * tolerance
+            case "ge", (metric, Tolerance() as tolerance):
+                return metric.item() >= tolerance
         plain = [float(value) if isinstance(value, cls) else value for value in args]
         return function(*plain, **(kwargs or {}))
 

@@ -18,13 +18,14 @@ from vq_plugin.inc.config import VQConfig
 from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
-from vq_plugin.recipe.schema import AccuracyCriterion
+from vq_plugin.recipe.schema import AccuracyCriterion, Recipe
 from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.select import Pattern, Schemes, select, slots_by_name
-from vq_plugin.ties import sharing, tied_weights
+from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
+from vq_plugin.ties import sharing
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Fits, fit_candidates
+from vq_plugin.tuning.candidates import fit_candidates
 from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
@@ -116,32 +117,14 @@ def tuning_config(
         path = Path(recipe_or_schemes)
         prepared = prepare(path, model)
         tuning = prepared.recipe.tuning
-        for key in ("pruning", "recovery"):
-            if getattr(prepared.recipe, key) is not None:
-                raise ValueError(
-                    f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
-                    "recipe with vq-plugin tune"
-                )
-        if prepared.recipe.rest is not None:
-            text = (
-                f"{path}: INC's autotune does not round what is not compressed: 'rest' is for save"
-            )
-            warnings.warn(text, stacklevel=2)
-        if tuning.exit_policy.timeout is not None:
-            text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
-            warnings.warn(text, stacklevel=2)
+        _check_recipe(prepared.recipe, path)
+        if tolerable_loss is None:
+            tolerable_loss = _relative(tuning.accuracy_criterion, path)
         if calibration is None and prepared.calibration is not None:
             calibration = prepared.calibration()
-        return tuning_config(
-            model,
-            prepared.recipe.candidates(),
-            tolerable_loss
-            if tolerable_loss is not None
-            else _relative(tuning.accuracy_criterion, path),
-            calibration=calibration,
-            max_trials=tuning.exit_policy.max_trials if max_trials is None else max_trials,
-            seed=tuning.random_seed if seed is None else seed,
-        )
+        max_trials = tuning.exit_policy.max_trials if max_trials is None else max_trials
+        seed = tuning.random_seed if seed is None else seed
+        recipe_or_schemes = prepared.recipe.candidates()
     limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
     count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
@@ -161,6 +144,21 @@ def tuning_config(
     return TuningConfig(
         config_set=configs, tolerable_loss=Tolerance(limit), max_trials=len(configs)
     )
+
+
+def _check_recipe(recipe: Recipe, path: Path) -> None:
+    for key in ("pruning", "recovery"):
+        if getattr(recipe, key) is not None:
+            raise ValueError(
+                f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
+                "recipe with vq-plugin tune"
+            )
+    if recipe.rest is not None:
+        text = f"{path}: INC's autotune does not round what is not compressed: 'rest' is for save"
+        warnings.warn(text, stacklevel=3)
+    if recipe.tuning.exit_policy.timeout is not None:
+        text = f"{path}: INC's autotune knows no timeout; max_trials limits it"
+        warnings.warn(text, stacklevel=3)
 
 
 def _relative(criterion: AccuracyCriterion, path: Path) -> float:
@@ -197,7 +195,7 @@ def _settings(
     for setting in settings:
         chosen = select(model, parse_scheme(setting) if isinstance(setting, str) else setting)
         rules = {name: VQConfig(scheme, seed, white_list=None) for name, scheme in chosen.items()}
-        saved, config = _saved_bytes(model, chosen), _by_name(rules)
+        saved, config = saved_nbytes(model, chosen), _by_name(rules)
         if saved <= 0:
             warnings.warn(f"{setting} makes the model no smaller: left out", stacklevel=3)
         elif all(config != known for _, known in sized):
@@ -207,21 +205,8 @@ def _settings(
     return [config for _, config in sorted(sized, key=lambda pair: -pair[0])]
 
 
-def _saved_bytes(model: nn.Module, chosen: Mapping[str, Scheme]) -> int:
-    slots, ties = slots_by_name(model, chosen), tied_weights(model, chosen)
-    return sum(
-        slots[name].value.nbytes - scheme.geometry(slots[name].view.shape).nbytes
-        for name, scheme in chosen.items()
-        if name not in ties
-    )
-
-
 def _frontier(
-    model: nn.Module,
-    candidates: Candidates,
-    calibration: Calibration | None,
-    count: int,
-    seed: int,
+    model: nn.Module, candidates: Candidates, calibration: Calibration | None, count: int, seed: int
 ) -> list[VQConfig]:
     """Points of the tuner's frontier, the smallest model first."""
     if isinstance(calibration, Iterable):
@@ -230,11 +215,12 @@ def _frontier(
     space = search_space(model, candidates)
     fits = fit_candidates(model, space, calibration, seed=seed, workers=1, backend="loky")
     slots = slots_by_name(model, [ladder.name for ladder in fits.layers])
-    largest = sum(slot.value.nbytes for slot in slots.values())
+    largest = stored_nbytes(slot.value for slot in slots.values())
+    layers = [ladder.candidates for ladder in fits.layers]
     points = [
-        (_nbytes(fits, setting), setting)
-        for setting in reversed(frontier([ladder.candidates for ladder in fits.layers]))
-        if _nbytes(fits, setting) < largest
+        (nbytes, setting)
+        for setting in reversed(frontier(layers))
+        if (nbytes := setting_nbytes(layers, setting)) < largest
     ]
     if not points:
         raise ValueError("no setting makes the model smaller")
@@ -252,13 +238,6 @@ def _frontier(
                 rules[owner.name] = known[id(small)]
         configs.append(_by_name(rules))
     return configs
-
-
-def _nbytes(fits: Fits, setting: Setting) -> int:
-    return sum(
-        ladder.candidates[choice].nbytes
-        for ladder, choice in zip(fits.layers, setting, strict=True)
-    )
 
 
 def _thinned(points: list[tuple[int, Setting]], count: int) -> list[Setting]:

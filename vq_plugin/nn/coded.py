@@ -12,7 +12,8 @@ from vq_plugin.codebook import CodebookWeight, decode
 from vq_plugin.nn.decoded import Decoded
 from vq_plugin.ops import dequantize_codebook, pack_codes, packs, unpack_codes
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import Geometry, Scheme, code_dtype
+from vq_plugin.schemes import Geometry, Scheme, torch_code_dtype
+from vq_plugin.straight_through import straight_through
 
 Memory = Literal["weight", "codes"]
 
@@ -88,7 +89,7 @@ class CodedWeight(nn.Module):
     def _hold(self, codes: Tensor) -> None:
         """Takes over codes, ``(stages, rows, subspaces)``, packed if a kernel reads them so."""
         geometry = self.geometry
-        codes = codes.to(code_dtype(geometry.k))
+        codes = codes.to(torch_code_dtype(geometry.k))
         packed = self.keeps_packed and packs(geometry.k, geometry.group)
         self._codes = (
             pack_codes(codes.contiguous(), along_out=geometry.axis == "out") if packed else codes
@@ -159,11 +160,13 @@ class CodedWeight(nn.Module):
         codebooks, dtype = self.codebooks, self.scheme.codebook_dtype
         if dtype == "float32":
             return codebooks
-        return _through(codebooks, round_centers(codebooks.detach(), dtype))
+        return straight_through(codebooks, round_centers(codebooks.detach(), dtype))
 
     def _rounded_scale(self, scale: Tensor) -> Tensor:
         dtype = self.scheme.torch_codebook_dtype
-        return scale if dtype is torch.float32 else _through(scale, scale.detach().to(dtype))
+        if dtype is torch.float32:
+            return scale
+        return straight_through(scale, scale.detach().to(dtype))
 
     @property
     def codebook_weight(self) -> CodebookWeight:
@@ -218,26 +221,3 @@ class CodedWeight(nn.Module):
         small = self.codebook_weight
         k = f", k={small.k}" if small.k != self.scheme.k else ""
         return f"{self.scheme}{k}, {small.bits_per_weight:.2f} bits/weight"
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Takes rounded values; the gradient passes unchanged (Bengio et al. 2013)."""
-
-    @staticmethod
-    def forward(ctx: object, values: Tensor, rounded: Tensor) -> Tensor:
-        return rounded
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-_replace: Callable[[Tensor, Tensor], Tensor] = _StraightThrough.apply
-
-
-def _through(values: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded`` in the dtype of ``values``, which get its gradient."""
-    rounded = rounded.to(values.dtype)
-    if torch.is_grad_enabled() and values.requires_grad:
-        return _replace(values, rounded)
-    return rounded

@@ -152,8 +152,9 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
 
     cls.forward = one_pass
     # Torch leaves it to the state_dict; but workers of a search are sent models.
-    own = cls.__bases__[0]
-    cls.__reduce_ex__ = lambda module, _: (_rebuilt, (own, dict(vars(module))))  # type: ignore[method-assign]
+    cls.__reduce_ex__ = (  # type: ignore[method-assign]
+        lambda module, _: (_rebuilt, (cls.__bases__[0], dict(vars(module))))
+    )
     if issubclass(cls, nn.RNNBase):
         # Their list of weights would outlive the pass, and be shared by threads.
         for name, compute in (("_flat_weights", _flat_weights), ("_flat_weight_refs", _no_refs)):

@@ -14,15 +14,8 @@ def codebook_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of every center is the sum over the sub-vectors that use it.
 
-    Args:
-        grad: Gradient in the 2-D view along whose rows sub-vectors run, ``(rows, length)``.
-        codes: Integers, ``(stages, rows, subspaces)``.
-        codebooks: Floats, ``(stages, groups, books, k, dim)``.
-        scale: Floats, ``(rows,)``, or ``None``.
-        group: Rows per codebook group, 0 when there is one group.
-
-    Returns:
-        Gradients of codebooks and of scale, of their shapes.
+    ``grad`` is that of the 2-D view along whose rows sub-vectors run, ``(rows, length)``; others
+    are as in :func:`vq_plugin.codebook.decode`, but that ``group`` is 0 when there is one group.
     """
     _, groups, books, k, dim = codebooks.shape
     _, rows, subspaces = codes.shape

@@ -7,8 +7,9 @@ implementation in this file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,33 +23,6 @@ from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unp
 Precision = Literal["exact", "fast"]
 # The native kernels read codes of a byte at most.
 KERNEL_CENTERS = 256
-
-_LINEAR = (
-    "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
-    "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
-)
-_DEQUANTIZE = (
-    "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
-    "ScalarType codebook_dtype) -> Tensor"
-)
-_library = Library("vq", "DEF")  # type: ignore[no-untyped-call]
-for _name, _schema in (
-    ("codebook_linear", _LINEAR),
-    # The same without a gradient: what autograd adds costs more than a small layer.
-    ("codebook_linear.inference", _LINEAR),
-    # A 1x1 convolution: (images, in, places) to (images, out, places); without a gradient, too.
-    ("codebook_linear.pointwise", _LINEAR),
-    # The same in torch: what the native kernels leave to it.
-    ("decoded_linear", _LINEAR),
-    ("decoded_linear.pointwise", _LINEAR),
-    ("dequantize_codebook", _DEQUANTIZE),
-    ("dequantize_codebook.in_torch", _DEQUANTIZE),
-    ("pack_codes", "(Tensor codes, bool along_out) -> Tensor"),
-    ("unpack_codes", "(Tensor packed, int rows, int subspaces, bool along_out) -> Tensor"),
-):
-    _library.define(  # type: ignore[no-untyped-call]
-        _name + _schema, tags=torch.Tag.pt2_compliant_tag
-    )
 
 
 def _load_kernels() -> None:
@@ -104,17 +78,9 @@ def codebook_linear(
     """
     _load_kernels()
     result: Tensor = torch.ops.vq.codebook_linear(
-        input,
-        codes,
-        codebooks,
-        scale,
-        bias,
-        out_features,
-        along_out,
-        group or 0,
-        codebook_dtype,
-        precision == "fast",
-    )
+        input, codes, codebooks, scale, bias,
+        out_features, along_out, group or 0, codebook_dtype, precision == "fast",
+    )  # fmt: skip
     return result
 
 
@@ -214,9 +180,7 @@ def _dequantize(
     group: int,
     codebook_dtype: torch.dtype,
 ) -> Tensor:
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
+    columns = math.prod(shape[1:])
     rows, length = (columns, shape[0]) if along_out else (shape[0], columns)
     canonical = _canonical(codes, rows, length, codebooks.shape[4], along_out)
     if canonical.shape[1] != rows or canonical.shape[0] != codebooks.shape[0]:
@@ -241,14 +205,11 @@ def _linear(
     scale: Tensor | None,
     bias: Tensor | None,
     out_features: int,
-    along_out: bool,
-    group: int,
-    codebook_dtype: torch.dtype,
-    fast: bool,
+    *settings: Any,
 ) -> Tensor:
-    del fast  # torch has no faster way
     shape = [out_features, input.shape[-1]]
-    weight = _dequantize(codes, codebooks, scale, shape, along_out, group, codebook_dtype)
+    # But for the last setting: torch has no faster way.
+    weight = _dequantize(codes, codebooks, scale, shape, *settings[:-1])
     return torch.nn.functional.linear(input, weight, bias)
 
 
@@ -256,30 +217,8 @@ def _pointwise(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda input, *rest: linear(input.mT, *rest).mT.contiguous()
 
 
-_FALLBACK = "CompositeExplicitAutograd"
-for _name, _body in (
-    ("codebook_linear", _linear),
-    ("codebook_linear.inference", _linear),
-    ("decoded_linear", _linear),
-    ("codebook_linear.pointwise", _pointwise(_linear)),
-    ("decoded_linear.pointwise", _pointwise(_linear)),
-    ("dequantize_codebook", _dequantize),
-    ("dequantize_codebook.in_torch", _dequantize),
-    ("pack_codes", pack),
-    ("unpack_codes", unpack),
-):
-    _library.impl(_name, _body, _FALLBACK)  # type: ignore[no-untyped-call]
-
-
-def _linear_fake(
-    input: Tensor,
-    codes: Tensor,
-    codebooks: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    out_features: int,
-    *rest: object,
-) -> Tensor:
+def _linear_fake(input: Tensor, *rest: Any) -> Tensor:
+    out_features: int = rest[4]
     return input.new_empty((*input.shape[:-1], out_features))
 
 
@@ -298,25 +237,41 @@ def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> 
     return packed.new_empty((packed.shape[0], rows, subspaces), dtype=torch.uint8)
 
 
-for _name, _fake in (
-    ("codebook_linear", _linear_fake),
-    ("codebook_linear.inference", _linear_fake),
-    ("decoded_linear", _linear_fake),
-    ("codebook_linear.pointwise", _pointwise(_linear_fake)),
-    ("decoded_linear.pointwise", _pointwise(_linear_fake)),
-    ("dequantize_codebook", _dequantize_fake),
-    ("dequantize_codebook.in_torch", _dequantize_fake),
-    ("pack_codes", _pack_fake),
-    ("unpack_codes", _unpack_fake),
+_LINEAR = (
+    "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
+    "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
+)
+_DEQUANTIZE = (
+    "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
+    "ScalarType codebook_dtype) -> Tensor"
+)
+_PACK = "(Tensor codes, bool along_out) -> Tensor"
+_UNPACK = "(Tensor packed, int rows, int subspaces, bool along_out) -> Tensor"
+_library = Library("vq", "DEF")  # type: ignore[no-untyped-call]
+for _name, _schema, _body, _fake in (
+    ("codebook_linear", _LINEAR, _linear, _linear_fake),
+    # The same without a gradient: what autograd adds costs more than a small layer.
+    ("codebook_linear.inference", _LINEAR, _linear, _linear_fake),
+    # A 1x1 convolution: (images, in, places) to (images, out, places); without a gradient, too.
+    ("codebook_linear.pointwise", _LINEAR, _pointwise(_linear), _pointwise(_linear_fake)),
+    # The same in torch: what the native kernels leave to it.
+    ("decoded_linear", _LINEAR, _linear, _linear_fake),
+    ("decoded_linear.pointwise", _LINEAR, _pointwise(_linear), _pointwise(_linear_fake)),
+    ("dequantize_codebook", _DEQUANTIZE, _dequantize, _dequantize_fake),
+    ("dequantize_codebook.in_torch", _DEQUANTIZE, _dequantize, _dequantize_fake),
+    ("pack_codes", _PACK, pack, _pack_fake),
+    ("unpack_codes", _UNPACK, unpack, _unpack_fake),
 ):
+    _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+    _library.impl(_name, _body, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     register_fake(f"vq::{_name}", _fake, lib=_library)
 
 
-def _save_linear(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:  # type: ignore[type-arg]
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, codes, codebooks, scale, bias, out_features, along_out, group, dtype, _ = inputs
     ctx.save_for_backward(input, codes, codebooks, scale)
-    ctx.settings = ([out_features, input.shape[-1]], along_out, group, dtype)  # type: ignore[attr-defined]
-    ctx.has_bias = bias is not None  # type: ignore[attr-defined]
+    ctx.settings = ([out_features, input.shape[-1]], along_out, group, dtype)
+    ctx.has_bias = bias is not None
 
 
 def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -328,38 +283,26 @@ def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     flat = grad.reshape(-1, grad.shape[-1])
     if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
         grad_weight = flat.T @ input.reshape(-1, input.shape[-1])
-        grad_codebooks, grad_scale = _weight_backward(
-            codes, codebooks, scale, ctx.settings, grad_weight
-        )
+        grad_codebooks, grad_scale = _weight_backward(ctx, grad_weight, codes, codebooks, scale)
     if ctx.has_bias and ctx.needs_input_grad[4]:
         grad_bias = flat.sum(0)
     return grad_input, None, grad_codebooks, grad_scale, grad_bias, None, None, None, None, None
 
 
-def _save_dequantize(
-    ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple,  # type: ignore[type-arg]
-    output: Tensor,
-) -> None:
+def _save_dequantize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     codes, codebooks, scale, *settings = inputs
     ctx.save_for_backward(codes, codebooks, scale)
-    ctx.settings = settings  # type: ignore[attr-defined]
+    ctx.settings = settings
 
 
 def _dequantize_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    codes, codebooks, scale = ctx.saved_tensors
-    grads = _weight_backward(codes, codebooks, scale, ctx.settings, grad)
-    return None, *grads, None, None, None, None
+    return None, *_weight_backward(ctx, grad, *ctx.saved_tensors), None, None, None, None
 
 
 def _weight_backward(
-    codes: Tensor,
-    codebooks: Tensor,
-    scale: Tensor | None,
-    settings: tuple[list[int], bool, int, torch.dtype],
-    grad: Tensor,
+    ctx: Any, grad: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    shape, along_out, group, dtype = settings
+    shape, along_out, group, dtype = ctx.settings
     matrix = grad.reshape(shape[0], -1)
     matrix = matrix.T if along_out else matrix
     rows, length = matrix.shape
@@ -368,8 +311,9 @@ def _weight_backward(
     return codebook_gradients(matrix, codes, _rounded(codebooks, dtype), scale, group)
 
 
-register_autograd("vq::codebook_linear", _linear_backward, setup_context=_save_linear, lib=_library)
-register_autograd("vq::decoded_linear", _linear_backward, setup_context=_save_linear, lib=_library)
-register_autograd(
-    "vq::dequantize_codebook", _dequantize_backward, setup_context=_save_dequantize, lib=_library
-)
+for _name, _backward, _save in (
+    ("codebook_linear", _linear_backward, _save_linear),
+    ("decoded_linear", _linear_backward, _save_linear),
+    ("dequantize_codebook", _dequantize_backward, _save_dequantize),
+):
+    register_autograd(f"vq::{_name}", _backward, setup_context=_save, lib=_library)

@@ -36,10 +36,8 @@ def pack(codes: Tensor, along_out: bool) -> Tensor:
 
 def unpack(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> Tensor:
     """``vq::unpack_codes``: see :func:`vq_plugin.ops.unpack_codes`."""
-    if (
-        packed.dim() != 4
-        or tuple(packed.shape[1:]) != packed_shape(1, rows, subspaces, along_out)[1:]
-    ):
+    blocks = packed_shape(1, rows, subspaces, along_out)[1:]
+    if packed.dim() != 4 or tuple(packed.shape[1:]) != blocks:
         raise RuntimeError(
             f"{tuple(packed.shape)} are not the packed codes of {rows} x {subspaces}"
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vq_plugin.recipe.prepare import prepare
-from vq_plugin.recipe.published import json_schema
 from vq_plugin.recipe.reading import RecipeError
+from vq_plugin.recipe.schema import json_schema
 from vq_plugin.recipe.starter import write_starter
 
 RIGHT, WRONG = 0, 2

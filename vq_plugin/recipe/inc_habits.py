@@ -9,6 +9,8 @@ _TENSORS = (
     "leave the layers in float"
 )
 _DATA = "data comes from functions: write 'evaluation: {tuning: module:function}'"
+_ACTIVATIONS = "activations stay in float; remove it"
+_LIMIT = "write 'relative: 0.01' or 'absolute: 0.01'"
 _OTHER_JOB = "recipes compress trained models and do nothing else; remove it"
 
 _REMEDIES: dict[tuple[str, ...], str] = {
@@ -20,21 +22,17 @@ _REMEDIES: dict[tuple[str, ...], str] = {
     ("quantization", "recipes"): "there are no int8 switches here; remove it",
     ("quantization", "calibration"): "the function returns a list of unlabelled input batches",
     ("quantization", "model_wise", "weight"): _TENSORS,
-    ("quantization", "model_wise", "activation"): "activations stay in float; remove it",
+    ("quantization", "model_wise", "activation"): _ACTIVATIONS,
     ("quantization", "optype_wise", "*", "weight"): _TENSORS,
-    ("quantization", "optype_wise", "*", "activation"): "activations stay in float; remove it",
+    ("quantization", "optype_wise", "*", "activation"): _ACTIVATIONS,
     ("quantization", "op_wise", "*", "weight"): _TENSORS,
-    ("quantization", "op_wise", "*", "activation"): "activations stay in float; remove it",
+    ("quantization", "op_wise", "*", "activation"): _ACTIVATIONS,
     ("evaluation", "accuracy"): _DATA,
     ("evaluation", "performance"): _DATA,
     ("tuning", "strategy"): "there is one strategy, so the key may be left out",
     ("tuning", "objective"): "there is one objective, so the key may be left out",
-    ("tuning", "accuracy_criterion", "criterion"): "write 'relative: 0.01' or 'absolute: 0.01'",
-    (
-        "tuning",
-        "accuracy_criterion",
-        "tolerable_loss",
-    ): "write 'relative: 0.01' or 'absolute: 0.01'",
+    ("tuning", "accuracy_criterion", "criterion"): _LIMIT,
+    ("tuning", "accuracy_criterion", "tolerable_loss"): _LIMIT,
     ("tuning", "exit_policy", "performance_only"): "every setting is evaluated; remove it",
     ("tuning", "tensorboard"): "remove it; the trials are in report.json",
     ("tuning", "workspace"): "write 'output: FOLDER' at the top level",
@@ -43,9 +41,6 @@ _REMEDIES: dict[tuple[str, ...], str] = {
 
 def remedy(location: Sequence[int | str]) -> str | None:
     """What to write instead of a key or value of Intel Neural Compressor, where that is known.
-
-    Args:
-        location: The keys that lead to the place.
 
     Example:
         >>> remedy(["tuning", "workspace"])

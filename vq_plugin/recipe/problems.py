@@ -16,14 +16,7 @@ from vq_plugin.recipe.schema import Recipe
 
 
 def describe(error: ErrorDetails) -> str:
-    """What is wrong with a recipe, and what to do.
-
-    Args:
-        error: One of ``ValidationError.errors()`` of a :class:`~vq_plugin.recipe.Recipe`.
-
-    Returns:
-        A sentence that begins with the key.
-    """
+    """What is wrong with a recipe, and what to do: a sentence that begins with the key."""
     location, kind = error["loc"], error["type"]
     if kind in ("extra_forbidden", "invalid_key"):
         return _unknown(location)

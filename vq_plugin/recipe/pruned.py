@@ -13,20 +13,15 @@ from vq_plugin.atomic import write_atomically
 from vq_plugin.prune import prune
 from vq_plugin.recipe.prepare import Prepared
 from vq_plugin.replace import assemble
-from vq_plugin.tuning.identity import digest
+from vq_plugin.tuning.identity import model_digest
 
 _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
 
 def pruned(prepared: Prepared, folder: Path) -> nn.Module:
-    """The model of a recipe, pruned as it says.
+    """The float model of a recipe, pruned as it says.
 
-    Args:
-        prepared: The recipe, which asks for pruning.
-        folder: Of the results; holds the pruned model until :func:`forget_pruned`.
-
-    Returns:
-        A float model, as :func:`vq_plugin.prune` returns it.
+    The folder of the results holds it until :func:`forget_pruned`.
 
     Raises:
         ValueError: As :func:`vq_plugin.prune`, or if the file in the folder is damaged.
@@ -35,7 +30,7 @@ def pruned(prepared: Prepared, folder: Path) -> nn.Module:
     assert keys is not None
     assert loader is not None
     model, seed = prepared.model, prepared.recipe.tuning.random_seed
-    run = json.dumps([digest(model.state_dict().items()), keys.model_dump(), seed])
+    run = json.dumps([model_digest(model), keys.model_dump(), seed])
     path = folder / _NAME
     if path.exists():
         try:

@@ -22,12 +22,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe as its author wrote it.
-
-    Attributes:
-        path: The file.
-        raw: Its content, with line numbers.
-    """
+    """A recipe as its author wrote it; ``raw`` is its content with line numbers."""
 
     path: str
     raw: CommentedMap
@@ -72,11 +67,7 @@ def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, Source]:
 
 
 def parse_recipe(text: str, path: str) -> tuple[Recipe, Source]:
-    """As :func:`read_recipe`, from a text.
-
-    Args:
-        text: YAML 1.2.
-        path: Name of the file in error messages.
+    """As :func:`read_recipe`, from a text; ``path`` is for messages.
 
     Example:
         >>> parse_recipe("version: 2", "recipe.yaml")

@@ -8,14 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from torch import nn
 
 from vq_plugin.nn import layer_types
-from vq_plugin.recipe.fields import (
-    Choice,
-    LayerName,
-    LayerType,
-    Reference,
-    SchemeChoice,
-    show,
-)
+from vq_plugin.recipe.fields import Choice, LayerName, LayerType, Reference, SchemeChoice, show
 from vq_plugin.tuning import LADDER, LossBudget
 
 
@@ -62,17 +55,8 @@ class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ModelWise(_Keys):
-    """All layers that no narrower key names."""
-
-    scheme: SchemeChoice = Field(
-        description="A list is the search space of each layer; one scheme is fixed; null leaves.",
-        examples=["km(k=16)"],
-    )
-
-
-class LayerWise(_Keys):
-    """The layers of one type or name."""
+class Layers(_Keys):
+    """What may be done to the layers that a key stands for."""
 
     scheme: SchemeChoice = Field(
         description="A list is the search space of each layer; one scheme is fixed; null leaves.",
@@ -90,14 +74,14 @@ class Quantization(_Keys):
     calibration: Reference | None = Field(
         default=None, description="Function without arguments: unlabelled input batches, as a list."
     )
-    model_wise: ModelWise | None = Field(
+    model_wise: Layers | None = Field(
         default=None,
         description="All layers that no narrower key names; the built-in ladder if left out.",
     )
-    optype_wise: dict[LayerType, LayerWise] = Field(
+    optype_wise: dict[LayerType, Layers] = Field(
         default={}, description="All layers of a type that op_wise does not name."
     )
-    op_wise: dict[LayerName, LayerWise] = Field(
+    op_wise: dict[LayerName, Layers] = Field(
         default={}, description="Layers by name, or by 're:…', which must match the whole name."
     )
 
@@ -149,13 +133,19 @@ class AccuracyCriterion(_Keys):
         return LossBudget(self.relative, self.absolute, self.higher_is_better, self.confidence)
 
 
+_Loader = Annotated[
+    Reference,
+    Field(
+        description="Function without arguments: training batches, inputs or (inputs, targets).",
+        examples=["my_package:training_batches"],
+    ),
+]
+
+
 class Pruning(_Keys):
     """Zeros in the float model, before the search; see vq_plugin.prune."""
 
-    loader: Reference = Field(
-        description="Function without arguments: training batches, inputs or (inputs, targets).",
-        examples=["my_package:training_batches"],
-    )
+    loader: _Loader
     sparsity: Annotated[float, AfterValidator(_check_sparsity)] = Field(
         description="Share of the weights that become zero; 97 % is 0.97.",
         examples=[0.9],
@@ -168,10 +158,7 @@ class Pruning(_Keys):
 class Recovery(_Keys):
     """Training of settings past the budget; see vq_plugin.finetune."""
 
-    loader: Reference = Field(
-        description="Function without arguments: training batches, inputs or (inputs, targets).",
-        examples=["my_package:training_batches"],
-    )
+    loader: _Loader
     epochs: int = Field(default=1, gt=0, description="Passes over the batches for each setting.")
     learning_rate: float = Field(default=0.03, gt=0, description="Learning rate at the start.")
     max_trials: int = Field(default=4, gt=0, description="The most settings to train.")
@@ -247,3 +234,20 @@ class Recipe(_Keys):
             **{types[name]: layer.scheme for name, layer in quantization.optype_wise.items()},
             "*": rest,
         }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors; ``docs/recipe.schema.json`` holds it.
+
+    What :func:`vq_plugin.recipe.read_recipe` takes, it takes too. It cannot see what is wrong
+    inside a scheme, nor what the model lacks.
+
+    Example:
+        >>> json_schema()["required"]
+        ['version', 'model', 'evaluation', 'output']
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+        "title": "vq_plugin recipe",
+    }

@@ -4,7 +4,7 @@ The names follow Gong et al. 2014 (arXiv 1412.6115): k-means on single weights, 
 quantization, and binarization.
 """
 
-from vq_plugin.schemes.geometry import Axis, CodebookDtype, Geometry, code_dtype
+from vq_plugin.schemes.geometry import Axis, CodebookDtype, Geometry, torch_code_dtype
 from vq_plugin.schemes.registry import (
     SCHEMES,
     Fit,
@@ -28,9 +28,9 @@ __all__ = [
     "Fit",
     "Geometry",
     "Scheme",
-    "code_dtype",
     "fit_of",
     "parse_scheme",
     "register_scheme",
     "scheme_from_dict",
+    "torch_code_dtype",
 ]

@@ -134,6 +134,6 @@ def center_dtype(codebook_dtype: CodebookDtype) -> torch.dtype:
     return dtype
 
 
-def code_dtype(k: int) -> torch.dtype:
+def torch_code_dtype(k: int) -> torch.dtype:
     """The smallest integer dtype that torch computes with and that holds ``k - 1``."""
     return torch.uint8 if k <= 256 else torch.int16 if k <= 1 << 15 else torch.int32

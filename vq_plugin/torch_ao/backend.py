@@ -66,6 +66,12 @@ def get_backend_config() -> BackendConfig:
     )
 
 
+def modules_around(name: str) -> list[str]:
+    """The modules that a module is in, the outermost first."""
+    steps = name.split(".")
+    return [".".join(steps[:count]) for count in range(1, len(steps))]
+
+
 def _with_codebooks(stock: BackendPatternConfig) -> BackendPatternConfig:
     # The list of dtypes is one object that many patterns of the host share.
     config = copy.copy(stock).set_dtype_configs(list(stock.dtype_configs))

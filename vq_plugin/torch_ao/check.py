@@ -11,18 +11,13 @@ from torch.nn import functional
 
 from vq_plugin.hosting.check import check_schemes
 from vq_plugin.select import Schemes
-from vq_plugin.torch_ao.backend import LAYERS, REFERENCES
+from vq_plugin.torch_ao.backend import LAYERS, REFERENCES, modules_around
 from vq_plugin.torch_ao.fused import split_fused
 
-# What the host makes of a float layer, under the float layer's name.
-_QUANTIZED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
-    kind: (getattr(quantized, kind.__name__), REFERENCES[kind]) for kind in LAYERS
-}
-
+# What the host makes of float layers, under their names.
+_QUANTIZED = {kind: (getattr(quantized, kind.__name__), REFERENCES[kind]) for kind in LAYERS}
 # Left where convert did not reach what training had prepared.
-_TRAINED: dict[type[nn.Module], type[nn.Module]] = {
-    kind: getattr(qat, kind.__name__) for kind in LAYERS
-}
+_TRAINED = {kind: getattr(qat, kind.__name__) for kind in LAYERS}
 
 _FUNCTIONAL: dict[Callable[..., object], type[nn.Module]] = {
     getattr(functional, kind.__name__.lower()): kind for kind in LAYERS
@@ -90,7 +85,7 @@ def _float_type(module: nn.Module) -> type[nn.Module] | None:
 
 def _functional_layers(converted: GraphModule) -> dict[str, Node]:
     """Layers that the graph calls as functions, by the name of the layer or of its weight."""
-    found = {}
+    layers = {}
     for node in converted.graph.nodes:
         if node.op != "call_function" or node.target not in _FUNCTIONAL:
             continue
@@ -99,8 +94,8 @@ def _functional_layers(converted: GraphModule) -> dict[str, Node]:
             continue
         owner, _, leaf = str(weight.target).rpartition(".")
         if type(converted.get_submodule(owner)) is nn.Module or not owner:
-            found[owner if owner and leaf == "weight" else str(weight.target)] = node
-    return found
+            layers[owner if owner and leaf == "weight" else str(weight.target)] = node
+    return layers
 
 
 def _why_not(converted: nn.Module, name: str, function: Node | None) -> str:
@@ -145,6 +140,4 @@ def _untraced(converted: nn.Module, name: str) -> str | None:
     if not isinstance(converted, GraphModule):
         return None
     called = {str(node.target) for node in converted.graph.nodes if node.op == "call_module"}
-    parts = name.split(".")
-    outer = (".".join(parts[:count]) for count in range(1, len(parts)))
-    return next((path for path in outer if path in called), None)
+    return next((path for path in modules_around(name) if path in called), None)

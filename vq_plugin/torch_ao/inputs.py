@@ -7,8 +7,7 @@ from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
 from vq_plugin.hosting.statistics import attach_statistics, shallow_copy
 from vq_plugin.nn import find_slots
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
-from vq_plugin.torch_ao.qconfig import plan_of
+from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_of
 
 
 def observe_inputs(prepared: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ import re
 from torch import nn
 from torch.ao.quantization import QConfig, QConfigMapping
 
-from vq_plugin.hosting.fits import Fits
+from vq_plugin.hosting.conversion import Conversion
 from vq_plugin.hosting.plan import Plan, Rules
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, as_patterns
@@ -47,25 +47,25 @@ def get_qconfig_mapping(
     """
     mapping = QConfigMapping() if base is None else copy.deepcopy(base)
     regular: dict[str, QConfig] = {}
-    left: list[str] = []
+    floats: list[str] = []
     rules: Rules = ()
-    fits = Fits()
+    conversion = Conversion()
 
     def qconfig(*rules: tuple[type[nn.Module], Scheme | None], name: str | None = None) -> QConfig:
-        return plan_qconfig(Plan(rules, seed, fits, name))
+        return plan_qconfig(Plan(rules, seed, conversion, name))
 
     patterns = as_patterns(schemes)
     for pattern, scheme in patterns.items():
         if isinstance(pattern, str) and pattern != "*" and not pattern.startswith("re:"):
             if scheme is None:
-                left.append(re.escape(pattern))
+                floats.append(re.escape(pattern))
             else:
                 mapping.set_module_name(pattern, qconfig((nn.Module, scheme), name=pattern))
     for pattern, scheme in patterns.items():
         if isinstance(pattern, str) and pattern.startswith("re:"):
-            expression = _whole_name(pattern, left)
+            expression = _whole_name(pattern, floats)
             if scheme is None:
-                left.append(pattern.removeprefix("re:"))
+                floats.append(pattern.removeprefix("re:"))
             else:
                 regular[expression] = qconfig((nn.Module, scheme))
         elif isinstance(pattern, type):
@@ -73,8 +73,13 @@ def get_qconfig_mapping(
     rules += ((nn.Module, patterns.get("*")),)
     if any(scheme is not None for _, scheme in rules):
         if base is not None:
-            raise ValueError(_needs_names(rules))
-        regular[_whole_name("re:.*", left)] = qconfig(*rules)
+            kind = next(kind for kind, scheme in rules if scheme is not None)
+            shown = "'*'" if kind is nn.Module else kind.__name__
+            raise ValueError(
+                f"pattern {shown}: beside a base mapping, which decides by class as well, layers "
+                "have to be named; vq_plugin.select.select(model, schemes) gives their names"
+            )
+        regular[_whole_name("re:.*", floats)] = qconfig(*rules)
     if regular and base is None:
         # Where the host prepares for training, expressions do nothing, without a word: a plan
         # without rules leaves layers as they are, and is refused for training.
@@ -86,9 +91,9 @@ def get_qconfig_mapping(
     return mapping
 
 
-def _whole_name(pattern: str, left: list[str]) -> str:
-    """An expression that the host's ``re.match`` takes for whole names, those ``left`` aside."""
-    skip = rf"(?!(?:{'|'.join(f'(?:{name})' for name in left)})\Z)" if left else ""
+def _whole_name(pattern: str, floats: list[str]) -> str:
+    """An expression that the host's ``re.match`` takes for whole names, some others aside."""
+    skip = rf"(?!(?:{'|'.join(f'(?:{name})' for name in floats)})\Z)" if floats else ""
     expression = rf"{skip}(?:{pattern.removeprefix('re:')})\Z"
     try:
         re.compile(expression)
@@ -98,12 +103,3 @@ def _whole_name(pattern: str, left: list[str]) -> str:
             "write flags as '(?i:...)'"
         ) from None
     return expression
-
-
-def _needs_names(rules: Rules) -> str:
-    kind = next(kind for kind, scheme in rules if isinstance(scheme, Scheme))
-    shown = "'*'" if kind is nn.Module else kind.__name__
-    return (
-        f"pattern {shown}: beside a base mapping, which decides by class as well, layers have to "
-        "be named; vq_plugin.select.select(model, schemes) gives their names"
-    )

@@ -12,9 +12,8 @@ from vq_plugin.compress import check_slot
 from vq_plugin.hosting.plan import plans
 from vq_plugin.nn import Slot
 from vq_plugin.select import Schemes, slots_by_name
-from vq_plugin.torch_ao.backend import LAYERS
-from vq_plugin.torch_ao.fake_quantize import CodebookFakeQuantize
-from vq_plugin.torch_ao.qconfig import plan_qconfig
+from vq_plugin.torch_ao.backend import LAYERS, modules_around
+from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_qconfig
 
 
 def get_qat_qconfig_mapping(
@@ -106,10 +105,8 @@ def _check_trains(model: nn.Module, slot: Slot, first: str | None) -> None:
 
 def _untraced(model: nn.Module, name: str) -> str | None:
     """The first module around a layer that FX takes as a whole."""
-    parts = name.split(".")
     tracer = QuantizationTracer([], [])
-    for count in range(1, len(parts)):
-        outer = ".".join(parts[:count])
+    for outer in modules_around(name):
         module = model.get_submodule(outer)
         # Lists are never called.
         called = not isinstance(module, nn.ModuleList | nn.ModuleDict)

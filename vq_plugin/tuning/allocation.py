@@ -24,11 +24,7 @@ def pareto(candidates: Sequence[LayerCandidate]) -> list[LayerCandidate]:
 def lower_hull(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indexes of the lower convex hull of ``(bytes, harm)`` points.
 
-    Args:
-        points: In any order.
-
-    Returns:
-        From the least harmful point to the smallest; harm grows ever faster per byte saved.
+    From the least harmful point to the smallest; harm grows ever faster per byte saved.
 
     Example:
         >>> lower_hull([(8, 0.0), (6, 0.9), (4, 1.0), (2, 4.0)])
@@ -52,13 +48,8 @@ def frontier(layers: Sequence[Sequence[LayerCandidate]]) -> list[Setting]:
 
     One step changes one layer to its next hull point, the cheapest in harm per byte saved first
     (the Lagrangian of Shoham & Gersho 1988, "Efficient bit allocation for an arbitrary set of
-    quantizers"); every setting is the least harmful of its size if harms add up.
-
-    Args:
-        layers: Candidates of every layer.
-
-    Returns:
-        From the least harmful setting to the smallest.
+    quantizers"); every setting is the least harmful of its size if harms add up. They come from
+    the least harmful to the smallest.
     """
     hulls = [lower_hull([(c.nbytes, c.harm) for c in layer]) for layer in layers]
     steps = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vq_plugin.calibration import Calibration, input_moments
-from vq_plugin.checkpoint import Rest, file_nbytes, stored_rest
+from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.compress import check_slot, fit_named
 from vq_plugin.fit.output.moments import Moments
@@ -21,6 +21,7 @@ from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
+from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
 from vq_plugin.tuning.allocation import Setting, pareto
 from vq_plugin.tuning.harm import OutputChange
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
@@ -31,12 +32,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Fits:
-    """The candidates of a model, and the compressed weights behind them.
-
-    Attributes:
-        layers: Candidates worth keeping, layer by layer.
-        weights: Compressed weights by layer name and scheme.
-    """
+    """The candidates of a model worth keeping, and the compressed weights behind them."""
 
     layers: tuple[LayerLadder, ...]
     weights: Mapping[tuple[str, Scheme], CodebookWeight]
@@ -85,14 +81,8 @@ def fit_candidates(
 ) -> Fits:
     """Fits and measures every candidate; keeps those that no other beats.
 
-    Args:
-        model: The float model.
-        space: From :func:`vq_plugin.tuning.space.search_space`.
-        calibration: As in :func:`vq_plugin.tune`.
-        seed: Seed of the fits.
-        workers: Processes that fit at a time; 1 uses the threads of this one.
-        backend: Joblib's name of what runs them.
-        rest: How the weights of layers left in float are stored, as in :func:`vq_plugin.tune`.
+    What it takes is as in :func:`vq_plugin.tune`; ``space`` is from
+    :func:`vq_plugin.tuning.space.search_space`.
 
     Returns:
         The candidates, those of one layer from the largest to the smallest.
@@ -121,44 +111,37 @@ def fit_candidates(
         for scheme in ladder
         if scheme is not None
     ]
-    fitted = _run(tasks, workers, backend)
-    weights = {
-        (task.name, task.scheme): small for task, (small, _) in zip(tasks, fitted, strict=True)
-    }
+    weights: dict[tuple[str, Scheme], CodebookWeight] = {}
     measured: dict[str, list[LayerCandidate]] = {name: [] for name in space}
-    for task, (_, candidate) in zip(tasks, fitted, strict=True):
+    for task, (small, candidate) in zip(tasks, _run(tasks, workers, backend), strict=True):
+        weights[task.name, task.scheme] = small
         measured[task.name].append(candidate)
     for name, ladder in space.items():
         if None in ladder:
-            measured[name].append(
-                LayerCandidate(None, stored_rest(slots[name].value, rest).nbytes, 0.0, 0.0)
-            )
+            nbytes = stored_nbytes([slots[name].value], rest)
+            measured[name].append(LayerCandidate(None, nbytes, 0.0, 0.0))
     kept = {name: pareto(candidates) for name, candidates in measured.items()}
     if calibration is not None:
         kept = _measure(OutputChange(model, calibration), slots, kept, weights)
-    return Fits(
-        tuple(_ladder(slots[name], candidates) for name, candidates in kept.items()),
-        {
-            (name, candidate.scheme): weights[name, candidate.scheme]
-            for name, candidates in kept.items()
-            for candidate in candidates
-            if candidate.scheme is not None
-        },
-    )
+    layers = []
+    for name, candidates in kept.items():
+        slot = slots[name]
+        size = float_nbytes([slot.value])
+        layers.append(LayerLadder(slot.name, slot.view.shape, size, tuple(candidates)))
+    used = {(name, each.scheme) for name, candidates in kept.items() for each in candidates}
+    return Fits(tuple(layers), {key: small for key, small in weights.items() if key in used})
 
 
 def _run(
     tasks: list[_Task], workers: int, backend: str
 ) -> list[tuple[CodebookWeight, LayerCandidate]]:
-    with tqdm(total=len(tasks), desc="fit", unit="fit", leave=False, disable=None) as bar:
-        if workers == 1:
-            with worker_pool():
-                return deterministic_map(_ticking(bar, _Task.__call__), tasks)
-        import joblib
+    if workers == 1:
+        return _mapped(_Task.__call__, tasks, "fit")
+    import joblib
 
-        with joblib.parallel_config(backend=backend, n_jobs=workers):
-            calls = (joblib.delayed(task)() for task in tasks)
-            return list(map(_ticking(bar, _same), joblib.Parallel(return_as="generator")(calls)))
+    with joblib.parallel_config(backend=backend, n_jobs=workers):
+        calls = (joblib.delayed(task)() for task in tasks)
+        return list(_bar(joblib.Parallel(return_as="generator")(calls), len(tasks), "fit"))
 
 
 def _measure(
@@ -176,11 +159,7 @@ def _measure(
         return replace(candidate, harm=change(slots[name], weights[name, candidate.scheme]))
 
     tasks = [(name, candidate) for name, candidates in kept.items() for candidate in candidates]
-    with (
-        tqdm(total=len(tasks), desc="harm", unit="fit", leave=False, disable=None) as bar,
-        worker_pool(),
-    ):
-        measured = deterministic_map(_ticking(bar, harm), tasks)
+    measured = _mapped(harm, tasks, "harm")
     found: dict[str, list[LayerCandidate]] = {name: [] for name in kept}
     for (name, _), candidate in zip(tasks, measured, strict=True):
         if math.isfinite(candidate.harm):
@@ -194,25 +173,23 @@ def _measure(
     return found
 
 
-def _ticking(bar: tqdm[None], function: Callable[[T], R]) -> Callable[[T], R]:
+def _mapped(function: Callable[[T], R], items: list[T], what: str) -> list[R]:
+    """Several at a time in this process, with a bar."""
+
     def call(item: T) -> R:
         result = function(item)
         bar.update()
         return result
 
-    return call
+    with _bar(None, len(items), what) as bar, worker_pool():
+        return deterministic_map(call, items)
 
 
-def _same(result: T) -> T:
-    return result
+def _bar(items: Iterable[T] | None, total: int, what: str) -> tqdm[T]:
+    return tqdm(items, desc=what, total=total, unit="fit", leave=False, disable=None)
 
 
 def _relative_error(weight: Tensor, decoded: Tensor, moments: Moments | None) -> float:
     seen = moments or Moments(torch.ones(()))
     size = seen.output_error(weight)
     return seen.output_error(decoded - weight) / size if size > 0 else 0.0
-
-
-def _ladder(slot: Slot, candidates: list[LayerCandidate]) -> LayerLadder:
-    weight = slot.value
-    return LayerLadder(slot.name, slot.view.shape, 4 * weight.numel(), tuple(candidates))

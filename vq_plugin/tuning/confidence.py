@@ -77,15 +77,10 @@ class Judge:
         return Outcome(level, level <= self.budget.limit + 1e-12, doubt)
 
     def confirmed(self, metrics: Mapping[K, Metric], nbytes: Mapping[K, int]) -> list[K]:
-        """The models that are within the budget.
+        """The models that are within the budget, of all that were evaluated.
 
-        Args:
-            metrics: All models that were evaluated.
-            nbytes: Their sizes.
-
-        Returns:
-            Without a confidence all that hold. With one, those that are confirmed, the largest
-            first; what a smaller model beats is not tested.
+        Without a confidence all that hold. With one, those that are confirmed, the largest first;
+        what a smaller model beats is not tested.
         """
         found = {key: self.outcome(metric) for key, metric in metrics.items()}
         if self.budget.confidence is None:

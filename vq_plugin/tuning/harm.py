@@ -38,12 +38,7 @@ class OutputChange:
     """
 
     def __init__(self, model: nn.Module, calibration: Calibration) -> None:
-        """Runs the float model once.
-
-        Args:
-            model: The float model; not changed.
-            calibration: Input batches, or a callable that runs the model it is given on the same
-                data every time.
+        """Runs the float model once, and does not change it.
 
         Raises:
             ValueError: If the model returns no float tensors, or NaN or infinite ones.
@@ -57,14 +52,9 @@ class OutputChange:
             raise ValueError("the float model's outputs on the calibration data are not finite")
 
     def __call__(self, slot: Slot, small: CodebookWeight) -> float:
-        """The harm of putting a compressed weight in the place of a float one.
+        """The harm of a compressed weight in the place of a float one; the bias takes its share.
 
-        Args:
-            slot: A slot of the model.
-            small: Its weight, compressed; the bias takes up its share.
-
-        Returns:
-            The harm; infinite if the outputs are no longer finite.
+        It is infinite if the outputs are no longer finite.
         """
         outputs = self._outputs(slot, small)
         if [y.shape for y in outputs] != [y.shape for y in self.reference]:

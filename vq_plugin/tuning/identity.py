@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.checkpoint import Rest
-from vq_plugin.codebook import CodebookWeight
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.candidates import Fits
@@ -27,13 +26,9 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """Names the models of one search.
+    """Names the models of one search, which start from the float model whose digest is ``start``.
 
-    Attributes:
-        start: Digest of the float model that is compressed.
-        fits: Its candidates.
-        training: What tells one training from another; empty without recovery.
-        rest: How everything that is not coded is stored.
+    ``training`` tells one training from another; it is empty without recovery.
     """
 
     start: str
@@ -43,8 +38,10 @@ class Identity:
     _digests: dict[tuple[str, Scheme], str] = field(init=False)
 
     def __post_init__(self) -> None:
+        parts = ("codes", "codebooks", "scale", "bias_shift")
         digests = {
-            key: f"{key[1]} {digest(_tensors(weight))}" for key, weight in self.fits.weights.items()
+            key: f"{key[1]} {digest((part, getattr(weight, part)) for part in parts)}"
+            for key, weight in self.fits.weights.items()
         }
         object.__setattr__(self, "_digests", digests)
 
@@ -62,12 +59,13 @@ class Identity:
 
 def model_digest(model: nn.Module) -> str:
     """:func:`digest` of the tensors of a model's ``state_dict``."""
-    state = model.state_dict()
-    return digest((key, value) for key, value in state.items() if isinstance(value, Tensor))
+    return digest(model.state_dict().items())
 
 
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def digest(tensors: Iterable[tuple[str, object]]) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of tensors, as 16 hexadecimal digits.
+
+    What is no tensor is left out.
 
     Example:
         >>> digest([("weight", torch.zeros(2))]) == digest([("weight", torch.zeros(2))])
@@ -75,17 +73,9 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """
     sha = hashlib.sha256()
     for key, value in tensors:
+        if not isinstance(value, Tensor):
+            continue
         plain = value.detach().cpu().contiguous()
         sha.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
         sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
-
-
-def _tensors(weight: CodebookWeight) -> list[tuple[str, Tensor]]:
-    parts = {
-        "codes": weight.codes,
-        "codebooks": weight.codebooks,
-        "scale": weight.scale,
-        "bias_shift": weight.bias_shift,
-    }
-    return [(name, value) for name, value in parts.items() if value is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import filelock
-import numpy as np
 import torch
 
 from vq_plugin.tuning.metric import Metric
@@ -24,13 +22,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one call of the user's function came to.
-
-    Attributes:
-        metric: The metric, or ``None`` if the call failed.
-        seconds: Its time.
-        error: Why it failed, or ``None``.
-    """
+    """What a call of the user's function came to: a metric, or the error of one that failed."""
 
     metric: Metric | None
     seconds: float
@@ -52,12 +44,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """Opens nothing yet.
-
-        Args:
-            folder: Where the journal is kept, created if it is missing; ``None`` keeps it in
-                memory.
-        """
+        """Opens nothing yet; the folder is made if it is missing, ``None`` keeps all in memory."""
         self.spent = 0.0
         self.files = None if folder is None else folder / _FILES
         self._folder = folder
@@ -143,42 +130,25 @@ def _read(path: Path) -> dict[str, Evaluation]:
     try:
         records = list(map(json.loads, lines))
         return {r["key"]: _from_json(r) for r in records if r["format"] == _FORMAT}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): delete it to start again") from None
 
 
 def _as_json(evaluation: Evaluation) -> dict[str, Any]:
     metric = evaluation.metric
-    samples = None
-    if metric is not None and metric.samples is not None:
-        values = metric.samples.numpy()
-        # Mostly right or wrong: a bit each then.
-        bits = bool(np.isin(values, (0.0, 1.0)).all())
-        data = np.packbits(values.astype(bool)) if bits else values
-        samples = {
-            "count": len(values),
-            "bits": bits,
-            "data": base64.b64encode(data.tobytes()).decode(),
-        }
+    samples = None if metric is None or metric.samples is None else metric.samples.tolist()
     return {
         "mean": None if metric is None else metric.mean,
-        "samples": samples,
+        # Mostly right or wrong: a digit each then.
+        "samples": samples and [int(x) if x in (0.0, 1.0) else x for x in samples],
         "seconds": evaluation.seconds,
         "error": evaluation.error,
     }
 
 
 def _from_json(record: Mapping[str, Any]) -> Evaluation:
-    metric = None
-    if record["mean"] is not None:
-        samples = None
-        if record["samples"] is not None:
-            data = base64.b64decode(record["samples"]["data"])
-            if record["samples"]["bits"]:
-                packed = np.frombuffer(data, np.uint8)
-                values = np.unpackbits(packed, count=record["samples"]["count"]).astype(np.float64)
-            else:
-                values = np.frombuffer(data, np.float64).copy()
-            samples = torch.from_numpy(values)
-        metric = Metric(record["mean"], samples)
+    mean, samples = record["mean"], record["samples"]
+    if samples is not None:
+        samples = torch.tensor(samples, dtype=torch.float64)
+    metric = None if mean is None else Metric(mean, samples)
     return Evaluation(metric, record["seconds"], record["error"])

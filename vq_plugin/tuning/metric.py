@@ -77,15 +77,9 @@ def mismatch(baseline: Metric, metric: Metric, name: str) -> str | None:
 
 
 def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Interval | None:
-    """Two-sided interval of the loss, in the budget's unit.
+    """Two-sided interval of the loss in the budget's unit; ``None`` where there are no samples.
 
-    Args:
-        budget: Says what a loss is; its confidence is the level, 95 % if it has none.
-        baseline: The float model's metric.
-        metric: The compressed model's, on the same samples.
-
-    Returns:
-        Ends of the interval, or ``None`` where there are no samples.
+    The budget's confidence is the level, 95 % if it has none.
     """
     if baseline.samples is None or metric.samples is None:
         return None
@@ -101,11 +95,6 @@ def loss_bound(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:
     Where almost all samples that differ are losses, their number is skewed as a Poisson variable
     is, and the normal quantile alone covers 0.90 instead of 0.95. The correction is that of Johnson
     1978, "Modified t tests", with the largest skewness that samples of this reach can have.
-
-    Args:
-        budget: Says what a loss is, and the confidence.
-        baseline: The float model's results.
-        samples: The compressed model's.
     """
     return expected_bound(budget, baseline, samples, len(samples))[0]
 
@@ -113,13 +102,7 @@ def loss_bound(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:
 def expected_bound(
     budget: LossBudget, baseline: Tensor, samples: Tensor, count: int
 ) -> tuple[float, float]:
-    """The :func:`loss_bound` of other samples, if they are like these, and how far it may be off.
-
-    Args:
-        budget: Says what a loss is, and the confidence.
-        baseline: The float model's results.
-        samples: The compressed model's.
-        count: How many others there are.
+    """The :func:`loss_bound` of ``count`` other samples, if they are like these.
 
     Returns:
         The bound, and its standard error, from these samples and from the others.

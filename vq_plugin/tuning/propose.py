@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vq_plugin.sizes import setting_nbytes
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.result import LayerCandidate
 
@@ -61,10 +62,8 @@ class Proposal(NamedTuple):
 class Landscape:
     """Everything that is known before the first evaluation.
 
-    Attributes:
-        layers: Candidates of every layer, from the largest to the smallest.
-        frontier: Settings from the least harmful to the smallest.
-        limit: The budget's limit.
+    Candidates of a layer go from the largest to the smallest, settings of the frontier from the
+    least harmful to the smallest. ``limit`` is the budget's.
     """
 
     layers: Sequence[Sequence[LayerCandidate]]
@@ -73,7 +72,7 @@ class Landscape:
 
     def nbytes(self, setting: Setting) -> int:
         """Bytes of the weights of a setting."""
-        return sum(layer[i].nbytes for layer, i in zip(self.layers, setting, strict=True))
+        return setting_nbytes(self.layers, setting)
 
     def harm(self, setting: Setting) -> float:
         """Predicted harm, a sum over layers."""
@@ -89,12 +88,8 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
     a setting is near. Elsewhere every further proposal is the change of one or two layers of the
     best setting so far that promises most: bytes saved times the probability to hold.
 
-    Args:
-        landscape: The candidates.
-        outcomes: What is known, in the order in which it was asked for.
-
-    Returns:
-        The proposal, or ``None`` when nothing is left to try.
+    Outcomes are in the order in which they were asked for. ``None`` means that nothing is left to
+    try.
     """
     low, high = -1, len(landscape.frontier)
     while high - low > 1:
@@ -128,16 +123,10 @@ def ahead(
     count: int,
     known: Callable[[Setting], bool],
 ) -> list[Setting]:
-    """What is asked next, and after that, however it turns out.
+    """What is asked next, and after that, however it turns out: at most ``count`` settings.
 
-    Args:
-        landscape: The candidates.
-        outcomes: What is known, in the order in which it was asked for.
-        count: The most settings to return.
-        known: Whether a setting has been evaluated without having been asked for.
-
-    Returns:
-        Settings that are not known, the likeliest first.
+    The likeliest come first; those that are ``known`` have been evaluated without having been asked
+    for, and are left out.
     """
     wanted: list[Setting] = []
     seen: set[Setting] = set()

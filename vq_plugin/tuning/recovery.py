@@ -56,20 +56,15 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains settings, each once.
+    """Trains settings, each once, by the float model as the teacher.
 
-    Attributes:
-        recovery: How.
-        teacher: The float model.
-        own: Digest of the teacher's values.
-        seed: Of dropout and of a loader that shuffles.
-        folder: Where trained models wait for the end of the search, so that a run that was killed
-            need not train them again; ``None`` keeps them in memory.
+    In the folder trained models wait for the end of the search, so that a run that was killed need
+    not train them again; ``None`` keeps them in memory.
     """
 
     recovery: Recovery
     teacher: nn.Module
-    own: str
+    teacher_digest: str
     seed: int
     folder: Path | None
     _trained: dict[str, nn.Module] = field(default_factory=dict)
@@ -79,19 +74,10 @@ class Trainer:
         """What tells the training of one model from another; the loader has no name."""
         recovery = self.recovery
         loss = getattr(recovery.loss, "__qualname__", type(recovery.loss).__qualname__)
-        return self.own, self.seed, recovery.epochs, recovery.lr, loss
+        return self.teacher_digest, self.seed, recovery.epochs, recovery.lr, loss
 
     def __call__(self, key: str, small: nn.Module, model: nn.Module) -> nn.Module:
-        """The trained model.
-
-        Args:
-            key: Names the trained model.
-            small: The model without training; may be trained in place.
-            model: The float model that it was made of.
-
-        Raises:
-            ValueError: As :func:`vq_plugin.finetune`.
-        """
+        """The trained model of that key; ``small``, made of ``model``, may be trained in place."""
         if self.folder is None:
             if key not in self._trained:
                 self._trained[key] = self._train(small, None)
@@ -122,11 +108,7 @@ def next_to_train(
     """The next setting to train: bisection along the frontier, on the logarithm of the harm.
 
     Training takes away a factor of the loss, not an amount, and nobody knows the factor.
-
-    Args:
-        landscape: The candidates.
-        nbytes: Bytes of the smallest setting that holds untrained, or infinity.
-        outcomes: Whether the settings that were trained hold.
+    Settings are smaller than ``nbytes``, which one that holds untrained takes.
 
     Returns:
         A setting of the frontier, or ``None`` when nothing is left between one that holds and one

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vq_plugin.checkpoint import Rest
+from vq_plugin.left_float import FloatWeight
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.budget import LossBudget
 
@@ -60,7 +61,7 @@ class LayerCandidate:
     Attributes:
         scheme: The scheme; ``None`` leaves the layer in float.
         nbytes: Bytes of the weight so stored in a file, see
-            :func:`vq_plugin.checkpoint.file_nbytes`.
+            :func:`vq_plugin.sizes.file_nbytes`.
         error: Squared error of the weight over its squared size, weighted by calibration.
         harm: Predicted harm: how much the model's output on the calibration data changes when
             only this layer is compressed, see :mod:`vq_plugin.tuning.harm`; without calibration
@@ -104,21 +105,6 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
-class LeftFloat:
-    """A weight above 1 % of the model that stayed float.
-
-    Attributes:
-        name: Name of the weight in the model.
-        nbytes: Its bytes in float32.
-        reason: Why it was left.
-    """
-
-    name: str
-    nbytes: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class TuneResult:
     """What a search came to.
 
@@ -146,7 +132,8 @@ class TuneResult:
         search_seconds: Time of everything but the user's evaluations.
         resumed: How many evaluations came from the journal of an interrupted run.
         rest: How to :func:`vq_plugin.save` ``model`` so that it takes what was counted.
-        left_float: Weights above 1 % of the model that stayed float, and why.
+        left_float: Weights above 1 % of ``model`` that stayed float, and why; none if ``passed``
+            is false.
     """
 
     model: nn.Module
@@ -170,7 +157,7 @@ class TuneResult:
     search_seconds: float = 0.0
     resumed: int = 0
     rest: Rest | None = None
-    left_float: tuple[LeftFloat, ...] = ()
+    left_float: tuple[FloatWeight, ...] = ()
 
     @property
     def chosen_trial(self) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,8 +12,8 @@ from tqdm import tqdm
 
 from vq_plugin.checkpoint import Rest, round_rest
 from vq_plugin.replace import assemble
+from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
-from vq_plugin.tuning.accounting import account
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
@@ -61,7 +60,7 @@ class Session:
         # The float model itself is no answer.
         settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
         self.landscape = Landscape(layers, settings, self.judge.budget.limit)
-        self.account = account(self.model, self.fits.layers, self.rest)
+        self.account = account(self.model, [ladder.name for ladder in self.fits.layers], self.rest)
         owners = sharing(self.model)
         self.tied = {
             ladder.name: [slot.name for slot in owners[ladder.name]] for ladder in self.fits.layers
@@ -85,8 +84,10 @@ class Session:
                 if self.cut:
                     return
                 setting, phase = proposal
-                if not self._known(Tried(setting)):
-                    wanted = map(Tried, self._ahead())
+                if not self._known(setting):
+                    # What will probably be asked next too, one for every worker.
+                    count = self.evaluator.workers
+                    wanted = map(Tried, ahead(self.landscape, self.outcomes, count, self._known))
                     self.evaluator.run({self.identity.key(t): self.compressed(t) for t in wanted})
                 self.outcomes[setting] = self._keep(Tried(setting), phase)
                 bar.set_postfix(rate=self._best_rate())
@@ -96,7 +97,7 @@ class Session:
         """Trains settings that are past the budget and evaluates them, one after the other."""
         most = trainer.recovery.max_trials
         held: dict[Setting, bool] = {}
-        best = self._smallest(self.outcomes)
+        best = self._smallest()
         size = math.inf if best is None else self.landscape.nbytes(best)
         with tqdm(total=most, desc="recovery", unit="trial", disable=None) as bar:
             while (setting := next_to_train(self.landscape, size, held)) is not None:
@@ -107,7 +108,7 @@ class Session:
                     self.cut = "; ".join(filter(None, [self.cut, cut]))
                     return
                 tried = Tried(setting, trained=True)
-                if not self._known(tried):
+                if not self._known(setting, trained=True):
                     self.evaluator.run_after(
                         partial(self._train, tried),
                         self.identity.key(tried),
@@ -141,8 +142,11 @@ class Session:
             metric = None if error else metric
         outcome = self.judge.outcome(metric)
         budget, baseline = self.judge.budget, self.judge.baseline
+        score, loss, interval = math.nan, math.nan, None
         if metric is not None:
             self.metrics[tried] = metric
+            score, loss = metric.mean, budget.loss(baseline.mean, metric.mean)
+            interval = loss_interval(budget, baseline, metric)
         self.trials[tried] = Trial(
             schemes={
                 other: scheme
@@ -152,9 +156,9 @@ class Session:
             nbytes=self.nbytes(setting),
             rate=self.account.float_nbytes / self.nbytes(setting),
             harm=self.landscape.harm(setting),
-            score=math.nan if metric is None else metric.mean,
-            loss=math.nan if metric is None else budget.loss(baseline.mean, metric.mean),
-            interval=None if metric is None else loss_interval(budget, baseline, metric),
+            score=score,
+            loss=loss,
+            interval=interval,
             held=outcome.held,
             phase=phase,
             seconds=evaluation.seconds,
@@ -162,19 +166,12 @@ class Session:
         )
         return outcome
 
-    def _known(self, tried: Tried) -> bool:
-        return self.evaluator.known(self.identity.key(tried)) is not None
-
-    def _ahead(self) -> list[Setting]:
-        """What is asked for, and what will probably be asked next, one for every worker."""
-        workers = self.evaluator.workers
-        return ahead(
-            self.landscape, self.outcomes, workers, lambda setting: self._known(Tried(setting))
-        )
+    def _known(self, setting: Setting, trained: bool = False) -> bool:
+        return self.evaluator.known(self.identity.key(Tried(setting, trained))) is not None
 
     def _limit_reached(self) -> str | None:
         left = "other settings were left untried"
-        if self._smallest(self.outcomes) is None:
+        if self._smallest() is None:
             untrained = "" if self.trainer is None else " untrained"
             left = f"no setting that holds{untrained} had been found"
         if len(self.trials) >= self.max_trials:
@@ -187,6 +184,6 @@ class Session:
         rates = [trial.rate for trial in self.trials.values() if trial.held]
         return f"{max(rates):.1f}x" if rates else "-"
 
-    def _smallest(self, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
-        held = [setting for setting, outcome in outcomes.items() if outcome.held]
+    def _smallest(self) -> Setting | None:
+        held = [setting for setting, outcome in self.outcomes.items() if outcome.held]
         return min(held, key=lambda s: (self.nbytes(s), s), default=None)

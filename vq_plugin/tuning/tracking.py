@@ -183,16 +183,13 @@ def _parent_name(result: TuneResult, name: str) -> str:
 def _parent_tags(result: TuneResult) -> dict[str, str]:
     from vq_plugin import __version__
 
-    tags = {
+    reasons = {"stopped": result.stopped, "cut": result.cut}
+    return {
         "mlflow.note.content": _verdict(result),
         "passed": str(result.passed).lower(),
         "vq_plugin.version": __version__,
+        **{name: reason[:_MAX_TAG] for name, reason in reasons.items() if reason is not None},
     }
-    if result.stopped is not None:
-        tags["stopped"] = result.stopped[:_MAX_TAG]
-    if result.cut is not None:
-        tags["cut"] = result.cut[:_MAX_TAG]
-    return tags
 
 
 def _verdict(result: TuneResult) -> str:
@@ -210,18 +207,12 @@ def _verdict(result: TuneResult) -> str:
 def _log_parent(client: MlflowClient, run_id: str, result: TuneResult) -> None:
     from mlflow.entities import Param
 
-    sizes = summary(result.model, rest=result.rest)
-    metrics = _metrics(
-        result,
-        _RESULT_METRICS,
-        nbytes=sizes.file_nbytes + sizes.other_nbytes,
-        trials=len(result.trials),
-    )
+    nbytes = summary(result.model, rest=result.rest).model_file_nbytes
+    metrics = _metrics(result, _RESULT_METRICS, nbytes=nbytes, trials=len(result.trials))
+    better = "higher" if result.budget.higher_is_better else "lower"
     params = [
         Param("budget", str(result.budget)),
-        Param(
-            "metric", "higher is better" if result.budget.higher_is_better else "lower is better"
-        ),
+        Param("metric", f"{better} is better"),
         *_scheme_params(client, run_id, result.schemes or {}),
     ]
     client.log_batch(run_id, metrics, params, synchronous=True)
@@ -235,12 +226,10 @@ def _trial_name(index: int, trial: Trial, count: int) -> str:
 
 
 def _trial_tags(trial: Trial, chosen: bool) -> dict[str, str]:
-    tags = {}
+    tags = {"chosen": "true"} if chosen else {}
     if trial.error is not None:
         # Shown in full as the description; a tag can be searched for.
         tags["error"] = tags["mlflow.note.content"] = trial.error[:_MAX_TAG]
-    if chosen:
-        tags["chosen"] = "true"
     return tags
 
 

@@ -20,12 +20,8 @@ Evaluate = Callable[[nn.Module], object]
 class Evaluator:
     """One of the user's functions with the journal of its results.
 
-    Attributes:
-        function: Gives the metric of a model.
-        name: ``"evaluate"`` or ``"test"``, for messages and the journal.
-        journal: Where results are kept.
-        workers: Evaluations at a time.
-        backend: Joblib's name of what runs them if there are several.
+    Its name, ``"evaluate"`` or ``"test"``, is for messages and for the journal. ``backend`` is
+    joblib's name of what runs several evaluations at a time.
     """
 
     function: Evaluate
@@ -57,11 +53,7 @@ class Evaluator:
         return self.journal.get(self._key(key))
 
     def run(self, models: Mapping[str, nn.Module]) -> None:
-        """Evaluates models, several at a time if there are workers; the journal has the results.
-
-        Args:
-            models: Models by their keys.
-        """
+        """Evaluates models by their keys, several at a time; the journal has the results."""
         if self.workers == 1:
             for key, model in models.items():
                 self.journal.add(self._key(key), evaluate_once(self.function, model, self.name))
@@ -78,12 +70,9 @@ class Evaluator:
                 self.journal.add(self._key(key), result)
 
     def run_after(self, step: Callable[[nn.Module], nn.Module], key: str, model: nn.Module) -> None:
-        """Evaluates what a step makes of a model; the step's time and errors count, too.
+        """Evaluates what a step makes of a model, under the key of what it makes.
 
-        Args:
-            step: Runs in this process.
-            key: Key of the model that it gives.
-            model: The model that it gets.
+        The step runs in this process; its time and errors count, too.
         """
         found = evaluate_once(lambda before: self.function(step(before)), model, self.name)
         self.journal.add(self._key(key), found)

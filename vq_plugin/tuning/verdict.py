@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from vq_plugin.left_float import left_float
 from vq_plugin.tuning.identity import Tried
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.result import FrontierPoint, TuneResult
@@ -13,16 +14,7 @@ from vq_plugin.tuning.trials import Evaluator
 
 
 def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
-    """The result of a search that has ended.
-
-    Args:
-        session: The search.
-        test: Evaluates on the untouched split, if there is one.
-        test_baseline: The float model's metric there.
-
-    Returns:
-        The result, without the times of the run.
-    """
+    """The result of a search that has ended, without the times of the run."""
     likely = any(trial.held for trial in session.trials.values())
     sizes = {tried: session.nbytes(tried.setting) for tried in session.metrics}
     sure = session.judge.confirmed(session.metrics, sizes)
@@ -56,16 +48,17 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         result = replace(result, **tested)
     if result.stopped:
         return result
-    trial = trials[best]
+    trial, small = trials[best], session.compressed(best)
     return replace(
         result,
-        model=session.compressed(best),
+        model=small,
         schemes=dict(trial.schemes),
         passed=True,
         score=trial.score,
         loss=trial.loss,
         interval=trial.interval,
         rate=trial.rate,
+        left_float=left_float(small),
     )
 
 

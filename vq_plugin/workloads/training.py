@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.seeded import seeded
-from vq_plugin.workloads.data import Samples
+from vq_plugin.workloads.data import Batches, Samples
 
 
 @contextmanager
@@ -52,22 +52,19 @@ def train(
         augment: Maps a batch of images to one of the same shape, at random.
         seed: Fixes the order of the samples, dropout and augmentation.
     """
-    images, labels = samples
-    steps = len(labels) // batch_size
+    batches = Batches(samples, batch_size, labels=True, augment=augment)
+    steps = epochs * len(batches)
     optimize = optimizer(model.parameters())
-    schedule = OneCycleLR(optimize, max_lr=max_lr, total_steps=epochs * steps)
+    schedule = OneCycleLR(optimize, max_lr=max_lr, total_steps=steps)
     model.train()
-    with seeded(seed), tqdm(total=epochs * steps, unit="step", disable=None) as progress:
-        for _ in range(epochs):
-            # A batch of one or two would upset batch norm, hence no remainder.
-            for batch in torch.split(torch.randperm(len(labels)), batch_size)[:steps]:
-                inputs = images[batch] if augment is None else augment(images[batch])
-                loss = nn.functional.cross_entropy(model(inputs), labels[batch])
-                optimize.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimize.step()
-                schedule.step()
-                progress.update()
+    every = itertools.chain.from_iterable(itertools.repeat(batches, epochs))
+    with seeded(seed):
+        for inputs, labels in tqdm(every, total=steps, unit="step", disable=None):
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimize.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimize.step()
+            schedule.step()
 
 
 def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:

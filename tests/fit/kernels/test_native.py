@@ -16,9 +16,8 @@ from vq_plugin.fit.kernels.native import _cell_map
 from vq_plugin.fit.optimal import optimal_starts
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.feedback import descend
-from vq_plugin.fit.output.objective import Fitted, Objective
-from vq_plugin.fit.seeding import plus_plus
-from vq_plugin.fit.vector import fit_vector
+from vq_plugin.fit.output.objective import Objective, Quantized
+from vq_plugin.fit.vector import fit_vector, plus_plus
 from vq_plugin.ops import fit, isa, isas, use_isa
 from vq_plugin.ops.fit import operators
 
@@ -247,13 +246,13 @@ def test_calibrated_fits_reach_what_they_reach_in_torch(
     view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     if small.scale is not None:
         view = view / small.scale.float().unsqueeze(1)
-    objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
+    objective = Objective.build(view, small.scale, scheme, small.geometry, moments)
     assert objective is not None
-    start = Fitted(small.codes, small.codebooks)
+    start = Quantized(small.codes, small.codebooks)
 
     def value() -> float:
         found = calibrate(objective, start, "float16")
-        return objective.value(objective.place(Fitted(found.codes, found.codebooks.float())))
+        return objective.value(objective.place(Quantized(found.codes, found.codebooks.float())))
 
     before = isa()
     assert before is not None
@@ -277,13 +276,13 @@ def test_a_sweep_chooses_the_codes_that_it_chooses_in_torch(
     small = vq.quantize_weight(weight, scheme)
     view = weight.T if scheme.geometry((1, 1)).axis == "out" else weight
     moments = moments_of(correlated_inputs(300, 140))
-    objective = Objective.build(view, small.scale, scheme, moments, small.codebooks.shape[4])
+    objective = Objective.build(view, small.scale, scheme, small.geometry, moments)
     assert objective is not None
-    start = objective.place(Fitted(small.codes.long(), small.codebooks.float()))
+    start = objective.place(Quantized(small.codes.long(), small.codebooks.float()))
 
     def codes() -> Tensor:
         found = descend(objective, start)
-        assert torch.allclose(found.error, objective.place(found.fitted).error, atol=1e-5)
-        return found.fitted.codes
+        assert torch.allclose(found.error, objective.place(found.quantized).error, atol=1e-5)
+        return found.quantized.codes
 
     assert float((codes() == in_torch(codes)).float().mean()) > 0.999

@@ -14,7 +14,7 @@ import vq_plugin as vq
 from tests.fit.problems import correlated_inputs, moments_of
 from vq_plugin.fit.output.feedback import Factor, descend, feedback
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.output.objective import Fitted, Objective, damped
+from vq_plugin.fit.output.objective import Objective, Quantized, damped
 from vq_plugin.fit.output.refit import refit
 from vq_plugin.rounding import round_centers
 
@@ -33,7 +33,7 @@ SCHEMES = [
 
 
 def problem(scheme: vq.Scheme, groups: int = 1, shape: tuple[int, int] = (12, 10)
-            ) -> tuple[Objective, Fitted]:  # fmt: skip
+            ) -> tuple[Objective, Quantized]:  # fmt: skip
     """The objective of a small weight, and its fit without second moments."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     moments = moments_of(correlated_inputs(60, groups * shape[1]), groups)
@@ -43,12 +43,12 @@ def problem(scheme: vq.Scheme, groups: int = 1, shape: tuple[int, int] = (12, 10
         view = view / small.scale.float().unsqueeze(1)
     objective = Objective.build(view, small.scale, scheme, small.geometry, moments)
     assert objective is not None
-    return objective, Fitted(small.codes.long(), small.codebooks.float())
+    return objective, Quantized(small.codes.long(), small.codebooks.float())
 
 
-def value(objective: Objective, fitted: Fitted) -> float:
+def value(objective: Objective, quantized: Quantized) -> float:
     """The objective, output by output."""
-    error = (objective.weight - objective.decode(fitted)).double().numpy()
+    error = (objective.weight - objective.decode(quantized)).double().numpy()
     mass = objective.mass.reshape(len(error), -1).double().numpy()
     total = 0.0
     for group, hessian in enumerate(objective.hessian.double().numpy()):
@@ -60,8 +60,8 @@ def value(objective: Objective, fitted: Fitted) -> float:
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_the_refit_is_least_squares(scheme: vq.Scheme) -> None:
-    objective, fitted = problem(scheme)
-    found = refit(objective, objective.place(fitted), iterations=3000, tolerance=1e-7).fitted
+    objective, quantized = problem(scheme)
+    found = refit(objective, objective.place(quantized), iterations=3000, tolerance=1e-7).quantized
     # One column per number in the codebooks: what a one there adds to the weighted weight.
     factor = np.linalg.cholesky(objective.hessian.double().numpy())
     mass = objective.mass.reshape(len(factor), 1, -1).double().numpy()
@@ -70,36 +70,40 @@ def test_the_refit_is_least_squares(scheme: vq.Scheme) -> None:
         return (factor.transpose(0, 2, 1) @ weight.double().numpy() * np.sqrt(mass)).ravel()
 
     columns = []
-    for index in range(fitted.codebooks.numel()):
-        unit = torch.zeros(fitted.codebooks.numel())
+    for index in range(quantized.codebooks.numel()):
+        unit = torch.zeros(quantized.codebooks.numel())
         unit[index] = 1
-        decoded = objective.decode(Fitted(fitted.codes, unit.reshape(fitted.codebooks.shape)))
+        decoded = objective.decode(
+            Quantized(quantized.codes, unit.reshape(quantized.codebooks.shape))
+        )
         columns.append(weighed(decoded))
     best, *_ = np.linalg.lstsq(np.stack(columns, 1), weighed(objective.weight), rcond=None)
-    solution = Fitted(fitted.codes, torch.tensor(best).reshape(fitted.codebooks.shape).float())
+    solution = Quantized(
+        quantized.codes, torch.tensor(best).reshape(quantized.codebooks.shape).float()
+    )
     assert value(objective, found) == pytest.approx(value(objective, solution), rel=1e-3)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_few_iterations_of_the_refit_lower_the_error(scheme: vq.Scheme) -> None:
-    objective, fitted = problem(scheme)
-    start = objective.place(fitted)
-    found = [refit(objective, start, iterations=n).fitted for n in (1, 2, 4, 8)]
+    objective, quantized = problem(scheme)
+    start = objective.place(quantized)
+    found = [refit(objective, start, iterations=n).quantized for n in (1, 2, 4, 8)]
     values = [value(objective, each) for each in found]
-    assert value(objective, fitted) > values[0] > values[1] >= values[2] >= values[3]
+    assert value(objective, quantized) > values[0] > values[1] >= values[2] >= values[3]
 
 
-def fed_back(objective: Objective, fitted: Fitted) -> Fitted:
-    return feedback(objective, fitted, Factor.of(objective, fitted)).fitted
+def fed_back(objective: Objective, quantized: Quantized) -> Quantized:
+    return feedback(objective, quantized, Factor.of(objective, quantized)).quantized
 
 
-def greedy(objective: Objective, fitted: Fitted, step: int) -> tuple[Tensor, list[int]]:
+def greedy(objective: Objective, quantized: Quantized, step: int) -> tuple[Tensor, list[int]]:
     """GPTQ/GPTVQ by their definition: after every choice all inputs left are solved for anew."""
     weight, hessian = objective.weight[0].double().numpy(), objective.hessian[0].double().numpy()
     inputs, outputs = weight.shape
     size = hessian.diagonal().reshape(-1, step).sum(1)
     order = np.argsort(-size, kind="stable")
-    books = fitted.codebooks[0, 0].double().numpy()
+    books = quantized.codebooks[0, 0].double().numpy()
     codes: dict[tuple[int, int], int] = {}
     for output in range(outputs):
         chosen: list[int] = []
@@ -131,18 +135,18 @@ def greedy(objective: Objective, fitted: Fitted, step: int) -> tuple[Tensor, lis
     "scheme", [vq.KM(k=3), vq.PQ(k=4, dim=2), vq.PQ(k=4, dim=5, codebooks="tensor")], ids=str
 )
 def test_feedback_is_the_greedy_choice(scheme: vq.Scheme) -> None:
-    objective, fitted = problem(scheme)
-    expected, _ = greedy(objective, fitted, fitted.codebooks.shape[4])
-    assert torch.equal(fed_back(objective, fitted).codes[0], expected)
+    objective, quantized = problem(scheme)
+    expected, _ = greedy(objective, quantized, quantized.codebooks.shape[4])
+    assert torch.equal(fed_back(objective, quantized).codes[0], expected)
 
 
 def test_feedback_along_the_outputs_is_the_greedy_choice() -> None:
-    objective, fitted = problem(vq.PQ(k=4, dim=2, axis="out"))
+    objective, quantized = problem(vq.PQ(k=4, dim=2, axis="out"))
     weight, hessian = objective.weight[0].double().numpy(), objective.hessian[0].double().numpy()
     inputs, outputs = weight.shape
     order = np.argsort(-hessian.diagonal(), kind="stable")
     expected = torch.zeros(inputs, outputs // 2, dtype=torch.int64)
-    for book, table in enumerate(fitted.codebooks[0, 0].double().numpy()):
+    for book, table in enumerate(quantized.codebooks[0, 0].double().numpy()):
         error = np.zeros((inputs, 2))
         chosen: list[int] = []
         for at in map(int, order):
@@ -159,30 +163,30 @@ def test_feedback_along_the_outputs_is_the_greedy_choice() -> None:
             expected[at, book] = int(np.argmin(costs))
             error[at] = weight[at, 2 * book : 2 * book + 2] - table[expected[at, book]]
             chosen.append(at)
-    assert torch.equal(fed_back(objective, fitted).codes[0], expected)
+    assert torch.equal(fed_back(objective, quantized).codes[0], expected)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_descending_does_not_raise_the_error(scheme: vq.Scheme) -> None:
-    objective, fitted = problem(scheme)
-    values = [value(objective, fitted)]
+    objective, quantized = problem(scheme)
+    values = [value(objective, quantized)]
     for _ in range(4):
-        fitted = descend(objective, objective.place(fitted)).fitted
-        values.append(value(objective, fitted))
+        quantized = descend(objective, objective.place(quantized)).quantized
+        values.append(value(objective, quantized))
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(values))
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if not isinstance(s, vq.RQ)], ids=str)
 def test_descent_ends_where_no_single_code_helps(scheme: vq.Scheme) -> None:
-    objective, fitted = problem(scheme, shape=(5, 10))
+    objective, quantized = problem(scheme, shape=(5, 10))
     for _ in range(50):
-        fitted = descend(objective, objective.place(fitted)).fitted
-    least = value(objective, fitted)
-    for place in itertools.product(*map(range, fitted.codes.shape)):
-        for code in range(fitted.codebooks.shape[3]):
-            codes = fitted.codes.clone()
+        quantized = descend(objective, objective.place(quantized)).quantized
+    least = value(objective, quantized)
+    for place in itertools.product(*map(range, quantized.codes.shape)):
+        for code in range(quantized.codebooks.shape[3]):
+            codes = quantized.codes.clone()
             codes[place] = code
-            assert value(objective, Fitted(codes, fitted.codebooks)) >= least * (1 - 1e-5)
+            assert value(objective, Quantized(codes, quantized.codebooks)) >= least * (1 - 1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
+from vq_plugin.left_float import FloatWeight
 from vq_plugin.summary import summary
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.result import (
     FrontierPoint,
     LayerCandidate,
     LayerLadder,
-    LeftFloat,
     Trial,
     TuneResult,
 )
@@ -245,8 +245,8 @@ def results() -> dict[str, TuneResult]:
         "left in float": replace(
             full,
             left_float=(
-                LeftFloat("encoder.in_proj_weight", 123_456, "no candidate"),
-                LeftFloat("<b>tail</b>", 9_000, "k above the values & more"),
+                FloatWeight("encoder.in_proj_weight", 123_456, "no candidate", True),
+                FloatWeight("<b>tail</b>", 9_000, "k above the values & more", False),
             ),
         ),
         "all failed": replace(

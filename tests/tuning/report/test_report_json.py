@@ -194,8 +194,18 @@ def test_layers_left_in_float_and_layers_outside_of_the_search(tmp_path: Path) -
 
 def test_weights_left_in_float_are_listed(results: dict[str, TuneResult], tmp_path: Path) -> None:
     assert written(tmp_path, results["left in float"])["result"]["left_float"] == [
-        {"name": "encoder.in_proj_weight", "nbytes": 123_456, "reason": "no candidate"},
-        {"name": "<b>tail</b>", "nbytes": 9_000, "reason": "k above the values & more"},
+        {
+            "name": "encoder.in_proj_weight",
+            "nbytes": 123_456,
+            "reason": "no candidate",
+            "reachable": True,
+        },
+        {
+            "name": "<b>tail</b>",
+            "nbytes": 9_000,
+            "reason": "k above the values & more",
+            "reachable": False,
+        },
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.batch import Batch
+from vq_plugin.fit.batch import Batch, chosen
 from vq_plugin.fit.kernels.distances import nearest_center
 
 # Partial sums that are kept from stage to stage.
@@ -13,19 +13,12 @@ _BEAM = 4
 
 
 def nearest_sum(batch: Batch, centers: Tensor, before: Tensor) -> Tensor:
-    """Codes whose centers, one from each stage, come near the points in sum.
+    """Codes, int64, ``(stages, books, n)``, whose centers come near the points in sum.
 
     With one stage the nearest center. With several, a beam search (Babenko & Lempitsky 2014,
     "Additive quantization", section 3): of all continuations of the best partial sums the best are
-    kept, and the codes from before where they are better still.
-
-    Args:
-        batch: The points.
-        centers: Float32, ``(stages, books, k, dim)``.
-        before: Codes, int64, ``(stages, books, n)``.
-
-    Returns:
-        Codes, int64, ``(stages, books, n)``.
+    kept, and the codes from ``before``, of the same shape, where they are better still. Centers are
+    ``(stages, books, k, dim)``.
     """
     if len(centers) == 1 and batch.n == 1:
         # Matrix products take many points per book.
@@ -42,7 +35,7 @@ def _beam_search(batch: Batch, centers: Tensor) -> Tensor:
     stages, books, k, dim = centers.shape
     n, weight = batch.n, _weight(batch)
     residual = batch.x.unsqueeze(2)
-    chosen = torch.zeros(books, n, 1, 0, dtype=torch.int64)
+    codes = torch.zeros(books, n, 1, 0, dtype=torch.int64)
     for stage, table in enumerate(centers):
         width = residual.shape[2]
         weighted = (residual * weight.unsqueeze(2)).reshape(books, -1, dim)
@@ -53,21 +46,17 @@ def _beam_search(batch: Batch, centers: Tensor) -> Tensor:
         keep = min(1 if stage + 1 == stages else _BEAM, width * k)
         best = cost.reshape(books, n, -1).topk(keep, dim=2, largest=False).indices
         parent, code = (best // k).unsqueeze(3), best % k
-        chosen = torch.cat([chosen.gather(2, parent.expand(-1, -1, -1, stage)), code[..., None]], 3)
-        added = _chosen(table, code.reshape(books, -1)).reshape(books, n, keep, dim)
+        codes = torch.cat([codes.gather(2, parent.expand(-1, -1, -1, stage)), code[..., None]], 3)
+        added = chosen(table, code.reshape(books, -1)).reshape(books, n, keep, dim)
         residual = residual.gather(2, parent.expand(-1, -1, -1, dim)) - added
-    return chosen[:, :, 0].permute(2, 0, 1)
+    return codes[:, :, 0].permute(2, 0, 1)
 
 
 def _cost(batch: Batch, centers: Tensor, codes: Tensor) -> Tensor:
     residual = batch.x
     for table, stage_codes in zip(centers, codes, strict=True):
-        residual = residual - _chosen(table, stage_codes)
+        residual = residual - chosen(table, stage_codes)
     return (residual * residual * _weight(batch)).sum(2)
-
-
-def _chosen(table: Tensor, codes: Tensor) -> Tensor:
-    return table.gather(1, codes.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 
 def _weight(batch: Batch) -> Tensor:

@@ -36,13 +36,10 @@ class Clusters:
         """Of points and their codes, ``(books, n)``."""
         books, n, dim = batch.x.shape
         first = torch.arange(books).unsqueeze(1) * k
-        clusters = cls(
-            first,
-            codes.long() + first,
-            torch.zeros(books * k, dim, dtype=torch.float32),
-            torch.zeros(books * k, 1 if batch.importance is None else dim, dtype=torch.float32),
-            torch.zeros(books * k, dtype=torch.int64),
-        )
+        sums = torch.zeros(books * k, dim, dtype=torch.float32)
+        mass = sums[:, :1].clone() if batch.importance is None else sums.clone()
+        count = torch.zeros(books * k, dtype=torch.int64)
+        clusters = cls(first, codes.long() + first, sums, mass, count)
         everything = torch.ones(books, n, dtype=torch.bool)
         clusters._add(*_rows(batch, everything), clusters.slots.flatten(), 1)
         return clusters

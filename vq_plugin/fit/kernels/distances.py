@@ -53,12 +53,9 @@ def squared_distances(x: Tensor, norm: Tensor, centers: Tensor) -> Tensor:
 
 def sums_by_slot(values: Tensor, slots: Tensor, count: int) -> Tensor:
     """Sums of ``values``, ``(books, n, dim)``, by slot: ``(count, dim)``."""
-    dim = values.shape[2]
-    if dim > _SHORT:
-        return torch.zeros(count, dim, dtype=torch.float32).index_add_(
-            0, slots, values.reshape(-1, dim)
-        )
-    columns = [
-        torch.bincount(slots, values[..., j].flatten().double(), count).float() for j in range(dim)
-    ]
+    points = values.flatten(0, 1)
+    if points.shape[1] > _SHORT:
+        zeros = torch.zeros(count, points.shape[1], dtype=torch.float32)
+        return zeros.index_add_(0, slots, points)
+    columns = [torch.bincount(slots, column.double(), count).float() for column in points.T]
     return torch.stack(columns, 1)

@@ -80,10 +80,10 @@ class NativeKernels(TorchKernels):
             return super().lloyd_iterations(
                 batch, centers, iterations=iterations, tolerance=tolerance
             )
-        centers, codes = operators().lloyd(
+        moved: tuple[Tensor, Tensor] = operators().lloyd(
             batch.x, batch.importance, centers.contiguous(), iterations, tolerance
         )
-        return centers, codes
+        return moved
 
     def _exchange(self, batch: Batch, codes: Tensor, k: int, sweeps: int) -> Tensor:
         if not _takes(batch.x.shape[2], k):

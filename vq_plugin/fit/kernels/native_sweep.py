@@ -13,12 +13,7 @@ _STRIP = 256
 
 
 class NativeChooser:
-    """Chooses by the operator ``sweep_block``.
-
-    Attributes:
-        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
-        strip: Outputs of a group that one call takes.
-    """
+    """Chooses by the operator ``sweep_block``; see the protocol."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.codes = sweep.codes.long().clone()

@@ -15,16 +15,9 @@ from vq_plugin.fit.optimal import Float64, Int64
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all steps of one pass over a layer's inputs share.
+    """What all steps of one pass over a layer's inputs share: codes to start from, and codebooks.
 
-    Attributes:
-        codes: Where to start, ``(stages, rows, subspaces)``.
-        codebooks: Float32, ``(stages, groups, books, k, dim)``.
-        shape: Of the weight: groups of a convolution, inputs, outputs of a group.
-        mass: What an output's error counts, ``(outputs of all groups,)``; 0 for padding.
-        along_out: Whether sub-vectors run along the outputs.
-        row_group: Rows that share a codebook, ``None`` where all do.
-        zeros: Weights that stay exactly 0, of that shape, or ``None``.
+    The others are those of :class:`vq_plugin.fit.output.objective.Objective`.
     """
 
     codes: Tensor
@@ -68,7 +61,6 @@ class Chooser(Protocol):
 
     def choose(self, steps: Tensor, outputs: slice, block: SweepBlock) -> Tensor:
         """Chooses the codes of some steps; returns ``base`` less the centers chosen."""
-        ...
 
 
 class Kernels(Protocol):
@@ -76,112 +68,60 @@ class Kernels(Protocol):
 
     Results do not depend on the number of threads. Between two implementations they differ by
     rounding: a point between two centers may go to the other one.
+
+    Codes are integers, ``(books, n)``, those that are returned of the smallest dtype; ``centers``
+    are float32, ``(books, k, dim)``, and ``k`` is their number.
     """
 
     def assign(self, batch: Batch, centers: Tensor) -> Tensor:
-        """Index of the nearest center (in the weighted distance) of every point.
-
-        Args:
-            batch: The points.
-            centers: Float32, ``(books, k, dim)``.
-
-        Returns:
-            Codes in the smallest integer dtype, ``(books, n)``.
-        """
-        ...
+        """Codes of the nearest center (in the weighted distance) of every point."""
 
     def assign_with_error(self, batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes as :meth:`assign` gives them and the weighted squared distances, ``(books, n)``."""
-        ...
+        """The same, and the weighted squared distances, ``(books, n)``."""
 
     def means(self, batch: Batch, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Weighted means of the points of every code.
+        """Weighted means of the points of every code, 0 where there are none, and their masses.
 
-        Args:
-            batch: The points.
-            codes: Integers, ``(books, n)``.
-            k: Centers per book.
-
-        Returns:
-            Means, float32, ``(books, k, dim)`` (0 where a code has no points), and masses of the
-            same shape, or ``(books, k, 1)`` where the importance is ``None``.
+        Masses are of the shape of the means, or ``(books, k, 1)`` without importance.
         """
-        ...
 
     def seeds(self, batch: Batch, mass: Tensor, first: Tensor, draws: Tensor) -> Tensor:
-        """Greedy k-means++: every center is the best of some points drawn by squared distance.
+        """Greedy k-means++: see :func:`vq_plugin.fit.vector.plus_plus`, which draws.
 
-        Args:
-            batch: The points; their importance is ``mass``.
-            mass: Float32, ``(books, n)``, not negative.
-            first: Float64 in [0, 1), ``(books, 1)``: draws the first center.
-            draws: Float64 in [0, 1), ``(k - 1, books, trials)``: the candidates for the others.
-
-        Returns:
-            Centers, as :func:`vq_plugin.fit.seeding.plus_plus`.
+        Points count by ``mass``, ``(books, n)``. Of the draws, float64 in [0, 1), those of
+        ``first``, ``(books, 1)``, choose the first centers and those of ``draws``,
+        ``(k - 1, books, trials)``, the candidates for the others.
         """
-        ...
 
     def lloyd_iterations(
         self, batch: Batch, centers: Tensor, *, iterations: int, tolerance: float
     ) -> tuple[Tensor, Tensor]:
-        """Lloyd's iterations in every book until its error falls by less than the tolerance.
+        """Lloyd's iterations in every book until its error falls by less than ``tolerance`` of it.
 
-        Args:
-            batch: The points.
-            centers: Where to start, float32, ``(books, k, dim)``.
-            iterations: Most iterations.
-            tolerance: Part of the error.
-
-        Returns:
-            Centers, of which none is empty where a point lies apart from its center, and the codes
-            of their points, ``(books, n)``.
+        Returns centers, of which none is empty where a point lies apart from its center, and the
+        codes of their points.
         """
-        ...
 
     def exchange(self, batch: Batch, codes: Tensor, k: int, *, sweeps: int) -> Tensor:
-        """Hartigan's exchange, see :func:`vq_plugin.fit.exchange.improve`.
+        """Hartigan's exchange, see :func:`vq_plugin.fit.exchange.improve`, in at most some sweeps.
 
-        Args:
-            batch: The points.
-            codes: Integers, ``(books, n)``.
-            k: Centers per book.
-            sweeps: Most passes over the points.
-
-        Returns:
-            Codes of the same dtype, of no larger error with respect to the means of their points.
+        The error with respect to the means of the points is no larger afterwards.
         """
-        ...
 
     def points(self, values: Tensor, importance: Tensor | None, k: int) -> Points:
         """Single weights as points on a line: each its own, or means of many in cells.
 
-        Args:
-            values: Float32, ``(n,)``.
-            importance: Float32, ``(n,)``, or ``None``.
-            k: Centers wanted; values that so many centers could reproduce stay apart.
+        Values that ``k`` centers could reproduce stay apart.
         """
-        ...
 
     def interval_starts(self, mass: Float64, moment: Float64, k: int, *, even: bool) -> Int64:
         """The exact optimum of 1-D k-means, see :func:`vq_plugin.fit.optimal.optimal_starts`.
 
-        Args:
-            mass: As there.
-            moment: As there.
-            k: Intervals.
-            even: Whether the points have about the density of the centers already.
+        ``even`` says that the points have about the density of the centers already.
         """
-        ...
 
     def code_search(self, boundaries: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function that counts the boundaries below each value.
-
-        Args:
-            boundaries: Float32, ascending, one fewer than there are centers.
-        """
-        ...
+        """A function that counts the boundaries, float32 and ascending, below each value."""
 
     def chooser(self, sweep: Sweep) -> Chooser:
         """What chooses the codes of a sweep."""
-        ...

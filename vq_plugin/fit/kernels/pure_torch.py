@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.batch import BLOCK, Batch
+from vq_plugin.fit.batch import BLOCK, Batch, chosen
 from vq_plugin.fit.kernels.clusters import BLOCK_POINTS, Clusters
 from vq_plugin.fit.kernels.distances import nearest_center, squared_distances, sums_by_slot
 from vq_plugin.fit.kernels.protocol import Chooser, Kernels, Sweep
@@ -17,7 +17,7 @@ from vq_plugin.fit.kernels.stepwise import Stepwise
 from vq_plugin.fit.line import Points, sorted_points
 from vq_plugin.fit.optimal import Float64, Int64, even_starts, optimal_starts
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import code_dtype
+from vq_plugin.schemes import torch_code_dtype
 
 _FEWEST_POINTS = 1024
 # For more centers than this a window of the dynamic program is faster than the recursion.
@@ -31,18 +31,14 @@ class TorchKernels(Kernels):
     """Matrix products, whose scores fit a core's cache, and sums of torch."""
 
     def assign(self, batch: Batch, centers: Tensor) -> Tensor:
-        """In pieces, side by side."""
-        codes = _empty_codes(batch, centers)
-
-        def fill(piece: tuple[slice, slice]) -> None:
-            codes[piece] = self._nearest(batch[piece], centers[piece[0]])[0]
-
-        deterministic_map(fill, self._pieces(batch, centers.shape[1]))
-        return codes
+        """Their distances cost nothing beside them."""
+        return self.assign_with_error(batch, centers)[0]
 
     def assign_with_error(self, batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
         """In pieces, side by side."""
-        codes = _empty_codes(batch, centers)
+        # Pieces write into one tensor: kept one by one, their small results would lie between the
+        # large temporary ones and keep the allocator from using that memory again.
+        codes = torch.empty(batch.x.shape[:2], dtype=torch_code_dtype(centers.shape[1]))
         distance = torch.empty(codes.shape, dtype=torch.float32)
 
         def fill(piece: tuple[slice, slice]) -> None:
@@ -82,17 +78,17 @@ class TorchKernels(Kernels):
         middle = batch.x.mean(1, keepdim=True)
         x = batch.x - middle
         norm = torch.linalg.vector_norm(x, dim=2).square()
-        centers = _take(x, _draw(mass, first))
+        centers = chosen(x, _draw(mass, first))
         nearest = squared_distances(x, norm, centers).squeeze(1)
         for draw in draws:
             potential = nearest * mass
             if not bool((potential > 0).any()):
                 break
-            candidates = _take(x, _draw(potential, draw))
+            candidates = chosen(x, _draw(potential, draw))
             distance = torch.minimum(squared_distances(x, norm, candidates), nearest.unsqueeze(1))
             best = torch.bmm(distance, mass.unsqueeze(2)).argmin(1, keepdim=True)
             nearest = distance.gather(1, best.expand(-1, 1, batch.n)).squeeze(1)
-            centers = torch.cat([centers, _take(candidates, best.squeeze(2))], 1)
+            centers = torch.cat([centers, chosen(candidates, best.squeeze(2))], 1)
         return centers + middle
 
     def lloyd_iterations(
@@ -160,22 +156,12 @@ class TorchKernels(Kernels):
         return Stepwise(sweep)
 
 
-def _empty_codes(batch: Batch, centers: Tensor) -> Tensor:
-    # Pieces write into one tensor: kept one by one, their small results would lie between the
-    # large temporary ones and keep the allocator from using that memory again.
-    return torch.empty(batch.x.shape[:2], dtype=code_dtype(centers.shape[1]))
-
-
 def _draw(weight: Tensor, draws: Tensor) -> Tensor:
     """Indices that numbers in [0, 1), ``(books, count)``, draw in proportion to ``weight``."""
     total = weight.double().cumsum(1)
     return torch.searchsorted(total, draws * total[:, -1:], right=True).clamp_(
         max=weight.shape[1] - 1
     )
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 def _reseed(batch: Batch, centers: Tensor, occupied: Tensor, distance: Tensor) -> None:
@@ -203,7 +189,7 @@ def _binned_search(boundaries: Tensor) -> Callable[[Tensor], Tensor] | None:
     used = bin_of(boundaries).long()
     if not bool(width > 0) or bool((used.diff() == 0).any()):
         return None
-    before = torch.searchsorted(used, torch.arange(_BINS)).to(code_dtype(len(boundaries) + 1))
+    before = torch.searchsorted(used, torch.arange(_BINS)).to(torch_code_dtype(len(boundaries) + 1))
     inside = torch.full((_BINS,), torch.inf, dtype=torch.float32)
     inside[used] = boundaries
 

@@ -14,12 +14,7 @@ _LEAST = 1e-8
 
 
 class Stepwise:
-    """Chooses in torch, for all outputs at once.
-
-    Attributes:
-        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
-        strip: All outputs of a group.
-    """
+    """Chooses in torch, for all outputs at once; see the protocol."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.codes = sweep.codes.long().clone()
@@ -51,15 +46,9 @@ class Stepwise:
         return change
 
     def _assign(self, step: int, target: Tensor, factor: Tensor) -> Tensor:
-        """Codes of one step.
+        """Chooses one step's codes; what they stand for, ``target`` being best.
 
-        Args:
-            step: Index of the input (or of ``dim`` of them).
-            target: What would be best, ``(groups, dim, outputs)``.
-            factor: Lower factor of the metric, ``(groups, dim, dim)``.
-
-        Returns:
-            What was chosen instead, of the same shape.
+        Both are ``(groups, dim, outputs)``; ``factor`` is the lower one of the metric.
         """
         if self._sweep.along_out:
             return self._along_out(step, target)
@@ -78,12 +67,10 @@ class Stepwise:
     def _along_out(self, step: int, target: Tensor) -> Tensor:
         codebooks, dim = self._sweep.codebooks[:, 0], self._sweep.codebooks.shape[4]
         points = target.reshape(-1, dim)
-        importance, shared = self._importance, codebooks.shape[1] == 1
+        shared = codebooks.shape[1] == 1
         books = 0 if shared else 1
-        batch = Batch(
-            points.unsqueeze(books),
-            None if importance is None else importance.unsqueeze(books),
-        )
+        importance = None if self._importance is None else self._importance.unsqueeze(books)
+        batch = Batch(points.unsqueeze(books), importance)
         before = self.codes[:, step].unsqueeze(books + 1)
         codes = nearest_sum(batch, codebooks, before).reshape(len(codebooks), -1)
         self.codes[:, step] = codes

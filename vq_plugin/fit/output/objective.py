@@ -14,7 +14,7 @@ from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map
-from vq_plugin.schemes import Geometry, Scheme
+from vq_plugin.schemes import Axis, Geometry, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
 # showed: part of the correlation is not believed, and every input counts a little.
@@ -27,7 +27,7 @@ _LEAST = 1e-8
 PRODUCT_ROWS = 512
 
 
-class Fitted(NamedTuple):
+class Quantized(NamedTuple):
     """Codes and codebooks, whatever the scheme.
 
     Attributes:
@@ -43,12 +43,12 @@ class Placed(NamedTuple):
     """Codes and codebooks, and what they are in the objective.
 
     Attributes:
-        fitted: Codes and codebooks.
+        quantized: Codes and codebooks.
         error: The weight less what they stand for, ``(groups, inputs, outputs)``.
         pull: :meth:`Objective.pull` of the error.
     """
 
-    fitted: Fitted
+    quantized: Quantized
     error: Tensor
     pull: Tensor
 
@@ -86,19 +86,10 @@ class Objective:
         geometry: Geometry,
         moments: Moments,
     ) -> Objective | None:
-        """For a weight and its layer's inputs.
+        """For the 2-D view of a weight, divided by its row scales, and its layer's inputs.
 
-        Args:
-            matrix: The 2-D view of the weight, divided by ``row_scale``: float32,
-                ``(rows, length)``.
-            row_scale: Row scales, ``(rows,)``, or ``None``.
-            scheme: What is done to the weight.
-            geometry: How the weight is cut into sub-vectors.
-            moments: Moments of the inputs.
-
-        Returns:
-            The objective, or ``None`` where second moments are not known or all 0, or where
-            sub-vectors along the outputs reach from one group of a convolution into the next.
+        ``None`` where second moments are not known or all 0, or where sub-vectors along the outputs
+        reach from one group of a convolution into the next.
         """
         if moments.second is None or not bool((moments.second.diagonal(0, 1, 2) > 0).any()):
             return None
@@ -125,14 +116,8 @@ class Objective:
             hessian = functional.pad(hessian, (0, padding, 0, padding))
             hessian.diagonal(0, 1, 2)[:, inputs:] = diagonal
         weight = weight.reshape(groups, -1, weight.shape[1]).transpose(1, 2).contiguous()
-        return cls(
-            weight=weight,
-            hessian=hessian,
-            mass=mass,
-            along_out=along_out,
-            row_group=geometry.group,
-            zeros=scheme.pinned(weight),
-        )
+        zeros = scheme.pinned(weight)
+        return cls(weight, hessian, mass, along_out, geometry.group, zeros)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -140,21 +125,13 @@ class Objective:
         groups, inputs, outputs = self.weight.shape
         return groups, inputs, outputs
 
-    @property
-    def outputs(self) -> int:
-        """Outputs of all groups, padding included."""
-        return len(self.mass)
-
-    def decode(self, fitted: Fitted) -> Tensor:
+    def decode(self, quantized: Quantized) -> Tensor:
         """The weight that codes and codebooks stand for, of the shape of ``weight``."""
         groups, inputs, _ = self.weight.shape
+        axis: Axis = "out" if self.along_out else "in"
+        shape = (len(self.mass), inputs)
         matrix = decode(
-            fitted.codes,
-            fitted.codebooks,
-            None,
-            shape=(self.outputs, inputs),
-            axis="out" if self.along_out else "in",
-            group=self.row_group,
+            quantized.codes, quantized.codebooks, None, shape=shape, axis=axis, group=self.row_group
         )
         return matrix.reshape(groups, -1, inputs).transpose(1, 2).contiguous()
 
@@ -169,29 +146,24 @@ class Objective:
         deterministic_map(fill, range(0, error.shape[1], PRODUCT_ROWS))
         return result
 
-    def place(self, fitted: Fitted) -> Placed:
+    def place(self, quantized: Quantized) -> Placed:
         """What codes and codebooks are in this objective."""
-        error = self.weight - self.decode(fitted)
-        return Placed(fitted, error, self.pull(error))
+        error = self.weight - self.decode(quantized)
+        return Placed(quantized, error, self.pull(error))
 
     def value(self, placed: Placed) -> float:
         """The objective."""
         by_output = (placed.error * placed.pull).sum(1, dtype=torch.float64).flatten()
         return float(by_output @ self.mass.double())
 
-    def gather(self, gradient: Tensor, fitted: Fitted) -> Tensor:
-        """Sums of a gradient over the weights of each center, of the shape of the codebooks.
-
-        Args:
-            gradient: With respect to the decoded weight, ``(groups, inputs, outputs)``.
-            fitted: Whose codes say which weights share a center.
-        """
-        matrix = gradient.transpose(1, 2).reshape(self.outputs, -1)
+    def gather(self, gradient: Tensor, quantized: Quantized) -> Tensor:
+        """Sums of a gradient, ``(groups, inputs, outputs)``, over the weights of each center."""
+        matrix = gradient.transpose(1, 2).reshape(len(self.mass), -1)
         view = matrix.T if self.along_out else matrix
-        _, groups, books, k, dim = fitted.codebooks.shape
+        _, groups, books, k, dim = quantized.codebooks.shape
         points = self._by_book(view.reshape(len(view), -1, dim), groups, books)
         sums = []
-        for codes in fitted.codes:
+        for codes in quantized.codes:
             by_book = self._by_book(codes.unsqueeze(2), groups, books).squeeze(2)
             means, count = best_kernels().means(Batch(points, None), by_book, k)
             sums.append((means * count).reshape(groups, books, k, dim))
@@ -209,14 +181,7 @@ class Objective:
 
 
 def damped(moments: Moments) -> Tensor:
-    """Second moments shrunk towards their diagonal (Ledoit & Wolf 2004), with a floor under it.
-
-    Args:
-        moments: With ``second``.
-
-    Returns:
-        Positive definite, float32, ``(groups, inputs, inputs)``.
-    """
+    """Second moments shrunk towards their diagonal (Ledoit & Wolf 2004), with a floor under it."""
     assert moments.second is not None
     centered = moments.centered()
     diagonal = centered.diagonal(0, 1, 2).clamp_min(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.output.objective import Fitted, Objective, Placed
+from vq_plugin.fit.output.objective import Objective, Placed, Quantized
 
 _ITERATIONS = 8
 _TOLERANCE = 1e-3
@@ -19,31 +19,25 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
     equations, of one unknown per number in the codebooks, are solved by conjugate gradients with a
     diagonal preconditioner, from the codebooks at hand; every iteration lowers the objective.
 
-    Args:
-        objective: What to lower.
-        placed: Codes, and where to start.
-        iterations: Most iterations; each costs one product with the second moments.
-        tolerance: Stops where another iteration is expected to lower the objective by less than
-            this part of it, and where the gradient (in the norm of the preconditioner) is this part
-            of what it was.
-
-    Returns:
-        The codes, and new codebooks. Centers without weights, and zeros that stay, are kept.
+    Every iteration costs one product with the second moments. They end where another one is
+    expected to lower the objective by less than ``tolerance`` of it, and where the gradient (in the
+    norm of the preconditioner) is this part of what it was. Centers without weights, and zeros that
+    stay, are kept.
     """
-    fitted, error, pull = placed
-    free = torch.ones_like(fitted.codebooks)
+    quantized, error, pull = placed
+    free = torch.ones_like(quantized.codebooks)
     if objective.zeros is not None:
-        free = (fitted.codebooks != 0).float()
+        free = (quantized.codebooks != 0).float()
     # Inputs first, all groups' outputs last: as objective.weight.
     mass = objective.mass.reshape(len(objective.weight), 1, -1)
     diagonal = objective.hessian.diagonal(0, 1, 2).unsqueeze(2)
-    scale = objective.gather(diagonal * mass, fitted)
+    scale = objective.gather(diagonal * mass, quantized)
     scale = torch.where(scale > 0, free / scale, 0.0)
 
     def gather(pull: Tensor) -> Tensor:
-        return objective.gather(pull * mass, fitted).double()
+        return objective.gather(pull * mass, quantized).double()
 
-    codebooks, residual = fitted.codebooks.double(), gather(pull)
+    codebooks, residual = quantized.codebooks.double(), gather(pull)
     step = scale * residual
     direction, size = step, (residual * step).sum()
     goal, value = float(size) * tolerance**2, objective.value(placed)
@@ -54,7 +48,7 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         if not (float(size) > goal and gain > value * tolerance):
             break
         # Everything is linear in the codebooks, the error and its pull too.
-        added = objective.decode(Fitted(fitted.codes, direction.float()))
+        added = objective.decode(Quantized(quantized.codes, direction.float()))
         pulled = objective.pull(added)
         along = gather(pulled)
         curvature = (direction * along).sum()
@@ -68,4 +62,4 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         step = scale * residual
         before, size = size, (residual * step).sum()
         direction = step + size / before * direction
-    return Placed(Fitted(fitted.codes, codebooks.float()), error, pull)
+    return Placed(Quantized(quantized.codes, codebooks.float()), error, pull)

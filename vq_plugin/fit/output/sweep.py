@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.kernels.protocol import Sweep, SweepBlock
-from vq_plugin.fit.output.objective import Fitted, Objective
+from vq_plugin.fit.output.objective import Objective, Quantized
 from vq_plugin.fit.parallel import deterministic_map
 
 # Inputs after which the error reaches all others at once, as one matrix product.
@@ -23,7 +23,7 @@ def diagonal_blocks(matrix: Tensor, dim: int) -> Tensor:
 
 def sweep(
     objective: Objective,
-    fitted: Fitted,
+    quantized: Quantized,
     *,
     order: Tensor,
     matrix: Tensor,
@@ -36,7 +36,7 @@ def sweep(
 
     Args:
         objective: Gives shapes, and the zeros that stay.
-        fitted: Codes to start from, and codebooks.
+        quantized: Codes to start from, and codebooks.
         order: Of the steps.
         matrix: How the error of one input (row) counts at another, ``(groups, inputs, inputs)``;
             this and all below in that order.
@@ -54,7 +54,7 @@ def sweep(
     outputs = base.shape[2]
     chooser = best_kernels().chooser(
         Sweep(
-            codes=fitted.codes, codebooks=fitted.codebooks, shape=objective.shape,
+            codes=quantized.codes, codebooks=quantized.codebooks, shape=objective.shape,
             mass=objective.mass, along_out=objective.along_out, row_group=objective.row_group,
             zeros=objective.zeros,
         )

@@ -4,9 +4,8 @@ One :class:`Report` holds the facts; ``report.json``, ``report.html`` and the te
 show the same one.
 """
 
-from vq_plugin.tuning.report.content import REPORT_VERSION, Report, build_report, file_rate
-from vq_plugin.tuning.report.files import ReportPaths, write_report
-from vq_plugin.tuning.report.page import render_page
+from vq_plugin.tuning.report.content import REPORT_VERSION, Report, build_report
+from vq_plugin.tuning.report.page import ReportPaths, render_page, write_report
 from vq_plugin.tuning.report.text import format_result
 from vq_plugin.tuning.report.written import json_schema
 
@@ -15,7 +14,6 @@ __all__ = [
     "Report",
     "ReportPaths",
     "build_report",
-    "file_rate",
     "format_result",
     "json_schema",
     "render_page",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -129,28 +128,19 @@ def build_report(
     )
 
 
-def file_rate(sizes: Summary, path: str | os.PathLike[str]) -> float:
-    """Bytes of the float32 ``state_dict`` over the bytes of the file."""
-    return _float_nbytes(sizes) / os.stat(path).st_size
-
-
-def _float_nbytes(sizes: Summary) -> int:
-    return sizes.float_nbytes + sizes.other_float_nbytes
-
-
 def _sizes(
     result: TuneResult, sizes: Summary, layers: tuple[LayerRow, ...], model_path: Path | None
 ) -> Sizes:
-    nbytes = sizes.file_nbytes + sizes.other_nbytes if result.passed else None
+    nbytes = sizes.model_file_nbytes if result.passed else None
     inside = sum(layer.file_nbytes for layer in layers)
     return Sizes(
-        float_nbytes=_float_nbytes(sizes),
+        float_nbytes=sizes.model_float_nbytes,
         nbytes=nbytes,
         # A weight left in float under two names counts twice in the layers, once in the model.
         other_nbytes=None if nbytes is None else max(nbytes - inside, 0),
         file_nbytes=None if model_path is None else model_path.stat().st_size,
         layer_rate=sizes.file_layer_rate if result.passed else None,
-        file_rate=None if model_path is None else file_rate(sizes, model_path),
+        file_rate=None if model_path is None else sizes.file_rate(model_path),
     )
 
 

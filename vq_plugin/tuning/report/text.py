@@ -45,7 +45,7 @@ def _trials(report: Report) -> str:
             str(index),
             format_bytes(trial.nbytes),
             wording.rate_text(trial.rate),
-            wording.harm_text(trial.harm),
+            wording.number_text(trial.harm, ".2g"),
             wording.loss_text(budget, trial.loss),
             wording.interval_text(budget, trial.interval),
             "chosen" if index == report.chosen_trial else wording.kind_of(budget, trial),
@@ -85,12 +85,11 @@ def _layers(report: Report) -> str:
 
 
 def _left_float(report: Report) -> str:
+    room = _WIDTH - _LONGEST_NAME - 14
     rows = [
-        [_end_of(wording.layer_text(weight.name)), format_bytes(weight.nbytes), weight.reason]
+        [_end_of(weight.name), format_bytes(weight.nbytes), _clip(weight.reason, room)]
         for weight in report.result.left_float
     ]
-    room = _WIDTH - _LONGEST_NAME - 14
-    rows = [[*row[:-1], _clip(row[-1], room)] for row in rows]
     return format_table(["left in float", "size", "why"], rows, right=(1,))
 
 
@@ -114,21 +113,18 @@ def _splits(report: Report) -> str:
     budget = report.result.budget
     rows = [
         [
-            split.name if split.name == "tuning" else f"{split.name} (untouched)",
-            wording.score_text(split.baseline),
-            wording.score_text(split.score),
+            name,
+            wording.number_text(split.baseline, ".4f"),
+            wording.number_text(split.score, ".4f"),
             wording.loss_text(budget, split.loss),
             wording.interval_text(budget, split.interval),
         ]
-        for split in wording.splits(report.result)
+        for name, split in zip(
+            ("tuning", "test (untouched)"), wording.splits(report.result), strict=False
+        )
     ]
-    header = [
-        "split",
-        "float metric",
-        "compressed",
-        "loss",
-        f"{wording.sure_text(budget)} interval",
-    ]
+    sure = f"{wording.sure_text(budget)} interval"
+    header = ["split", "float metric", "compressed", "loss", sure]
     if all(row[-1] == wording.NOTHING for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return format_table(header, rows, right=range(1, len(header)))

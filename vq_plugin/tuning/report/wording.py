@@ -29,11 +29,11 @@ class Split(NamedTuple):
 
 def splits(result: TuneResult) -> list[Split]:
     """The tuning split, and the test split if there is one."""
-    tuning = Split("tuning", result.baseline, result.score, result.loss, result.interval)
+    tuning = Split("Tuning split", result.baseline, result.score, result.loss, result.interval)
     if result.test_baseline is None:
         return [tuning]
     test = (result.test_baseline, result.test_score, result.test_loss, result.test_interval)
-    return [tuning, Split("test", *test)]
+    return [tuning, Split("Test split", *test)]
 
 
 def exists(number: float | None) -> bool:
@@ -46,14 +46,9 @@ def share_text(part: float) -> str:
     return f"{100 * part:.1f} %"
 
 
-def confidence_text(confidence: float) -> str:
-    """How sure something is."""
-    return f"{100 * confidence:.4g} %"
-
-
 def sure_text(budget: LossBudget) -> str:
     """The confidence of the report's two-sided intervals."""
-    return confidence_text(0.95 if budget.confidence is None else budget.confidence)
+    return f"{100 * (budget.confidence or 0.95):.4g} %"
 
 
 def loss_text(budget: LossBudget, loss: float | None) -> str:
@@ -66,9 +61,9 @@ def loss_text(budget: LossBudget, loss: float | None) -> str:
     return f"{round(loss, 4) + 0.0:.4f}"
 
 
-def limit_text(budget: LossBudget) -> str:
-    """The limit of the budget in its unit."""
-    limit = budget.limit
+def limit_text(budget: LossBudget, limit: float | None = None) -> str:
+    """The limit of the budget, or another round loss, in the budget's unit."""
+    limit = budget.limit if limit is None else limit
     return f"{100 * limit:.4g} %" if budget.relative is not None else f"{limit:.4g}"
 
 
@@ -92,14 +87,9 @@ def rate_text(rate: float | None) -> str:
     return f"{rate:.1f}x" if rate < 99.95 else f"{rate:.0f}x"
 
 
-def harm_text(harm: float) -> str:
-    """A predicted harm."""
-    return f"{harm:.2g}" if exists(harm) else NOTHING
-
-
-def score_text(score: float | None) -> str:
-    """A value of the metric."""
-    return f"{score:.4f}" if exists(score) else NOTHING
+def number_text(number: float | None, spec: str) -> str:
+    """A number that may not exist, as a format specification shows it."""
+    return format(number, spec) if exists(number) else NOTHING
 
 
 def seconds_text(seconds: float) -> str:
@@ -129,15 +119,9 @@ def bits_in_file(layer: LayerRow) -> float:
 
 
 def kind_of(budget: LossBudget, trial: Trial) -> str:
-    """What became of a trial.
+    """What became of a trial: ``"held"``, ``"over"``, ``"failed"`` or ``"unsure"``.
 
-    Args:
-        budget: The budget that it was held against.
-        trial: The trial.
-
-    Returns:
-        ``"held"``, ``"over"``, ``"failed"``, or ``"unsure"`` for a loss that is within the limit
-        but not confirmed with the confidence that the budget asks for.
+    The last is a loss within the limit that is not confirmed with the confidence of the budget.
     """
     if not exists(trial.loss):
         return "failed"
@@ -180,7 +164,7 @@ def verdict_sentences(report: Report, arrow: str) -> list[str]:
     return [f"{reason}.", *_closest(report)]
 
 
-def change_texts(result: TuneResult, arrow: str, most: int) -> list[str]:
+def change_texts(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
     """What every trial changed against the smallest setting that had held before it.
 
     Args:
@@ -188,58 +172,9 @@ def change_texts(result: TuneResult, arrow: str, most: int) -> list[str]:
         arrow: What stands between a layer and its new scheme.
         most: Most layers to name in one text; those whose bytes change most go first.
 
-    Returns:
+    Yields:
         One text a trial.
     """
-    return list(_changes(result, arrow, most))
-
-
-def _passed(report: Report, arrow: str) -> str:
-    sizes, budget = report.sizes, report.result.budget
-    nbytes, rate = sizes.nbytes or 0, report.result.rate
-    if sizes.file_nbytes is not None and sizes.file_rate is not None:
-        nbytes, rate = sizes.file_nbytes, sizes.file_rate
-    tuning, *test = splits(report.result)
-    sentence = (
-        f"{format_bytes(sizes.float_nbytes)} {arrow} {format_bytes(nbytes)}, "
-        f"{rate_text(rate)} smaller, {_loss_clause(budget, tuning.loss, tuning.interval)}"
-    )
-    return f"{sentence}{_test_clause(budget, test)}."
-
-
-def _loss_clause(budget: LossBudget, loss: float | None, interval: Interval | None) -> str:
-    clause = f"loss {loss_text(budget, loss)} of {limit_text(budget)} allowed"
-    return clause + _interval_clause(budget, interval)
-
-
-def _test_clause(budget: LossBudget, test: list[Split]) -> str:
-    return "".join(
-        f"; on the untouched test split {loss_text(budget, split.loss)}"
-        f"{_interval_clause(budget, split.interval)}"
-        for split in test
-    )
-
-
-def _interval_clause(budget: LossBudget, interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f" ({sure_text(budget)} interval {interval_text(budget, interval)})"
-
-
-def _closest(report: Report) -> Iterator[str]:
-    trial = closest_trial(report)
-    if trial is None:
-        return
-    budget = report.result.budget
-    test = [split for split in splits(report.result)[1:] if exists(split.loss)]
-    yield (
-        f"Closest of {len(report.result.trials)} trials: {format_bytes(trial.nbytes)}, "
-        f"{rate_text(trial.rate)} smaller, {_loss_clause(budget, trial.loss, trial.interval)}"
-        f"{_test_clause(budget, test)}."
-    )
-
-
-def _changes(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
     sizes = {
         (layer.name, candidate.scheme): candidate.nbytes
         for layer in result.layers
@@ -260,13 +195,50 @@ def _changes(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
             best = trial
 
 
+def _passed(report: Report, arrow: str) -> str:
+    sizes, rate = report.sizes, report.sizes.file_rate or report.result.rate
+    return (
+        f"{format_bytes(sizes.float_nbytes)} {arrow} "
+        f"{format_bytes(sizes.file_nbytes or sizes.nbytes or 0)}, {rate_text(rate)} smaller, "
+        f"{_losses(report, splits(report.result)[0])}."
+    )
+
+
+def _losses(report: Report, source: Split | Trial) -> str:
+    """The loss of the chosen or the closest setting, and what the test split says of it."""
+    budget, test = report.result.budget, splits(report.result)[1:]
+
+    def with_interval(text: str, interval: Interval | None) -> str:
+        sure = f" ({sure_text(budget)} interval {interval_text(budget, interval)})"
+        return text if interval is None else text + sure
+
+    loss = f"loss {loss_text(budget, source.loss)} of {limit_text(budget)} allowed"
+    clauses = [with_interval(loss, source.interval)]
+    for split in test:
+        if exists(split.loss):
+            loss = f"on the untouched test split {loss_text(budget, split.loss)}"
+            clauses.append(with_interval(loss, split.interval))
+    return "; ".join(clauses)
+
+
+def _closest(report: Report) -> Iterator[str]:
+    trial = closest_trial(report)
+    if trial is None:
+        return
+    yield (
+        f"Closest of {len(report.result.trials)} trials: {format_bytes(trial.nbytes)}, "
+        f"{rate_text(trial.rate)} smaller, {_losses(report, trial)}."
+    )
+
+
 def _mixture(trial: Trial) -> str:
     counts = Counter(map(scheme_text, trial.schemes.values()))
     if len(counts) == 1:
         return next(iter(counts))
     first, *others = counts.most_common()
-    texts = [f"{first[0]} in {first[1]} layers", *(f"{s} in {count}" for s, count in others)]
-    return ", ".join(texts)
+    return ", ".join(
+        [f"{first[0]} in {first[1]} layers", *(f"{s} in {count}" for s, count in others)]
+    )
 
 
 def _listed(trial: Trial, changed: list[str], arrow: str, most: int) -> str:

@@ -57,11 +57,12 @@ def json_schema() -> dict[str, Any]:
         >>> json_schema()["required"][:3]
         ['report_version', 'result', 'chosen_trial']
     """
+    records: dict[str, Any] = {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"vq_plugin report, version {REPORT_VERSION}",
-        **_record(Report),
-        "$defs": {record.__name__: _record(record) for record in _records(Report)},
+        **_record(Report, records),
+        "$defs": records,
     }
 
 
@@ -69,35 +70,18 @@ def _written_fields(record: type) -> Iterator[Field[Any]]:
     return (field for field in fields(record) if field.name != "model")
 
 
-def _hints(record: type) -> dict[str, Any]:
-    hints = get_type_hints(record)
-    return {field.name: hints[field.name] for field in _written_fields(record)}
-
-
-def _records(record: type) -> dict[type, None]:
-    """The dataclasses inside of one, each once, in the order of their first use."""
-    found: dict[type, None] = {}
-    for hint in _hints(record).values():
-        parts = [hint]
-        for part in parts:
-            parts.extend(get_args(part))
-        for inner in (part for part in parts if is_dataclass(part) and part is not Scheme):
-            assert isinstance(inner, type)
-            found.update({inner: None, **_records(inner)})
-    return found
-
-
-def _record(record: type) -> dict[str, Any]:
-    text = inspect.getdoc(record) or ""
+def _record(record: type, records: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a dataclass; those inside of it are added to ``records``."""
+    text, hints = inspect.getdoc(record) or "", get_type_hints(record)
     meanings = {name: _one_line(body) for name, body in _ATTRIBUTE.findall(text)}
-    hints = _hints(record)
+    names = [field.name for field in _written_fields(record)]
     return {
         "type": "object",
         "description": _one_line(text.partition("\n\n")[0]),
         "properties": {
-            name: {**_schema(hint), "description": meanings[name]} for name, hint in hints.items()
+            name: {**_schema(hints[name], records), "description": meanings[name]} for name in names
         },
-        "required": list(hints),
+        "required": names,
     }
 
 
@@ -106,23 +90,27 @@ def _one_line(text: str) -> str:
     return line.replace("`None`", "null").replace("NaN", "null")
 
 
-def _schema(hint: Any) -> dict[str, Any]:
+def _schema(hint: Any, records: dict[str, Any]) -> dict[str, Any]:
     origin, inside = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        return _PLAIN[hint]
     if origin in (Union, UnionType):
-        return {"anyOf": [_schema(part) for part in inside]}
+        return {"anyOf": [_schema(part, records) for part in inside]}
     if origin is Literal:
         return {"enum": list(inside)}
     if origin is tuple and inside[-1] is Ellipsis:
-        return {"type": "array", "items": _schema(inside[0])}
+        return {"type": "array", "items": _schema(inside[0], records)}
     if origin is tuple:
+        parts = [_schema(part, records) for part in inside]
         return {
             "type": "array",
-            "prefixItems": [_schema(part) for part in inside],
-            "minItems": len(inside),
-            "maxItems": len(inside),
+            "prefixItems": parts,
+            "minItems": len(parts),
+            "maxItems": len(parts),
         }
     if origin is not None:
-        return {"type": "object", "additionalProperties": _schema(inside[1])}
-    if hint in _PLAIN:
-        return _PLAIN[hint]
+        return {"type": "object", "additionalProperties": _schema(inside[1], records)}
+    if hint.__name__ not in records:
+        records[hint.__name__] = None  # its place, before those inside of it
+        records[hint.__name__] = _record(hint, records)
     return {"$ref": f"#/$defs/{hint.__name__}"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -15,12 +14,8 @@ from vq_plugin.nn import CodebookLayer, layer_slot
 from vq_plugin.schemes import Scheme
 
 
-def _by_identity() -> MutableMapping[Any, CodebookLayer]:
-    return WeakIdKeyDictionary()
-
-
 @dataclass
-class Fits:
+class Conversion:
     """The codebook layers of one conversion, found by what they came from.
 
     Hosts ask once for every call of a module, and know nothing of tied weights. The keys are weak:
@@ -33,23 +28,17 @@ class Fits:
         followed: The codebook layers that followers made.
     """
 
-    layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=_by_identity)
-    weights: MutableMapping[Tensor, CodebookLayer] = field(default_factory=_by_identity)
+    layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=WeakIdKeyDictionary)
+    weights: MutableMapping[Tensor, CodebookLayer] = field(default_factory=WeakIdKeyDictionary)
     followers: list[nn.Module] = field(default_factory=list)
     followed: list[CodebookLayer] = field(default_factory=list)
 
     def layer(self, module: nn.Module, scheme: Scheme, seed: int, name: str) -> CodebookLayer:
         """The codebook layer for a float layer, fitted at the first call for its weight.
 
-        Args:
-            module: Float layer; statistics of its inputs are taken off it.
-            scheme: What to do.
-            seed: Seed of the fit.
-            name: Name of the layer, for messages.
-
-        Returns:
-            The same layer for the same ``module``, and one that shares codes and codebooks for
-            another with the same weight.
+        It is the same layer for the same ``module``, and one that shares codes and codebooks for
+        another with the same weight. Statistics of the layer's inputs are taken off it; its name is
+        for messages.
 
         Raises:
             ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
