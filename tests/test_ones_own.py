@@ -221,12 +221,7 @@ def test_fx_holds_the_schemes(scheme: vq.Scheme, inputs: Tensor) -> None:
 @pytest.mark.parametrize(
     "schemes",
     [
-        pytest.param(
-            TERNARY,
-            marks=pytest.mark.xfail(
-                strict=True, reason="FX inlines a user's module: '*' misses it"
-            ),
-        ),
+        TERNARY,
         {"4": TERNARY},
         {"4.kernel": TERNARY},
         {Scores: TERNARY},

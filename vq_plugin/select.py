@@ -266,7 +266,7 @@ def _matches_nothing(
     if isinstance(pattern, type):
         kinds = sorted({type(slot.module).__name__ for slot in slots})
         return f"{_show(pattern)} matches nothing; the model's layers are of {', '.join(kinds)}"
-    names = [name for slot in slots for name in slot.names]
+    names = list(dict.fromkeys(n for slot in slots for n in (slot.name, *slot.module_names)))
     near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.4)
     return f"{_show(pattern)} matches nothing; the nearest names are {', '.join(near or names[:3])}"
 

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.tuning.accounting import account
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.identity import Identity, Tried, digest
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
@@ -65,14 +64,3 @@ def test_whatever_leads_to_another_model_gives_it_another_name() -> None:
     # How training would go is nothing to a model without it.
     assert replace(names, training=()).key(Tried((0,))) == keys[0]
     assert identity().key(Tried((0,))) == keys[0]
-
-
-def test_every_tensor_counts_once_and_searched_weights_not_among_the_others() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 4))
-    model[2].weight = model[0].weight
-    layers = [LayerLadder("0", (8, 8), 256, ())]
-    # Weights of 0 and 2 are one; biases, four vectors of the norm, its counter of 8 bytes.
-    others = 8 * 4 + 8 * 4 + 4 * 8 * 4 + 8 + (4 * 8 + 4) * 4
-    assert account(model, layers, None) == (others, others + 256)
-    halved = account(model, layers, "float16")
-    assert halved == ((others - 8) // 2 + 8, others + 256)

@@ -282,7 +282,7 @@ def _stored(name: str, value: Tensor) -> tuple[Stored, Any]:
     """A tensor as the file keeps it; its checksum is yet to come."""
     dtype = _name(value.dtype)
     if dtype not in DTYPES:
-        raise ValueError(f"{name!r} is of dtype {dtype}, which safetensors cannot keep")
+        raise ValueError(f"{name!r} is of dtype {dtype}, which a file without pickle cannot keep")
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return Stored(dtype, tuple(value.shape), 0), data
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vq_plugin.hosting.statistics import shallow_copy
-from vq_plugin.nn import CodebookLayer, coded_weights, layer_types, registered_slots
+from vq_plugin.nn import CodebookLayer, coded_weights, layer_types, slot_kinds
 from vq_plugin.select import Schemes, as_patterns, select, slots_by_name
 
 
@@ -85,7 +85,7 @@ def _float_twin(
 def _empty(kind: type[nn.Module]) -> nn.Module:
     module: nn.Module = kind.__new__(kind)
     nn.Module.__init__(module)
-    for slot in registered_slots().get(kind, ()):
+    for slot in slot_kinds(kind):
         setattr(module, slot.parameter, torch.empty(0, 0))
     return module
 

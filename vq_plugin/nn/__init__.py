@@ -19,6 +19,7 @@ from vq_plugin.nn.slots import (
     other_parameters,
     register_slot,
     registered_slots,
+    slot_kinds,
     slot_names,
 )
 from vq_plugin.nn.view import View
@@ -78,4 +79,5 @@ __all__ = [
     "other_parameters",
     "register_slot",
     "registered_slots",
+    "slot_kinds",
 ]

@@ -240,7 +240,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
     for host, host_names in names.items():
         if isinstance(host, CodedWeight):
             continue
-        for kind in _kinds(host):
+        for kind in slot_kinds(type(host)):
             for key in _parameters(host, kind):
                 path, _, parameter = key.rpartition(".")
                 module = host.get_submodule(path)
@@ -273,7 +273,9 @@ def other_parameters(model: nn.Module) -> dict[str, Slot]:
     """Slots for float parameters of two dimensions or more whose modules have no slots."""
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, CodedWeight | parametrize.ParametrizationList) or _kinds(module):
+        if isinstance(module, CodedWeight | parametrize.ParametrizationList) or slot_kinds(
+            type(module)
+        ):
             continue
         for parameter, value in module._parameters.items():
             if value is None or is_lazy(value) or value.dim() < 2 or not value.is_floating_point():
@@ -284,9 +286,9 @@ def other_parameters(model: nn.Module) -> dict[str, Slot]:
     return found
 
 
-def _kinds(module: nn.Module) -> list[SlotKind]:
-    """The kinds of the nearest class that has some."""
-    return next(filter(None, map(_kinds_of, type(module).__mro__)), [])
+def slot_kinds(cls: type[nn.Module]) -> list[SlotKind]:
+    """The kinds of slots of a class of modules: those of the nearest of its bases that has some."""
+    return next(filter(None, map(_kinds_of, cls.__mro__)), [])
 
 
 def _kinds_of(cls: type) -> list[SlotKind]:
@@ -330,7 +332,7 @@ def _is_there(module: nn.Module, name: str) -> bool:
 
 def slot_names(owners: Iterable[str], module: nn.Module, parameter: str) -> Iterator[str]:
     """What the slot of a parameter goes by, if its module has the names ``owners``."""
-    parameters = [kind.parameter for kind in _kinds(module) if "." not in kind.parameter]
+    parameters = [kind.parameter for kind in slot_kinds(type(module)) if "." not in kind.parameter]
     if parameters == [parameter]:
         yield from owners
     for owner in owners:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from torch import nn
 from torch.ao.nn import qat, quantized
@@ -10,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from vq_plugin.hosting.check import check_schemes
+from vq_plugin.nn import slot_kinds
 from vq_plugin.select import Schemes
 from vq_plugin.torch_ao.backend import LAYERS, REFERENCES, modules_around
 from vq_plugin.torch_ao.fused import split_fused
@@ -60,7 +62,7 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
         >>> type(small.get_submodule("0")).__name__
         'CodebookLinear'
     """
-    functions: dict[str, Node] = {}
+    functions: dict[str, _Functional] = {}
     if isinstance(converted, GraphModule):
         split_fused(converted)
         functions = _functional_layers(converted)
@@ -69,7 +71,7 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
         schemes,
         host="torch.ao",
         float_type=_float_type,
-        functions={name: _FUNCTIONAL[node.target] for name, node in functions.items()},  # type: ignore[index]
+        functions={name: kind for name, (kind, _) in functions.items()},
         why_not=lambda name: _why_not(converted, name, functions.get(name)),
     )
     return converted
@@ -83,10 +85,19 @@ def _float_type(module: nn.Module) -> type[nn.Module] | None:
     return next(kinds, None)
 
 
-def _functional_layers(converted: GraphModule) -> dict[str, Node]:
+_Functional: TypeAlias = tuple[type[nn.Module], Node]
+
+
+def _functional_layers(converted: GraphModule) -> dict[str, _Functional]:
     """Layers that the graph calls as functions, by the name of the layer or of its weight."""
-    layers = {}
+    layers: dict[str, _Functional] = {}
     for node in converted.graph.nodes:
+        if node.op == "get_attr":
+            # Of a module that was traced into, the graph knows the class that it had.
+            owner, _, leaf = str(node.target).rpartition(".")
+            _, kind = node.meta.get("nn_module_stack", {}).get(owner, (owner, nn.Module))
+            if any(slot.parameter == leaf for slot in slot_kinds(kind)):
+                layers[owner] = kind, next(iter(node.users))
         if node.op != "call_function" or node.target not in _FUNCTIONAL:
             continue
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
@@ -94,13 +105,15 @@ def _functional_layers(converted: GraphModule) -> dict[str, Node]:
             continue
         owner, _, leaf = str(weight.target).rpartition(".")
         if type(converted.get_submodule(owner)) is nn.Module or not owner:
-            layers[owner if owner and leaf == "weight" else str(weight.target)] = node
+            name = owner if owner and leaf == "weight" else str(weight.target)
+            layers[name] = _FUNCTIONAL[node.target], node
     return layers
 
 
-def _why_not(converted: nn.Module, name: str, function: Node | None) -> str:
-    if function is not None:
-        called = getattr(function.target, "__name__", function.target)
+def _why_not(converted: nn.Module, name: str, functional: _Functional | None) -> str:
+    if functional is not None:
+        target = functional[1].target
+        called = getattr(target, "__name__", target)
         return (
             f"it runs as the function {called}, and torch.ao replaces modules only: make it a "
             f"plain torch.nn layer inside the model, leave it with {{{name!r}: None}}, or use "
@@ -123,7 +136,8 @@ def _why_not(converted: nn.Module, name: str, function: Node | None) -> str:
             f"{{'re:{outer}[.].*': None}}, or use vq_plugin.compress"
         )
     if type(module) not in LAYERS:
-        return f"it is still {kind}: torch.ao replaces plain torch.nn layers only"
+        names = ", ".join(layer.__name__ for layer in LAYERS)
+        return f"it is still {kind}: torch.ao replaces plain torch.nn layers only, of these {names}"
     if isinstance(converted, GraphModule):
         return (
             f"it is still {kind}: give backend_config=get_backend_config() to prepare_fx and to "
