@@ -42,6 +42,7 @@ def get_qat_qconfig_mapping(
             trained by torch.ao, or layers that share a weight would get different schemes.
 
     Example:
+        >>> import torch
         >>> import vq_plugin as vq
         >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
         >>> from vq_plugin.torch_ao import check_converted, get_backend_config

@@ -1,17 +1,19 @@
 """Moments of inputs from calibration data, against explicit loops."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from vq_plugin.importance import input_moments
-from vq_plugin.patches import input_patches
 
 import vq_plugin as vq
-from vq_plugin import importance
+from vq_plugin.calibration import input_moments, statistics
 from vq_plugin.fit.output.moments import Moments
+from vq_plugin.nn import find_slots
+from vq_plugin.nn.inputs import convolution, convolved
 
 FLOOR = 1e-3  # of the mean: an input that calibration never saw may still occur
 
@@ -21,7 +23,8 @@ def floored(mean_square: Tensor) -> Tensor:
 
 
 def moments(layer: nn.Module, batches: list[Tensor]) -> Moments:
-    return input_moments(layer, {"x": layer}, batches)["x"]
+    slot = replace(find_slots(layer)[""], names=("x",))
+    return input_moments(layer, [slot], batches)["x"]
 
 
 def of(layer: nn.Module, batches: list[Tensor]) -> Tensor:
@@ -138,7 +141,7 @@ def test_a_convolution_is_its_weight_times_the_patches(
     x = x if batched else x[0]
     with torch.no_grad():
         expected = layer(x)
-        patches = torch.cat(list(input_patches(layer, x)), 1)
+        patches = torch.cat(list(convolved(layer, {"input": x}, "weight")), 1)
         rows = layer.weight.reshape(groups, 8 // groups, -1) @ patches.mT
     # (samples, outputs, places) to (outputs, samples and places)
     channel = 1 if batched else 0
@@ -150,8 +153,8 @@ def test_a_convolution_is_its_weight_times_the_patches(
 def test_depthwise_patches_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Conv2d(6, 6, 3, groups=6), torch.randn(7, 6, 5, 5)
     whole = moments(layer, [x])
-    monkeypatch.setattr("vq_plugin.patches._PIECE", 6 * 9 * 25 * 2)
-    assert len(list(input_patches(layer, x))) == 4
+    monkeypatch.setattr(convolution, "PIECE", 6 * 9 * 25 * 2)
+    assert len(list(convolved(layer, {"input": x}, "weight"))) == 4
     pieces = moments(layer, [x])
     assert whole.second is not None
     assert pieces.second is not None
@@ -162,9 +165,9 @@ def test_depthwise_patches_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
 def test_too_many_inputs_go_by_their_squares_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importance, "MOST_INPUTS", 5)
+    monkeypatch.setattr(statistics, "MOST_INPUTS", 5)
     layer, x = nn.Linear(6, 40), torch.randn(50, 6)
-    with pytest.warns(UserWarning, match=r"Linear\(.*\) has 6 inputs, more than 5"):
+    with pytest.warns(UserWarning, match="layer 'x' has 6 inputs, more than 5"):
         found = moments(layer, [x])
     assert found.second is None
     assert found.mean is not None
