@@ -25,15 +25,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vq_plugin.importance import input_moments
-from vq_plugin.model import assemble, fit_layer
 
 import vq_plugin as vq
 from integration.benchmarks import settings
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
 from integration.workloads import fashion_mnist
+from vq_plugin.calibration import input_moments
+from vq_plugin.compress import fit_named
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.select import select
+from vq_plugin.replace import assemble
+from vq_plugin.select import select, slots_by_name
 from vq_plugin.workloads import digits
 
 Schemes = Mapping[str, vq.Scheme]
@@ -87,8 +88,8 @@ class Bench:
     def moments(self, names: list[Name], number: int) -> dict[Name, Moments]:
         missing = [name for name in names if (name, number) not in self._moments]
         if missing:
-            layers = {name: self.model.get_submodule(name) for name in missing}
-            found = input_moments(self.model, layers, self.batches[number])
+            slots = slots_by_name(self.model, missing).values()
+            found = input_moments(self.model, slots, self.batches[number])
             self._moments.update(((name, number), own) for name, own in found.items())
         return {name: self._moments[name, number] for name in names}
 
@@ -96,12 +97,12 @@ class Bench:
         self, chosen: Schemes, number: int, seen: Callable[[Moments], Moments | None]
     ) -> nn.Module:
         moments = self.moments(list(chosen), number)
+        slots = slots_by_name(self.model, chosen)
         return assemble(
             self.model,
             {
-                name: fit_layer(
-                    name, self.model.get_submodule(name), scheme, moments=seen(moments[name]),
-                    seed=number,
+                name: fit_named(
+                    name, slots[name].weight, scheme, moments=seen(moments[name]), seed=number
                 )
                 for name, scheme in chosen.items()
             },

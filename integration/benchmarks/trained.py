@@ -30,7 +30,7 @@ from integration.benchmarks import deep_compression, peers, settings
 from integration.benchmarks.deep_compression import LayerSetting
 from integration.benchmarks.harness import Check, Report, Table, missing_peer
 from integration.workloads import fashion_mnist, fashion_mnist_resnet20
-from vq_plugin.nn import codebook_type
+from vq_plugin.nn import layer_slot
 from vq_plugin.select import Pattern
 from vq_plugin.workloads import digits
 from vq_plugin.workloads.cache import trained
@@ -166,7 +166,7 @@ def paper(workload: ModuleType, setting: Setting, data: Samples) -> Iterator[Row
 def coremltools(workload: ModuleType, setting: Setting, data: Samples) -> Iterator[Row]:
     """Its palettization after training, and DKM, at two bits a weight."""
     model = workload.model()
-    layers = [name for name, module in model.named_modules() if codebook_type(module)]
+    layers = [name for name, module in model.named_modules() if layer_slot(module)]
     small = peers.coremltools(model, layers, 2, 1)
     nbytes = small.nbytes + 2 * _others(model)
     yield Row("coremltools", "Q", 0, nbytes, small.model)
@@ -181,7 +181,7 @@ def coremltools(workload: ModuleType, setting: Setting, data: Samples) -> Iterat
 def _others(model: nn.Module) -> int:
     """Values that are of no weight: biases and norms."""
     own = ("weight", "codes", "codebooks", "scale")
-    kinds = {n for n, m in model.named_modules() if codebook_type(m) or hasattr(m, "codebooks")}
+    kinds = {n for n, m in model.named_modules() if layer_slot(m) or hasattr(m, "codebooks")}
     return sum(
         value.numel()
         for key, value in model.state_dict().items()
@@ -192,7 +192,7 @@ def _others(model: nn.Module) -> int:
 def _pruned_nbytes(model: nn.Module) -> int:
     bits = 32.0 * _others(model)
     for module in model.modules():
-        if codebook_type(module) is None:
+        if layer_slot(module) is None:
             continue
         weight = module.weight
         assert isinstance(weight, Tensor)

@@ -20,6 +20,7 @@ from integration.benchmarks.harness import quiet
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.replace import assemble
+from vq_plugin.select import slots_by_name
 from vq_plugin.tuning.space import search_space
 from vq_plugin.workloads.training import correct
 
@@ -216,12 +217,13 @@ def _autotune(
         from vq_plugin.inc.tuning import FittedConfig
 
         configs = []
+        slots = slots_by_name(fits.bench.model, fits.bench.layers)
         for scheme in ladder:
             config = VQConfig(None)
             for name in fits.bench.layers if scheme else ():
                 small = fits.weights[name, scheme]
-                layer = fits.bench.model.get_submodule(name)
-                config.set_local(name, FittedConfig.of(layer, small, fits.seed, calibrated=True))
+                fitted = FittedConfig.of(slots[name], small, fits.seed, calibrated=True)
+                config.set_local(name, fitted)
             configs.append(config)
         tuning = TuningConfig(
             configs, tolerable_loss=fits.bench.budget.limit, max_trials=len(ladder)
