@@ -91,21 +91,7 @@ def compress(
 def fit_named(
     name: str, weight: Tensor, scheme: Scheme, *, moments: Moments | None = None, seed: int = 0
 ) -> CodebookWeight:
-    """Compresses one weight; errors name it.
-
-    Args:
-        name: Name of its slot, for messages.
-        weight: The weight, ``(out, in, ...)``.
-        scheme: What to do.
-        moments: As in :func:`vq_plugin.quantize_weight`.
-        seed: Seed of the fit.
-
-    Returns:
-        The compressed weight.
-
-    Raises:
-        ValueError: If the weight cannot be compressed.
-    """
+    """:func:`vq_plugin.quantize_weight` of one weight; errors name its slot."""
     try:
         return quantize_weight(weight, scheme, seed=seed, moments=moments)
     except ValueError as error:

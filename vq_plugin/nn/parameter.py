@@ -65,11 +65,7 @@ class CodedParameter(CodedWeight):
         self._passes.pop(threading.get_ident(), None)
 
     def right_inverse(self, value: Tensor) -> tuple[()]:
-        """Nothing that torch would have to keep: codes, codebooks and scales are held here.
-
-        Raises:
-            RuntimeError: If the parameter is assigned, once it is coded.
-        """
+        """Nothing that torch has to keep; ``RuntimeError`` if it is assigned once it is coded."""
         if self._held:
             raise RuntimeError(
                 "this parameter is codes into codebooks and cannot be assigned: change the float "
@@ -86,13 +82,9 @@ class CodedParameter(CodedWeight):
 
 
 def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None:
-    """Puts a coded parameter in the place of a float one.
+    """Puts a coded parameter in the place of an ordinary one of a module, in place.
 
-    Args:
-        module: Changed in place; it gets a class of its own that derives from its class, as with
-            every parametrization of torch.
-        parameter: Name of one of its parameters, an ordinary one.
-        coded: What takes its place.
+    The module gets a class of its own, as with every parametrization of torch.
     """
     parametrized = parametrize.is_parametrized(module)
     coded._owner = type(module).__mro__[int(parametrized)].__name__

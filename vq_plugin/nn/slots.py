@@ -259,12 +259,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
 
 
 def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
-    """The slot of a float layer that a codebook layer can replace, ``None`` for other modules.
-
-    Args:
-        module: Any module.
-        name: Its name in its model, for messages.
-    """
+    """The slot of a float layer that a codebook layer can replace, ``None`` for other modules."""
     slot = find_slots(module).get("")
     return None if slot is None or slot.layer is None else replace(slot, names=(name,))
 
