@@ -24,10 +24,7 @@ from vq_plugin.ties import tied_weights
 
 
 def compress(
-    model: nn.Module,
-    schemes: Schemes,
-    calibration: Calibration | None = None,
-    seed: int = 0,
+    model: nn.Module, schemes: Schemes, calibration: Calibration | None = None, seed: int = 0
 ) -> nn.Module:
     """Puts codes in the place of the chosen weights of a model.
 

@@ -32,9 +32,7 @@ _SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 def assemble(
-    model: nn.Module,
-    weights: Mapping[str, CodebookWeight],
-    ties: Mapping[str, str] | None = None,
+    model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None = None
 ) -> nn.Module:
     """A copy of a model with compressed weights in it, which are by the names of slots.
 

@@ -191,10 +191,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _check_modules(
-    pattern: Pattern,
-    leaves: bool,
-    modules: Mapping[nn.Module, tuple[str, ...]],
-    slots: list[Slot],
+    pattern: Pattern, leaves: bool, modules: Mapping[nn.Module, tuple[str, ...]], slots: list[Slot]
 ) -> None:
     """Says why a pattern matches no slot, unless it only leaves modules alone."""
     matched = [

@@ -65,12 +65,7 @@ class CodebookLayer(CodedWeight):
 
     @classmethod
     def from_float(
-        cls,
-        module: nn.Module,
-        scheme: Scheme,
-        *,
-        importance: Tensor | None = None,
-        seed: int = 0,
+        cls, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
     ) -> Self:
         """The codebook layer of a float layer of type :attr:`float_type`, which is not changed.
 

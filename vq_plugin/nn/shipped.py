@@ -39,11 +39,7 @@ register_slot(nn.EmbeddingBag, "weight", looks_up=True)
 register_slot(nn.Bilinear, "weight", inputs=inputs.paired)
 for _upsampling in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
     register_slot(
-        _upsampling,
-        "weight",
-        view=_transposed,
-        inputs=inputs.transposed_convolved,
-        groups=_groups,
+        _upsampling, "weight", view=_transposed, inputs=inputs.transposed_convolved, groups=_groups
     )
 for _recurrent in (nn.LSTM, nn.GRU, nn.RNN):
     register_slot(_recurrent, r"re:weight_ih_l\d+(_reverse)?", inputs=inputs.layer_input)
