@@ -64,16 +64,12 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
             case Mapping():
                 model(**batch)
             case tuple() | list():
-                _run_arguments(model, batch)
+                try:
+                    model(*batch)
+                except TypeError as error:
+                    raise ValueError(
+                        f"the model does not take a batch of calibration: {error}; the items of a "
+                        "tuple or list are its positional arguments, so leave the labels out"
+                    ) from error
             case _:
                 model(batch)
-
-
-def _run_arguments(model: nn.Module, batch: tuple[object, ...] | list[object]) -> None:
-    try:
-        model(*batch)
-    except TypeError as error:
-        raise ValueError(
-            f"the model does not take a batch of calibration: {error}; the items of a tuple or "
-            "list are its positional arguments, so leave the labels out"
-        ) from error

@@ -148,10 +148,8 @@ class InputMoments(InputSquares):
                 self.first += inputs.sum(1, dtype=torch.float64)
                 # Threads of a pool do not know that gradients are off here.
                 rows = partial(self._add_rows, inputs.detach())
-                deterministic_map(rows, self._row_blocks())
-
-    def _row_blocks(self) -> range:
-        return range(0, self.second.shape[1] if len(self.second) else 0, _ROWS)
+                pairs = self.second.shape[1] if len(self.second) else 0
+                deterministic_map(rows, range(0, pairs, _ROWS))
 
     def _add_rows(self, inputs: Tensor, start: int) -> None:
         rows = slice(start, start + _ROWS)

@@ -98,10 +98,8 @@ def by_class(
     if not pairs:
         return
     # Counts of all numbers of classes are sums of those between all cuts.
-    fine_rows, fine_subspaces = (
-        np.unique(np.concatenate(row_cuts)),
-        np.unique(np.concatenate(subspace_cuts)),
-    )
+    fine_rows = np.unique(np.concatenate(row_cuts))
+    fine_subspaces = np.unique(np.concatenate(subspace_cuts))
     fine = _counts(
         array.reshape(-1, subspaces),
         np.searchsorted(fine_rows, filled_rows, side="right"),

@@ -13,11 +13,7 @@ from vq_plugin.nn.view import View, stacked_matrices, transposed_convolution
 
 
 def _transposed(module: nn.Module, parameter: Tensor) -> View:
-    return transposed_convolution(parameter, int(module.groups))  # type: ignore[arg-type]
-
-
-def _stacked(_: nn.Module, parameter: Tensor) -> View:
-    return stacked_matrices(parameter)
+    return transposed_convolution(parameter, _groups(module))
 
 
 def _groups(module: nn.Module) -> int:
@@ -47,7 +43,7 @@ for _recurrent in (nn.LSTM, nn.GRU, nn.RNN):
 # The projection of its hidden state, which it does not show.
 register_slot(nn.LSTM, r"re:weight_hr_l\d+(_reverse)?")
 for _cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-    register_slot(_cell, "weight_ih", inputs=inputs.cell_input)
+    register_slot(_cell, "weight_ih", inputs=inputs.multiplied)
     register_slot(_cell, "weight_hh", inputs=inputs.cell_hidden)
 register_slot(nn.MultiheadAttention, "in_proj_weight", inputs=inputs.projected, groups=lambda _: 3)
 for _projection in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
@@ -58,4 +54,6 @@ register_slot(
 register_slot("transformers.pytorch_utils.Conv1D", "weight", view=(1, 0), inputs=inputs.multiplied)
 # Fused experts: (experts, ..., ...).
 for _experts in ("gate_up_proj", "down_proj"):
-    register_slot("transformers.models.*Experts", _experts, view=_stacked)
+    register_slot(
+        "transformers.models.*Experts", _experts, view=lambda _, stack: stacked_matrices(stack)
+    )

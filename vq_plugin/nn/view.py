@@ -22,6 +22,7 @@ class View:
         shape: Shape of the weight, ``(out, in, ...)``.
 
     Example:
+        >>> import torch
         >>> view = View.ordered((30, 20), (1, 0))
         >>> view.shape, view.restore(view.weight(torch.empty(30, 20))).shape
         ((20, 30), torch.Size([30, 20]))
@@ -74,6 +75,7 @@ def transposed_convolution(parameter: Tensor, groups: int) -> View:
     """Of ``(in, out/groups, *kernel)``, as the weight ``(out, in/groups, *kernel)``.
 
     Example:
+        >>> import torch
         >>> transposed_convolution(torch.empty(6, 4, 3, 3), groups=2).shape
         (8, 3, 3, 3)
     """
