@@ -102,7 +102,11 @@ def _holders(
         else:
             parameters.append((slot, holder, shift))
     for module, layer in layers.items():
-        _carry_hooks(module, layer)
+        for kind in _HOOKS:
+            getattr(layer, kind).update(getattr(module, kind))
+        layer._is_full_backward_hook = module._is_full_backward_hook
+        # Those that rebuild the float weight have nothing left to do.
+        drop_weight_hooks(layer, "weight")
     return layers, parameters
 
 
@@ -145,14 +149,6 @@ def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
     if parameter not in module._parameters:
         delattr(module, parameter)
     module.register_parameter(parameter, nn.Parameter(value, requires_grad=trains))
-
-
-def _carry_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Keeps the user's hooks; those that rebuild the float weight have nothing left to do."""
-    for kind in _HOOKS:
-        getattr(target, kind).update(getattr(source, kind))
-    target._is_full_backward_hook = source._is_full_backward_hook
-    drop_weight_hooks(target, "weight")
 
 
 def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:

@@ -51,17 +51,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of one coded weight.
+    """What the header says of one coded weight; :class:`vq_plugin.reader.Layer` shows most of it.
 
     Attributes:
-        scheme: The scheme as text.
-        shape: Shape of the weight, ``(out, in, ...)``.
-        view: How the weight follows from the parameter that it is of, ``None`` where it is it.
-        axis: ``"in"`` where sub-vectors run along the rows of the 2-D view, ``"out"`` where they
-            run along its columns.
-        group: Rows that share codebooks; ``None`` where all do.
         codes: Shape of the codes, ``(stages, rows, subspaces)``.
-        dtype: Dtype of the weight in memory.
         coding: How the codes were coded; ``None`` where they are packed.
     """
 

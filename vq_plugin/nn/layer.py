@@ -47,17 +47,12 @@ class CodebookLayer(CodedWeight):
         if self.bias is not None and small.bias_shift is not None:
             self.bias.data += small.bias_shift.to(self.bias)
         geometry = self.geometry
-        along_out = geometry.axis == "out"
-        self._settings = (
-            shape[0],
-            along_out,
-            geometry.group or 0,
-            self.scheme.torch_codebook_dtype,
-        )
+        along_out, group = geometry.axis == "out", geometry.group or 0
+        self._settings = (shape[0], along_out, group, self.scheme.torch_codebook_dtype)
         stages, _, _, k, dim = geometry.codebook_shape
         packed = self._buffers["_codes"].dim() == 4  # type: ignore[union-attr]
         self._kernel_shape = (
-            *(math.prod(shape[1:]), shape[0], stages, k, dim, geometry.group or 0),
+            *(math.prod(shape[1:]), shape[0], stages, k, dim, group),
             *(geometry.books == 1, packed, along_out, len(shape) > 2),
         )
         self._take_settings(source)
