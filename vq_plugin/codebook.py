@@ -24,18 +24,8 @@ def decode(
     """Rebuilds a weight from codes and codebooks; differentiable in ``codebooks`` and ``scale``.
 
     ``W[r, s·dim:(s+1)·dim] = scale[r] · Σ_t codebooks[t, r // group, s or 0, codes[t, r, s]]``,
-    cropped to the row's length and transposed back for ``axis="out"``.
-
-    Args:
-        codes: Integers, ``(stages, rows, subspaces)``.
-        codebooks: Floats, ``(stages, groups, books, k, dim)``; ``books`` is ``subspaces`` or 1.
-        scale: Floats, ``(rows,)``, or ``None``.
-        shape: Shape of the weight.
-        axis: Side of the 2-D view along which sub-vectors run.
-        group: Rows per codebook group; ``None`` when there is one group.
-
-    Returns:
-        The weight, ``shape``, in the dtype of ``codebooks``.
+    cropped to the row's length, transposed back for ``axis="out"``, in the dtype of ``codebooks``.
+    Shapes are those of :class:`CodebookWeight`.
     """
     stages, groups, books, k, dim = codebooks.shape
     _, rows, subspaces = codes.shape
@@ -101,11 +91,7 @@ class CodebookWeight:
     bias_shift: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Checks that codes, codebooks and scale fit the shape.
-
-        Raises:
-            ValueError: If they do not.
-        """
+        """Raises ``ValueError`` unless codes, codebooks and scale fit the shape."""
         geometry = self.scheme.geometry(self.shape)
         k = self.codebooks.shape[3] if self.codebooks.dim() == 5 else 0
         fits = (

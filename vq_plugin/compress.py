@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import get_args
 
 from torch import Tensor, nn
@@ -24,10 +23,7 @@ from vq_plugin.ties import tied_weights
 
 
 def compress(
-    model: nn.Module,
-    schemes: Schemes,
-    calibration: Calibration | None = None,
-    seed: int = 0,
+    model: nn.Module, schemes: Schemes, calibration: Calibration | None = None, seed: int = 0
 ) -> nn.Module:
     """Puts codes in the place of the chosen weights of a model.
 
@@ -74,7 +70,13 @@ def compress(
         check_slot(slot)
     moments = {}
     if calibration is not None:
-        _warn_of_unknown_inputs(slot for slot in slots.values() if slot.name not in ties)
+        unknown = [name for name in chosen if not (name in ties or slots[name].observable)]
+        if unknown:
+            warnings.warn(
+                f"calibration does not know the inputs of {', '.join(unknown)}: fitted by their "
+                "weights alone; vq.register_slot(..., inputs=) tells them",
+                stacklevel=2,
+            )
         moments = input_moments(model, slots.values(), calibration)
     bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
     weights = {
@@ -91,21 +93,7 @@ def compress(
 def fit_named(
     name: str, weight: Tensor, scheme: Scheme, *, moments: Moments | None = None, seed: int = 0
 ) -> CodebookWeight:
-    """Compresses one weight; errors name it.
-
-    Args:
-        name: Name of its slot, for messages.
-        weight: The weight, ``(out, in, ...)``.
-        scheme: What to do.
-        moments: As in :func:`vq_plugin.quantize_weight`.
-        seed: Seed of the fit.
-
-    Returns:
-        The compressed weight.
-
-    Raises:
-        ValueError: If the weight cannot be compressed.
-    """
+    """:func:`vq_plugin.quantize_weight` of one weight; errors name its slot."""
     try:
         return quantize_weight(weight, scheme, seed=seed, moments=moments)
     except ValueError as error:
@@ -128,16 +116,6 @@ def check_not_lazy(slot: Slot) -> None:
     """Raises ``ValueError`` for a weight that is not there before its first batch."""
     if any(is_lazy(parameter) for parameter in slot.module.parameters(recurse=False)):
         raise ValueError(f"layer {slot.name!r} is lazy and has no weight yet: run one batch first")
-
-
-def _warn_of_unknown_inputs(slots: Iterable[Slot]) -> None:
-    names = [slot.name for slot in slots if not slot.observable]
-    if names:
-        warnings.warn(
-            f"calibration does not know the inputs of {', '.join(names)}: fitted by their weights "
-            "alone; vq.register_slot(..., inputs=) tells them",
-            stacklevel=3,
-        )
 
 
 def _warn_of_left(small: nn.Module, schemes: Schemes) -> None:

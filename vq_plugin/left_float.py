@@ -34,12 +34,8 @@ class FloatWeight:
 def left_float(model: nn.Module) -> tuple[FloatWeight, ...]:
     """The parameters of two dimensions or more that stayed in float, if above 1 % of the model.
 
-    Args:
-        model: Any model, compressed or not.
-
-    Returns:
-        The largest first. What share of the model they are goes by the float32 sizes of all
-        parameters, coded ones included.
+    The largest first. What share of the model they are goes by the float32 sizes of all parameters,
+    coded ones included.
 
     Example:
         >>> [weight.name for weight in left_float(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))]

@@ -32,23 +32,13 @@ _SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 def assemble(
-    model: nn.Module,
-    weights: Mapping[str, CodebookWeight],
-    ties: Mapping[str, str] | None = None,
+    model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None = None
 ) -> nn.Module:
-    """Puts compressed weights into a copy of a model.
+    """A copy of a model with compressed weights in it, which are by the names of slots.
 
-    Args:
-        model: Float model; it is not changed.
-        weights: Compressed weights by the names of slots.
-        ties: Names of further slots, each with the name in ``weights`` whose codes and codebooks
-            it shares; ``None`` for those that share its float weight.
-
-    Returns:
-        A new model, in the training mode of ``model``.
-
-    Raises:
-        ValueError: If a slot cannot take its weight; the message names it.
+    ``ties`` has the names of further slots, each with the name in ``weights`` whose codes and
+    codebooks it shares; ``None`` is for those that share its float weight. ``ValueError`` names a
+    slot that cannot take its weight.
     """
     layers, parameters = _holders(model, weights, ties)
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
@@ -69,12 +59,7 @@ def assemble(
 def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     """Puts compressed weights into a model itself, as hosts do that convert in place.
 
-    Args:
-        model: Float model; its layers are replaced.
-        weights: As for :func:`assemble`.
-
-    Returns:
-        ``model``, or the codebook layer if the model is a bare layer.
+    Gives the model, or the codebook layer if it is a bare layer.
     """
     layers, parameters = _holders(model, weights, None)
     for slot, coded, shift in parameters:
@@ -117,23 +102,21 @@ def _holders(
         else:
             parameters.append((slot, holder, shift))
     for module, layer in layers.items():
-        _carry_hooks(module, layer)
+        for kind in _HOOKS:
+            getattr(layer, kind).update(getattr(module, kind))
+        layer._is_full_backward_hook = module._is_full_backward_hook
+        # Those that rebuild the float weight have nothing left to do.
+        drop_weight_hooks(layer, "weight")
     return layers, parameters
 
 
 def holder_of(
     slot: Slot, small: CodebookWeight, view: View | None = None
 ) -> CodebookLayer | CodedParameter:
-    """What holds a compressed weight in the place of a slot's.
+    """What holds a compressed weight in the place of a slot's; ``ValueError`` if shapes differ.
 
-    Args:
-        slot: The slot.
-        small: The compressed weight.
-        view: Between the parameter and that weight, if not the slot's: another that has the same
-            parameter may see it in another order.
-
-    Raises:
-        ValueError: If its shape is not that of the slot's weight.
+    ``view`` is between the parameter and that weight, if not the slot's: another slot that has the
+    same parameter may see it in another order.
     """
     view = view or slot.view
     if slot.layer is not None and view == slot.view:
@@ -154,13 +137,7 @@ def _hold(slot: Slot, coded: CodedParameter, shift: Tensor | None, module: nn.Mo
 
 
 def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
-    """Makes a weight an ordinary parameter, whatever has computed it so far.
-
-    Args:
-        module: Changed in place.
-        parameter: Name of the weight.
-        value: Its value.
-    """
+    """Makes ``value`` an ordinary parameter of a module, whatever has computed it so far."""
     own_class(module)
     if parametrize.is_parametrized(module, parameter):
         parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
@@ -174,20 +151,8 @@ def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
     module.register_parameter(parameter, nn.Parameter(value, requires_grad=trains))
 
 
-def _carry_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Keeps the user's hooks; those that rebuild the float weight have nothing left to do."""
-    for kind in _HOOKS:
-        getattr(target, kind).update(getattr(source, kind))
-    target._is_full_backward_hook = source._is_full_backward_hook
-    drop_weight_hooks(target, "weight")
-
-
 def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
-    """Removes the hooks of pruning and the like, which would compute a weight again.
-
-    Returns:
-        Whether there were any.
-    """
+    """Removes hooks that compute a weight, as pruning has; says whether there were any."""
     found = False
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, BasePruningMethod):

@@ -28,11 +28,7 @@ Schemes: TypeAlias = Scheme | Mapping[Pattern, Scheme | None]
 
 
 class NoMatchError(ValueError):
-    """A pattern that matches nothing.
-
-    Attributes:
-        pattern: The pattern.
-    """
+    """A pattern that matches nothing."""
 
     def __init__(self, pattern: Pattern, text: str) -> None:
         super().__init__(text)
@@ -74,19 +70,10 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
 def match(
     model: nn.Module, patterns: Iterable[Pattern], leaving: Collection[Pattern] = ()
 ) -> dict[str, Pattern]:
-    """Which pattern decides about which slot; :func:`select` has the rules.
+    """The most specific pattern of every slot that any matches, in the order of the model.
 
-    Args:
-        model: The float model.
-        patterns: Names, ``"re:…"``, classes and ``"*"``.
-        leaving: Those that ask for nothing, and hence may match what cannot be compressed.
-
-    Returns:
-        The most specific pattern of every slot that is matched, by its name, in the order of the
-        model.
-
-    Raises:
-        ValueError: If a pattern matches nothing, or only modules that cannot be compressed.
+    :func:`select` has the rules, and what is raised. Patterns that are ``leaving`` ask for nothing,
+    and hence may match what cannot be compressed.
     """
     slots = [*find_slots(model).values()]
     others = [*other_parameters(model).values()]
@@ -133,11 +120,7 @@ def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
 
 
 def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
-    """A setting as a mapping; one scheme stands for ``{"*": scheme}``.
-
-    Raises:
-        TypeError: If a pattern or a scheme is of the wrong type.
-    """
+    """A setting as a mapping, ``{"*": scheme}`` for one scheme; ``TypeError`` for wrong types."""
     if isinstance(schemes, Scheme):
         return {"*": schemes}
     if not isinstance(schemes, Mapping):
@@ -208,10 +191,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _check_modules(
-    pattern: Pattern,
-    leaves: bool,
-    modules: Mapping[nn.Module, tuple[str, ...]],
-    slots: list[Slot],
+    pattern: Pattern, leaves: bool, modules: Mapping[nn.Module, tuple[str, ...]], slots: list[Slot]
 ) -> None:
     """Says why a pattern matches no slot, unless it only leaves modules alone."""
     matched = [

@@ -26,19 +26,10 @@ def _identity(slot: Slot) -> tuple[int, str]:
 
 
 def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, str]:
-    """Which chosen slots share the weight of an earlier one.
+    """The first owner of the weight, by the name of every chosen slot that is a later one.
 
-    A parameter of a module without slots follows the weight that it is.
-
-    Args:
-        model: The float model.
-        chosen: Schemes by the names of slots, from :func:`vq_plugin.select.select`.
-
-    Returns:
-        Name of the first owner, for every later one.
-
-    Raises:
-        ValueError: If slots that share a weight are not all chosen, with one scheme.
+    A parameter of a module without slots follows the weight that it is. ``ValueError`` if slots
+    that share a weight are not all chosen, with one scheme.
     """
     owners = sharing(model)
     named = {*find_slots(model), *chosen}

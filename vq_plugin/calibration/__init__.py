@@ -1,12 +1,7 @@
 """What the inputs of weights are like, from unlabelled data."""
 
 from vq_plugin.calibration.run import Calibration, input_moments, run_calibration
-from vq_plugin.calibration.statistics import (
-    MOST_INPUTS,
-    InputMoments,
-    InputSquares,
-    named_moments,
-)
+from vq_plugin.calibration.statistics import MOST_INPUTS, InputMoments, InputSquares, named_moments
 
 __all__ = [
     "MOST_INPUTS",

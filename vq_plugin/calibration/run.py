@@ -20,18 +20,10 @@ Calibration: TypeAlias = Iterable[object] | Callable[[nn.Module], object]
 def input_moments(
     model: nn.Module, slots: Iterable[Slot], calibration: Calibration
 ) -> dict[str, Moments]:
-    """Runs calibration data through a model and gathers the moments of its weights' inputs.
+    """Moments of the inputs of a model's weights, by the names of their slots.
 
-    Args:
-        model: The float model; run in eval mode without gradients, then left as it was.
-        slots: Slots of the model; those whose inputs are not known are passed over.
-        calibration: Input batches, or a callable that runs the model it is given.
-
-    Returns:
-        Moments by the names of the slots.
-
-    Raises:
-        ValueError: If the calibration is empty or does not reach a slot (the message names it).
+    The model runs in eval mode without gradients, and is then left as it was. Slots whose inputs
+    are not known are passed over; a ``ValueError`` names one that no data reach.
     """
     observed = [slot for slot in slots if slot.observable]
     moments = {slot.name: InputMoments(slot).to(slot.value.device) for slot in observed}
@@ -72,16 +64,12 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
             case Mapping():
                 model(**batch)
             case tuple() | list():
-                _run_arguments(model, batch)
+                try:
+                    model(*batch)
+                except TypeError as error:
+                    raise ValueError(
+                        f"the model does not take a batch of calibration: {error}; the items of a "
+                        "tuple or list are its positional arguments, so leave the labels out"
+                    ) from error
             case _:
                 model(batch)
-
-
-def _run_arguments(model: nn.Module, batch: tuple[object, ...] | list[object]) -> None:
-    try:
-        model(*batch)
-    except TypeError as error:
-        raise ValueError(
-            f"the model does not take a batch of calibration: {error}; the items of a tuple or "
-            "list are its positional arguments, so leave the labels out"
-        ) from error

@@ -74,11 +74,7 @@ class InputSquares(nn.Module):
             self.add(host, arguments)
 
     def importance(self) -> Tensor:
-        """Importance of every element of the weight; broadcasts to its shape.
-
-        Raises:
-            ValueError: If no input was seen, or it was not finite.
-        """
+        """What every element counts; broadcasts to the weight. ``ValueError`` on NaN or none."""
         if self.count == 0:
             raise ValueError(
                 "calibration never ran it: feed inputs that reach it, or leave it out where its "
@@ -152,21 +148,15 @@ class InputMoments(InputSquares):
                 self.first += inputs.sum(1, dtype=torch.float64)
                 # Threads of a pool do not know that gradients are off here.
                 rows = partial(self._add_rows, inputs.detach())
-                deterministic_map(rows, self._row_blocks())
-
-    def _row_blocks(self) -> range:
-        return range(0, self.second.shape[1] if len(self.second) else 0, _ROWS)
+                pairs = self.second.shape[1] if len(self.second) else 0
+                deterministic_map(rows, range(0, pairs, _ROWS))
 
     def _add_rows(self, inputs: Tensor, start: int) -> None:
         rows = slice(start, start + _ROWS)
         self.second[:, rows] += inputs[:, :, rows].mT @ inputs
 
     def moments(self) -> Moments:
-        """What the fit of the weight wants to know.
-
-        Raises:
-            ValueError: If no input was seen, or it was not finite.
-        """
+        """What the fit of the weight wants to know; as :meth:`importance` raises."""
         importance = self.importance()
         if not len(self.first):
             return Moments(importance)
@@ -178,11 +168,7 @@ class InputMoments(InputSquares):
 
 
 def named_moments(name: str, moments: InputMoments) -> Moments:
-    """``moments.moments()``; errors name the slot.
-
-    Raises:
-        ValueError: If no input was seen, or it was not finite.
-    """
+    """``moments.moments()``; errors name the slot."""
     try:
         return moments.moments()
     except ValueError as error:

@@ -28,15 +28,7 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
 from vq_plugin.format.container import Container, to_bytes
-from vq_plugin.format.header import (
-    DTYPES,
-    CheckpointError,
-    Entry,
-    EntryView,
-    Header,
-    Stored,
-    join,
-)
+from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
 from vq_plugin.format.weights import may_be_coded, read_codes
 from vq_plugin.nn import Slot, View
 from vq_plugin.replace import assemble

@@ -29,12 +29,7 @@ def rest_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_rest(value: Tensor, rest: Rest | None) -> Tensor:
-    """A tensor as a file keeps it.
-
-    Args:
-        value: Any tensor that is not of a codebook.
-        rest: ``"float16"`` for float32 and float64 rounded to it, where that holds the values;
-            ``None`` for what it is.
+    """A tensor as a file keeps it: with ``"float16"`` rounded from float32 or float64, if in range.
 
     Example:
         >>> stored_rest(torch.tensor([0.1, 7.0]), "float16").nbytes
@@ -49,11 +44,7 @@ def stored_rest(value: Tensor, rest: Rest | None) -> Tensor:
 
 
 def round_rest(model: nn.Module, rest: Rest | None) -> nn.Module:
-    """Gives a model, in place, the values that it has once it is saved and loaded.
-
-    Returns:
-        ``model``.
-    """
+    """Gives a model, in place, the values that it has once it is saved and loaded; returns it."""
     with torch.no_grad():
         for value in rest_tensors(model).values():
             stored = stored_rest(value, rest)

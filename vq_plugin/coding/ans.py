@@ -44,14 +44,10 @@ class Writer:
         self._parts: list[NDArray[np.uint32]] = []
 
     def push(self, symbols: NDArray[Any], frequencies: NDArray[np.uint32]) -> None:
-        """Puts symbols before those that are there.
+        """Puts symbols, integers of 1, 2 or 4 bytes, before those that are there.
 
-        Args:
-            symbols: Integers of 1, 2 or 4 bytes, ``(n,)``.
-            frequencies: Of every symbol, positive, ``(k,)``; they sum to 2^24.
-
-        Raises:
-            ValueError: If the frequencies are none, or a symbol is not below ``k``.
+        The frequencies, ``(k,)``, are positive and sum to 2^24; ``ValueError`` otherwise, and for a
+        symbol that is not below ``k``.
         """
         words = np.empty(min(len(symbols), _RUN) + 1, np.uint32)
         for start in reversed(range(0, len(symbols), _RUN)):
@@ -68,13 +64,9 @@ class Writer:
 
 
 class Reader:
-    """Reads what a :class:`Writer` made, from the first symbol to the last.
+    """Reads the words, uint32, that a :class:`Writer` made, from the first symbol to the last.
 
-    Args:
-        words: The stream, uint32.
-
-    Raises:
-        ValueError: If its last word is 0.
+    No stream ends in a word of 0: that is a ``ValueError``.
     """
 
     def __init__(self, words: NDArray[np.uint32]) -> None:
@@ -89,9 +81,7 @@ class Reader:
         """Fills ``symbols``, contiguous integers of 1, 2 or 4 bytes, with the next ones.
 
         Any stream gives some; one that has ended gives the first symbols for ever.
-
-        Raises:
-            ValueError: If the frequencies are none.
+        ``ValueError`` if the frequencies are none.
         """
         self._state, self._left = coder().ans_pop(
             frequencies, self._words, self._state, self._left, symbols

@@ -37,14 +37,9 @@ def packed_size(count: int, k: int) -> int:
 
 
 def pack(codes: NDArray[Any], k: int) -> NDArray[np.uint8]:
-    """Packs codes one after the other, the lowest bit first, without gaps.
+    """Packs codes in ``[0, k)`` one after the other, the lowest bit first, without gaps.
 
-    Args:
-        codes: Integers in ``[0, k)``, any shape.
-        k: Centers per codebook.
-
-    Returns:
-        Uint8, ``(packed_size(codes.size, k),)``; the last byte is filled with zeros.
+    Uint8, ``(packed_size(codes.size, k),)``; the last byte is filled with zeros.
 
     Example:
         >>> pack(np.array([1, 2, 3, 7]), 8).tolist()
@@ -59,18 +54,9 @@ def pack(codes: NDArray[Any], k: int) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8], count: int, k: int) -> NDArray[Any]:
-    """Undoes :func:`pack`.
+    """Undoes :func:`pack`: ``(count,)``, in the smallest integer dtype that holds the codes.
 
-    Args:
-        packed: Uint8, ``(packed_size(count, k),)``.
-        count: Number of codes.
-        k: Centers per codebook.
-
-    Returns:
-        Codes, ``(count,)``, in the smallest integer dtype that holds them.
-
-    Raises:
-        ValueError: If the size does not fit ``count`` or a code is not below ``k``.
+    ``ValueError`` if the size does not fit ``count`` or a code is not below ``k``.
     """
     bits = code_bits(k)
     if packed.size != packed_size(count, k):

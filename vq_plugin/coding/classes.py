@@ -35,11 +35,7 @@ class Classes:
     numbers: tuple[int, int]
 
     def split(self, codes: NDArray[Any]) -> list[NDArray[Any]]:
-        """The codes of every pair of classes, by class of rows first, each in the order of codes.
-
-        Args:
-            codes: ``(stages, rows, subspaces)``.
-        """
+        """Codes, ``(stages, rows, subspaces)``, pair by pair of classes, that of rows first."""
         rows, subspaces = self._orders()
         ordered = codes.reshape(len(rows), -1)[rows].take(subspaces, 1)
         return [ordered[block].reshape(-1) for block in self._blocks()]
@@ -80,20 +76,13 @@ class Classes:
 def by_class(
     array: NDArray[Any], by_row: NDArray[np.int64], by_subspace: NDArray[np.int64], most: int
 ) -> Iterator[tuple[Classes, NDArray[np.int64]]]:
-    """Ways to put rows and subspaces in classes, and how often every pair has every code.
+    """Ways to make at most ``most`` pairs of classes, each with its counts, ``(pairs, k)``.
 
     The classes of rows are intervals of one length of the square root of how many of a row's codes
     are not the commonest of the stage; so are those of subspaces.
 
-    Args:
-        array: Codes, ``(stages, rows, subspaces)``.
-        by_row: Counts of the codes of every row, ``(stages * rows, k)``.
-        by_subspace: Counts of the codes of every subspace of every stage,
-            ``(stages * subspaces, k)``.
-        most: Pairs of classes, at most.
-
-    Yields:
-        Classes and counts ``(pairs, k)``.
+    ``array`` has the codes, ``(stages, rows, subspaces)``; counts of the codes of every row are
+    ``(stages * rows, k)``, of every subspace of every stage ``(stages * subspaces, k)``.
     """
     stages, rows, subspaces = array.shape
     k = by_row.shape[1]
@@ -109,10 +98,8 @@ def by_class(
     if not pairs:
         return
     # Counts of all numbers of classes are sums of those between all cuts.
-    fine_rows, fine_subspaces = (
-        np.unique(np.concatenate(row_cuts)),
-        np.unique(np.concatenate(subspace_cuts)),
-    )
+    fine_rows = np.unique(np.concatenate(row_cuts))
+    fine_subspaces = np.unique(np.concatenate(subspace_cuts))
     fine = _counts(
         array.reshape(-1, subspaces),
         np.searchsorted(fine_rows, filled_rows, side="right"),

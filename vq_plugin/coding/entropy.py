@@ -81,14 +81,9 @@ class _Way:
 
 
 def encode(codes: NDArray[Any], k: int) -> tuple[Coding, NDArray[np.uint8]] | None:
-    """Codes by their frequencies, or nothing where packed codes are smaller.
+    """Codes, ``(stages, rows, subspaces)``, by their frequencies; nothing where packing is smaller.
 
-    Args:
-        codes: Integers in ``[0, k)``, ``(stages, rows, subspaces)``.
-        k: Centers per codebook.
-
-    Returns:
-        How they were coded, and uint8: the tables, then the stream.
+    Gives how they were coded, and uint8: the tables, then the stream.
 
     Example:
         >>> rare = (np.arange(4096) % 64 == 0).astype(np.uint8).reshape(1, 64, 64)
@@ -116,15 +111,10 @@ def encode(codes: NDArray[Any], k: int) -> tuple[Coding, NDArray[np.uint8]] | No
 
 
 def coded_size(codes: NDArray[Any], k: int) -> int:
-    """Bytes of codes in a file, packed or coded, without coding them.
+    """Bytes of codes, ``(stages, rows, subspaces)``, in a file, without coding them.
 
-    Args:
-        codes: Integers in ``[0, k)``, ``(stages, rows, subspaces)``.
-        k: Centers per codebook.
-
-    Returns:
-        The file's bytes where codes are packed. Otherwise never less and hardly ever more than 16
-        bytes above: a long run of one code at the stream's end takes next to nothing.
+    The file's bytes where codes are packed. Otherwise never less and hardly ever more than 16 bytes
+    above: a long run of one code at the stream's end takes next to nothing.
 
     Example:
         >>> rare = (np.arange(4096) % 64 == 0).astype(np.uint8).reshape(1, 64, 64)
@@ -137,20 +127,10 @@ def coded_size(codes: NDArray[Any], k: int) -> int:
 
 
 def decode(data: NDArray[np.uint8], coding: Coding, shape: tuple[int, ...], k: int) -> NDArray[Any]:
-    """Undoes :func:`encode`.
+    """Undoes :func:`encode`; ``ValueError`` if there is no such stream.
 
-    Args:
-        data: Uint8, the tables and the stream.
-        coding: How the codes were coded.
-        shape: ``(stages, rows, subspaces)``; the caller makes sure that codes of this shape are
-            wanted, since a short stream can stand for any number of them.
-        k: Centers per codebook.
-
-    Returns:
-        Codes, ``shape``, in the smallest integer dtype that holds them.
-
-    Raises:
-        ValueError: If there is no such stream.
+    The caller makes sure that codes of this shape, ``(stages, rows, subspaces)``, are wanted: a
+    short stream can stand for any number of them.
     """
     if not (0 < coding.bits <= 16 and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
         raise ValueError(f"{coding} of {k} centers and shape {tuple(shape)} cannot be")
@@ -228,10 +208,7 @@ def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], reader: Rea
 
 
 def frequencies(table: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What is made of a stored table: positive integers that sum to 2^24.
-
-    Args:
-        table: Counts, ``(k,)`` or ``(tables, k)``, not negative and not all 0.
+    """What is made of stored counts, ``(..., k)``, not all 0: positive integers that sum to 2^24.
 
     Example:
         >>> frequencies(np.array([3, 1, 0])).tolist()

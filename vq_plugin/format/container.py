@@ -40,12 +40,7 @@ _LENGTH = 8
 
 
 def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint8]]]) -> bytes:
-    """The bytes of a file.
-
-    Args:
-        header: Without tensors.
-        tensors: By name; what is known of each but for its checksum, and its bytes.
-    """
+    """The bytes of a file: a header without tensors, and tensors without their checksums."""
     # Every tensor of a safetensors file starts at a multiple of its item's size.
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0].dtype][1], name))
     kinds = {name: replace(tensors[name][0], checksum=_crc(tensors[name][1])) for name in order}
@@ -73,14 +68,9 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
 class Container:
     """A file that was opened: its header, and its tensors when they are asked for.
 
-    Args:
-        path: The file.
-        part: Name of a module or weight: there is nothing else then, and names start below it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If its header is damaged, or it is of another kind or version, or has
-            nothing of that name.
+    ``part`` is the name of a module or weight: there is nothing else then, and names start below
+    it. A ``CheckpointError`` says that the header is damaged, or of another kind or version, or
+    has nothing of that name.
     """
 
     def __init__(self, path: str | os.PathLike[str], part: str = "") -> None:
@@ -109,11 +99,7 @@ class Container:
         self.header, self._names = part_of(path, header, part)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, in memory of their own, checked.
-
-        Raises:
-            CheckpointError: If they are damaged.
-        """
+        """The bytes of a tensor, in memory of their own; ``CheckpointError`` if damaged."""
         stored = self._names[name]
         data = np.array(self._bytes[self._places[stored]])
         if _crc(data) != self.header.tensors[name].checksum:

@@ -51,17 +51,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of one coded weight.
+    """What the header says of one coded weight; :class:`vq_plugin.reader.Layer` shows most of it.
 
     Attributes:
-        scheme: The scheme as text.
-        shape: Shape of the weight, ``(out, in, ...)``.
-        view: How the weight follows from the parameter that it is of, ``None`` where it is it.
-        axis: ``"in"`` where sub-vectors run along the rows of the 2-D view, ``"out"`` where they
-            run along its columns.
-        group: Rows that share codebooks; ``None`` where all do.
         codes: Shape of the codes, ``(stages, rows, subspaces)``.
-        dtype: Dtype of the weight in memory.
         coding: How the codes were coded; ``None`` where they are packed.
     """
 
@@ -151,15 +144,7 @@ def header_json(header: Header) -> str:
 
 
 def parse_header(path: str | os.PathLike[str], text: str) -> Header:
-    """Reads the text of a header.
-
-    Args:
-        path: The file, for messages.
-        text: What :func:`header_json` wrote, or anything else.
-
-    Raises:
-        CheckpointError: If it is damaged or of a newer version.
-    """
+    """Reads the text of a header; ``CheckpointError`` if it is damaged or of a newer version."""
     try:
         content = json.loads(text)
         version = _number(content["format"])
@@ -192,19 +177,10 @@ def parse_header(path: str | os.PathLike[str], text: str) -> Header:
 def part_of(
     path: str | os.PathLike[str], header: Header, part: str
 ) -> tuple[Header, dict[str, str]]:
-    """What a header says of one module or weight, and where its tensors are.
+    """The header of one module or weight (all of them with the empty name), with names below it.
 
-    Args:
-        path: The file, for messages.
-        header: The header of the whole file.
-        part: Name of the module; the empty name is that of all.
-
-    Returns:
-        A header with names that start below the module, and for each of its tensors the name in
-        the file.
-
-    Raises:
-        CheckpointError: If there is nothing of that name.
+    Beside it, for each of its tensors the name in the file. ``CheckpointError`` if there is nothing
+    of that name.
     """
     own, places = Header(), dict[str, str]()
     first: dict[str, str] = {}

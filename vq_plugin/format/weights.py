@@ -29,12 +29,7 @@ def may_be_coded(codes: int, weights: int) -> bool:
 def array_of(kind: Stored, data: NDArray[np.uint8]) -> NDArray[Any]:
     """A tensor of a file as numpy has it: bfloat16 becomes float32, rounded ones what they were.
 
-    Args:
-        kind: What the header says of it.
-        data: Its bytes.
-
-    Raises:
-        ValueError: If numpy has no such dtype.
+    ``ValueError`` if numpy has no such dtype.
     """
     if kind.dtype == "bfloat16":
         array = (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
@@ -47,19 +42,10 @@ def array_of(kind: Stored, data: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def read_codes(file: Container, name: str, entry: Entry) -> NDArray[Any]:
-    """The codes of a weight, in the smallest integer dtype that holds them.
+    """The codes of a stored weight, ``(stages, rows, subspaces)``, in the smallest integer dtype.
 
-    Args:
-        file: The file.
-        name: Of the weight that is stored.
-        entry: What is known of it. The caller makes sure that a weight of this shape is wanted: a
-            few bytes can stand for any number of codes.
-
-    Returns:
-        ``(stages, rows, subspaces)``.
-
-    Raises:
-        ValueError: If they are more than such a weight can have, or damaged.
+    The caller makes sure that a weight of this shape is wanted: a few bytes can stand for any
+    number of codes. ``ValueError`` if they are more than it can have, or damaged.
     """
     k, count = file.header.books(name)[3], math.prod(entry.codes)
     # Packed codes of some bits are never more than the file is long.
@@ -73,17 +59,10 @@ def read_codes(file: Container, name: str, entry: Entry) -> NDArray[Any]:
 
 
 def from_int8(integers: NDArray[Any], exponents: NDArray[Any]) -> NDArray[np.float16]:
-    """Int8 centers as floats.
+    """``integers · 2^exponents`` as float16, which holds them exactly.
 
-    Args:
-        integers: Int8, ``(..., k, dim)``, in [-127, 127].
-        exponents: Of the steps, int8, ``(...)``, in [-24, 9].
-
-    Returns:
-        ``integers · 2^exponents``, float16, which holds them exactly.
-
-    Raises:
-        ValueError: If shapes, dtypes or values are others.
+    Integers are int8, ``(..., k, dim)``, in [-127, 127], and exponents of the steps are int8,
+    ``(...)``, in [-24, 9]; ``ValueError`` otherwise.
     """
     if integers.dtype != np.int8 or exponents.dtype != np.int8:
         raise ValueError(f"int8 codebooks of {integers.dtype} with exponents of {exponents.dtype}")

@@ -27,16 +27,6 @@ from vq_plugin.nn.view import View
 del _shipped
 
 
-def codebook_layers() -> dict[type[nn.Module], type[CodebookLayer]]:
-    """The codebook layers by the classes of the float layers that they replace."""
-    return {
-        owner: kind.layer
-        for owner, kinds in registered_slots().items()
-        for kind in kinds
-        if kind.layer is not None and kind.layer.float_type is owner and isinstance(owner, type)
-    }
-
-
 def layer_types() -> dict[str, type[nn.Module]]:
     """The classes of modules that have slots, by their names."""
     return {owner.__name__: owner for owner in registered_slots() if isinstance(owner, type)}
@@ -69,7 +59,6 @@ __all__ = [
     "Slot",
     "SlotKind",
     "View",
-    "codebook_layers",
     "coded_parameters",
     "coded_weights",
     "find_slots",

@@ -49,12 +49,7 @@ class CodedWeight(nn.Module):
     geometry: Geometry
 
     def __init__(self, small: CodebookWeight, *, trains: bool) -> None:
-        """Takes over codes, codebooks and scales.
-
-        Args:
-            small: The compressed weight.
-            trains: Whether codebooks and scales want gradients.
-        """
+        """Takes over codes, and codebooks and scales, which want gradients if it ``trains``."""
         super().__init__()
         self.scheme, self.weight_shape, self.geometry = small.scheme, small.shape, small.geometry
         self.register_buffer("_codes", None, persistent=False)

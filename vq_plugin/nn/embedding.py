@@ -50,10 +50,7 @@ class CodebookEmbedding(CodebookLayer):
         geometry = self.geometry
         if self._trains() or geometry.axis == "out" or geometry.group is not None:
             return functional.embedding(
-                input,
-                self.weight,
-                self.padding_idx,
-                scale_grad_by_freq=self.scale_grad_by_freq,
+                input, self.weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
             )
         rows = input.reshape(-1)
         scale = None

@@ -32,14 +32,9 @@ class CodebookLayer(CodedWeight):
     bias: nn.Parameter | None
 
     def __init__(self, source: nn.Module, small: CodebookWeight) -> None:
-        """Takes over everything but the weight from a float layer.
+        """Takes over everything but the weight from a float layer, whose bias is copied.
 
-        Args:
-            source: Float layer of type :attr:`float_type`; unchanged, its bias is copied.
-            small: The compressed weight, of the shape of ``source.weight``.
-
-        Raises:
-            ValueError: If the shapes differ.
+        ``ValueError`` if ``small`` is not of the shape of the layer's weight.
         """
         assert isinstance(source.weight, Tensor)
         shape = tuple(source.weight.shape)
@@ -52,17 +47,12 @@ class CodebookLayer(CodedWeight):
         if self.bias is not None and small.bias_shift is not None:
             self.bias.data += small.bias_shift.to(self.bias)
         geometry = self.geometry
-        along_out = geometry.axis == "out"
-        self._settings = (
-            shape[0],
-            along_out,
-            geometry.group or 0,
-            self.scheme.torch_codebook_dtype,
-        )
+        along_out, group = geometry.axis == "out", geometry.group or 0
+        self._settings = (shape[0], along_out, group, self.scheme.torch_codebook_dtype)
         stages, _, _, k, dim = geometry.codebook_shape
         packed = self._buffers["_codes"].dim() == 4  # type: ignore[union-attr]
         self._kernel_shape = (
-            *(math.prod(shape[1:]), shape[0], stages, k, dim, geometry.group or 0),
+            *(math.prod(shape[1:]), shape[0], stages, k, dim, group),
             *(geometry.books == 1, packed, along_out, len(shape) > 2),
         )
         self._take_settings(source)
@@ -70,27 +60,12 @@ class CodebookLayer(CodedWeight):
 
     @classmethod
     def from_float(
-        cls,
-        module: nn.Module,
-        scheme: Scheme,
-        *,
-        importance: Tensor | None = None,
-        seed: int = 0,
+        cls, module: nn.Module, scheme: Scheme, *, importance: Tensor | None = None, seed: int = 0
     ) -> Self:
-        """Compresses a float layer's weight and returns the codebook layer.
+        """The codebook layer of a float layer of type :attr:`float_type`, which is not changed.
 
-        Args:
-            module: Float layer of type :attr:`float_type`; it is not changed.
-            scheme: What to do.
-            importance: As in :func:`vq_plugin.quantize_weight`.
-            seed: Seed of the fit.
-
-        Returns:
-            The codebook layer, with the same training mode, bias and settings.
-
-        Raises:
-            TypeError: If ``module`` is of another type.
-            ValueError: As :func:`vq_plugin.quantize_weight`.
+        It keeps training mode, bias and settings. The rest is as for
+        :func:`vq_plugin.quantize_weight`; a layer of another type is a ``TypeError``.
         """
         if not isinstance(module, cls.float_type):
             expected = cls.float_type.__name__
@@ -110,9 +85,7 @@ class CodebookLayer(CodedWeight):
     def _kernel_runs(self, input: Tensor, length: int) -> bool:
         """Whether a native kernel takes ``input`` and is no slower than the float layer.
 
-        Args:
-            input: What :meth:`forward` got.
-            length: Values of ``input`` for each vector that :meth:`_multiply` would get.
+        ``length`` values of ``input`` make one of the vectors that :meth:`_multiply` would get.
         """
         module = native()
         if module is None:

@@ -26,18 +26,12 @@ class CodedParameter(CodedWeight):
     """
 
     def __init__(self, small: CodebookWeight, view: View, *, trains: bool) -> None:
-        """As :class:`CodedWeight`.
-
-        Args:
-            small: The compressed weight.
-            view: Between the parameter and its weight.
-            trains: Whether codebooks and scales want gradients.
-        """
+        """As :class:`CodedWeight`."""
         super().__init__(small, trains=trains)
         self.view = view
         self._owner = ""
         self._held = False
-        # By thread: passes of several may overlap.
+        # What all that read the parameter in one pass get, by thread: passes may overlap.
         self._passes: dict[int, Tensor] = {}
 
     @property
@@ -56,20 +50,8 @@ class CodedParameter(CodedWeight):
             return self.view.restore(self.weight)
         return self._kept(self._decoded, lambda: self.view.restore(self.weight))
 
-    def begin_pass(self) -> None:
-        """Decodes for all that read the parameter until :meth:`end_pass`."""
-        self._passes[threading.get_ident()] = self.forward()
-
-    def end_pass(self) -> None:
-        """Forgets what :meth:`begin_pass` decoded."""
-        self._passes.pop(threading.get_ident(), None)
-
     def right_inverse(self, value: Tensor) -> tuple[()]:
-        """Nothing that torch would have to keep: codes, codebooks and scales are held here.
-
-        Raises:
-            RuntimeError: If the parameter is assigned, once it is coded.
-        """
+        """Nothing that torch has to keep; ``RuntimeError`` if it is assigned once it is coded."""
         if self._held:
             raise RuntimeError(
                 "this parameter is codes into codebooks and cannot be assigned: change the float "
@@ -86,13 +68,9 @@ class CodedParameter(CodedWeight):
 
 
 def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None:
-    """Puts a coded parameter in the place of a float one.
+    """Puts a coded parameter in the place of an ordinary one of a module, in place.
 
-    Args:
-        module: Changed in place; it gets a class of its own that derives from its class, as with
-            every parametrization of torch.
-        parameter: Name of one of its parameters, an ordinary one.
-        coded: What takes its place.
+    The module gets a class of its own, as with every parametrization of torch.
     """
     parametrized = parametrize.is_parametrized(module)
     coded._owner = type(module).__mro__[int(parametrized)].__name__
@@ -141,14 +119,14 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
     def one_pass(module: nn.Module, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():
             return forward(module, *args, **kwargs)
-        coded = coded_parameters(module).values()
+        coded, thread = coded_parameters(module).values(), threading.get_ident()
         try:
             for each in coded:
-                each.begin_pass()
+                each._passes[thread] = each.forward()
             return forward(module, *args, **kwargs)
         finally:
             for each in coded:
-                each.end_pass()
+                each._passes.pop(thread, None)
 
     cls.forward = one_pass
     # Torch leaves it to the state_dict; but workers of a search are sent models.

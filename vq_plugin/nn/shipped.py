@@ -13,11 +13,7 @@ from vq_plugin.nn.view import View, stacked_matrices, transposed_convolution
 
 
 def _transposed(module: nn.Module, parameter: Tensor) -> View:
-    return transposed_convolution(parameter, int(module.groups))  # type: ignore[arg-type]
-
-
-def _stacked(_: nn.Module, parameter: Tensor) -> View:
-    return stacked_matrices(parameter)
+    return transposed_convolution(parameter, _groups(module))
 
 
 def _groups(module: nn.Module) -> int:
@@ -39,11 +35,7 @@ register_slot(nn.EmbeddingBag, "weight", looks_up=True)
 register_slot(nn.Bilinear, "weight", inputs=inputs.paired)
 for _upsampling in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
     register_slot(
-        _upsampling,
-        "weight",
-        view=_transposed,
-        inputs=inputs.transposed_convolved,
-        groups=_groups,
+        _upsampling, "weight", view=_transposed, inputs=inputs.transposed_convolved, groups=_groups
     )
 for _recurrent in (nn.LSTM, nn.GRU, nn.RNN):
     register_slot(_recurrent, r"re:weight_ih_l\d+(_reverse)?", inputs=inputs.layer_input)
@@ -51,7 +43,7 @@ for _recurrent in (nn.LSTM, nn.GRU, nn.RNN):
 # The projection of its hidden state, which it does not show.
 register_slot(nn.LSTM, r"re:weight_hr_l\d+(_reverse)?")
 for _cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-    register_slot(_cell, "weight_ih", inputs=inputs.cell_input)
+    register_slot(_cell, "weight_ih", inputs=inputs.multiplied)
     register_slot(_cell, "weight_hh", inputs=inputs.cell_hidden)
 register_slot(nn.MultiheadAttention, "in_proj_weight", inputs=inputs.projected, groups=lambda _: 3)
 for _projection in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
@@ -62,4 +54,6 @@ register_slot(
 register_slot("transformers.pytorch_utils.Conv1D", "weight", view=(1, 0), inputs=inputs.multiplied)
 # Fused experts: (experts, ..., ...).
 for _experts in ("gate_up_proj", "down_proj"):
-    register_slot("transformers.models.*Experts", _experts, view=_stacked)
+    register_slot(
+        "transformers.models.*Experts", _experts, view=lambda _, stack: stacked_matrices(stack)
+    )

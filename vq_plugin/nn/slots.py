@@ -31,17 +31,8 @@ MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
 class SlotKind:
     """What the slots of one parameter of one class of modules have in common.
 
-    Attributes:
-        parameter: Name of the parameter, or ``"re:…"`` for all whose whole names match; a dot
-            leads to a submodule whose forward pass the module does not run.
-        view: Makes the view from module and parameter; ``None`` where the parameter is the weight.
-        inputs: Which inputs meet the weight, see :mod:`vq_plugin.nn.inputs`; ``None`` where that
-            is not known, and fits go by the weight alone.
-        squares: Inputs in the place of those whose mean squares tell as much: the channels of a
-            convolution, without its kernel.
-        groups: How many groups ``inputs`` yields for a module.
-        looks_up: Whether the module looks rows up instead of multiplying.
-        layer: The codebook layer that can take the module's place, or ``None``.
+    Its attributes are the arguments of :func:`register_slot`. A dot in the name of the parameter
+    leads to a submodule whose forward pass the module does not run.
     """
 
     parameter: str
@@ -188,7 +179,12 @@ class Slot:
     def layer(self) -> type[CodebookLayer] | None:
         """The codebook layer that can take the module's place; one with its own forward stays."""
         layer = self.kind.layer
-        return None if layer is None or overrides(self.module, layer.float_type) else layer
+        overridden = layer is not None and any(
+            name in vars(self.module)
+            or getattr(type(self.module), name, None) is not getattr(layer.float_type, name, None)
+            for name in ("forward", "_conv_forward")
+        )
+        return None if overridden else layer
 
     @property
     def observable(self) -> bool:
@@ -223,14 +219,6 @@ class Slot:
         return name if bias.numel() == self.view.shape[0] else None
 
 
-def overrides(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether a module computes otherwise than ``base``, which its class derives from."""
-    return any(
-        name in vars(module) or getattr(type(module), name, None) is not getattr(base, name, None)
-        for name in ("forward", "_conv_forward")
-    )
-
-
 def find_slots(model: nn.Module) -> dict[str, Slot]:
     """The slots of a model by name, in the order of its modules; coded weights have none."""
     names: dict[nn.Module, list[str]] = {}
@@ -244,7 +232,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
             for key in _parameters(host, kind):
                 path, _, parameter = key.rpartition(".")
                 module = host.get_submodule(path)
-                if (id(module), parameter) in slots or parameter in coded_parameters(module):
+                if (id(module), parameter) in slots:
                     continue
                 slots[id(module), parameter] = Slot(
                     tuple(slot_names(names[module], module, parameter)),
@@ -259,12 +247,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
 
 
 def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
-    """The slot of a float layer that a codebook layer can replace, ``None`` for other modules.
-
-    Args:
-        module: Any module.
-        name: Its name in its model, for messages.
-    """
+    """The slot of a float layer that a codebook layer can replace, ``None`` for other modules."""
     slot = find_slots(module).get("")
     return None if slot is None or slot.layer is None else replace(slot, names=(name,))
 
@@ -304,18 +287,11 @@ def _parameters(module: nn.Module, kind: SlotKind) -> list[str]:
     if kind.parameter.startswith("re:"):
         expression = re.compile(kind.parameter.removeprefix("re:"))
         # Hooks of pruning and the like leave what they compute among other attributes.
-        there = dict.fromkeys((*module._parameters, *_parametrized(module), *vars(module)))
+        computed: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
+        there = dict.fromkeys((*module._parameters, *computed, *vars(module)))
         names = filter(expression.fullmatch, there)
         return [name for name in names if _is_there(module, name)]
     return [kind.parameter] if _is_there(module, kind.parameter) else []
-
-
-def _parametrized(module: nn.Module) -> list[str]:
-    if not parametrize.is_parametrized(module):
-        return []
-    lists = module.parametrizations
-    assert isinstance(lists, nn.ModuleDict)
-    return list(lists)
 
 
 def _is_there(module: nn.Module, name: str) -> bool:

@@ -34,11 +34,7 @@ class View:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Checks that all of it is about one number of elements.
-
-        Raises:
-            ValueError: If it is not.
-        """
+        """Raises ``ValueError`` unless all of it is about one number of elements."""
         sizes = {math.prod(each) for each in (self.parameter_shape, self.split, self.shape)}
         if len(sizes) > 1 or sorted(self.order) != list(range(len(self.split))):
             raise ValueError(f"{self} is no view: sizes differ, or the order is no permutation")

@@ -95,11 +95,7 @@ def register_scheme(*, fit: Fit | str | None = None) -> Callable[[type[S]], type
 
 
 def fit_of(scheme: Scheme) -> Fit:
-    """The fit that a scheme, or the nearest class that it derives from, is registered with.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """The fit of a scheme, or of its nearest base that has one; ``TypeError`` if there is none."""
     for cls in type(scheme).__mro__:
         fit = _FITS.get(cls)
         if isinstance(fit, str):

@@ -8,13 +8,12 @@ A function ``(module, arguments)`` yields pieces of float32, ``(groups, samples,
 from vq_plugin.nn.inputs.attention import attended, projected
 from vq_plugin.nn.inputs.convolution import channels, convolved, transposed_convolved
 from vq_plugin.nn.inputs.matrix import Arguments, first_argument, multiplied, paired
-from vq_plugin.nn.inputs.recurrent import cell_hidden, cell_input, layer_hidden, layer_input
+from vq_plugin.nn.inputs.recurrent import cell_hidden, layer_hidden, layer_input
 
 __all__ = [
     "Arguments",
     "attended",
     "cell_hidden",
-    "cell_input",
     "channels",
     "convolved",
     "first_argument",

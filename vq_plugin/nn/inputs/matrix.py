@@ -22,7 +22,7 @@ def first_argument(arguments: Arguments) -> Tensor:
 
 
 def multiplied(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
-    """The input itself: of Linear and other products along its last dimension."""
+    """The input itself: of Linear, recurrent cells, and other products along its last dimension."""
     del module, parameter
     value = first_argument(arguments)
     yield value.reshape(1, -1, value.shape[-1]).float()

@@ -15,13 +15,6 @@ from vq_plugin.nn.inputs.matrix import Arguments
 _NAME = re.compile(r"weight_(ih|hh)_l(\d+)(_reverse)?")
 
 
-def cell_input(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
-    """The input of a cell."""
-    del module, parameter
-    value = arguments["input"]
-    yield value.reshape(1, -1, value.shape[-1]).float()
-
-
 def cell_hidden(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
     """The hidden state of a cell before its step."""
     del parameter
@@ -121,7 +114,8 @@ def _run_layer(
     module: nn.RNNBase, steps: _Steps, layer: int, value: Tensor, start: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     """The output of one layer alone, ``(steps, sequences, ...)``, and its initial hidden state."""
-    single = _type_of(module)(
+    kind = next(kind for kind in (nn.LSTM, nn.GRU, nn.RNN) if isinstance(module, kind))
+    single = kind(
         value.shape[-1],
         module.hidden_size,
         bias=module.bias,
@@ -140,7 +134,3 @@ def _run_layer(
     output, _ = torch.func.functional_call(single, weights, (packed, state))
     padded, _ = pad_packed_sequence(output, total_length=len(value))
     return padded, start[0]
-
-
-def _type_of(module: nn.RNNBase) -> type[nn.LSTM | nn.GRU | nn.RNN]:
-    return next(kind for kind in (nn.LSTM, nn.GRU, nn.RNN) if isinstance(module, kind))
