@@ -35,10 +35,7 @@ _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
 class FittedConfig(VQConfig):
     """The config of one layer that was fitted while candidates were looked for.
 
-    Attributes:
-        small: The compressed weight.
-        source: Digest of the float weight that it stands for, and the seed.
-        calibrated: Whether the fit has seen calibration data.
+    ``source`` is a digest of the float weight, and the seed.
     """
 
     small: CodebookWeight

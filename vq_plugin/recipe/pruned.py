@@ -19,12 +19,9 @@ _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
 
 def pruned(prepared: Prepared, folder: Path) -> nn.Module:
-    """The float model of a recipe, pruned as it says.
+    """The float model of a recipe, pruned as it says; in the folder until :func:`forget_pruned`.
 
-    The folder of the results holds it until :func:`forget_pruned`.
-
-    Raises:
-        ValueError: As :func:`vq_plugin.prune`, or if the file in the folder is damaged.
+    ValueError as :func:`vq_plugin.prune`, or if the file in the folder is damaged.
     """
     keys, loader = prepared.recipe.pruning, prepared.pruning
     assert keys is not None

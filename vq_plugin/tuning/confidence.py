@@ -19,7 +19,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Judge:
-    """Says whether a metric is within the budget.
+    """Says whether a metric is within the budget, given the float model's on the tuning split.
 
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
@@ -28,22 +28,13 @@ class Judge:
     up to the first that is not confirmed. To confirm any that is over the budget, the first of
     those has to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos
     et al. 2021, "Learn then test", arXiv 2110.01052).
-
-    Attributes:
-        budget: The budget.
-        baseline: The float model's metric on the tuning split.
     """
 
     budget: LossBudget
     baseline: Metric
 
     def __post_init__(self) -> None:
-        """Checks that there are samples if a confidence asks for them.
-
-        Raises:
-            ValueError: If there are not, or too few to show anything, or the budget is relative
-                and the baseline is 0.
-        """
+        """ValueError without samples enough for the confidence, or for a relative loss from 0."""
         if self.budget.confidence is not None and self.baseline.samples is None:
             raise ValueError(
                 "a confidence needs one result per sample: let evaluate return a vector, such as "

@@ -38,11 +38,7 @@ class OutputChange:
     """
 
     def __init__(self, model: nn.Module, calibration: Calibration) -> None:
-        """Runs the float model once, and does not change it.
-
-        Raises:
-            ValueError: If the model returns no float tensors, or NaN or infinite ones.
-        """
+        """Runs the float model once; ValueError unless it returns float tensors, all finite."""
         self.model = model
         self.calibration = calibration
         self.reference = self._outputs(None, None)

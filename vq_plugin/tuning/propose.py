@@ -33,13 +33,10 @@ _SPACING = 1.06
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation came to.
+    """What an evaluation came to: the loss, or its upper bound, as ``level``; NaN if it failed.
 
-    Attributes:
-        level: The loss, or its upper bound if the budget asks for confidence; NaN if it failed.
-        held: Whether it is within the budget.
-        doubt: Standard error of the level as a prediction of what the samples that confirm it will
-            say; 0 where the level itself decides.
+    ``doubt`` is the standard error of the level as a prediction of what the samples that confirm it
+    will say; 0 where the level itself decides.
     """
 
     level: float

@@ -29,18 +29,10 @@ from vq_plugin.tuning.trials import Evaluator
 class Session:
     """One search; everything but its trials is fixed from the start.
 
-    Attributes:
-        model: The float model that is compressed.
-        identity: Names of the models that come of it.
-        judge: Says what holds.
-        evaluator: Evaluates on the tuning split.
-        max_trials: The most settings to evaluate without training.
-        deadline: Time of the monotonic clock after which nothing is begun, or ``None``.
-        trainer: Trains settings past the budget, or ``None``.
-        cut: What a limit cut off, or ``None``.
-        metrics: Metrics of what could be evaluated.
-        outcomes: What the search knows of settings as they were fitted.
-        trials: All trials, in order.
+    ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
+    training, ``deadline`` is a time of the monotonic clock. ``cut`` says what a limit cut off;
+    ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of settings as they
+    were fitted, ``trials`` all in order.
     """
 
     model: nn.Module

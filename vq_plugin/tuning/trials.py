@@ -31,11 +31,7 @@ class Evaluator:
     backend: str = "loky"
 
     def baseline(self, model: nn.Module, key: str) -> Metric:
-        """The float model's metric.
-
-        Raises:
-            ValueError: If it is not finite, or the function raises.
-        """
+        """The float model's metric; ValueError if it is not finite, or the function raises."""
         known = self.journal.get(self._key(key))
         if known is not None and known.metric is not None:
             return known.metric

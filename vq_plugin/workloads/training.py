@@ -40,17 +40,9 @@ def train(
     """Trains a classifier in place by cross-entropy under a one-cycle schedule.
 
     The same seed, thread count and machine give the same bytes. The caller's random state is left
-    as it was; a progress bar shows only when stderr is a terminal.
-
-    Args:
-        model: Maps images `(N, C, H, W)` to logits `(N, classes)`; left in training mode.
-        samples: The training split.
-        optimizer: Makes the optimizer for the parameters that it is given.
-        max_lr: Peak of the learning rate (Smith & Topin 2018, "Super-convergence").
-        epochs: Passes over `samples`.
-        batch_size: Samples per step; the rest of an epoch that fills no batch is dropped.
-        augment: Maps a batch of images to one of the same shape, at random.
-        seed: Fixes the order of the samples, dropout and augmentation.
+    as it was. The rate peaks at ``max_lr`` (Smith & Topin 2018, "Super-convergence"); the rest of
+    an epoch that fills no batch is dropped; ``augment`` maps a batch to one of the same shape, at
+    random.
     """
     batches = Batches(samples, batch_size, labels=True, augment=augment)
     steps = epochs * len(batches)

@@ -33,12 +33,10 @@ class Sweep:
 class SweepBlock:
     """Some steps of a sweep, for some outputs.
 
-    Attributes:
-        inner: How the error of an input (row) counts at the others, ``(groups, inputs, inputs)``.
-        pull: What the errors so far ask of each, ``(groups, inputs, outputs)``.
-        base: What stands there now, of the same shape.
-        inverse: Of the blocks on the diagonal, ``(groups, steps, dim, dim)``.
-        factor: Lower factor of every step's metric, of the same shape.
+    ``inner`` says how the error of an input (row) counts at the others,
+    ``(groups, inputs, inputs)``; ``pull`` what the errors so far ask of each, and ``base`` what
+    stands there now, ``(groups, inputs, outputs)``; ``inverse`` has the blocks on the diagonal,
+    ``factor`` the lower factor of every step's metric, ``(groups, steps, dim, dim)``.
     """
 
     inner: Tensor
@@ -49,12 +47,7 @@ class SweepBlock:
 
 
 class Chooser(Protocol):
-    """Chooses the codes of one sweep.
-
-    Attributes:
-        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
-        strip: Outputs of a group that one call takes.
-    """
+    """Chooses the codes, int64 ``(stages, rows, subspaces)``, ``strip`` outputs at a time."""
 
     codes: Tensor
     strip: int
