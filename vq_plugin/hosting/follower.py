@@ -100,10 +100,7 @@ class CodebookFollower(nn.Module):
         )
 
     def convert(self, module: nn.Module) -> CodebookLayer:
-        """The codebook layer for the float layer that the host made of the trained one.
-
-        It decodes to what the follower gives in eval mode, fitted now if nothing was before.
-        """
+        """The layer that decodes to what the follower gives in eval mode, fitted now if need be."""
         slot = layer_slot(module)
         assert slot is not None
         assert slot.layer is not None

@@ -21,10 +21,7 @@ INPUT_STATS = "input_stats"
 
 
 def attach_statistics(slots: Iterable[Slot]) -> list[nn.Module]:
-    """Lets modules gather statistics of the inputs of slots, in place, where these are known.
-
-    Returns the modules that have gathered nothing before.
-    """
+    """Lets modules gather statistics of inputs where these are known; returns those new to it."""
     fresh: list[nn.Module] = []
     for slot in slots:
         if not slot.observable:

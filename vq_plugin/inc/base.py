@@ -17,10 +17,7 @@ from vq_plugin.schemes import Scheme
 
 
 class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
-    """Base of this package's config classes, by which all of it tells them from INC's own.
-
-    Settings are attributes, and may be lists of which ``autotune`` tries one entry at a time.
-    """
+    """Base of this package's config classes; settings that are lists are for ``autotune``."""
 
     seed: int
 

@@ -20,10 +20,7 @@ Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
 
 class ModelInfo(list[tuple[str, str]]):
-    """``(name, type)`` of layers, as INC hands it on, with the config of each.
-
-    ``everywhere`` has the entries that only a rule for all layers speaks of.
-    """
+    """``(name, type)`` of layers and their configs; ``everywhere`` a rule for all decides."""
 
     def __init__(
         self,

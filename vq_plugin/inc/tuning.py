@@ -33,10 +33,7 @@ _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
 
 
 class FittedConfig(VQConfig):
-    """The config of one layer that was fitted while candidates were looked for.
-
-    ``source`` is a digest of the float weight, and the seed.
-    """
+    """The config of a layer that is fitted; ``source`` is its weight's digest, and the seed."""
 
     small: CodebookWeight
     source: tuple[str, int]

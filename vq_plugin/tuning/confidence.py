@@ -64,7 +64,12 @@ class Judge:
         if self.budget.confidence is None:
             level, doubt = self.budget.loss(self.baseline.mean, metric.mean), 0.0
         else:
-            level, doubt = self._expected_bound(metric)
+            # The bound that the second part would give if it were like the first, and its error.
+            assert metric.samples is not None
+            assert self.baseline.samples is not None
+            first, second = self._parts()
+            samples = self.baseline.samples[first], metric.samples[first]
+            level, doubt = expected_bound(self.budget, *samples, len(second))
         return Outcome(level, level <= self.budget.limit + 1e-12, doubt)
 
     def confirmed(self, metrics: Mapping[K, Metric], nbytes: Mapping[K, int]) -> list[K]:
@@ -96,14 +101,6 @@ class Judge:
             if self._shown(metrics[key], slice(None)):
                 sure.append(key)
         return sure
-
-    def _expected_bound(self, metric: Metric) -> tuple[float, float]:
-        """The bound that the second part would give if it were like the first, and its error."""
-        assert metric.samples is not None
-        assert self.baseline.samples is not None
-        first, second = self._parts()
-        samples = self.baseline.samples[first], metric.samples[first]
-        return expected_bound(self.budget, *samples, len(second))
 
     def _shown(self, metric: Metric, part: Tensor | slice) -> bool:
         """Whether some of the samples show that the loss is within the budget."""

@@ -48,10 +48,7 @@ class OutputChange:
             raise ValueError("the float model's outputs on the calibration data are not finite")
 
     def __call__(self, slot: Slot, small: CodebookWeight) -> float:
-        """The harm of a compressed weight in the place of a float one; the bias takes its share.
-
-        It is infinite if the outputs are no longer finite.
-        """
+        """The harm of a compressed weight, and its bias shift; infinite without finite outputs."""
         outputs = self._outputs(slot, small)
         if [y.shape for y in outputs] != [y.shape for y in self.reference]:
             raise ValueError(

@@ -67,10 +67,7 @@ def mismatch(baseline: Metric, metric: Metric, name: str) -> str | None:
 
 
 def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Interval | None:
-    """Two-sided interval of the loss in the budget's unit; ``None`` where there are no samples.
-
-    The budget's confidence is the level, 95 % if it has none.
-    """
+    """Two-sided interval of the loss at the budget's confidence, else 95 %; or ``None``."""
     if baseline.samples is None or metric.samples is None:
         return None
     level = budget.confidence or _LEVEL

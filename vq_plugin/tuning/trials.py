@@ -66,10 +66,7 @@ class Evaluator:
                 self.journal.add(self._key(key), result)
 
     def run_after(self, step: Callable[[nn.Module], nn.Module], key: str, model: nn.Module) -> None:
-        """Evaluates what a step makes of a model, under the key of what it makes.
-
-        The step runs in this process; its time and errors count, too.
-        """
+        """Evaluates what ``step`` makes of a model, in this process; its time and errors count."""
         found = evaluate_once(lambda before: self.function(step(before)), model, self.name)
         self.journal.add(self._key(key), found)
 

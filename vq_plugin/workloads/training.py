@@ -60,18 +60,7 @@ def train(
 
 
 def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:
-    """Which images the model classifies correctly, in eval mode and without gradients.
-
-    Args:
-        model: Maps images `(N, C, H, W)` to logits `(N, classes)`; its training flags, which may
-            differ from module to module, are the same afterwards.
-        images: float32 `(N, C, H, W)`.
-        labels: int64 `(N,)`.
-        batch_size: Images per call of the model.
-
-    Returns:
-        bool `(N,)`, on the CPU.
-    """
+    """Which images `(N, C, H, W)` it classifies correctly in eval mode; bool `(N,)`, on the CPU."""
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     with eval_mode(model), torch.no_grad():
         hits = [

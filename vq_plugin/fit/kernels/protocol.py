@@ -15,10 +15,7 @@ from vq_plugin.fit.optimal import Float64, Int64
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all steps of one pass over a layer's inputs share: codes to start from, and codebooks.
-
-    The others are those of :class:`vq_plugin.fit.output.objective.Objective`.
-    """
+    """What all steps of one pass over a layer's inputs share; see also ``output.objective``."""
 
     codes: Tensor
     codebooks: Tensor
@@ -96,16 +93,10 @@ class Kernels(Protocol):
         """
 
     def exchange(self, batch: Batch, codes: Tensor, k: int, *, sweeps: int) -> Tensor:
-        """Hartigan's exchange, see :func:`vq_plugin.fit.exchange.improve`, in at most some sweeps.
-
-        The error with respect to the means of the points is no larger afterwards.
-        """
+        """At most ``sweeps`` of Hartigan's exchange: see :func:`vq_plugin.fit.exchange.improve`."""
 
     def points(self, values: Tensor, importance: Tensor | None, k: int) -> Points:
-        """Single weights as points on a line: each its own, or means of many in cells.
-
-        Values that ``k`` centers could reproduce stay apart.
-        """
+        """Single weights as points, or means of many; what ``k`` centers could hold stays apart."""
 
     def interval_starts(self, mass: Float64, moment: Float64, k: int, *, even: bool) -> Int64:
         """The exact optimum of 1-D k-means, see :func:`vq_plugin.fit.optimal.optimal_starts`.

@@ -35,13 +35,7 @@ class Quantized(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Codes and codebooks, and what they are in the objective.
-
-    Attributes:
-        quantized: Codes and codebooks.
-        error: The weight less what they stand for, ``(groups, inputs, outputs)``.
-        pull: :meth:`Objective.pull` of the error.
-    """
+    """Codes and codebooks, the error they leave, ``(groups, inputs, outputs)``, and its pull."""
 
     quantized: Quantized
     error: Tensor

@@ -119,10 +119,7 @@ def bits_in_file(layer: LayerRow) -> float:
 
 
 def kind_of(budget: LossBudget, trial: Trial) -> str:
-    """What became of a trial: ``"held"``, ``"over"``, ``"failed"`` or ``"unsure"``.
-
-    The last is a loss within the limit that is not confirmed with the confidence of the budget.
-    """
+    """What a trial is: ``"held"``, ``"over"``, ``"failed"``; ``"unsure"`` if not confirmed."""
     if not exists(trial.loss):
         return "failed"
     if trial.held:
