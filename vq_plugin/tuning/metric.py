@@ -25,11 +25,7 @@ class Metric:
 
 
 def read_metric(value: object, name: str) -> Metric:
-    """What the user's function ``name`` returned, as a metric.
-
-    ValueError unless it is a finite number, or one result per sample: a 1-D tensor, array or
-    sequence of bools or floats.
-    """
+    """What the function ``name`` returned; ValueError unless it is a number, or one per sample."""
     if isinstance(value, tuple):
         raise ValueError(
             f"{name} returned the tuple {value!r}; return the metric alone, or a list or vector "

@@ -57,11 +57,7 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Landscape:
-    """Everything that is known before the first evaluation.
-
-    Candidates of a layer go from the largest to the smallest, settings of the frontier from the
-    least harmful to the smallest. ``limit`` is the budget's.
-    """
+    """What is known before the first evaluation; all from the largest, or least harmful, on."""
 
     layers: Sequence[Sequence[LayerCandidate]]
     frontier: Sequence[Setting]

@@ -22,11 +22,7 @@ def cache_dir() -> Path:
 
 
 def trained(name: str, model: M, train: Callable[[M], object]) -> M:
-    """`model` in eval mode with the weights kept under `name`; trains it if there are none.
-
-    Training prints one line to stderr; loading is silent, ValueError if the file is corrupt or of
-    another architecture.
-    """
+    """`model` with the weights kept under `name`, trained if need be; ValueError if corrupt."""
     path = cache_dir() / f"{name}.safetensors"
     if not path.exists():
         print(f"vq_plugin: training {name} once; will be kept as {path}", file=sys.stderr)

@@ -99,10 +99,7 @@ class Kernels(Protocol):
         """Single weights as points, or means of many; what ``k`` centers could hold stays apart."""
 
     def interval_starts(self, mass: Float64, moment: Float64, k: int, *, even: bool) -> Int64:
-        """The exact optimum of 1-D k-means, see :func:`vq_plugin.fit.optimal.optimal_starts`.
-
-        ``even`` says that the points have about the density of the centers already.
-        """
+        """``optimal_starts``; ``even`` says that points are about as dense as centers already."""
 
     def code_search(self, boundaries: Tensor) -> Callable[[Tensor], Tensor]:
         """A function that counts the boundaries, float32 and ascending, below each value."""
