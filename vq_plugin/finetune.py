@@ -81,7 +81,8 @@ def finetune(
         True
     """
     tables, rest = _trained(model)
-    groups = [{"params": [p], "lr": lr * _size(p)} for p in tables]
+    sizes = [max(float(p.detach().double().square().mean().sqrt()), 1e-8) for p in tables]
+    groups = [{"params": [p], "lr": lr * size} for p, size in zip(tables, sizes, strict=True)]
     groups += [{"params": rest, "lr": lr / 10}] * bool(rest)
     settings = {"epochs": epochs, "lr": lr, "seed": seed}
     training = Training("finetune", model, Adam(groups), teacher, loss, epochs, settings)
@@ -107,10 +108,6 @@ def _trained(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
             "no codebooks train: compress the model first, or unfreeze it with requires_grad_(True)"
         )
     return list(tables.values()), list(rest.values())
-
-
-def _size(parameter: Tensor) -> float:
-    return max(float(parameter.detach().double().square().mean().sqrt()), 1e-8)
 
 
 @contextmanager

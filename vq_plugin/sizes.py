@@ -100,10 +100,7 @@ def file_nbytes(small: CodebookWeight) -> int:
 
 
 def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Account:
-    """The account of a float model, of which a search gives the slots ``searched`` a scheme.
-
-    Every tensor of the ``state_dict`` counts once, whatever names it has.
-    """
+    """Bytes of a model whose slots ``searched`` get schemes; shared tensors count once."""
     state = model.state_dict(keep_vars=True).values()
     tensors = [value for value in state if isinstance(value, Tensor)]
     slots = slots_by_name(model, searched).values()

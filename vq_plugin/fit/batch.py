@@ -12,12 +12,7 @@ BLOCK = 1 << 19
 
 @dataclass(frozen=True)
 class Batch:
-    """Sub-vectors of some books.
-
-    Attributes:
-        x: Float32, ``(books, n, dim)``.
-        importance: Float32, ``(books, n, dim)``, positive, or ``None`` for 1 each.
-    """
+    """Sub-vectors of some books, and their positive importance: float32, ``(books, n, dim)``."""
 
     x: Tensor
     importance: Tensor | None

@@ -22,12 +22,9 @@ _CAP_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Points:
-    """Points on a line, ascending, with running sums of their masses.
+    """Points on a line, ascending, float64 ``(m,)``, with running sums ``(m + 1,)``.
 
-    Attributes:
-        x: Positions, ascending, float64, ``(m,)``.
-        mass: ``mass[i]`` is the mass of the first ``i`` points, ``(m + 1,)``.
-        moment: The same for mass times position, ``(m + 1,)``.
+    ``mass[i]`` is the mass of the first ``i`` points, ``moment[i]`` that of mass times position.
     """
 
     x: Float32 | Float64

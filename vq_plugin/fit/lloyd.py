@@ -51,18 +51,8 @@ def lloyd_step(
 
     One iteration of Lloyd 1982 ("Least squares quantization in PCM"). Row scales follow by least
     squares. A center without points stays, and so does the zero of ``KM(keep_zeros=True)``;
-    ``Binary`` has a closed form. Rounding of the centers aside, the error never rises.
-
-    Args:
-        weight: Of the shape of ``small``; any float dtype.
-        small: Where it is now.
-        importance: As in :func:`vq_plugin.quantize_weight`.
-
-    Returns:
-        New codes, codebooks and scales, on the device of ``weight``.
-
-    Raises:
-        ValueError: As :func:`vq_plugin.quantize_weight`.
+    ``Binary`` has a closed form. Rounding of the centers aside, the error never rises. Importance
+    and errors are as in :func:`vq_plugin.quantize_weight`, the device is that of ``weight``.
 
     Example:
         >>> import vq_plugin as vq

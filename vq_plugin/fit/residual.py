@@ -21,14 +21,10 @@ def fit_residual(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Codebooks whose sum minimizes the (weighted) squared error of sub-vectors.
 
-    Stage by stage on what is left (Chen et al. 2010; Gong et al. 2014, eq. 7), then jointly:
-    every stage in turn is re-assigned and re-averaged against what the *other* stages leave,
-    which never raises the error. A last pass assigns codes to the rounded centers.
-
-    ``k`` centers are wanted of each stage; stage t takes ``seed + t``.
-
-    Returns:
-        For every stage rounded centers, ``(books, k', dim)``, and codes, ``(books, n)``.
+    Stage by stage on what is left (Chen et al. 2010; Gong et al. 2014, eq. 7), then jointly: every
+    stage in turn is re-assigned and re-averaged against what the *other* stages leave, which never
+    raises the error. A last pass assigns codes to the rounded centers. Stage t takes ``seed + t``,
+    and becomes centers, ``(books, k', dim)``, and codes, ``(books, n)``.
     """
     centers, codes = [], []
     residual = batch.x.clone()

@@ -26,16 +26,13 @@ _MAX_ITERATIONS = 1000
 def fit_scalar(
     values: Tensor, k: int, *, importance: Tensor | None = None, keep_zeros: bool = False
 ) -> Tensor:
-    """Centers that minimize the (weighted) squared error of single weights.
+    """Ascending centers, float64 ``(k',)``, of least (weighted) squared error of single weights.
 
     The exact optimum (dynamic programming, see :mod:`vq_plugin.fit.optimal`) for up to 4096
     distinct weights; otherwise the optimum on companded cells, or for many centers the companded
-    quantiles themselves, polished by Lloyd iterations on every weight until nothing moves
-    (on 65,536 cells or more above 4 M weights, with native kernels above 262,144). With
-    ``keep_zeros`` one center is pinned at 0 where some weight is exactly 0.
-
-    Returns:
-        Ascending float64 centers, ``(min(k, distinct values),)``.
+    quantiles themselves, polished by Lloyd iterations on every weight until nothing moves (on
+    65,536 cells or more above 4 M weights, with native kernels above 262,144). With ``keep_zeros``
+    one center is pinned at 0 where some weight is exactly 0.
     """
     fit = _fit_beside_zero if keep_zeros and bool((values == 0).any()) else _fit
     return torch.from_numpy(fit(best_kernels().points(values, importance, k), k))

@@ -27,13 +27,9 @@ def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
     """Centers that minimize the (weighted) squared error: k-means++, Lloyd, exchange.
 
     Books are fitted in groups that fit a core's cache, side by side on torch's threads. Where a
-    book has many more points than centers, a sample finds the centers and a few iterations on
-    all points polish them.
-
-    Returns:
-        Centers, float32, ``(books, k', dim)``, and codes, ``(books, n)``; ``k'`` is the
-        largest number of distinct points of a book where that is below ``k``. Books with fewer
-        points than ``k'`` repeat a center.
+    book has many more points than centers, a sample finds the centers and a few iterations on all
+    points polish them. Gives centers, float32, ``(books, k', dim)``, and codes, ``(books, n)``;
+    ``k'`` is the most distinct points of a book, if below ``k``; others repeat a center.
     """
     books, n, _ = batch.x.shape
     step = max(1, BLOCK // (k * min(n, _sample_size(k))))
@@ -74,13 +70,9 @@ def plus_plus(batch: Batch, k: int, generator: torch.Generator) -> Tensor:
     """Greedy k-means++ for a batch of books (Arthur & Vassilvitskii 2007, section 2.2).
 
     Every center is the best of ``2 + ln k`` draws (of one in high dimensions) with probability
-    proportional to the (importance-weighted) squared distance to the centers chosen so far.
-
-    The mean of the importance over ``dim`` weights a point.
-
-    Returns:
-        Centers, float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k`` distinct points.
-        In books that run out earlier the last centers repeat.
+    proportional to the squared distance to the centers chosen so far, weighted by the mean of the
+    importance over ``dim``. Gives float32, ``(books, k', dim)``; ``k' < k`` where no book has ``k``
+    distinct points. In books that run out earlier the last centers repeat.
     """
     books, n, dim = batch.x.shape
     mass = torch.ones(books, n, dtype=torch.float32)

@@ -64,10 +64,7 @@ def check_schemes(
 def _float_twin(
     converted: nn.Module, float_type: Callable[[nn.Module], type[nn.Module] | None]
 ) -> nn.Module:
-    """The converted model with empty float layers where its layers were.
-
-    ``select`` then decides by names and classes, as it does for ``compress``.
-    """
+    """Has empty float layers: ``select`` then decides by names and classes, as for ``compress``."""
     twins: dict[nn.Module, nn.Module] = {}
 
     def twin_of(module: nn.Module) -> nn.Module:

@@ -19,13 +19,9 @@ class Conversion:
     """The codebook layers of one conversion, found by what they came from.
 
     Hosts ask once for every call of a module, and know nothing of tied weights. The keys are weak:
-    a prepared model that is kept around must not keep the float weights alive.
-
-    Attributes:
-        layers: Codebook layers by float layer.
-        weights: The first codebook layer of each float weight.
-        followers: Of a weight that trains and that layers share, the one which follows it.
-        followed: The codebook layers that followers made.
+    a prepared model that is kept around must not keep the float weights alive. ``weights`` has the
+    first layer of each float weight, ``followers`` who follows one that trains and is shared, and
+    ``followed`` the layers that followers made.
     """
 
     layers: MutableMapping[nn.Module, CodebookLayer] = field(default_factory=WeakIdKeyDictionary)
@@ -37,12 +33,8 @@ class Conversion:
         """The codebook layer for a float layer, fitted at the first call for its weight.
 
         It is the same layer for the same ``module``, and one that shares codes and codebooks for
-        another with the same weight. Statistics of the layer's inputs are taken off it; its name is
-        for messages.
-
-        Raises:
-            ValueError: If the layer cannot be compressed, calibration did not reach it, or a layer
-                with the same weight has another scheme.
+        another with the same weight. Statistics of the inputs are taken off it. A ValueError names
+        a layer that cannot be compressed, was not reached, or has another scheme than its weight.
         """
         if module in self.layers:
             return self.layers[module]

@@ -32,13 +32,8 @@ class CodebookFollower(nn.Module):
     tenth of the way to the means of what they got: Lloyd's algorithm with a moving average, as in
     van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1). The gradient of the decoded weight
     goes to the latent one unchanged (straight-through), but for the zeros that
-    ``KM(keep_zeros=True)`` keeps. In eval mode nothing changes.
-
-    Attributes:
-        plan: What one layer is to become, or layers that share one weight and the plan.
-        codes: Buffer as in :class:`vq_plugin.CodebookWeight`; ``None`` before the fit.
-        codebooks: Buffer, float32; ``None`` before the fit.
-        scale: Buffer, float32; ``None`` before the fit and where there are no row scales.
+    ``KM(keep_zeros=True)`` keeps. In eval mode nothing changes. The buffers are as in
+    :class:`vq_plugin.CodebookWeight`, tables in float32; ``None`` before the fit.
 
     Example:
         >>> import vq_plugin as vq
@@ -105,14 +100,7 @@ class CodebookFollower(nn.Module):
         )
 
     def convert(self, module: nn.Module) -> CodebookLayer:
-        """The codebook layer for the float layer that the host made of the trained one.
-
-        It decodes to what the follower gives in eval mode; its weight is fitted if nothing was
-        before.
-
-        Raises:
-            ValueError: If there is nothing yet and the weight cannot be compressed.
-        """
+        """The layer that decodes to what the follower gives in eval mode, fitted now if need be."""
         slot = layer_slot(module)
         assert slot is not None
         assert slot.layer is not None

@@ -21,14 +21,9 @@ class Plan:
     """What a host is to do to the float layers that it finds the plan at.
 
     It travels inside the host's settings, hence deep copies of it are equal to it, and those that
-    are made together share what they have fitted.
-
-    Attributes:
-        rules: Scheme by class of the float layer; the first class that fits decides.
-        seed: Seed of the fits.
-        conversion: What is done already.
-        name: Name of the layer in its model, of the first one where several share a weight; where
-            the plan is for more, messages show a layer's settings instead.
+    are made together share what they have fitted. The first class of ``rules`` that fits decides.
+    ``name`` is that of the first layer of the weight; where the plan is for more, messages show a
+    layer's settings instead.
     """
 
     rules: Rules
@@ -50,11 +45,7 @@ class Plan:
         return next((scheme for kind, scheme in self.rules if isinstance(module, kind)), None)
 
     def convert(self, module: nn.Module) -> nn.Module:
-        """The codebook layer for a float layer, or ``module`` itself where no rule fits it.
-
-        Raises:
-            ValueError: As :meth:`vq_plugin.hosting.conversion.Conversion.layer`.
-        """
+        """The codebook layer for a float layer, or ``module`` itself where no rule fits it."""
         scheme = self.scheme_for(module)
         if scheme is None:
             return module

@@ -21,10 +21,7 @@ INPUT_STATS = "input_stats"
 
 
 def attach_statistics(slots: Iterable[Slot]) -> list[nn.Module]:
-    """Lets modules gather statistics of the inputs of slots, in place, where these are known.
-
-    Returns the modules that have gathered nothing before.
-    """
+    """Lets modules gather statistics of inputs where these are known; returns those new to it."""
     fresh: list[nn.Module] = []
     for slot in slots:
         if not slot.observable:
@@ -57,12 +54,8 @@ def detach_statistics(model: nn.Module, but: Iterable[nn.Module] = ()) -> None:
 def gathered_moments(slots: Mapping[str, Slot], *, required: bool = True) -> dict[str, Moments]:
     """What the fits want to know of slots, by name, from the statistics of their modules.
 
-    Slots without statistics are left out. Where it is not ``required``, it is no error if no slot
-    at all has seen an input.
-
-    Raises:
-        ValueError: If calibration did not reach such a slot, or its inputs were not finite; the
-            message names it.
+    Slots without statistics are left out. A ValueError names a slot with inputs that were not
+    finite, or none; where it is not ``required``, it is no error if no slot at all has seen one.
     """
     gathered = {name: m for name, slot in slots.items() if (m := _statistics(slot)) is not None}
     if not required and not any(moments.count > 0 for moments in gathered.values()):

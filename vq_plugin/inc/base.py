@@ -17,13 +17,7 @@ from vq_plugin.schemes import Scheme
 
 
 class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
-    """Base of this package's config classes, by which all of it tells them from INC's own.
-
-    Settings are attributes, and may be lists of which ``autotune`` tries one entry at a time.
-
-    Attributes:
-        seed: Seed of the fits.
-    """
+    """Base of this package's config classes; settings that are lists are for ``autotune``."""
 
     seed: int
 
@@ -42,11 +36,7 @@ class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
 
     @property
     def layer_scheme(self) -> Scheme | None:
-        """The scheme that a layer gets, ``None`` to leave it in float.
-
-        Raises:
-            ValueError: If a setting is a list.
-        """
+        """The scheme that a layer gets, ``None`` to leave it in float; ValueError for a list."""
         for name, value in self._settings().items():
             if isinstance(value, list):
                 raise ValueError(

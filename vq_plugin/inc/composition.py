@@ -67,11 +67,7 @@ class Composition(ComposableConfig):  # type: ignore[misc]
         return [Composition(list(configs)) for configs in product(*expanded)]
 
     def to_json_file(self, filename: str) -> None:
-        """Not there: INC reads a file of two algorithms as two of the first.
-
-        Raises:
-            ValueError: Always; it says what to write instead.
-        """
+        """Not there, a ValueError: INC reads a file of two algorithms as two of the first."""
         raise ValueError(
             f"{filename}: a sum of configs has no JSON form that INC could read back; put the "
             "others into the first by set_local, which has one"

@@ -34,11 +34,8 @@ def compress_in_place(
     """What INC calls in ``prepare``, ``convert`` and ``quantize``.
 
     ``run_fn(model, *run_args)`` calibrates, and may use gradients. The model is changed in place; a
-    bare layer becomes a new one. ``configs_mapping`` has layers of other algorithms, too.
-
-    Raises:
-        ValueError: If a layer cannot be compressed or calibration does not reach it; the model is
-            then as it was.
+    bare layer becomes a new one. ``configs_mapping`` has layers of other algorithms, too. After a
+    ValueError, as where a layer cannot be compressed or was not reached, the model is as it was.
     """
     pending = {
         name: config

@@ -43,15 +43,8 @@ def save(
     """What INC's ``save(model, folder)`` calls: writes ``model.vq`` and ``qconfig.json``.
 
     ``model.vq`` holds the whole model, layers of INC's algorithms too, and can be read by
-    :func:`vq_plugin.load` where there are none.
-
-    Args:
-        model: A model with codebook layers from ``quantize``, ``convert`` or ``autotune``.
-        output_dir: The folder; made if it is missing.
-
-    Raises:
-        ValueError: If the model has no codebook layer, as where ``autotune`` found none that
-            holds the budget, or if a layer of INC could not be read back.
+    :func:`vq_plugin.load` where there are none. ValueError if there is no codebook layer, as where
+    ``autotune`` found none that holds the budget, or a layer of INC could not be read back.
     """
     if not any(isinstance(module, CodebookLayer) for module in model.modules()):
         raise ValueError(

@@ -20,13 +20,7 @@ Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]
 
 
 class ModelInfo(list[tuple[str, str]]):
-    """``(name, type)`` of layers, as INC hands it on, with the config of each.
-
-    Attributes:
-        model: The model.
-        configs: Config by ``(name, type)``; the keys are the entries of the list.
-        everywhere: The entries that only a rule for all layers speaks of.
-    """
+    """``(name, type)`` of layers and their configs; ``everywhere`` a rule for all decides."""
 
     def __init__(
         self,
@@ -44,11 +38,8 @@ def model_info(config: CodebookConfig, model: nn.Module) -> ModelInfo:
     """The layers that a config or a local one of it is for, in the order of the model.
 
     A key that matches nothing is warned about, with the nearest names: INC's users share configs
-    among models.
-
-    Raises:
-        ValueError: If a named layer cannot be compressed, an algorithm of INC does not take a
-            layer, no layer at all is to be changed, or the model is compiled.
+    among models. ValueError if a named layer cannot be compressed, an algorithm of INC does not
+    take a layer, no layer at all is to be changed, or the model is compiled.
     """
     _check_model(model)
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
@@ -73,10 +64,7 @@ def checked(model: nn.Module, configs: Mapping[tuple[str, str], BaseConfig]) -> 
     """The configs of a model, before any algorithm is at work.
 
     Those of INC come last: its algorithms read some settings off the last one, whosesoever it is.
-
-    Raises:
-        ValueError: If a layer cannot be compressed, or layers that share a weight do not share a
-            scheme.
+    ValueError if a layer cannot be compressed, or layers share a weight but no scheme.
     """
     check_codebooks(model, {name: config for (name, _), config in configs.items()})
     return OrderedDict(

@@ -33,10 +33,7 @@ def check_partner(config: BaseConfig) -> None:
 
 
 def names_layer(config: BaseConfig, rule: BaseConfig, name: str, kind: str) -> bool:
-    """Whether a config of INC has a rule for a layer, by its whole name or its type.
-
-    INC's own ``re.match`` takes ``fc1`` for ``fc10`` as well.
-    """
+    """Whether it has a rule for a layer, by its type or, unlike INC's ``re.match``, whole name."""
     return any(
         _matches(key, name, kind)
         for key, local in config.local_config.items()

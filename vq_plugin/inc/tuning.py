@@ -33,13 +33,7 @@ _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
 
 
 class FittedConfig(VQConfig):
-    """The config of one layer that was fitted while candidates were looked for.
-
-    Attributes:
-        small: The compressed weight.
-        source: Digest of the float weight that it stands for, and the seed.
-        calibrated: Whether the fit has seen calibration data.
-    """
+    """The config of a layer that is fitted; ``source`` is its weight's digest, and the seed."""
 
     small: CodebookWeight
     source: tuple[str, int]

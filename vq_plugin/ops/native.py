@@ -14,11 +14,7 @@ from vq_plugin.extension import ISA_VARIABLE, ISAS, extension
 
 @cache
 def native() -> ModuleType | None:
-    """The extension module with its operators registered, ``None`` where that cannot be.
-
-    Raises:
-        ValueError: If the variable ``VQ_PLUGIN_ISA`` names no instruction set of this machine.
-    """
+    """The extension with its operators registered, or ``None``; ValueError for an unknown ISA."""
     module = extension()
     try:
         if module is not None:

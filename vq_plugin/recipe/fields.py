@@ -33,11 +33,7 @@ def show(value: object) -> str:
 
 
 def check_reference(value: object) -> object:
-    """Gives a text of the form ``"module:function"`` back.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
+    """Gives a text of the form ``"module:function"`` back; ValueError for any other."""
     if not isinstance(value, str) or not re.fullmatch(_REFERENCE, value):
         raise ValueError(f"expected a function as 'module:function', got {show(value)}")
     return value

@@ -25,18 +25,7 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe that is ready to run.
-
-    Attributes:
-        recipe: The recipe.
-        model: The float model.
-        evaluate: The metric on the tuning split.
-        test: The metric on the untouched split, if there is one.
-        calibration: Function that returns the calibration batches, if there is one.
-        pruning: Function that returns the batches of the pruning, if there is one.
-        recovery: Function that returns the batches of the recovery, if there is one.
-        space: The schemes that every layer may choose from, by its name.
-    """
+    """A recipe that is ready to run, with what its functions are, and schemes by layer name."""
 
     recipe: Recipe
     model: nn.Module
@@ -56,20 +45,10 @@ class Prepared:
 
 
 def prepare(path: str | os.PathLike[str], model: nn.Module | None = None) -> Prepared:
-    """Reads a recipe, finds its functions, builds its model and checks its patterns.
+    """Reads a recipe, finds its functions, builds its model (if not given) and checks its patterns.
 
-    What cannot be found is reported before the model is built, which may take long.
-
-    Args:
-        path: The recipe.
-        model: The float model, if the caller has it; else the recipe's function makes it.
-
-    Returns:
-        The recipe with all that it names.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        RecipeError: If the recipe cannot be used; all problems of the first step that has any.
+    What cannot be found is reported before the model is built, which may take long: a
+    FileNotFoundError, or a RecipeError with all problems of the first step that has any.
     """
     recipe, source = read_recipe(path)
     functions = _functions(recipe, source)

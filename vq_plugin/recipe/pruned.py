@@ -19,13 +19,7 @@ _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
 
 def pruned(prepared: Prepared, folder: Path) -> nn.Module:
-    """The float model of a recipe, pruned as it says.
-
-    The folder of the results holds it until :func:`forget_pruned`.
-
-    Raises:
-        ValueError: As :func:`vq_plugin.prune`, or if the file in the folder is damaged.
-    """
+    """The float model, pruned as its recipe says; ``folder`` keeps it, ValueError if damaged."""
     keys, loader = prepared.recipe.pruning, prepared.pruning
     assert keys is not None
     assert loader is not None

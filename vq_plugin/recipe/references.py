@@ -14,8 +14,7 @@ from typing import Any
 def resolve(reference: str) -> Callable[..., Any]:
     """The function that ``"module:function"`` names; modules beside the caller are found too.
 
-    Raises:
-        ValueError: If there is no such module or function, or the module cannot be imported.
+    ValueError if there is no such module or function, or the module cannot be imported.
 
     Example:
         >>> resolve("math:sqrt")(9.0)

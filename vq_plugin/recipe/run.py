@@ -14,13 +14,7 @@ from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind.
-
-    Attributes:
-        result: The result of the search.
-        model_path: The compressed file, or ``None`` if the budget was not reached.
-        report_path: The report.
-    """
+    """What a run left behind; no compressed file if the budget was not reached."""
 
     result: TuneResult
     model_path: Path | None

@@ -219,13 +219,7 @@ class Recipe(_Keys):
     )
 
     def candidates(self) -> dict[str | type[nn.Module], Choice]:
-        """What may become of which layers, as :func:`vq_plugin.tune` takes it.
-
-        Returns:
-            Patterns (layer names, ``"re:…"``, layer classes, ``"*"``) to one scheme or ``None``,
-            which are fixed, or to a list, which is searched. Layers that no key speaks of get
-            the built-in ladder.
-        """
+        """What may become of which layers, for :func:`vq_plugin.tune`; else the built-in ladder."""
         quantization = self.quantization
         rest = list(LADDER) if quantization.model_wise is None else quantization.model_wise.scheme
         types = layer_types()

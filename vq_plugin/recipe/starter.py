@@ -17,18 +17,10 @@ def write_starter(
     test: str | None = None,
     calibration: str | None = None,
 ) -> None:
-    """Writes a commented recipe to start from.
+    """Writes a commented recipe to start from; FileExistsError if there is one.
 
-    Args:
-        path: The new file.
-        model: Reference ``"module:function"`` of the model; a placeholder if ``None``.
-        evaluate: Of the metric on the tuning split; a placeholder if ``None``.
-        test: Of the metric on the untouched split; a comment if ``None``.
-        calibration: Of the calibration batches; a comment if ``None``.
-
-    Raises:
-        FileExistsError: If the file exists; it stays as it is.
-        ValueError: If a reference is not of the form ``"module:function"``.
+    References ``"module:function"`` that are ``None`` become placeholders (``model``, ``evaluate``)
+    or comments; others raise ValueError if they are not of that form.
     """
     for reference in filter(None, (model, evaluate, test, calibration)):
         check_reference(reference)

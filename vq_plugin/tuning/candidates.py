@@ -79,17 +79,11 @@ def fit_candidates(
     backend: str,
     rest: Rest | None = None,
 ) -> Fits:
-    """Fits and measures every candidate; keeps those that no other beats.
+    """Fits and measures every candidate; keeps those that no other beats, from the largest on.
 
-    What it takes is as in :func:`vq_plugin.tune`; ``space`` is from
-    :func:`vq_plugin.tuning.space.search_space`.
-
-    Returns:
-        The candidates, those of one layer from the largest to the smallest.
-
-    Raises:
-        ValueError: If a layer cannot be compressed (the message names it), or the calibration
-            does not reach it.
+    Takes what :func:`vq_plugin.tune` does, and ``space`` of
+    :func:`vq_plugin.tuning.space.search_space`. A ValueError names a layer that cannot be
+    compressed, or that the calibration does not reach.
     """
     slots = slots_by_name(model, space)
     # Those left may well be out of the calibration's reach.

@@ -19,7 +19,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Judge:
-    """Says whether a metric is within the budget.
+    """Says whether a metric is within the budget, given the float model's on the tuning split.
 
     Without a confidence the mean decides. With one, a search among many models would sooner or
     later find one that is lucky on the samples it is judged by. So the samples are split: on the
@@ -28,22 +28,13 @@ class Judge:
     up to the first that is not confirmed. To confirm any that is over the budget, the first of
     those has to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos
     et al. 2021, "Learn then test", arXiv 2110.01052).
-
-    Attributes:
-        budget: The budget.
-        baseline: The float model's metric on the tuning split.
     """
 
     budget: LossBudget
     baseline: Metric
 
     def __post_init__(self) -> None:
-        """Checks that there are samples if a confidence asks for them.
-
-        Raises:
-            ValueError: If there are not, or too few to show anything, or the budget is relative
-                and the baseline is 0.
-        """
+        """ValueError without samples enough for the confidence, or for a relative loss from 0."""
         if self.budget.confidence is not None and self.baseline.samples is None:
             raise ValueError(
                 "a confidence needs one result per sample: let evaluate return a vector, such as "
@@ -73,7 +64,12 @@ class Judge:
         if self.budget.confidence is None:
             level, doubt = self.budget.loss(self.baseline.mean, metric.mean), 0.0
         else:
-            level, doubt = self._expected_bound(metric)
+            # The bound that the second part would give if it were like the first, and its error.
+            assert metric.samples is not None
+            assert self.baseline.samples is not None
+            first, second = self._parts()
+            samples = self.baseline.samples[first], metric.samples[first]
+            level, doubt = expected_bound(self.budget, *samples, len(second))
         return Outcome(level, level <= self.budget.limit + 1e-12, doubt)
 
     def confirmed(self, metrics: Mapping[K, Metric], nbytes: Mapping[K, int]) -> list[K]:
@@ -105,14 +101,6 @@ class Judge:
             if self._shown(metrics[key], slice(None)):
                 sure.append(key)
         return sure
-
-    def _expected_bound(self, metric: Metric) -> tuple[float, float]:
-        """The bound that the second part would give if it were like the first, and its error."""
-        assert metric.samples is not None
-        assert self.baseline.samples is not None
-        first, second = self._parts()
-        samples = self.baseline.samples[first], metric.samples[first]
-        return expected_bound(self.budget, *samples, len(second))
 
     def _shown(self, metric: Metric, part: Tensor | slice) -> bool:
         """Whether some of the samples show that the loss is within the budget."""

@@ -38,11 +38,7 @@ class OutputChange:
     """
 
     def __init__(self, model: nn.Module, calibration: Calibration) -> None:
-        """Runs the float model once, and does not change it.
-
-        Raises:
-            ValueError: If the model returns no float tensors, or NaN or infinite ones.
-        """
+        """Runs the float model once; ValueError unless it returns float tensors, all finite."""
         self.model = model
         self.calibration = calibration
         self.reference = self._outputs(None, None)
@@ -52,10 +48,7 @@ class OutputChange:
             raise ValueError("the float model's outputs on the calibration data are not finite")
 
     def __call__(self, slot: Slot, small: CodebookWeight) -> float:
-        """The harm of a compressed weight in the place of a float one; the bias takes its share.
-
-        It is infinite if the outputs are no longer finite.
-        """
+        """The harm of a compressed weight, and its bias shift; infinite without finite outputs."""
         outputs = self._outputs(slot, small)
         if [y.shape for y in outputs] != [y.shape for y in self.reference]:
             raise ValueError(

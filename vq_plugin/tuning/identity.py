@@ -26,10 +26,7 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """Names the models of one search, which start from the float model whose digest is ``start``.
-
-    ``training`` tells one training from another; it is empty without recovery.
-    """
+    """Names what comes of the float model of digest ``start``; no ``training``: no recovery."""
 
     start: str
     fits: Fits

@@ -36,11 +36,8 @@ class Journal:
     is dropped. :meth:`finish` removes the files. A key names the weights of the model and the
     function, so that what another model left is of no use and does no harm. It cannot see that the
     function's data or code have changed since the run was interrupted: delete the file then.
-
-    Attributes:
-        files: Folder for what is too large for a line, or ``None``. It goes when the journal goes.
-        resumed: How many evaluations of an interrupted run were of use.
-        spent: Seconds of the evaluations that were added.
+    ``files`` is a folder for what is too large for a line, ``None`` without a folder; ``resumed``
+    counts evaluations of an interrupted run that were of use; ``spent`` is the seconds of new ones.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -57,11 +54,7 @@ class Journal:
         return len(self._used)
 
     def __enter__(self) -> Self:
-        """Takes the folder and reads what an interrupted run left.
-
-        Raises:
-            ValueError: If another run has the folder, or the journal is damaged.
-        """
+        """Takes the folder and reads what is there; ValueError if it is in use or damaged."""
         if self._folder is None:
             return self
         self._folder.mkdir(parents=True, exist_ok=True)

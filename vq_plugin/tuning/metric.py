@@ -18,28 +18,14 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, and what every sample adds to it where that is known.
-
-    Attributes:
-        mean: The metric.
-        samples: Float64 ``(n,)`` with mean ``mean``, or ``None``.
-    """
+    """A metric, and where known what every sample adds to it: float64 ``(n,)`` of that mean."""
 
     mean: float
     samples: Tensor | None = None
 
 
 def read_metric(value: object, name: str) -> Metric:
-    """What a user's function returned, as a metric.
-
-    Args:
-        value: A finite number, or one result per sample: a 1-D tensor, array or sequence of bools
-            or floats.
-        name: The function, for messages.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
+    """What the function ``name`` returned; ValueError unless it is a number, or one per sample."""
     if isinstance(value, tuple):
         raise ValueError(
             f"{name} returned the tuple {value!r}; return the metric alone, or a list or vector "
@@ -77,10 +63,7 @@ def mismatch(baseline: Metric, metric: Metric, name: str) -> str | None:
 
 
 def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Interval | None:
-    """Two-sided interval of the loss in the budget's unit; ``None`` where there are no samples.
-
-    The budget's confidence is the level, 95 % if it has none.
-    """
+    """Two-sided interval of the loss at the budget's confidence, else 95 %; or ``None``."""
     if baseline.samples is None or metric.samples is None:
         return None
     level = budget.confidence or _LEVEL
@@ -102,11 +85,7 @@ def loss_bound(budget: LossBudget, baseline: Tensor, samples: Tensor) -> float:
 def expected_bound(
     budget: LossBudget, baseline: Tensor, samples: Tensor, count: int
 ) -> tuple[float, float]:
-    """The :func:`loss_bound` of ``count`` other samples, if they are like these.
-
-    Returns:
-        The bound, and its standard error, from these samples and from the others.
-    """
+    """The :func:`loss_bound` of ``count`` others, if they are like these, and its error."""
     assert budget.confidence is not None
     loss, error, step = _loss_and_error(budget, baseline, samples)
     fewer = len(samples) / count

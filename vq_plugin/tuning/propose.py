@@ -33,13 +33,10 @@ _SPACING = 1.06
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation came to.
+    """What an evaluation came to: the loss, or its upper bound, as ``level``; NaN if it failed.
 
-    Attributes:
-        level: The loss, or its upper bound if the budget asks for confidence; NaN if it failed.
-        held: Whether it is within the budget.
-        doubt: Standard error of the level as a prediction of what the samples that confirm it will
-            say; 0 where the level itself decides.
+    ``doubt`` is the standard error of the level as a prediction of what the samples that confirm it
+    will say; 0 where the level itself decides.
     """
 
     level: float
@@ -60,11 +57,7 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Landscape:
-    """Everything that is known before the first evaluation.
-
-    Candidates of a layer go from the largest to the smallest, settings of the frontier from the
-    least harmful to the smallest. ``limit`` is the budget's.
-    """
+    """What is known before the first evaluation; all from the largest, or least harmful, on."""
 
     layers: Sequence[Sequence[LayerCandidate]]
     frontier: Sequence[Setting]

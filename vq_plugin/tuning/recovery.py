@@ -107,12 +107,9 @@ def next_to_train(
 ) -> Setting | None:
     """The next setting to train: bisection along the frontier, on the logarithm of the harm.
 
-    Training takes away a factor of the loss, not an amount, and nobody knows the factor.
-    Settings are smaller than ``nbytes``, which one that holds untrained takes.
-
-    Returns:
-        A setting of the frontier, or ``None`` when nothing is left between one that holds and one
-        that does not.
+    Training takes away a factor of the loss, not an amount, and nobody knows the factor. Settings
+    are smaller than ``nbytes``, which one that holds untrained takes. ``None`` when nothing is left
+    between one that holds and one that does not.
     """
     beyond = [setting for setting in landscape.frontier if landscape.nbytes(setting) < nbytes]
     harms = [max(landscape.harm(setting), 1e-12) for setting in beyond]

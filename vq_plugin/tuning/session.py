@@ -10,12 +10,11 @@ from functools import partial
 from torch import nn
 from tqdm import tqdm
 
-from vq_plugin.checkpoint import Rest, round_rest
+from vq_plugin.checkpoint import round_rest
 from vq_plugin.replace import assemble
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
@@ -29,18 +28,10 @@ from vq_plugin.tuning.trials import Evaluator
 class Session:
     """One search; everything but its trials is fixed from the start.
 
-    Attributes:
-        model: The float model that is compressed.
-        identity: Names of the models that come of it.
-        judge: Says what holds.
-        evaluator: Evaluates on the tuning split.
-        max_trials: The most settings to evaluate without training.
-        deadline: Time of the monotonic clock after which nothing is begun, or ``None``.
-        trainer: Trains settings past the budget, or ``None``.
-        cut: What a limit cut off, or ``None``.
-        metrics: Metrics of what could be evaluated.
-        outcomes: What the search knows of settings as they were fitted.
-        trials: All trials, in order.
+    ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
+    training, ``deadline`` is a time of the monotonic clock. ``cut`` says what a limit cut off;
+    ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of settings as they
+    were fitted, ``trials`` all in order.
     """
 
     model: nn.Module
@@ -56,25 +47,14 @@ class Session:
     trials: dict[Tried, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        layers = [ladder.candidates for ladder in self.fits.layers]
+        fits = self.identity.fits
+        layers = [ladder.candidates for ladder in fits.layers]
         # The float model itself is no answer.
-        settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
+        settings = [s for s in frontier(layers) if any(fits.schemes(s).values())]
         self.landscape = Landscape(layers, settings, self.judge.budget.limit)
-        self.account = account(self.model, [ladder.name for ladder in self.fits.layers], self.rest)
-        owners = sharing(self.model)
-        self.tied = {
-            ladder.name: [slot.name for slot in owners[ladder.name]] for ladder in self.fits.layers
-        }
-
-    @property
-    def fits(self) -> Fits:
-        """The candidates."""
-        return self.identity.fits
-
-    @property
-    def rest(self) -> Rest | None:
-        """How everything that is not coded is stored."""
-        return self.identity.rest
+        names, owners = [ladder.name for ladder in fits.layers], sharing(self.model)
+        self.account = account(self.model, names, self.identity.rest)
+        self.tied = {name: [slot.name for slot in owners[name]] for name in names}
 
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
@@ -125,12 +105,14 @@ class Session:
     def compressed(self, tried: Tried) -> nn.Module:
         """The model of a setting."""
         # The values of the file: what is evaluated is what is shipped.
-        small = round_rest(assemble(self.model, self.fits.chosen(tried.setting)), self.rest)
+        weights = self.identity.fits.chosen(tried.setting)
+        small = round_rest(assemble(self.model, weights), self.identity.rest)
         return self._train(tried, small) if tried.trained else small
 
     def _train(self, tried: Tried, small: nn.Module) -> nn.Module:
         assert self.trainer is not None
-        return round_rest(self.trainer(self.identity.key(tried), small, self.model), self.rest)
+        trained = self.trainer(self.identity.key(tried), small, self.model)
+        return round_rest(trained, self.identity.rest)
 
     def _keep(self, tried: Tried, phase: Phase) -> Outcome:
         setting = tried.setting
@@ -150,7 +132,7 @@ class Session:
         self.trials[tried] = Trial(
             schemes={
                 other: scheme
-                for name, scheme in self.fits.schemes(setting).items()
+                for name, scheme in self.identity.fits.schemes(setting).items()
                 for other in self.tied[name]
             },
             nbytes=self.nbytes(setting),

@@ -31,11 +31,7 @@ class Evaluator:
     backend: str = "loky"
 
     def baseline(self, model: nn.Module, key: str) -> Metric:
-        """The float model's metric.
-
-        Raises:
-            ValueError: If it is not finite, or the function raises.
-        """
+        """The float model's metric; ValueError if it is not finite, or the function raises."""
         known = self.journal.get(self._key(key))
         if known is not None and known.metric is not None:
             return known.metric
@@ -70,10 +66,7 @@ class Evaluator:
                 self.journal.add(self._key(key), result)
 
     def run_after(self, step: Callable[[nn.Module], nn.Module], key: str, model: nn.Module) -> None:
-        """Evaluates what a step makes of a model, under the key of what it makes.
-
-        The step runs in this process; its time and errors count, too.
-        """
+        """Evaluates what ``step`` makes of a model, in this process; its time and errors count."""
         found = evaluate_once(lambda before: self.function(step(before)), model, self.name)
         self.journal.add(self._key(key), found)
 

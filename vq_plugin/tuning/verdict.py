@@ -30,7 +30,7 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         interval=None,
         rate=1.0,
         trials=tuple(trials.values()),
-        layers=session.fits.layers,
+        layers=session.identity.fits.layers,
         frontier=tuple(
             FrontierPoint(session.nbytes(setting), session.landscape.harm(setting))
             for setting in session.landscape.frontier
@@ -38,7 +38,7 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         budget=session.judge.budget,
         test_baseline=None if test_baseline is None else test_baseline.mean,
         cut=session.cut,
-        rest=session.rest,
+        rest=session.identity.rest,
     )
     if not sure:
         return replace(result, stopped=_why_not(result, likely))

@@ -22,21 +22,7 @@ def cache_dir() -> Path:
 
 
 def trained(name: str, model: M, train: Callable[[M], object]) -> M:
-    """Fills `model` with the trained weights kept under `name`, training it if there are none.
-
-    Training prints one line to stderr; loading is silent.
-
-    Args:
-        name: File name, without suffix, of the checkpoint in `cache_dir()`.
-        model: The untrained module; changed in place.
-        train: Trains the module that it is given, in place; called only without a checkpoint.
-
-    Returns:
-        `model`, in eval mode.
-
-    Raises:
-        ValueError: The cached file is corrupt or belongs to another architecture.
-    """
+    """`model` with the weights kept under `name`, trained if need be; ValueError if corrupt."""
     path = cache_dir() / f"{name}.safetensors"
     if not path.exists():
         print(f"vq_plugin: training {name} once; will be kept as {path}", file=sys.stderr)

@@ -9,12 +9,7 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Labelled images.
-
-    Attributes:
-        images: float32 `(N, C, H, W)`, normalized.
-        labels: int64 `(N,)`.
-    """
+    """Labelled images: normalized float32 `(N, C, H, W)`, and labels, int64 `(N,)`."""
 
     images: Tensor
     labels: Tensor
@@ -22,13 +17,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits of one data set.
-
-    Attributes:
-        train: For training, fine-tuning and calibration.
-        tuning: For every choice between compression settings.
-        test: For the one final figure; nothing may be chosen by it.
-    """
+    """Three disjoint splits of one data set; nothing may be chosen by ``test``."""
 
     train: Samples
     tuning: Samples
@@ -40,12 +29,7 @@ class Batches:
     """Batches of a split, in an order that torch's generator draws anew every time.
 
     The rest of an epoch that fills no batch is dropped: one image would upset batch norm.
-
-    Attributes:
-        samples: The split.
-        size: Images a batch.
-        labels: Whether a batch is a pair of images and labels, or images alone.
-        augment: Maps a batch of images to one of the same shape, at random.
+    ``augment`` maps a batch of images to one of the same shape, at random.
     """
 
     samples: Samples

@@ -22,11 +22,7 @@ _COUNTS = [718, 539, 540]
 
 
 class DigitsCNN(nn.Module):
-    """Two convolutions (16, 32) with batch norm and two dense layers (512-256-10).
-
-    The dense layers hold 133,898 of its 138,794 parameters, so that codebooks have something to
-    compress.
-    """
+    """Two convolutions with batch norm, two dense layers, which hold 133,898 of 138,794 weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,13 +51,10 @@ class DigitsCNN(nn.Module):
 
 @lru_cache(maxsize=1)
 def load() -> Dataset:
-    """The three splits: 40 % to train, 30 % to tune, 30 % to test, alike in their classes.
+    """The splits, 40 % to train, 30 % to tune, 30 % to test, alike in classes; not to be changed.
 
     Tuning and test are large because a budget of 1 % has to be seen: it is 5 of their images.
-
-    Returns:
-        Images float32 `(N, 1, 8, 8)` from -1 to 1, labels int64 `(N,)`. Loaded once per process;
-        not to be changed in place.
+    Images are float32 `(N, 1, 8, 8)` from -1 to 1, labels int64 `(N,)`.
     """
     with resources.files(__package__).joinpath("digits.npz").open("rb") as file:
         arrays = np.load(file)
@@ -72,11 +65,7 @@ def load() -> Dataset:
 
 
 def model() -> DigitsCNN:
-    """The trained model in eval mode; the first call trains it for a few seconds.
-
-    Raises:
-        ValueError: The cached checkpoint is corrupt.
-    """
+    """The trained model in eval mode; the first call trains it for a few seconds."""
     with seeded(0):
         untrained = DigitsCNN()
     return trained("digits", untrained, _train)

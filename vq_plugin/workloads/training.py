@@ -40,17 +40,9 @@ def train(
     """Trains a classifier in place by cross-entropy under a one-cycle schedule.
 
     The same seed, thread count and machine give the same bytes. The caller's random state is left
-    as it was; a progress bar shows only when stderr is a terminal.
-
-    Args:
-        model: Maps images `(N, C, H, W)` to logits `(N, classes)`; left in training mode.
-        samples: The training split.
-        optimizer: Makes the optimizer for the parameters that it is given.
-        max_lr: Peak of the learning rate (Smith & Topin 2018, "Super-convergence").
-        epochs: Passes over `samples`.
-        batch_size: Samples per step; the rest of an epoch that fills no batch is dropped.
-        augment: Maps a batch of images to one of the same shape, at random.
-        seed: Fixes the order of the samples, dropout and augmentation.
+    as it was. The rate peaks at ``max_lr`` (Smith & Topin 2018, "Super-convergence"); the rest of
+    an epoch that fills no batch is dropped; ``augment`` maps a batch to one of the same shape, at
+    random.
     """
     batches = Batches(samples, batch_size, labels=True, augment=augment)
     steps = epochs * len(batches)
@@ -68,18 +60,7 @@ def train(
 
 
 def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:
-    """Which images the model classifies correctly, in eval mode and without gradients.
-
-    Args:
-        model: Maps images `(N, C, H, W)` to logits `(N, classes)`; its training flags, which may
-            differ from module to module, are the same afterwards.
-        images: float32 `(N, C, H, W)`.
-        labels: int64 `(N,)`.
-        batch_size: Images per call of the model.
-
-    Returns:
-        bool `(N,)`, on the CPU.
-    """
+    """Which images `(N, C, H, W)` it classifies correctly in eval mode; bool `(N,)`, on the CPU."""
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     with eval_mode(model), torch.no_grad():
         hits = [

@@ -17,12 +17,9 @@ BLOCK_POINTS = 256
 class Clusters:
     """The clusters of all books, one row each.
 
-    Attributes:
-        first: Row of the first cluster of every book, ``(books, 1)``.
-        slots: Row of the cluster that each point is in, ``(books, n)``.
-        sums: Weighted sums of the points, ``(books · k, dim)``.
-        mass: Sums of the importance, ``(books · k, dim)``, or counts, ``(books · k, 1)``.
-        count: Number of points, ``(books · k,)``.
+    ``first`` is the row of the first cluster of every book, ``(books, 1)``, ``slots`` that of every
+    point's, ``(books, n)``. ``sums`` are weighted, ``mass`` sums the importance,
+    ``(books · k, dim)``, or counts, ``(books · k, 1)``; ``count`` is of points, ``(books · k,)``.
     """
 
     first: Tensor

@@ -15,10 +15,7 @@ from vq_plugin.fit.optimal import Float64, Int64
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all steps of one pass over a layer's inputs share: codes to start from, and codebooks.
-
-    The others are those of :class:`vq_plugin.fit.output.objective.Objective`.
-    """
+    """What all steps of one pass over a layer's inputs share; see also ``output.objective``."""
 
     codes: Tensor
     codebooks: Tensor
@@ -33,12 +30,10 @@ class Sweep:
 class SweepBlock:
     """Some steps of a sweep, for some outputs.
 
-    Attributes:
-        inner: How the error of an input (row) counts at the others, ``(groups, inputs, inputs)``.
-        pull: What the errors so far ask of each, ``(groups, inputs, outputs)``.
-        base: What stands there now, of the same shape.
-        inverse: Of the blocks on the diagonal, ``(groups, steps, dim, dim)``.
-        factor: Lower factor of every step's metric, of the same shape.
+    ``inner`` says how the error of an input (row) counts at the others,
+    ``(groups, inputs, inputs)``; ``pull`` what the errors so far ask of each, and ``base`` what
+    stands there now, ``(groups, inputs, outputs)``; ``inverse`` has the blocks on the diagonal,
+    ``factor`` the lower factor of every step's metric, ``(groups, steps, dim, dim)``.
     """
 
     inner: Tensor
@@ -49,12 +44,7 @@ class SweepBlock:
 
 
 class Chooser(Protocol):
-    """Chooses the codes of one sweep.
-
-    Attributes:
-        codes: The codes so far, int64, ``(stages, rows, subspaces)``.
-        strip: Outputs of a group that one call takes.
-    """
+    """Chooses the codes, int64 ``(stages, rows, subspaces)``, ``strip`` outputs at a time."""
 
     codes: Tensor
     strip: int
@@ -103,22 +93,13 @@ class Kernels(Protocol):
         """
 
     def exchange(self, batch: Batch, codes: Tensor, k: int, *, sweeps: int) -> Tensor:
-        """Hartigan's exchange, see :func:`vq_plugin.fit.exchange.improve`, in at most some sweeps.
-
-        The error with respect to the means of the points is no larger afterwards.
-        """
+        """At most ``sweeps`` of Hartigan's exchange: see :func:`vq_plugin.fit.exchange.improve`."""
 
     def points(self, values: Tensor, importance: Tensor | None, k: int) -> Points:
-        """Single weights as points on a line: each its own, or means of many in cells.
-
-        Values that ``k`` centers could reproduce stay apart.
-        """
+        """Single weights as points, or means of many; what ``k`` centers could hold stays apart."""
 
     def interval_starts(self, mass: Float64, moment: Float64, k: int, *, even: bool) -> Int64:
-        """The exact optimum of 1-D k-means, see :func:`vq_plugin.fit.optimal.optimal_starts`.
-
-        ``even`` says that the points have about the density of the centers already.
-        """
+        """``optimal_starts``; ``even`` says that points are about as dense as centers already."""
 
     def code_search(self, boundaries: Tensor) -> Callable[[Tensor], Tensor]:
         """A function that counts the boundaries, float32 and ascending, below each value."""

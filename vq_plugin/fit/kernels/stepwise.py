@@ -46,10 +46,7 @@ class Stepwise:
         return change
 
     def _assign(self, step: int, target: Tensor, factor: Tensor) -> Tensor:
-        """Chooses one step's codes; what they stand for, ``target`` being best.
-
-        Both are ``(groups, dim, outputs)``; ``factor`` is the lower one of the metric.
-        """
+        """Chooses one step's codes for ``target``, ``(groups, dim, outputs)``; gives their sum."""
         if self._sweep.along_out:
             return self._along_out(step, target)
         tables = self._sweep.codebooks[:, :, min(step, self._sweep.codebooks.shape[2] - 1)]

@@ -14,12 +14,9 @@ from vq_plugin.fit.parallel import deterministic_map
 
 @dataclass(frozen=True)
 class Factor:
-    """``H = M·Mᵀ`` with the inputs in the order of error feedback.
+    """``H = M·Mᵀ`` with the steps in order, the largest inputs first, and ``columns`` their inputs.
 
-    Attributes:
-        order: Of the steps, the largest inputs first.
-        columns: The inputs in that order.
-        matrix: M, ``(groups, inputs, inputs)``, zero below the blocks on its diagonal.
+    M is ``(groups, inputs, inputs)``, zero below the blocks on its diagonal.
     """
 
     order: Tensor

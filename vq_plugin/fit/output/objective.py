@@ -28,25 +28,14 @@ PRODUCT_ROWS = 512
 
 
 class Quantized(NamedTuple):
-    """Codes and codebooks, whatever the scheme.
-
-    Attributes:
-        codes: Integers, ``(stages, rows, subspaces)``.
-        codebooks: ``(stages, groups, books, k, dim)``.
-    """
+    """Codes, ``(stages, rows, subspaces)``, and codebooks, ``(stages, groups, books, k, dim)``."""
 
     codes: Tensor
     codebooks: Tensor
 
 
 class Placed(NamedTuple):
-    """Codes and codebooks, and what they are in the objective.
-
-    Attributes:
-        quantized: Codes and codebooks.
-        error: The weight less what they stand for, ``(groups, inputs, outputs)``.
-        pull: :meth:`Objective.pull` of the error.
-    """
+    """Codes and codebooks, the error they leave, ``(groups, inputs, outputs)``, and its pull."""
 
     quantized: Quantized
     error: Tensor
@@ -58,16 +47,10 @@ class Objective:
     """``Σ_o mass_o · (w_o − q_o) H (w_o − q_o)ᵀ`` over the outputs o of a layer.
 
     Matrices are inputs first: what is assigned together, the weights of an input, is contiguous.
-    Outputs (``axis="out"``) or inputs (``axis="in"``) are padded to whole sub-vectors.
-
-    Attributes:
-        weight: The weight, normalized by its row scales, ``(groups, inputs, outputs)``; groups
-            are those of a convolution.
-        hessian: Damped second moments of the inputs, ``(groups, inputs, inputs)``.
-        mass: What an output's error counts, ``(outputs of all groups,)``; 0 for padding.
-        along_out: Whether sub-vectors run along the outputs.
-        row_group: Rows that share a codebook, ``None`` where all do.
-        zeros: Weights that stay exactly 0, or ``None``.
+    Outputs (``axis="out"``) or inputs (``axis="in"``) are padded to whole sub-vectors; ``mass``,
+    ``(outputs of all groups,)``, is 0 there. ``weight`` is normalized by its row scales,
+    ``(groups, inputs, outputs)``, with the groups of a convolution; ``hessian`` the damped second
+    moments, ``(groups, inputs, inputs)``; ``row_group`` rows share a codebook; ``zeros`` stay 0.
     """
 
     weight: Tensor

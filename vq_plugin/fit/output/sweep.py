@@ -34,19 +34,11 @@ def sweep(
 ) -> tuple[Tensor, Tensor]:
     """Assigns every step in turn to ``base`` + what the errors of the other inputs ask of it.
 
-    Args:
-        objective: Gives shapes, and the zeros that stay.
-        quantized: Codes to start from, and codebooks.
-        order: Of the steps.
-        matrix: How the error of one input (row) counts at another, ``(groups, inputs, inputs)``;
-            this and all below in that order.
-        factor: Lower factor of every step's metric, ``(groups, steps, dim, dim)``.
-        base: What stands there now, ``(groups, inputs, outputs)``.
-        pull: ``matrixᵀ`` times the error of ``base``; becomes that of what is chosen.
-        onward: Whether ``matrix`` is zero below the blocks on its diagonal.
-
-    Returns:
-        Codes of the shape of the former ones, int64, and ``base`` less the centers chosen.
+    ``matrix``, how the error of one input (row) counts at another, ``(groups, inputs, inputs)``,
+    and all below are in ``order``: each step's lower ``factor``, ``(groups, steps, dim, dim)``,
+    ``base`` and ``pull``, ``matrixᵀ`` times its error, ``(groups, inputs, outputs)``. ``onward``
+    says that ``matrix`` is zero below the blocks on its diagonal. ``pull`` becomes that of what is
+    chosen. Gives codes, int64, and ``base`` less the centers chosen.
     """
     dim = factor.shape[2]
     inverse = torch.linalg.inv(diagonal_blocks(matrix, dim).double()).float()

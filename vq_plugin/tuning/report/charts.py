@@ -55,10 +55,7 @@ def tradeoff_chart(result: TuneResult) -> Tradeoff | None:
 
 
 def interval_chart(report: Report) -> Intervals | None:
-    """The losses that the verdict speaks of; ``None`` if none is known.
-
-    Without a chosen model the closest trial stands for the tuning split.
-    """
+    """Losses that the verdict speaks of, or the closest trial's; ``None`` if none is known."""
     tuning, *test = wording.splits(report.result)
     closest = wording.closest_trial(report)
     if closest is not None and not wording.exists(tuning.loss):

@@ -119,10 +119,7 @@ def bits_in_file(layer: LayerRow) -> float:
 
 
 def kind_of(budget: LossBudget, trial: Trial) -> str:
-    """What became of a trial: ``"held"``, ``"over"``, ``"failed"`` or ``"unsure"``.
-
-    The last is a loss within the limit that is not confirmed with the confidence of the budget.
-    """
+    """What a trial is: ``"held"``, ``"over"``, ``"failed"``; ``"unsure"`` if not confirmed."""
     if not exists(trial.loss):
         return "failed"
     if trial.held:
@@ -167,13 +164,8 @@ def verdict_sentences(report: Report, arrow: str) -> list[str]:
 def change_texts(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
     """What every trial changed against the smallest setting that had held before it.
 
-    Args:
-        result: The result.
-        arrow: What stands between a layer and its new scheme.
-        most: Most layers to name in one text; those whose bytes change most go first.
-
-    Yields:
-        One text a trial.
+    One text a trial: at most ``most`` layers, those whose bytes change most first, with ``arrow``
+    before the new scheme.
     """
     sizes = {
         (layer.name, candidate.scheme): candidate.nbytes
