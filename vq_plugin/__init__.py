@@ -1,7 +1,7 @@
 """Codebook compression of neural networks: k-means, product and residual quantization.
 
-The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao``,
-``vq_plugin.torchao`` and ``vq_plugin.inc`` and are imported only when asked for.
+The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao`` and
+``vq_plugin.inc`` and are imported only when asked for.
 """
 
 from importlib import import_module

@@ -253,3 +253,7 @@ def _processor() -> str:
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or "unknown")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

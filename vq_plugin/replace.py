@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, View, hold_coded
 from vq_plugin.nn.parameter import own_class
+from vq_plugin.nn.slots import SOURCES
 from vq_plugin.select import slots_by_any_name
 from vq_plugin.ties import sharing
 
@@ -27,8 +28,6 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-# What the weight hooks of torch keep beside the weight that they compute.
-_SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 def assemble(
@@ -44,10 +43,6 @@ def assemble(
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
     memo = _own_values(model)
     memo.update((id(module), layer) for module, layer in layers.items())
-    for slot, _, _ in parameters:
-        value = slot.module._parameters.get(slot.parameter)
-        if value is not None:
-            memo[id(value)] = nn.Parameter(value.to("meta"), value.requires_grad)
     small: nn.Module = copy.deepcopy(model, memo)
     for slot, coded, shift in parameters:
         module = memo[id(slot.module)]
@@ -142,7 +137,7 @@ def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
     if parametrize.is_parametrized(module, parameter):
         parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
     if drop_weight_hooks(module, parameter):
-        for suffix in _SOURCES:
+        for suffix in SOURCES:
             module._parameters.pop(parameter + suffix, None)
             module._buffers.pop(parameter + suffix, None)
     trains = getattr(module, parameter).requires_grad

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from vq_plugin.calibration.statistics import InputMoments, named_moments
 from vq_plugin.eval_mode import eval_mode
@@ -61,6 +62,8 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
         raise ValueError("calibration is an iterable of batches: put a single batch into a list")
     for batch in calibration:
         match batch:
+            case PackedSequence():
+                model(batch)
             case Mapping():
                 model(**batch)
             case tuple() | list():

@@ -89,6 +89,11 @@ def _quantize(
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
     check_range(matrix)
     codes, centers = fit_of(scheme)(matrix, scheme, weights, seed)
+    least, most = (int(end) for end in torch.aminmax(codes.int()))
+    if least < 0 or most >= centers.shape[3]:
+        raise ValueError(
+            f"the fit of {scheme} gave codes from {least} to {most} into {centers.shape[3]} centers"
+        )
     quantized = Quantized(codes, round_centers(centers, scheme.codebook_dtype))
     check_codebooks(quantized.codebooks, matrix, scheme)
     if moments is not None and scheme.calibrates:

@@ -27,6 +27,10 @@ Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor]]
 MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
 
 
+# What the weight hooks of torch keep beside the weight that they compute.
+SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
+
+
 @dataclass(frozen=True)
 class SlotKind:
     """What the slots of one parameter of one class of modules have in common.
@@ -156,11 +160,12 @@ class Slot:
     @property
     def tensors(self) -> list[Tensor]:
         """What the ``state_dict`` keeps of it: the parameter, or the parts it is computed from."""
-        starts = (f"{self.parameter}_", f"parametrizations.{self.parameter}.")
+        keys = {self.parameter, *(self.parameter + suffix for suffix in SOURCES)}
+        parts = f"parametrizations.{self.parameter}."
         return [
             value
             for key, value in self.module.state_dict(keep_vars=True).items()
-            if isinstance(value, Tensor) and (key == self.parameter or key.startswith(starts))
+            if isinstance(value, Tensor) and (key in keys or key.startswith(parts))
         ]
 
     @property
@@ -177,8 +182,13 @@ class Slot:
 
     @property
     def layer(self) -> type[CodebookLayer] | None:
-        """The codebook layer that can take the module's place; one with its own forward stays."""
+        """The codebook layer that can take the module's place.
+
+        A module stays that has a forward of its own, or another slot.
+        """
         layer = self.kind.layer
+        if len([kind for kind in slot_kinds(type(self.module)) if "." not in kind.parameter]) > 1:
+            return None
         overridden = layer is not None and any(
             name in vars(self.module)
             or getattr(type(self.module), name, None) is not getattr(layer.float_type, name, None)
@@ -202,7 +212,8 @@ class Slot:
             if hasattr(type(self.host), name)
         )
         return all(
-            owner.__module__.startswith("torch.nn.") or self.kind in _kinds_of(owner)
+            owner.__module__.startswith("torch.nn.")
+            or any(self.kind in _kinds_of(cls) for cls in classes[: classes.index(owner) + 1])
             for owner in owners
         )
 
@@ -253,15 +264,20 @@ def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
 
 
 def other_parameters(model: nn.Module) -> dict[str, Slot]:
-    """Slots for float parameters of two dimensions or more whose modules have no slots."""
+    """Slots for the float parameters of two dimensions or more that have no slot."""
+    taken = {
+        (id(slot.module), slot.parameter + suffix)
+        for slot in find_slots(model).values()
+        for suffix in ("", *SOURCES)
+    }
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, CodedWeight | parametrize.ParametrizationList) or slot_kinds(
-            type(module)
-        ):
+        if isinstance(module, CodedWeight | parametrize.ParametrizationList):
             continue
         for parameter, value in module._parameters.items():
-            if value is None or is_lazy(value) or value.dim() < 2 or not value.is_floating_point():
+            if value is None or is_lazy(value) or (id(module), parameter) in taken:
+                continue
+            if value.dim() < 2 or not value.is_floating_point():
                 continue
             [*names] = slot_names([path], module, parameter)
             kind = SlotKind(parameter)
@@ -270,8 +286,12 @@ def other_parameters(model: nn.Module) -> dict[str, Slot]:
 
 
 def slot_kinds(cls: type[nn.Module]) -> list[SlotKind]:
-    """The kinds of slots of a class of modules: those of the nearest of its bases that has some."""
-    return next(filter(None, map(_kinds_of, cls.__mro__)), [])
+    """The kinds of slots of a class of modules and its bases, the nearest of each parameter."""
+    kinds: dict[str, SlotKind] = {}
+    for base in cls.__mro__:
+        for kind in _kinds_of(base):
+            kinds.setdefault(kind.parameter, kind)
+    return list(kinds.values())
 
 
 def _kinds_of(cls: type) -> list[SlotKind]:

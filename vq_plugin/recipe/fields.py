@@ -102,9 +102,11 @@ Reference = Annotated[
     WithJsonSchema({"type": "string", "pattern": _REFERENCE, "examples": ["my_package:function"]}),
 ]
 SchemeChoice = Annotated[Choice, PlainValidator(_read_choice), WithJsonSchema(_CHOICE)]
+# Editors know the layers of torch; a user's own are taken, too.
+_TORCH_LAYERS = [n for n, cls in layer_types().items() if cls.__module__.startswith("torch.nn.")]
 LayerType = Annotated[
     str,
     AfterValidator(_check_type),
-    WithJsonSchema({"type": "string", "enum": list(layer_types())}),
+    WithJsonSchema({"type": "string", "enum": _TORCH_LAYERS}),
 ]
 LayerName = Annotated[str, AfterValidator(_check_name)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -31,7 +30,8 @@ def attended(module: nn.Module, arguments: Arguments, parameter: str) -> Iterato
     del parameter
     assert isinstance(module, nn.MultiheadAttention)
     # The same module without hooks, with an identity in the place of that projection.
-    twin = copy.copy(module)
+    twin: nn.MultiheadAttention = object.__new__(type(module))
+    vars(twin).update(vars(module))
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         twin.__dict__[hooks] = OrderedDict()
     width = module.embed_dim
