@@ -128,6 +128,13 @@ def test_decode(tmp_path: Path) -> None:
     assert min(ratios) > 0
 
 
+def test_memory(tmp_path: Path) -> None:
+    _, result = run_quick("memory", tmp_path / "memory.json")
+    assert values(result, "ResNet-18", "weights") == ["float32", "weight", "codes"]
+    _, kept, codes = values(result, "ResNet-18", "resident MB")
+    assert kept > 2 * codes
+
+
 def test_models(tmp_path: Path) -> None:
     _, result = run_quick("models", tmp_path / "models.json")
     assert values(result, "VGG-16", "weights") == ["float32", "codes, exact", "codes, fast"]
