@@ -216,3 +216,26 @@ def test_a_search_stays_within_its_budget(case: Case) -> None:
     assert likeness(result.model) == pytest.approx(result.score)
     assert result.score >= 0.95
     assert result.schemes.keys() == find_slots(case.model).keys()
+
+
+def test_fused_experts_are_coded() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    torch.manual_seed(0)
+    model = transformers.MixtralModel(config).eval()
+    small = vq.compress(model, vq.KM(k=4))
+    experts = "layers.0.mlp.experts"
+    assert {f"{experts}.gate_up_proj", f"{experts}.down_proj"} < coded_weights(small).keys()
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        output = small(tokens).last_hidden_state
+        expected = decoded(model, small)(tokens).last_hidden_state
+    assert torch.allclose(output, expected, atol=1e-5)
