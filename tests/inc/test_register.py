@@ -56,7 +56,10 @@ def test_names_are_registered():
 
 def test_incs_default_search_has_no_trial_more():
     ours = [c for c in get_all_config_set() if isinstance(c, inc.VQConfig)]
-    assert len(ours) == len(NAMES)
+    # A scheme of a user's own, as other tests register them, has an entry, too.
+    registered = {n for n in config_registry.get_cls_configs()["torch"] if n.startswith("vq")}
+    assert registered >= NAMES
+    assert len(ours) == len(registered)
     assert ConfigSet.from_fwk_configs(ours).config_list == []
 
 
