@@ -2,9 +2,9 @@
 
     python -m integration.benchmarks.memory [--quick]
 
-An untrained ResNet-18 on one 224x224 image and the trained Fashion-MNIST ResNet-20 on one image,
-every layer KM k=16, beside the float model. Resident weights are all tensors that the model holds
-after a pass; latencies are medians of calls in turns.
+An untrained ResNet-18 on one 224x224 image and an untrained ResNet-20 on one of 28x28, every layer
+KM k=16, beside the float model: their values do not matter here. Resident weights are all tensors
+that the model holds after a pass; latencies are medians of calls in turns.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Check, Report, Table, medians, parse_arguments
-from integration.workloads import fashion_mnist_resnet20
-from integration.workloads.fashion_mnist_resnet20 import BasicBlock
+from integration.workloads.fashion_mnist_resnet20 import BasicBlock, ResNet20
 from vq_plugin.nn import coded_weights
 
 _SCHEME = vq.KM(k=16)
@@ -52,7 +51,7 @@ def main() -> None:
     report = Report("memory", vars(arguments) | {"output": None})
     models = {"ResNet-18": (resnet18(4 if arguments.quick else 64), torch.randn(1, 3, 224, 224))}
     if not arguments.quick:
-        models["ResNet-20"] = (fashion_mnist_resnet20.model(), torch.randn(1, 1, 28, 28))
+        models["ResNet-20"] = (ResNet20(), torch.randn(1, 1, 28, 28))
     for name, (model, image) in models.items():
         _compare(report, name, model.eval(), image, 0.1 if arguments.quick else 8.0)
     report.finish(arguments.output)
