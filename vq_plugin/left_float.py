@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from vq_plugin.nn import CodedWeight, find_slots
 from vq_plugin.sizes import float_nbytes, weight_float_nbytes
@@ -63,14 +63,10 @@ def left_float(model: nn.Module) -> tuple[FloatWeight, ...]:
             reason = (
                 "no scheme was chosen for it"
                 if reachable
-                else f"a {_kind(module)} has no slot {name!r}: name it, or register it"
+                else f"a {type_before_parametrizations(module).__name__} has no slot {name!r}: "
+                "name it, or register it"
             )
             full = f"{path}.{name}" if path else name
             found[id(value)] = FloatWeight(full, value.nbytes, reason, reachable)
     large = (weight for weight in found.values() if weight.nbytes > _SHARE * total)
     return tuple(sorted(large, key=lambda weight: -weight.nbytes))
-
-
-def _kind(module: nn.Module) -> str:
-    """Name of the class that a module has below its parametrizations."""
-    return type(module).__mro__[int(parametrize.is_parametrized(module))].__name__

@@ -41,7 +41,7 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
     The most specific pattern decides: an exact name of a weight, then that of its module, then
     ``"re:…"`` (the whole name of either must match; of several patterns the first given), then a
     class (subclasses match too), then ``"*"``. ``None`` leaves a weight alone, as does no pattern.
-    A parameter of a module that has no slots is reached by its full name, exact or ``"re:…"``.
+    A parameter that has no slot is reached by its full name, exact or ``"re:…"``.
 
     Args:
         model: The float model.
@@ -75,8 +75,8 @@ def match(
     :func:`select` has the rules, and what is raised. Patterns that are ``leaving`` ask for nothing,
     and hence may match what cannot be compressed.
     """
-    slots = [*find_slots(model).values()]
-    others = [*other_parameters(model).values()]
+    found = find_slots(model)
+    slots, others = list(found.values()), list(other_parameters(model, found).values())
     modules = _modules(model)
     owners: dict[str, Pattern] = {}
     ranks: dict[str, int] = {}
@@ -107,7 +107,8 @@ def slots_by_name(model: nn.Module, names: Iterable[str]) -> dict[str, Slot]:
 
 def slots_by_any_name(model: nn.Module) -> dict[str, Slot]:
     """Every slot of a model, and every other parameter that can be coded, by all of its names."""
-    slots = (*other_parameters(model).values(), *find_slots(model).values())
+    found = find_slots(model)
+    slots = (*other_parameters(model, found).values(), *found.values())
     return {name: slot for slot in slots for name in slot.names}
 
 

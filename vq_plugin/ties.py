@@ -12,7 +12,8 @@ from vq_plugin.schemes import Scheme
 
 def sharing(model: nn.Module) -> dict[str, list[Slot]]:
     """The slots that share the weight of each, by its name; itself included, the first first."""
-    slots = (*find_slots(model).values(), *other_parameters(model).values())
+    found = find_slots(model)
+    slots = (*found.values(), *other_parameters(model, found).values())
     groups: dict[tuple[int, str], list[Slot]] = {}
     for slot in slots:
         groups.setdefault(_identity(slot), []).append(slot)
@@ -28,7 +29,7 @@ def _identity(slot: Slot) -> tuple[int, str]:
 def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme]) -> dict[str, str]:
     """The first owner of the weight, by the name of every chosen slot that is a later one.
 
-    A parameter of a module without slots follows the weight that it is. ``ValueError`` if slots
+    A parameter without a slot follows the weight that it is. ``ValueError`` if slots
     that share a weight are not all chosen, with one scheme.
     """
     owners = sharing(model)

@@ -11,9 +11,9 @@ from vq_plugin.hosting.statistics import (
     attach_statistics,
     detach_statistics,
     gathered_moments,
-    shallow_copy,
 )
 from vq_plugin.nn import Slot, find_slots
+from vq_plugin.nn.shallow_copy import shallow_copy
 
 
 def slots(**layers: nn.Module) -> dict[str, Slot]:

@@ -89,7 +89,8 @@ def _quantize(
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
     check_range(matrix)
     codes, centers = fit_of(scheme)(matrix, scheme, weights, seed)
-    least, most = (int(end) for end in torch.aminmax(codes.int()))
+    ends = torch.aminmax(codes.byte() if codes.dtype is torch.bool else codes)
+    least, most = map(int, ends)
     if least < 0 or most >= centers.shape[3]:
         raise ValueError(
             f"the fit of {scheme} gave codes from {least} to {most} into {centers.shape[3]} centers"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from vq_plugin.hosting.statistics import shallow_copy
 from vq_plugin.nn import CodebookLayer, coded_weights, layer_types, slot_kinds
+from vq_plugin.nn.shallow_copy import shallow_copy
 from vq_plugin.select import Schemes, as_patterns, select, slots_by_name
 
 

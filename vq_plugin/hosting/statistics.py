@@ -6,7 +6,6 @@ survive deep copies and are part of the ``state_dict``, as hosts expect of obser
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -61,20 +60,6 @@ def gathered_moments(slots: Mapping[str, Slot], *, required: bool = True) -> dic
     if not required and not any(moments.count > 0 for moments in gathered.values()):
         return {}
     return {name: named_moments(name, moments) for name, moments in gathered.items()}
-
-
-def shallow_copy(layer: nn.Module) -> nn.Module:
-    """A module that shares with ``layer`` what statistics leave alone: all but hooks and children.
-
-    For hosts whose prepared model shares layers with the user's. ``copy.copy`` refuses
-    parametrized layers.
-    """
-    copied: nn.Module = object.__new__(type(layer))
-    vars(copied).update(vars(layer))
-    copied._modules = dict(layer._modules)
-    copied._forward_pre_hooks = OrderedDict(layer._forward_pre_hooks)
-    copied._forward_pre_hooks_with_kwargs = OrderedDict(layer._forward_pre_hooks_with_kwargs)
-    return copied
 
 
 def _statistics(slot: Slot) -> InputMoments | None:

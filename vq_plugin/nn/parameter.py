@@ -72,8 +72,7 @@ def hold_coded(module: nn.Module, parameter: str, coded: CodedParameter) -> None
 
     The module gets a class of its own, as with every parametrization of torch.
     """
-    parametrized = parametrize.is_parametrized(module)
-    coded._owner = type(module).__mro__[int(parametrized)].__name__
+    coded._owner = parametrize.type_before_parametrizations(module).__name__
     parametrize.register_parametrization(module, parameter, coded, unsafe=True)
     coded._held = True
     _decode_once_a_pass(type(module))

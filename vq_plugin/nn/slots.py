@@ -205,7 +205,7 @@ class Slot:
         if "forward" in vars(self.host) or "_conv_forward" in vars(self.host):
             return False
         # That of a parametrized module begins with a class which torch derives from its own.
-        classes = type(self.host).__mro__[int(parametrize.is_parametrized(self.host)) :]
+        classes = parametrize.type_before_parametrizations(self.host).__mro__
         owners = (
             next(cls for cls in classes if name in vars(cls))
             for name in ("forward", "_conv_forward")
@@ -263,11 +263,11 @@ def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
     return None if slot is None or slot.layer is None else replace(slot, names=(name,))
 
 
-def other_parameters(model: nn.Module) -> dict[str, Slot]:
-    """Slots for the float parameters of two dimensions or more that have no slot."""
+def other_parameters(model: nn.Module, slots: Mapping[str, Slot]) -> dict[str, Slot]:
+    """Slots for the float parameters of two dimensions or more that ``slots``, all, do not have."""
     taken = {
         (id(slot.module), slot.parameter + suffix)
-        for slot in find_slots(model).values()
+        for slot in slots.values()
         for suffix in ("", *SOURCES)
     }
     found = {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from vq_plugin.hosting.statistics import attach_statistics, shallow_copy
+from vq_plugin.hosting.statistics import attach_statistics
 from vq_plugin.nn import find_slots
+from vq_plugin.nn.shallow_copy import shallow_copy
 from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_of
 
 

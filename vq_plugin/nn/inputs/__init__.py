@@ -1,8 +1,9 @@
 """Which inputs meet a weight while its module runs, as rows of the matrix product.
 
-A function ``(module, arguments)`` yields pieces of float32, ``(groups, samples, inputs)``:
-``inputs`` numbers meet every row of the weight, and the rows of a weight are split evenly among
-``groups``. ``arguments`` are those of the module's ``forward``, by name.
+A function ``(module, arguments, parameter)`` yields pieces of float32,
+``(groups, samples, inputs)``: ``inputs`` numbers meet every row of the weight, and the rows of a
+weight are split evenly among ``groups``. ``arguments`` are those of the module's ``forward``, by
+name, and ``parameter`` is the name of the weight.
 """
 
 from vq_plugin.nn.inputs.attention import attended, projected

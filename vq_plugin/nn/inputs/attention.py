@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.nn.inputs.matrix import Arguments
+from vq_plugin.nn.shallow_copy import shallow_copy
 
 _ROLES = ("query", "key", "value")
 
@@ -30,8 +31,7 @@ def attended(module: nn.Module, arguments: Arguments, parameter: str) -> Iterato
     del parameter
     assert isinstance(module, nn.MultiheadAttention)
     # The same module without hooks, with an identity in the place of that projection.
-    twin: nn.MultiheadAttention = object.__new__(type(module))
-    vars(twin).update(vars(module))
+    twin = shallow_copy(module)
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         twin.__dict__[hooks] = OrderedDict()
     width = module.embed_dim
