@@ -21,6 +21,7 @@ from vq_plugin.nn.inputs import Arguments
 from vq_plugin.nn.slots import _KINDS
 from vq_plugin.recipe import read_recipe
 from vq_plugin.schemes import SCHEMES
+from vq_plugin.seeded import seeded
 from vq_plugin.torch_ao import (
     check_converted,
     get_backend_config,
@@ -118,7 +119,8 @@ def net(last: nn.Module | None = None) -> nn.Module:
     ).eval()
 
 
-MODELS = pytest.mark.parametrize("last", [None, Scores(32, 6)], ids=["plain", "own layer"])
+with seeded(0):
+    MODELS = pytest.mark.parametrize("last", [None, Scores(32, 6)], ids=["plain", "own layer"])
 
 
 def error(model: nn.Module, small: nn.Module, inputs: Tensor) -> float:
