@@ -12,6 +12,8 @@ from torch import Tensor
 
 import vq_plugin as vq
 from tests.fit.peers import stage_by_stage
+from vq_plugin.fit.lloyd import lloyd_step
+from vq_plugin.fit.output.moments import Moments
 
 EVERY = [
     vq.KM(k=8),
@@ -99,14 +101,59 @@ def test_row_scales_run_along_the_other_side_than_the_axis() -> None:
         assert small.scale.shape == (rows,)
 
 
-@pytest.mark.parametrize("scheme", [s for s in EVERY if s.scale == "row"], ids=str)
-def test_a_row_of_zeros_does_not_break_its_scale(scheme: vq.Scheme) -> None:
+SCALED = [
+    *[s for s in EVERY if s.scale == "row"],
+    vq.PQ(k=8, dim=4, axis="out", scale="row"),
+    vq.PQ(k=8, dim=4, codebooks="tensor", scale="row", codebook_dtype="bfloat16"),
+    vq.RQ(k=8, stages=2, dim=8, scale="row", codebook_dtype="int8"),
+    vq.KM(k=8, scale="row", codebook_dtype="float32"),
+]
+
+
+# The least of these is no float16, nor its square a float32; one of 1e-45 is subnormal itself.
+@pytest.mark.parametrize("dead", [0.0, 1e-45, 1e-30, 1e-9])
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("scheme", SCALED, ids=str)
+def test_dead_rows_decode_to_next_to_nothing(
+    scheme: vq.Scheme, calibrated: bool, dead: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 16, generator=generator) * 0.01
+    rows = weight.T if getattr(scheme, "axis", "in") == "out" else weight
+    rows[3] *= dead / 0.01
+    moments = None
+    if calibrated:
+        x = torch.randn(64, 16, generator=generator)
+        moments = Moments(x.square().mean(0), (x.T @ x / len(x)).unsqueeze(0))
+    small = vq.quantize_weight(weight, scheme, moments=moments)
+    decoded = small.decode() if rows is weight else small.decode().T
+    assert decoded[3].abs().max() <= 10 * dead
+    assert 0.3 < decoded.abs().mean() / weight.abs().mean() < 1.5
+    assert lloyd_step(weight, small).decode().isfinite().all()
+
+
+def test_a_dead_row_takes_no_centers_from_the_others() -> None:
+    weight, scheme = torch.randn(12, 16), vq.KM(k=4, scale="row")
+    others = vq.quantize_weight(weight[1:], scheme)
+    weight[0] = 0
+    assert torch.allclose(vq.quantize_weight(weight, scheme).codebooks, others.codebooks, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", SCALED, ids=str)
+def test_a_layer_of_dead_rows_is_zero(scheme: vq.Scheme) -> None:
+    assert (vq.quantize_weight(torch.zeros(4, 4), scheme).decode() == 0).all()
+    if scheme.codebook_dtype != "float32":
+        assert vq.quantize_weight(torch.full((4, 4), 1e-42), scheme).decode().abs().max() < 1e-41
+
+
+def test_a_dead_row_comes_back_to_life_when_its_weights_move() -> None:
     weight = torch.randn(12, 16)
     weight[3] = 0
-    decoded = vq.quantize_weight(weight, scheme).decode()
-    assert decoded.isfinite().all()
-    zero = vq.quantize_weight(torch.zeros(4, 4), scheme).decode()
-    assert (zero == 0).all()
+    small = vq.quantize_weight(weight, vq.KM(k=16, scale="row"))
+    weight[3] = torch.randn(16)
+    stepped = lloyd_step(weight, small)
+    error = (stepped.decode()[3] - weight[3]).square().mean()
+    assert error < 0.1 * weight[3].square().mean()
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-10, 1e10, 1e17, 1e30])

@@ -117,25 +117,33 @@ def _quantize(
 def _normalize_rows(
     matrix: Tensor, importance: Tensor | None, scheme: Scheme
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row scales, the rows divided by them, and the importance that keeps the error the same."""
+    """Row scales, the rows divided by them, and the importance that keeps the error the same.
+
+    The scale of a dead row is 0: one of zeros, or of values below what ``codebook_dtype`` holds.
+    """
     # Relative to the largest of the row first: squares of extreme weights leave float32.
     largest = matrix.abs().amax(1)
     largest = torch.where(largest > 0, largest, 1.0)
     scale = largest * scheme.row_size(matrix / largest.unsqueeze(1))
-    scale = torch.where(scale > 0, scale, 1.0).to(scheme.torch_codebook_dtype)
-    if not bool(((scale > 0) & scale.isfinite()).all()):
+    scale = scale.to(scheme.torch_codebook_dtype)
+    if not bool(scale.isfinite().all()):
         raise ValueError(
             f"a row scale does not fit codebook_dtype={scheme.codebook_dtype!r}; use 'float32'"
         )
-    return scale, *divide_rows(matrix, importance, scale)
+    alive = matrix.masked_fill((scale == 0).unsqueeze(1), 0)
+    return scale, *divide_rows(alive, importance, scale)
 
 
 def divide_rows(matrix: Tensor, importance: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows over their scales, and the importance that keeps the error the same."""
+    """Rows over their scales, and the importance that keeps the error the same.
+
+    Dead rows, whose scale is 0, stay as they are and count next to nothing.
+    """
     wide = scale.float().unsqueeze(1)
-    square = (wide / wide.max()).square().clamp_min(LEAST_IMPORTANCE)
+    largest = wide.max().clamp_min(torch.finfo(torch.float32).tiny)
+    square = (wide / largest).square().clamp_min(LEAST_IMPORTANCE)
     weighted = square.expand_as(matrix) if importance is None else importance * square
-    return matrix / wide, weighted
+    return matrix / torch.where(wide == 0, 1.0, wide), weighted
 
 
 def importance_view(importance: Tensor, geometry: Geometry) -> Tensor | None:

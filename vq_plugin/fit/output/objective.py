@@ -82,7 +82,10 @@ class Objective:
         weight = matrix.T if along_out else matrix
         mass = torch.ones(len(weight), dtype=torch.float32)
         if row_scale is not None:
-            scale = row_scale.float() / row_scale.float().max()
+            wide = row_scale.float()
+            # Dead rows have a scale of 0, which would leave inputs without moments.
+            largest = wide.max().clamp_min(torch.finfo(torch.float32).tiny)
+            scale = (wide / largest).clamp_min(_LEAST**0.5)
             if along_out:
                 hessian = hessian * scale.unsqueeze(1) * scale
             else:
