@@ -48,8 +48,8 @@ def load() -> Network:
     return Network(
         model,
         calibration=_voiced(model, recordings.CALIBRATION, 512, seed=0),
-        selection=_voiced(model, recordings.SELECTION, 1000, seed=1),
-        untouched=_voiced(model, recordings.UNTOUCHED, 2000, seed=2),
+        selection=_voiced(model, recordings.SELECTION, 512, seed=1),
+        untouched=_voiced(model, recordings.UNTOUCHED, 1024, seed=2),
         agree=same_pitch,
         metric="pitch within 50 cents",
     )
@@ -69,7 +69,7 @@ def cents(odds: Tensor) -> Tensor:
 
 
 def _voiced(model: nn.Module, speakers: tuple[str, ...], count: int, seed: int) -> list[Tensor]:
-    pieces = recordings.excerpts(speakers, 4 * count, 1024, seed, speeds=(0.7, 1.4))
+    pieces = recordings.excerpts(speakers, 2 * count, 1024, seed, speeds=(0.7, 1.4))
     frames = torch.from_numpy(np.stack(list(pieces)))
     frames = frames - frames.mean(1, keepdim=True)
     frames = frames / frames.std(1, keepdim=True).clamp(min=1e-10)

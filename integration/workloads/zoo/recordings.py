@@ -23,14 +23,14 @@ _PACKAGES = (
     "asterisk-core-sounds-en-wav", "asterisk-core-sounds-fr-wav", "asterisk-core-sounds-it-wav",
     "asterisk-core-sounds-ru-wav", "asterisk-prompt-it-menardi-wav",
 )  # fmt: skip
-# Prompts are read until a speaker has spoken for so long: ten minutes.
-_MOST = 600 * RATE
+# Prompts are read until a speaker has spoken for so long: five minutes.
+_MOST = 300 * RATE
 Sound = npt.NDArray[np.float32]
 
 
 @lru_cache(maxsize=8)
 def speech(speaker: str) -> Sound:
-    """Ten minutes of prompts of one speaker, one after the other, 16 kHz, from -1 to 1.
+    """Five minutes of prompts of one speaker, one after the other, 16 kHz, from -1 to 1.
 
     Pauses at the ends of prompts are cut off; tones are left out. The order is shuffled, the same
     every time.

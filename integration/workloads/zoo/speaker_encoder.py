@@ -37,8 +37,8 @@ def load() -> Network:
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return Network(
         model.eval(),
-        calibration=_batches(recordings.CALIBRATION, 512, seed=0),
-        selection=_batches(recordings.SELECTION, 256, seed=1),
+        calibration=_batches(recordings.CALIBRATION, 256, seed=0),
+        selection=_batches(recordings.SELECTION, 128, seed=1),
         untouched=_batches(recordings.UNTOUCHED, 512, seed=2),
         agree=cosine,
         metric="mean cosine",

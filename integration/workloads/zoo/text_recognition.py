@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from integration.workloads.zoo import photographs, sentences
 from integration.workloads.zoo.network import Network, package_file
 
-_HEIGHT, _WIDTH = 64, 320
+_HEIGHT, _WIDTH = 64, 256
 _FONTS = {
     "calibration": ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono"),
     "selection": ("DejaVuSerif-Italic", "cmss10"),
@@ -87,8 +87,8 @@ def load() -> Network:
     return Network(
         model.eval(),
         calibration=_batches("calibration", sentences.calibration(), 256, seed=0),
-        selection=_batches("selection", sentences.selection(), 256, seed=1),
-        untouched=_batches("untouched", sentences.untouched(), 512, seed=2),
+        selection=_batches("selection", sentences.selection(), 128, seed=1),
+        untouched=_batches("untouched", sentences.untouched(), 384, seed=2),
         agree=same_text,
         metric="same text",
     )
@@ -123,7 +123,7 @@ def _batches(split: str, texts: Sequence[str], count: int, seed: int) -> list[Te
 def _printed(
     word: str, font: str, scene: photographs.Picture, draw: np.random.Generator
 ) -> photographs.Picture:
-    """A word on a pale strip of a photograph, turned, blurred and noisy: uint8 `(64, 320)`."""
+    """A word on a pale strip of a photograph, turned, blurred and noisy: uint8 `(64, 256)`."""
     face = ImageFont.truetype(package_file("matplotlib", f"mpl-data/fonts/ttf/{font}.ttf"), 40)
     left, top, right, bottom = face.getbbox(word)
     strip = Image.fromarray(scene).convert("L").crop((0, 40, 160, 72)).resize((_WIDTH, _HEIGHT))
