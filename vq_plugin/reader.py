@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vq_plugin.format.bounds import most_values
 from vq_plugin.format.container import Container
 from vq_plugin.format.header import FORMAT, CheckpointError, Entry, Stored, join
 from vq_plugin.format.weights import array_of, from_int8, read_codes
@@ -20,10 +21,6 @@ from vq_plugin.format.weights import array_of, from_int8, read_codes
 __all__ = ["CheckpointError", "File", "Layer", "open_file"]
 
 ArrayT = TypeVar("ArrayT")
-
-# Weights, for each byte of the file, that are decoded without a model that wants so many.
-_MOST_WEIGHTS = 1 << 14
-
 
 class Library(Protocol[ArrayT]):
     """What a file's arrays are made of."""
@@ -71,11 +68,11 @@ class Layer(Generic[ArrayT]):
         Raises:
             CheckpointError: If they are damaged, or far more than a file of its length has.
         """
-        count = np.prod(self.shape, dtype=object)
-        if count > _MOST_WEIGHTS * self._file.size:
+        values, size = self._file.values, self._file.size
+        if values > most_values(size):
             raise CheckpointError(
-                f"{self._file.path}: layer {self.name!r}: {count} weights in a file of "
-                f"{self._file.size} bytes; load it into its model if that is meant"
+                f"{self._file.path}: layer {self.name!r}: {values} weights in a file of {size} "
+                "bytes, those of every name and stage; load it into its model if that is meant"
             )
         try:
             return self._library.wrap(read_codes(self._file, self._stored, self._entry))

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
 from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
+from vq_plugin.checkpoint.state import load_state
 from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
+from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
-from vq_plugin.format.weights import may_be_coded, read_codes
+from vq_plugin.format.weights import read_codes
 from vq_plugin.nn import Slot, View
 from vq_plugin.replace import assemble
 from vq_plugin.rounding import to_int8
@@ -228,7 +230,7 @@ def _load_rest(model: nn.Module, file: Container) -> None:
             )
     own = {key for each in saved_weights(model) for key in each.keys}
     try:
-        lacking, unknown = model.load_state_dict(state, strict=False)
+        lacking, unknown = load_state(model, state)
     except RuntimeError as error:
         raise CheckpointError(f"{file.path}: does not fit the model: {error}") from error
     lacking = [key for key in lacking if key not in own]
