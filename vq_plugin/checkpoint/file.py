@@ -38,6 +38,9 @@ from vq_plugin.rounding import to_int8
 from vq_plugin.schemes import parse_scheme
 from vq_plugin.select import slots_by_any_name
 
+# Names in a message.
+_SHOWN = 20
+
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
 
@@ -236,9 +239,14 @@ def _load_rest(model: nn.Module, file: Container) -> None:
     lacking = [key for key in lacking if key not in own]
     if lacking or unknown:
         raise CheckpointError(
-            f"{file.path}: does not fit the model: the file lacks {lacking or 'nothing'}, "
-            f"the model lacks {unknown or 'nothing'}"
+            f"{file.path}: does not fit the model: the file lacks {_listed(lacking)}, "
+            f"the model lacks {_listed(unknown)}"
         )
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{names[:_SHOWN]}{rest}" if names else "nothing"
 
 
 def _coded(saved: SavedWeight) -> tuple[Entry, _Parts]:

@@ -10,9 +10,9 @@ import math
 
 from vq_plugin.format.header import Header
 
-# Values for each byte of a file: 0.008 bits for each, where files of layers with 99.9 % zeros take
-# 0.012; and so many of any file, however short.
-_FOR_EACH_BYTE, _ANYWAY = 1 << 10, 1 << 24
+# Values for each byte of a file: 0.008 bits for each, where the codes of layers with 99.9 % zeros
+# take 0.012; and so many of any file, however short.
+_FOR_EACH_BYTE, _ANYWAY = 1 << 10, 1 << 22
 # Stages of codes that may take no bytes.
 _MOST_STAGES = 16
 
@@ -28,9 +28,10 @@ def may_be_coded(codes: int, weights: int) -> bool:
 
 
 def check_values(header: Header, size: int) -> int:
-    """How many values a file stands for, all of its names: those that decoding adds up.
+    """How many values the weights of a file stand for, under all of their names and in all stages.
 
-    ``ValueError`` for a weight with more than its shape and the file's length allow.
+    ``ValueError`` for a weight with more than its shape and the file's length allow, and for more
+    ties of other tensors than that.
     """
     values: dict[str, int] = {}
     for name, entry in header.layers.items():
@@ -39,6 +40,12 @@ def check_values(header: Header, size: int) -> int:
             raise ValueError(
                 f"layer {name!r}: codes of shape {entry.codes} do not fit a weight of {entry.shape}"
             )
-    for name, kind in header.tensors.items():
-        values.setdefault(name, math.prod(kind.shape))
-    return sum(values.values()) + sum(values[to] for to in header.aliases.values())
+    weights, others = sum(values.values()), 0
+    for to in header.aliases.values():
+        if to in values:
+            weights += values[to]
+        else:
+            others += math.prod(header.tensors[to].shape)
+    if others > most_values(size):
+        raise ValueError(f"its ties stand for {others} values in a file of {size} bytes")
+    return weights

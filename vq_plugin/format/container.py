@@ -72,7 +72,7 @@ class Container:
     Attributes:
         header: Of the part.
         size: Bytes of the whole file.
-        values: How many values the whole file stands for, see
+        values: How many values the weights of the whole file stand for, see
             :func:`vq_plugin.format.bounds.check_values`.
     """
 
