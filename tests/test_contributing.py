@@ -54,6 +54,7 @@ def slot() -> Iterator[None]:
     )
     yield
     del slots._KINDS[Scores]
+    slots._FOUND.clear()
 
 
 def test_a_scheme_in_a_users_module_works_everywhere(scheme: vq.Scheme, tmp_path: Path) -> None:

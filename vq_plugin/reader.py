@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vq_plugin.format.bounds import most_values
 from vq_plugin.format.container import Container
 from vq_plugin.format.header import FORMAT, CheckpointError, Entry, Stored, join
 from vq_plugin.format.weights import array_of, from_int8, read_codes
@@ -21,9 +22,8 @@ __all__ = ["CheckpointError", "File", "Layer", "open_file"]
 
 ArrayT = TypeVar("ArrayT")
 
-# Weights, for each byte of the file, that are decoded without a model that wants so many.
-_MOST_WEIGHTS = 1 << 14
-
+# Values that are added up at a time: the whole weight, and no more, is in memory once.
+_RUN = 1 << 20
 
 class Library(Protocol[ArrayT]):
     """What a file's arrays are made of."""
@@ -71,11 +71,11 @@ class Layer(Generic[ArrayT]):
         Raises:
             CheckpointError: If they are damaged, or far more than a file of its length has.
         """
-        count = np.prod(self.shape, dtype=object)
-        if count > _MOST_WEIGHTS * self._file.size:
+        values, size = self._file.values, self._file.size
+        if values > most_values(size):
             raise CheckpointError(
-                f"{self._file.path}: layer {self.name!r}: {count} weights in a file of "
-                f"{self._file.size} bytes; load it into its model if that is meant"
+                f"{self._file.path}: layer {self.name!r}: {values} weights in a file of {size} "
+                "bytes, those of every name and stage; load it into its model if that is meant"
             )
         try:
             return self._library.wrap(read_codes(self._file, self._stored, self._entry))
@@ -165,16 +165,23 @@ class _Numpy:
         dtype = np.dtype("float32" if layer.dtype == "bfloat16" else layer.dtype)
         codes, codebooks = layer.codes, layer.codebooks.astype(dtype)
         rows, length = layer._entry.matrix
-        group = np.arange(rows)[:, None] // (layer.group or max(rows, 1))
+        along_rows = layer.axis == "in"
+        weight = np.empty((rows, length) if along_rows else (length, rows), dtype)
         # A book for every subspace, or one for all.
         book = np.arange(codes.shape[2]) % codebooks.shape[2]
-        matrix = codebooks[0][group, book, codes[0]]
-        for stage in range(1, len(codes)):
-            matrix = matrix + codebooks[stage][group, book, codes[stage]]
-        matrix = matrix.reshape(rows, -1)[:, :length]
-        if layer.scale is not None:
-            matrix = matrix * layer.scale.astype(dtype)[:, None]
-        weight = np.ascontiguousarray(matrix if layer.axis == "in" else matrix.T)
+        step = max(1, _RUN // (codes.shape[2] * codebooks.shape[4]))
+        for start in range(0, rows, step):
+            part = slice(start, min(start + step, rows))
+            group = np.arange(part.start, part.stop)[:, None] // (layer.group or rows)
+            matrix = codebooks[0][group, book, codes[0, part]]
+            for stage in range(1, len(codes)):
+                matrix = matrix + codebooks[stage][group, book, codes[stage, part]]
+            matrix = matrix.reshape(len(group), -1)[:, :length]
+            if layer.scale is not None:
+                matrix = matrix * layer.scale[part].astype(dtype)[:, None]
+            weight[(part,) if along_rows else (slice(None), part)] = (
+                matrix if along_rows else matrix.T
+            )
         if layer.view is None:
             return weight.reshape(layer.shape)
         parameter, split, order = layer.view

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -165,11 +166,14 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
 def _own_values(model: nn.Module) -> dict[int, object]:
     """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients.
 
-    Recurrent modules list theirs.
+    Recurrent modules list theirs. And of empty mappings: a module has a dozen, of hooks, in which
+    deepcopy spends most of its time.
     """
-    return {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ()))
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
+    copies: dict[int, object] = {}
+    for module in model.modules():
+        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ())):
+            if type(value) in (dict, OrderedDict) and not value:
+                copies[id(value)] = type(value)()
+            elif isinstance(value, Tensor) and not value.is_leaf:
+                copies[id(value)] = value.detach().clone()
+    return copies

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vq_plugin.checkpoint import Rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.entropy import coded_size
-from vq_plugin.format.weights import may_be_coded
+from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
 from vq_plugin.ties import tied_weights

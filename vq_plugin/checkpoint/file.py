@@ -23,18 +23,23 @@ from torch import Tensor, nn
 from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
 from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
+from vq_plugin.checkpoint.state import load_state
 from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
+from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
-from vq_plugin.format.weights import may_be_coded, read_codes
+from vq_plugin.format.weights import read_codes
 from vq_plugin.nn import Slot, View
 from vq_plugin.replace import assemble
 from vq_plugin.rounding import to_int8
 from vq_plugin.schemes import parse_scheme
 from vq_plugin.select import slots_by_any_name
+
+# Names in a message.
+_SHOWN = 20
 
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
@@ -228,15 +233,20 @@ def _load_rest(model: nn.Module, file: Container) -> None:
             )
     own = {key for each in saved_weights(model) for key in each.keys}
     try:
-        lacking, unknown = model.load_state_dict(state, strict=False)
+        lacking, unknown = load_state(model, state)
     except RuntimeError as error:
         raise CheckpointError(f"{file.path}: does not fit the model: {error}") from error
     lacking = [key for key in lacking if key not in own]
     if lacking or unknown:
         raise CheckpointError(
-            f"{file.path}: does not fit the model: the file lacks {lacking or 'nothing'}, "
-            f"the model lacks {unknown or 'nothing'}"
+            f"{file.path}: does not fit the model: the file lacks {_listed(lacking)}, "
+            f"the model lacks {_listed(unknown)}"
         )
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{names[:_SHOWN]}{rest}" if names else "nothing"
 
 
 def _coded(saved: SavedWeight) -> tuple[Entry, _Parts]:

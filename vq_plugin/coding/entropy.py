@@ -27,6 +27,8 @@ _WIDTHS = (4, 6, 8, 12, 16)
 _ENTRY = 48
 # Codes are counted as 64-bit integers: so many at a time.
 _RUN = 1 << 20
+# Counts of tables that are made frequencies at a time.
+_TABLES = 1 << 16
 # Columns that are made rows at a time: what fits into the cache.
 _STRIP = 128
 
@@ -199,12 +201,19 @@ def _cheapest(
 
 def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], reader: Reader) -> None:
     """Decodes the codes of one table after those of another."""
-    for table, group in zip(tables, groups, strict=False):
-        if not len(group):
-            continue
-        if not table.any():
-            raise ValueError("a table has no count for its codes")
-        reader.pop(group, frequencies(table).astype(np.uint32))
+    each = iter(groups)
+    # Frequencies of many tables at a time: a file may have one for every two of its bits.
+    step = max(1, _TABLES // tables.shape[1])
+    for start in range(0, len(tables), step):
+        part = tables[start : start + step]
+        used = part.any(1)
+        found = frequencies(np.where(used[:, None], part, 1)).astype(np.uint32)
+        for table, known, group in zip(found, used.tolist(), each, strict=False):
+            if not len(group):
+                continue
+            if not known:
+                raise ValueError("a table has no count for its codes")
+            reader.pop(group, table)
 
 
 def frequencies(table: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -18,6 +18,8 @@ Float32 = npt.NDArray[np.float32]
 SORT_LIMIT = 1 << 22
 CELLS = 1 << 16
 _CAP_ROUNDS = 4
+# Fewer weights are sorted before a thread has started.
+_SMALL = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,13 @@ def sorted_points(values: Tensor, importance: Tensor | None) -> Points:
 def _sorted(values: Float32) -> Float32:
     """Sorted halves, side by side, then merged: the stable sort finds the two runs."""
     x = values.copy()
-    deterministic_map(lambda half: half.sort(), np.array_split(x, 2))
+    middle = (len(x) + 1) // 2
+    halves = x[:middle], x[middle:]
+    if len(x) < _SMALL:
+        for half in halves:
+            half.sort()
+    else:
+        deterministic_map(lambda half: half.sort(), halves)
     x.sort(kind="stable")
     return x
 

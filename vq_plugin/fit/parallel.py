@@ -44,8 +44,10 @@ def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]
 
     The *caller* cuts the work into pieces whose sizes depend on the data alone, and every piece
     is computed on one thread: the same bytes for any number of threads. Outside a pool, and
-    inside another map, the pieces run one after the other.
+    inside another map, the pieces run one after the other; so does a single one, as starting a
+    thread takes longer than to fit a small layer.
     """
-    if _local.pool is None:
-        return [function(item) for item in items]
-    return list(_local.pool.map(function, items))
+    pieces = list(items)
+    if _local.pool is None or len(pieces) < 2:
+        return [function(item) for item in pieces]
+    return list(_local.pool.map(function, pieces))

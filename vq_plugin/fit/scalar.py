@@ -97,7 +97,7 @@ def _means(points: Points, starts: Int64) -> Float64:
     mass = np.diff(points.mass[ends])
     # A mean can leave its interval by rounding; ascending centers must stay ascending.
     means = np.diff(points.moment[ends]) / mass
-    clipped: Float64 = np.clip(means, points.x[starts], points.x[ends[1:] - 1])
+    clipped: Float64 = np.minimum(np.maximum(means, points.x[starts]), points.x[ends[1:] - 1])
     return clipped
 
 

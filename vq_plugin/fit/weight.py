@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -173,7 +174,7 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError(f"the weight of shape {tuple(weight.shape)} is empty: nothing to compress")
     if weight.is_meta:
         raise ValueError("the weight is on the meta device: load its values first")
-    if not bool(torch.stack(torch.aminmax(weight)).isfinite().all()):
+    if not all(math.isfinite(end.item()) for end in torch.aminmax(weight)):
         finite = weight.isfinite()
         bad = tuple(torch.nonzero(~finite)[0].tolist())
         count = int((~finite).sum())
@@ -197,7 +198,7 @@ def check_codebooks(codebooks: Tensor, matrix: Tensor, scheme: Scheme) -> None:
     """Raises ``ValueError`` for centers of ``matrix`` that ``codebook_dtype`` cannot hold."""
     name = scheme.codebook_dtype
     largest = _largest(matrix)
-    if not bool(codebooks.isfinite().all()):
+    if not math.isfinite(_largest(codebooks)):
         raise ValueError(
             f"a center does not fit codebook_dtype={name!r} (weights up to "
             f"{largest:.3g}); use codebook_dtype='float32' or scale='row'"

@@ -6,9 +6,11 @@ compact layout has one tensor of bytes: first the header, compressed, then all t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,22 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vq_plugin.format.header import (
-    DTYPES,
-    FORMAT,
-    CheckpointError,
-    Header,
-    Stored,
-    header_json,
-    parse_header,
-    part_of,
-)
+from vq_plugin.format.bounds import check_values
+from vq_plugin.format.header import DTYPES, FORMAT, CheckpointError, Header, Stored, part_of
+from vq_plugin.format.text import header_json, parse_header
 
 _KEY = "vq_plugin"
 _DATA = "data"
 # A share of the file that a readable header is worth.
 _READABLE = 1 / 100
-# A header is so many times as long as it is compressed, at most: a few bytes cannot fill a machine.
+# A header is so many times as long as it is compressed, at most, and each of its names takes more
+# than a byte then: a few bytes cannot fill a machine.
 _MOST_EXPANDED = 64
 _POINTER = re.compile(r'{"format":([0-9]{1,9}),"header":([1-9][0-9]{0,9})}')
 _LENGTH = 8
@@ -43,7 +39,7 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     """The bytes of a file: a header without tensors, and tensors without their checksums."""
     # Every tensor of a safetensors file starts at a multiple of its item's size.
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0].dtype][1], name))
-    kinds = {name: replace(tensors[name][0], checksum=_crc(tensors[name][1])) for name in order}
+    kinds = {name: replace(tensors[name][0], checksum=zlib.crc32(tensors[name][1].data)) for name in order}
     text = header_json(replace(header, tensors=kinds))
     data = [tensors[name][1] for name in order]
     ends = accumulate((kind.nbytes for kind in kinds.values()), initial=0)
@@ -55,7 +51,8 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     if _LENGTH + int.from_bytes(readable[:_LENGTH], "little") <= _READABLE * len(readable):
         return readable
     packed = zlib.compress(text.encode(), 9)
-    if len(text.encode()) > _MOST_EXPANDED * len(packed):
+    names = len(header.layers) + len(header.aliases) + len(tensors)
+    if len(text) > _MOST_EXPANDED * len(packed) or names > len(packed):
         return readable
     size = len(packed) + sum(part.size for part in data)
     return _safetensors(
@@ -70,22 +67,32 @@ class Container:
 
     ``part`` is the name of a module or weight: there is nothing else then, and names start below
     it. A ``CheckpointError`` says that the header is damaged, or of another kind or version, or
-    has nothing of that name.
+    has nothing of that name; an ``OSError`` that there is no file, but a folder or a pipe.
+
+    Attributes:
+        header: Of the part.
+        size: Bytes of the whole file.
+        values: How many values the weights of the whole file stand for, see
+            :func:`vq_plugin.format.bounds.check_values`.
     """
 
     def __init__(self, path: str | os.PathLike[str], part: str = "") -> None:
         self.path = os.fspath(path)
+        # To open a pipe that nobody writes to would take for ever.
+        if not stat.S_ISREG(os.stat(self.path).st_mode):
+            kind = "a folder" if os.path.isdir(self.path) else "no ordinary file"
+            raise IsADirectoryError(errno.EISDIR, f"{kind}, not a vq_plugin file", self.path)
         with open(self.path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             # What is mapped stays as it is when the file is replaced by another.
-            self._bytes: NDArray[np.uint8] = (
-                np.memmap(file, np.uint8, "r") if self.size else np.empty(0, np.uint8)
-            )
+            mapped = np.memmap(file, np.uint8, "r") if self.size else np.empty(0, np.uint8)
+            # Slices of the array take thirty times as long.
+            self._bytes = memoryview(mapped)
         try:
             text, entries, data = self._open()
             pointer = _POINTER.fullmatch(text)
             if pointer is None or int(pointer[1]) != FORMAT:
-                header = parse_header(path, text)
+                header = parse_header(path, text, len(text))
                 places = _by_name(header, entries, data)
             else:
                 header, places = self._compact(int(pointer[2]), entries, data)
@@ -95,14 +102,26 @@ class Container:
             raise CheckpointError(
                 f"{path}: damaged or not a vq_plugin file ({error or type(error).__name__})"
             ) from error
+        try:
+            self.values = check_values(header, self.size)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         self._places = places
         self.header, self._names = part_of(path, header, part)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, in memory of their own; ``CheckpointError`` if damaged."""
-        stored = self._names[name]
-        data = np.array(self._bytes[self._places[stored]])
-        if _crc(data) != self.header.tensors[name].checksum:
+        return np.array(self._checked(name))
+
+    def check(self) -> dict[str, int]:
+        """The bytes of every tensor, checked; ``CheckpointError`` if one is damaged."""
+        return {name: len(self._checked(name)) for name in self.header.tensors}
+
+    def _checked(self, name: str) -> memoryview:
+        stored, kind = self._names.get(name, name), self.header.tensors[name]
+        start = self._places[stored]
+        data = self._bytes[start : start + kind.nbytes]
+        if zlib.crc32(data) != kind.checksum:
             raise CheckpointError(f"{self.path}: tensor {stored!r} is damaged (checksum differs)")
         return data
 
@@ -129,7 +148,7 @@ class Container:
 
     def _compact(
         self, size: int, entries: dict[str, Any], data: int
-    ) -> tuple[Header, dict[str, slice]]:
+    ) -> tuple[Header, dict[str, int]]:
         end = data + size
         whole = {"dtype": "U8", "shape": [self.size - data], "data_offsets": [0, self.size - data]}
         if entries != {_DATA: whole} or end > self.size:
@@ -141,11 +160,11 @@ class Container:
             raise ValueError(f"the header is damaged ({error})") from error
         if not inflate.eof or inflate.unused_data:
             raise ValueError("the header is damaged: it does not end where it should")
-        header = parse_header(self.path, text.decode())
+        header = parse_header(self.path, text.decode("ascii"), size)
         places = {}
         for name, kind in header.tensors.items():
-            start, end = end, end + kind.nbytes
-            places[name] = slice(start, end)
+            places[name] = end
+            end += kind.nbytes
         if end != self.size:
             raise ValueError(f"its tensors end at byte {end} of {self.size}")
         return header, places
@@ -159,10 +178,11 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Header, dict[str, int]]:
         CheckpointError: If the file is damaged or of another kind or version.
     """
     file = Container(path)
-    return file.header, {name: file.raw(name).size for name in file.header.tensors}
+    return file.header, file.check()
 
 
-def _by_name(header: Header, entries: dict[str, Any], data: int) -> dict[str, slice]:
+def _by_name(header: Header, entries: dict[str, Any], data: int) -> dict[str, int]:
+    """Where the tensors start."""
     if entries.keys() != header.tensors.keys():
         odd = min(entries.keys() ^ header.tensors.keys())
         raise ValueError(f"tensor {odd!r} is missing, or of no use")
@@ -172,7 +192,7 @@ def _by_name(header: Header, entries: dict[str, Any], data: int) -> dict[str, sl
         known = DTYPES[kind.dtype][0], list(kind.shape), kind.nbytes
         if known != (entries[name]["dtype"], entries[name]["shape"], end - start):
             raise ValueError(f"tensor {name!r} is not what the header says")
-        places[name] = slice(data + start, data + end)
+        places[name] = data + start
     return places
 
 
@@ -182,7 +202,3 @@ def _safetensors(text: str, entries: dict[str, Any], data: list[NDArray[np.uint8
     return b"".join(
         (len(header).to_bytes(_LENGTH, "little"), header, *(part.data for part in data))
     )
-
-
-def _crc(data: NDArray[np.uint8]) -> int:
-    return zlib.crc32(data.data)

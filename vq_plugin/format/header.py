@@ -1,16 +1,14 @@
-"""The header of a file: a JSON text with what is needed to rebuild the weights, and checksums."""
+"""The header of a file: what is needed to rebuild the weights, and checksums."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from vq_plugin.coding.entropy import Along, Coding
+from vq_plugin.coding.entropy import Coding
 
 FORMAT = 1
 # What the tensors of a coded weight are called, below its name.
@@ -49,7 +47,7 @@ class CheckpointError(ValueError):
     """A file that is damaged, of another kind, or does not fit the model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What the header says of one coded weight; :class:`vq_plugin.reader.Layer` shows most of it.
 
@@ -74,7 +72,7 @@ class Entry:
         return (first, rest) if self.axis == "in" else (rest, first)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """What the header says of one tensor.
 
@@ -126,68 +124,22 @@ class Header:
         yield from ((name, to) for name, to in self.aliases.items() if to not in self.layers)
 
 
-def header_json(header: Header) -> str:
-    """The text of a header; equal headers give equal texts."""
-    content = {
-        "format": FORMAT,
-        "layers": {name: asdict(entry) for name, entry in header.layers.items()},
-        "aliases": header.aliases,
-        # Names are most of a header: every one once.
-        "tensors": {
-            name: [kind.dtype, kind.shape, kind.checksum, *([kind.rounded] if kind.rounded else [])]
-            for name, kind in header.tensors.items()
-        },
-    }
-    text = json.dumps({**content, "checksum": 0}, separators=(",", ":"))
-    content["checksum"] = zlib.crc32(text.encode())
-    return json.dumps(content, separators=(",", ":"))
-
-
-def parse_header(path: str | os.PathLike[str], text: str) -> Header:
-    """Reads the text of a header; ``CheckpointError`` if it is damaged or of a newer version."""
-    try:
-        content = json.loads(text)
-        version = _number(content["format"])
-        if version == FORMAT:
-            header = Header(
-                {name: _entry(entry) for name, entry in content["layers"].items()},
-                {name: _text(to) for name, to in content["aliases"].items()},
-                {name: _stored(*kind) for name, kind in content["tensors"].items()},
-            )
-            # Its checksum, and whether it has anything that this version does not know.
-            if header_json(header) != text:
-                raise ValueError("its checksum differs, or it is written otherwise")
-            names = {*header.layers, *(name for name, to in header.others() if name == to)}
-            if not names >= {*header.aliases.values()}:
-                raise ValueError("an alias names no weight and no tensor")
-            if {*header.layers, *header.tensors} & header.aliases.keys():
-                raise ValueError("an alias has the name of a weight or a tensor")
-            for name, entry in header.layers.items():
-                _check_weight(name, entry, header)
-            return header
-        if version < FORMAT:
-            raise ValueError(f"there is no format {version}")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is damaged ({error})") from error
-    raise CheckpointError(
-        f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
-    )
-
-
 def part_of(
     path: str | os.PathLike[str], header: Header, part: str
 ) -> tuple[Header, dict[str, str]]:
     """The header of one module or weight (all of them with the empty name), with names below it.
 
-    Beside it, for each of its tensors the name in the file. ``CheckpointError`` if there is nothing
-    of that name.
+    Beside it, for each of its tensors the name in the file, if that is another. ``CheckpointError``
+    if there is nothing of that name.
     """
+    if not part:
+        return header, {}
     own, places = Header(), dict[str, str]()
     first: dict[str, str] = {}
     for name, stored in (*header.weights(), *header.others()):
-        if part and name != part and not name.startswith(f"{part}."):
+        if name != part and not name.startswith(f"{part}."):
             continue
-        inside = name[len(part) :].removeprefix(".") if part else name
+        inside = name[len(part) :].removeprefix(".")
         # What is tied to something outside is stored for the first name inside.
         if first.setdefault(stored, inside) != inside:
             own.aliases[inside] = first[stored]
@@ -197,7 +149,7 @@ def part_of(
             own.layers[inside] = header.layers[stored]
             names = {join(inside, leaf): join(stored, leaf) for leaf in LEAVES}
         places |= {name: there for name, there in names.items() if there in header.tensors}
-    if part and not first:
+    if not first:
         raise CheckpointError(f"{path}: has nothing of {part!r}")
     own.tensors.update((name, header.tensors[there]) for name, there in places.items())
     return own, places
@@ -208,28 +160,9 @@ def join(name: str, leaf: str) -> str:
     return f"{name}.{leaf}" if name else leaf
 
 
-def _entry(content: dict[str, Any]) -> Entry:
-    coding = content["coding"]
-    entry = Entry(
-        scheme=_text(content["scheme"]),
-        shape=_numbers(content["shape"]),
-        view=_view(content["view"], content["shape"]),
-        axis=_text(content["axis"]),
-        group=None if content["group"] is None else _number(content["group"]),
-        codes=_numbers(content["codes"]),
-        dtype=_text(content["dtype"]),
-        coding=None if coding is None else Coding(coding["along"], _number(coding["bits"])),
-    )
-    known = entry.axis in ("in", "out") and entry.dtype in FLOATS and entry.shape
-    if not known or (entry.group or 1) < 1 or (coding and coding["along"] not in get_args(Along)):
-        raise ValueError(f"{entry} cannot be")
-    return entry
-
-
-def _check_weight(name: str, entry: Entry, header: Header) -> None:
+def check_weight(name: str, entry: Entry, header: Header) -> None:
     """Makes sure that the tensors of a weight fit each other and its shape."""
-    leaves = {leaf: header.tensors.get(join(name, leaf)) for leaf in LEAVES}
-    codes, codebooks, exponents, scale = leaves.values()
+    codes, codebooks, exponents, scale = (header.tensors.get(join(name, leaf)) for leaf in LEAVES)
     if codes is None or codebooks is None or codes.dtype != "uint8" or len(codes.shape) != 1:
         raise ValueError(f"layer {name!r} has no codes, or no codebooks")
     if len(codebooks.shape) != 5 or 0 in codebooks.shape:
@@ -241,7 +174,8 @@ def _check_weight(name: str, entry: Entry, header: Header) -> None:
     rows, length = entry.matrix
     shape = stages, rows, -(-length // dim)
     fits = (
-        entry.codes == shape
+        0 not in entry.shape
+        and entry.codes == shape
         and groups == (-(-rows // entry.group) if entry.group else 1)
         and books in (1, shape[2])
         and (scale is None or (scale.shape == (rows,) and scale.dtype in FLOATS))
@@ -249,40 +183,3 @@ def _check_weight(name: str, entry: Entry, header: Header) -> None:
     )
     if not fits:
         raise ValueError(f"layer {name!r}: its tensors do not fit a weight of {entry.shape}")
-
-
-def _view(content: Any, shape: Any) -> EntryView | None:
-    if content is None:
-        return None
-    parameter, split, order = map(_numbers, content)
-    sizes = {math.prod(each) for each in (parameter, split, shape)}
-    if len(sizes) > 1 or sorted(order) != list(range(len(split))) or len(shape) < 2:
-        raise ValueError(f"{content} is no view of a weight of shape {shape}")
-    return parameter, split, order
-
-
-def _stored(dtype: Any, shape: Any, checksum: Any, rounded: Any = None) -> Stored:
-    if dtype not in DTYPES:
-        raise ValueError(f"there is no dtype {dtype!r}")
-    if rounded is not None and (dtype != "float16" or rounded not in ("float32", "float64")):
-        raise ValueError(f"a tensor cannot be rounded from {rounded!r} to {dtype}")
-    return Stored(dtype, _numbers(shape), _number(checksum), rounded)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or value >= 1 << 63:
-        raise ValueError(f"{value!r} is no whole number of 63 bits")
-    return value
-
-
-def _numbers(values: Any) -> tuple[int, ...]:
-    numbers = tuple(map(_number, values))
-    if min(numbers, default=0) < 0:
-        raise ValueError(f"{values} are below 0")
-    return numbers

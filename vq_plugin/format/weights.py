@@ -10,20 +10,14 @@ from numpy.typing import NDArray
 
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import unpack
+from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container
 from vq_plugin.format.header import Entry, Stored, join
 
-# Codes for each weight. A few bytes can stand for any number of equal codes: so many are believed.
-_MOST_CODES = 16
 # Steps of int8 centers whose multiples float16 holds: from its smallest number, to where 127 of
 # them reach its largest.
 LEAST_EXPONENT, MOST_EXPONENT = -24, 9
 MOST_STEPS = 127
-
-
-def may_be_coded(codes: int, weights: int) -> bool:
-    """Whether a reader believes that coded bytes stand for so many codes of so many weights."""
-    return codes <= _MOST_CODES * weights
 
 
 def array_of(kind: Stored, data: NDArray[np.uint8]) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -49,6 +50,8 @@ class SlotKind:
 
 
 _KINDS: dict[type[nn.Module] | str, list[SlotKind]] = {}
+# What was found for a class, until a slot is registered: a model asks for every module, many times.
+_FOUND: WeakKeyDictionary[type[nn.Module], tuple[SlotKind, ...]] = WeakKeyDictionary()
 
 
 def register_slot(
@@ -109,6 +112,7 @@ def register_slot(
     if any(kind.parameter == parameter for kind in kinds):
         raise ValueError(f"{module} has a slot {parameter!r} already")
     make = _in_order(view) if isinstance(view, tuple) else view
+    _FOUND.clear()
     kinds.append(
         SlotKind(parameter, make, inputs, squares, groups or (lambda _: 1), looks_up, layer)
     )
@@ -285,13 +289,15 @@ def other_parameters(model: nn.Module, slots: Mapping[str, Slot]) -> dict[str, S
     return found
 
 
-def slot_kinds(cls: type[nn.Module]) -> list[SlotKind]:
+def slot_kinds(cls: type[nn.Module]) -> tuple[SlotKind, ...]:
     """The kinds of slots of a class of modules and its bases, the nearest of each parameter."""
-    kinds: dict[str, SlotKind] = {}
-    for base in cls.__mro__:
-        for kind in _kinds_of(base):
-            kinds.setdefault(kind.parameter, kind)
-    return list(kinds.values())
+    if cls not in _FOUND:
+        kinds: dict[str, SlotKind] = {}
+        for base in cls.__mro__:
+            for kind in _kinds_of(base):
+                kinds.setdefault(kind.parameter, kind)
+        _FOUND[cls] = tuple(kinds.values())
+    return _FOUND[cls]
 
 
 def _kinds_of(cls: type) -> list[SlotKind]:

@@ -116,7 +116,7 @@ class Geometry:
 
     def with_centers(self, k: int) -> Geometry:
         """The same with ``k`` centers, where a fit found no more distinct sub-vectors."""
-        return replace(self, k=k)
+        return self if k == self.k else replace(self, k=k)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The 2-D view of a weight, ``(rows, length)``."""

@@ -19,7 +19,7 @@ SCHEMES: dict[str, type[Scheme]] = {}
 _FITS: dict[type[Scheme], Fit | str] = {}
 
 _NAME = re.compile(r"[a-z]\w*")
-_CALL = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_CALL = re.compile(r"(\w+)\s*(?:\((.*)\))?", re.DOTALL)
 
 
 class Fit(Protocol):
@@ -129,7 +129,7 @@ def parse_scheme(text: str) -> Scheme:
         >>> parse_scheme(str(vq.RQ(k=64, stages=3))) == vq.RQ(k=64, stages=3)
         True
     """
-    match = _CALL.fullmatch(text)
+    match = _CALL.fullmatch(text.strip())
     if match is None:
         cut = text.count("(") != text.count(")")
         hint = " in quotes: a comma ends a value inside YAML's [] and {}" if cut else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -84,9 +85,12 @@ class Scheme:
             With :attr:`k` centers, or with as many as a codebook has sub-vectors where that is
             fewer.
         """
-        whole = Geometry(
-            shape=tuple(shape),
+        shape = tuple(shape)
+        length = math.prod(shape[1:]) if axis == "in" else shape[0]
+        cut = Geometry(
+            shape=shape,
             axis=axis,
+            dim=min(dim or length, length),
             stages=stages,
             group=group,
             shared=shared,
@@ -94,7 +98,6 @@ class Scheme:
             codebook_dtype=self.codebook_dtype,
             scaled=self.scale == "row",
         )
-        cut = dataclasses.replace(whole, dim=min(dim or whole.length, whole.length))
         return cut.with_centers(min(cut.k, cut.sub_vectors))
 
     def row_size(self, rows: Tensor) -> Tensor:
