@@ -7,7 +7,6 @@ from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from tqdm import tqdm
 
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.codebook import CodebookWeight
@@ -16,6 +15,7 @@ from vq_plugin.fit.weight import check_weight, quantize_weight
 from vq_plugin.left_float import left_float
 from vq_plugin.nn import CodebookLayer, Memory, Slot, coded_weights
 from vq_plugin.ops import Precision
+from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, asks_for_all, leaves, select, slots_by_name
@@ -70,7 +70,8 @@ def compress(
         check_slot(slot)
     moments = {}
     if calibration is not None:
-        unknown = [name for name in chosen if not (name in ties or slots[name].observable)]
+        known = {ties.get(name, name) for name, slot in slots.items() if slot.observable}
+        unknown = [slots[name].shown for name in chosen if ties.get(name, name) not in known]
         if unknown:
             warnings.warn(
                 f"calibration does not know the inputs of {', '.join(unknown)}: fitted by their "
@@ -78,7 +79,10 @@ def compress(
                 stacklevel=2,
             )
         moments = input_moments(model, slots.values(), calibration)
-    bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
+        for name, first in ties.items():
+            if name in moments and slots[name].view == slots[first].view:
+                moments.setdefault(first, moments[name])
+    bar = progress(chosen.items(), desc="compress", unit="layer", leave=False)
     weights = {
         name: fit_named(name, slots[name].weight, scheme, moments=moments.get(name), seed=seed)
         for name, scheme in bar

@@ -118,9 +118,7 @@ def _same(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
 class _Values(TorchFunctionMode):
     """Lets deepcopy take tensors that have a gradient to pass on: as values, which they are."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:
             value, memo = args
             if id(value) not in memo:

@@ -113,7 +113,9 @@ def _holders(
 def _shared(model: nn.Module) -> set[int]:
     """Ids of the parameters that several modules have."""
     owned = (p for module in model.modules() for p in module._parameters.values())
-    return {key for key, count in Counter(id(p) for p in owned if p is not None).items() if count > 1}
+    return {
+        key for key, count in Counter(id(p) for p in owned if p is not None).items() if count > 1
+    }
 
 
 def holder_of(

@@ -14,10 +14,28 @@ from vq_plugin.nn.recomputed import SOURCES, drop_weight_hooks, is_computed
 
 # What a subclass may define and still do nothing else than its float type.
 _HARMLESS = frozenset(
-    """__init__ __module__ __doc__ __qualname__ __annotations__ __annotate__ __annotate_func__
-    __annotations_cache__ __constants__ __dict__ __weakref__ __firstlineno__ __static_attributes__
-    __parameters__ __orig_bases__ __abstractmethods__ _abc_impl __repr__ extra_repr
-    reset_parameters""".split()
+    [
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__qualname__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__constants__",
+        "__dict__",
+        "__weakref__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__parameters__",
+        "__orig_bases__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__repr__",
+        "extra_repr",
+        "reset_parameters",
+    ]
 )
 # Made anew by torch.
 _COMPILED = "_compiled_call_impl"

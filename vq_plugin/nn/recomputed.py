@@ -39,7 +39,7 @@ def current(module: nn.Module, parameter: str) -> Tensor:
         module = shallow_copy(module)
         module.training = False
         for hook in hooks:
-            hook(module, ())  # type: ignore[no-untyped-call]
+            hook(module, ())
     with at_rest(module):
         value = getattr(module, parameter)
     assert isinstance(value, Tensor)

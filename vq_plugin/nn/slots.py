@@ -30,7 +30,6 @@ Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor]]
 MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
 
 
-
 @dataclass(frozen=True)
 class SlotKind:
     """What the slots of one parameter of one class of modules have in common.
