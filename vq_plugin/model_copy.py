@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 from torch.overrides import TorchFunctionMode
 
+# Where modules keep hooks, of every kind.
+HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
+
 
 def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A deep copy; what ``memo`` has by the ids of parts takes the places of those.
@@ -25,7 +28,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         copied: nn.Module = copy.deepcopy(model, memo)
     rebound = rebinding(_parts(model), memo)
     for module in copied.modules():
-        for store in (vars(module), *(v for n, v in vars(module).items() if "hooks" in n)):
+        for store in (vars(module), *(getattr(module, name) for name in HOOKS)):
             for name, value in list(store.items()):
                 changed = rebound(value)
                 if changed is not value:

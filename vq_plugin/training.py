@@ -139,8 +139,8 @@ class Training:
             return self.loss(output, target)
         if not isinstance(output, Tensor) or not isinstance(target, Tensor):
             raise ValueError(
-                f"the model gives a {_shown(output)}, not one tensor: give loss=, a function of its "
-                "output and of the teacher's, such as "
+                f"the model gives a {_shown(output)}, not one tensor: give loss=, a function of "
+                "its output and of the teacher's, such as "
                 "lambda ours, theirs: mse_loss(ours[0], theirs[0])"
             )
         return soft_cross_entropy(output, target.to(output.device))

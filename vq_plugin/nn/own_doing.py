@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from vq_plugin.model_copy import HOOKS
 from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.layer import CodebookLayer
 from vq_plugin.nn.recomputed import SOURCES, drop_weight_hooks, is_computed
@@ -75,7 +75,7 @@ def take_over(layer: CodebookLayer, module: nn.Module, parameter: str, moved: An
                 continue
             ours[name] = moved(value)
     layer._non_persistent_buffers_set |= module._non_persistent_buffers_set & layer._buffers.keys()
-    for name in _hook_stores():
+    for name in HOOKS:
         getattr(layer, name).update(
             {key: moved(hook) for key, hook in getattr(module, name).items()}
         )
@@ -89,7 +89,3 @@ def _of_weight(module: nn.Module, parameter: str, name: str) -> bool:
     if name == parameter or not is_computed(module, parameter):
         return name == parameter
     return name == "parametrizations" or name in {parameter + suffix for suffix in SOURCES}
-
-
-def _hook_stores() -> Iterator[str]:
-    return (name for name in vars(nn.Module()) if "hooks" in name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -256,6 +257,11 @@ class Slot:
         return name if bias.numel() == self.view.shape[0] else None
 
 
+def shown(name: str) -> str:
+    """The name of a slot in messages; that of a bare layer says so."""
+    return repr(name) if name else "'' (the model itself)"
+
+
 def find_slots(model: nn.Module) -> dict[str, Slot]:
     """The slots of a model by name, in the order of its modules; coded weights have none."""
     names: dict[nn.Module, list[str]] = {}
@@ -263,7 +269,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
         names.setdefault(module, []).append(name)
     slots: dict[tuple[int, str], Slot] = {}
     for host, host_names in names.items():
-        if isinstance(host, CodedWeight):
+        if isinstance(host, CodedWeight | torch.jit.ScriptModule):
             continue
         for kind in slot_kinds(type(host)):
             for key in _parameters(host, kind):
@@ -298,7 +304,9 @@ def other_parameters(model: nn.Module, slots: Mapping[str, Slot]) -> dict[str, S
     }
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, CodedWeight | parametrize.ParametrizationList):
+        if isinstance(
+            module, CodedWeight | parametrize.ParametrizationList | torch.jit.ScriptModule
+        ):
             continue
         for parameter, value in module._parameters.items():
             if value is None or is_lazy(value) or (id(module), parameter) in taken:
