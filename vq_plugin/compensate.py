@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import as_it_was
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.nn.inputs import convolved, multiplied
@@ -91,7 +92,7 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
             continue
         if not all(bool(x.isfinite().all()) for x in (*wanted, *met)):
             raise ValueError(f"layer {name!r}: calibration gave it NaN or infinite inputs")
-        with worker_pool(), torch.no_grad():
+        with worker_pool(), torch.no_grad(), cpu_by_default():
             _refit(layer, wanted, met)
     return small
 

@@ -79,7 +79,9 @@ def compress(
     moments = {}
     if calibration is not None:
         known = {ties.get(name, name) for name, slot in slots.items() if slot.observable}
-        unknown = [slots[name].shown for name in chosen if ties.get(name, name) not in known]
+        unknown = [
+            name or slots[name].shown for name in chosen if ties.get(name, name) not in known
+        ]
         if unknown:
             warnings.warn(
                 f"calibration does not know the inputs of {', '.join(unknown)}: fitted by their "

@@ -22,6 +22,7 @@ class _Use:
 
 
 _uses: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -46,6 +47,22 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
                 del _uses[model]
                 for module in use.training:
                     module.training = True
+
+
+def paused(model: nn.Module) -> list[nn.Module]:
+    """The modules that :func:`eval_mode` has in eval mode now, and that are training else."""
+    with _lock:
+        use = _uses.get(model)
+        return [] if use is None else use.training
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """One thread at a time is inside, for each model."""
+    with _lock:
+        turn = _turns.setdefault(model, threading.RLock())
+    with turn:
+        yield
 
 
 @dataclass

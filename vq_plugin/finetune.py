@@ -73,7 +73,7 @@ def finetune(
         >>> import vq_plugin as vq
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
-        >>> small = vq.compress(model, vq.PQ(k=4, dim=4))
+        >>> small = vq.compress(model, vq.PQ(k=8, dim=4))
         >>> batches = [torch.randn(64, 8) for _ in range(20)]
         >>> def error():
         ...     return nn.functional.mse_loss(small(batches[0]), model(batches[0])).item()

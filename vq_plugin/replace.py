@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
+from vq_plugin.eval_mode import paused
 from vq_plugin.model_copy import copy_model, part_copies, rebinding
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, View, hold_coded
 from vq_plugin.nn.own_doing import take_over
@@ -21,6 +23,7 @@ from vq_plugin.ties import sharing
 _Held = tuple[Slot, CodedParameter, Tensor | None]
 
 
+@cpu_by_default()
 def assemble(
     model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None = None
 ) -> nn.Module:
@@ -43,6 +46,10 @@ def assemble(
     for slot, layer in layers:
         layer.register_parameter("bias", copied(slot.module._parameters.get("bias")))
         take_over(layer, slot.module, slot.parameter, copied)
+    for module in paused(model):
+        copy = memo.get(id(module))
+        if isinstance(copy, nn.Module):
+            copy.training = True
     for slot, coded, shift in parameters:
         module = memo[id(slot.module)]
         assert isinstance(module, nn.Module)
@@ -50,6 +57,7 @@ def assemble(
     return small
 
 
+@cpu_by_default()
 def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     """Puts compressed weights into a model itself, as hosts do that convert in place.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vq_plugin.checkpoint import Rest, check_rest, rest_tensors
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes, weight_float_nbytes
@@ -141,6 +142,7 @@ class Summary:
     __repr__ = __str__
 
 
+@cpu_by_default()
 def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     """Sizes of the coded weights of a model, and of the rest.
 

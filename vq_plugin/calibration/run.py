@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from vq_plugin.calibration.reached import moments_by_name
 from vq_plugin.calibration.statistics import InputMoments
-from vq_plugin.eval_mode import as_it_was
+from vq_plugin.default_device import cpu_by_default
+from vq_plugin.eval_mode import alone, as_it_was
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 
@@ -30,18 +31,24 @@ def input_moments(
     are not known are passed over; :func:`vq_plugin.calibration.reached.moments_by_name` says what
     happens to those that no data reach.
     """
-    observed = {slot: InputMoments(slot).to(slot.value.device) for slot in slots if slot.observable}
+    with cpu_by_default():
+        observed = {
+            slot: InputMoments(slot).to(slot.value.device) for slot in slots if slot.observable
+        }
     called: set[Slot] = set()
-    handles = [
-        slot.host.register_forward_pre_hook(partial(_observe, slot, each, called), with_kwargs=True)
-        for slot, each in observed.items()
-    ]
-    try:
-        with as_it_was(model), _every_module_runs():
+    # Calls on other threads may have the same model.
+    with alone(model), as_it_was(model), _every_module_runs():
+        handles = [
+            slot.host.register_forward_pre_hook(
+                partial(_observe, slot, each, called), with_kwargs=True
+            )
+            for slot, each in observed.items()
+        ]
+        try:
             run_calibration(model, calibration)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     return moments_by_name(model, observed, called)
 
 
@@ -56,7 +63,8 @@ def _observe(
     """A forward pre-hook, but for what comes first; errors of a user's ``inputs`` name the slot."""
     called.add(slot)
     try:
-        moments.observe(host, positional, keywords)
+        with cpu_by_default():
+            moments.observe(host, positional, keywords)
     except Exception as error:
         inputs = slot.kind.inputs
         # What is shipped fails on what the module itself will refuse, with a better message.

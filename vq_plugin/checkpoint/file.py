@@ -27,6 +27,7 @@ from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
 from vq_plugin.format.weights import may_be_coded, read_codes
@@ -41,6 +42,7 @@ from vq_plugin.select import check_model, slots_by_any_name
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
 
+@cpu_by_default()
 def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
@@ -102,6 +104,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
     return len(content)
 
 
+@cpu_by_default()
 def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> nn.Module:
     """Rebuilds a compressed model from a file and a fresh float model.
 

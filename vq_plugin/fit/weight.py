@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import Objective, Quantized
@@ -21,6 +22,7 @@ from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
 _LARGEST, _SMALLEST = 1e15, 1e-15
 
 
+@cpu_by_default()
 def quantize_weight(
     weight: Tensor,
     scheme: Scheme,
