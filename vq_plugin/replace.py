@@ -46,10 +46,10 @@ def assemble(
     for slot, layer in layers:
         layer.register_parameter("bias", copied(slot.module._parameters.get("bias")))
         take_over(layer, slot.module, slot.parameter, copied)
-    for module in paused(model):
-        copy = memo.get(id(module))
-        if isinstance(copy, nn.Module):
-            copy.training = True
+    for training in paused(model):
+        copied_module = memo.get(id(training))
+        if isinstance(copied_module, nn.Module):
+            copied_module.training = True
     for slot, coded, shift in parameters:
         module = memo[id(slot.module)]
         assert isinstance(module, nn.Module)

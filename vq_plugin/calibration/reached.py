@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from torch import nn
@@ -18,8 +19,9 @@ def moments_by_name(
     """What the fits want to know of slots that were observed while a model ran.
 
     Of slots that share a weight, the first that ran speaks for all. One that was ``called`` with
-    nothing, or that is an item of a list of which another ran, as experts and branches are, is left
-    out and named in a warning. A ``ValueError`` names any other that no data reached.
+    nothing, whose weight a module that was not observed has, too, or that is an item of a list of
+    which another ran, as experts and branches are, is left out and named in a warning. A
+    ``ValueError`` names any other that no data reached.
     """
     owners: dict[object, list[InputMoments]] = {}
     for slot, moments in observed.items():
@@ -29,13 +31,17 @@ def moments_by_name(
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList | nn.ModuleDict)
     }
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     ran = [slot for slot, moments in observed.items() if moments.count > 0]
     places = {place for slot in ran for place in _places(slot, lists)}
     by_name: dict[str, Moments] = {}
     without: list[str] = []
     for slot, own in observed.items():
-        moments = next((each for each in owners[_weight_of(slot)] if each.count > 0), own)
-        may_idle = slot in called or bool(places & _places(slot, lists))
+        known = owners[_weight_of(slot)]
+        moments = next((each for each in known if each.count > 0), own)
+        weight = slot.module._parameters.get(slot.parameter)
+        elsewhere = weight is not None and holders[id(weight)] > len(known)
+        may_idle = slot in called or elsewhere or bool(places & _places(slot, lists))
         if moments.count == 0 and ran and may_idle:
             without.append(slot.shown)
         else:
