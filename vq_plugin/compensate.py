@@ -6,12 +6,13 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
-from vq_plugin.eval_mode import eval_mode
+from vq_plugin.default_device import cpu_by_default
+from vq_plugin.eval_mode import as_it_was
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.nn.inputs import convolved, multiplied
+from vq_plugin.progress import progress
 
 # Ridge, as a part of every input's own variance and of their mean: few samples say little.
 _RIDGE = 0.1
@@ -67,8 +68,14 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
     }
     if not layers:
         raise ValueError("no Linear or convolution of the model is left in float")
-    bar = tqdm(layers.items(), desc="compensate", unit="layer", leave=False, disable=None)
+    bar = progress(layers.items(), desc="compensate", unit="layer", leave=False)
     for name, layer in bar:
+        if "weight" not in layer._parameters:
+            warnings.warn(
+                f"layer {name!r} computes its weight anew in every pass: left as it is",
+                stacklevel=2,
+            )
+            continue
         inputs = layer.weight[0].numel()
         if inputs > MOST_INPUTS:
             warnings.warn(
@@ -85,7 +92,7 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
             continue
         if not all(bool(x.isfinite().all()) for x in (*wanted, *met)):
             raise ValueError(f"layer {name!r}: calibration gave it NaN or infinite inputs")
-        with worker_pool(), torch.no_grad():
+        with worker_pool(), torch.no_grad(), cpu_by_default():
             _refit(layer, wanted, met)
     return small
 
@@ -95,11 +102,13 @@ def _inputs(model: nn.Module, layer: nn.Module, calibration: Calibration) -> lis
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-        seen.append((arguments[0] if arguments else keywords["input"]).detach().clone())
+        value = arguments[0] if arguments else keywords["input"]
+        if value.numel():
+            seen.append(value.detach().clone())
 
     handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with eval_mode(model):
+        with as_it_was(model):
             run_calibration(model, calibration)
     finally:
         handle.remove()

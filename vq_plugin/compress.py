@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from tqdm import tqdm
 
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.weight import check_weight, quantize_weight
-from vq_plugin.left_float import left_float
+from vq_plugin.left_float import left_float, share_of_file
 from vq_plugin.nn import CodebookLayer, Memory, Slot, coded_weights
+from vq_plugin.nn.slots import shown
 from vq_plugin.ops import Precision
+from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, asks_for_all, leaves, select, slots_by_name
 from vq_plugin.ties import tied_weights
+
+# Half of what a row is, squared; larger weights have no rows of a few numbers, and take long.
+_FAR = 0.5**0.5
+_MOST_WEIGHTS = 1 << 24
 
 
 def compress(
@@ -54,7 +60,9 @@ def compress(
             it and says why), or modules that share a weight would get different schemes.
 
     Warns:
-        UserWarning: If all weights are asked for and one of more than 1 % of the model has no slot.
+        UserWarning: If all weights are asked for and one of more than 1 % of the model has no slot,
+            calibration gave a weight no samples, or codes that were fitted without calibration
+            are far off.
 
     Example:
         >>> import vq_plugin as vq
@@ -70,7 +78,10 @@ def compress(
         check_slot(slot)
     moments = {}
     if calibration is not None:
-        unknown = [name for name in chosen if not (name in ties or slots[name].observable)]
+        known = {ties.get(name, name) for name, slot in slots.items() if slot.observable}
+        unknown = [
+            name or slots[name].shown for name in chosen if ties.get(name, name) not in known
+        ]
         if unknown:
             warnings.warn(
                 f"calibration does not know the inputs of {', '.join(unknown)}: fitted by their "
@@ -78,12 +89,17 @@ def compress(
                 stacklevel=2,
             )
         moments = input_moments(model, slots.values(), calibration)
-    bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
+        for name, first in ties.items():
+            if name in moments and slots[name].view == slots[first].view:
+                moments.setdefault(first, moments[name])
+    bar = progress(chosen.items(), desc="compress", unit="layer", leave=False)
     weights = {
         name: fit_named(name, slots[name].weight, scheme, moments=moments.get(name), seed=seed)
         for name, scheme in bar
         if name not in ties
     }
+    if calibration is None:
+        _warn_of_far_off({name: (slots[name].weight, small) for name, small in weights.items()})
     small = assemble(model, weights)
     if asks_for_all(schemes):
         _warn_of_left(small, schemes)
@@ -97,7 +113,7 @@ def fit_named(
     try:
         return quantize_weight(weight, scheme, seed=seed, moments=moments)
     except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from error
+        raise ValueError(f"layer {shown(name)}: {error}") from error
 
 
 def check_slot(slot: Slot) -> None:
@@ -109,13 +125,39 @@ def check_slot(slot: Slot) -> None:
     try:
         check_weight(slot.value)
     except ValueError as error:
-        raise ValueError(f"layer {slot.name!r}: {error}") from error
+        raise ValueError(f"layer {slot.shown}: {error}") from error
 
 
 def check_not_lazy(slot: Slot) -> None:
     """Raises ``ValueError`` for a weight that is not there before its first batch."""
     if any(is_lazy(parameter) for parameter in slot.module.parameters(recurse=False)):
-        raise ValueError(f"layer {slot.name!r} is lazy and has no weight yet: run one batch first")
+        raise ValueError(f"layer {slot.shown} is lazy and has no weight yet: run one batch first")
+
+
+def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> None:
+    errors = {
+        name: _row_error(weight.detach(), small)
+        for name, (weight, small) in weights.items()
+        if weight.numel() <= _MOST_WEIGHTS
+    }
+    far = sorted((name for name in errors if errors[name] > _FAR), key=errors.__getitem__)[::-1]
+    if far:
+        worst = ", ".join(f"{shown(name)} ({100 * errors[name]:.0f} %)" for name in far[:5])
+        more = f" and {len(far) - 5} more" * (len(far) > 5)
+        warnings.warn(
+            f"codes are far off, by so much of the size of a row, in {worst}{more}: give "
+            "calibration=, a few batches of inputs, or a scheme with more centers or scale='row'",
+            stacklevel=3,
+        )
+
+
+def _row_error(weight: Tensor, small: CodebookWeight) -> float:
+    """What the codes of a row are off by, as a share of its size; the root mean square of rows."""
+    rows = weight.flatten(1).float()
+    size = rows.square().sum(1)
+    change = (small.decode().flatten(1).float() - rows).square().sum(1)
+    there = size > 0
+    return float((change[there] / size[there]).mean().sqrt()) if bool(there.any()) else 0.0
 
 
 def _warn_of_left(small: nn.Module, schemes: Schemes) -> None:
@@ -126,7 +168,9 @@ def _warn_of_left(small: nn.Module, schemes: Schemes) -> None:
     ]
     if left:
         lines = "".join(f"\n  {each.name}: {each.nbytes:,} bytes, {each.reason}" for each in left)
-        warnings.warn(f"weights above 1 % of the model stayed in float:{lines}", stacklevel=3)
+        share = share_of_file(small, left)
+        most = f" (together {100 * share:.0f} % of the file)" * (share > 0.5)
+        warnings.warn(f"weights above 1 % of the model stayed in float{most}:{lines}", stacklevel=3)
 
 
 def set_precision(model: nn.Module, precision: Precision) -> None:

@@ -43,12 +43,14 @@ def finetune(
     Args:
         model: From :func:`vq_plugin.compress` or a host; trained in place, its modules in training
             mode where they are now.
-        loader: Batches: inputs alone, or pairs of inputs and targets. Read once each epoch; what it
-            draws from torch's generator is seeded.
+        loader: Batches: inputs alone, as a tensor, a list of one or a mapping of keyword arguments,
+            or pairs of inputs and targets. Read once each epoch; what it draws from torch's
+            generator is seeded.
         teacher: The float model; run in eval mode without gradients, then left as it was.
         loss: Of the model's output and the teacher's, or, without a teacher, the target. By
             default, with a teacher: the cross-entropy between the softmax of both along the last
-            dimension; use ``torch.nn.functional.mse_loss`` where outputs are no logits.
+            dimension; use ``torch.nn.functional.mse_loss`` where outputs are no logits, and a
+            function of your own where they are not one tensor.
         epochs: Passes over ``loader``.
         lr: Learning rate at the start. Codebooks and scales get it times the root mean square of
             their values, as weights are small; biases and norms get a tenth of it.
@@ -71,7 +73,7 @@ def finetune(
         >>> import vq_plugin as vq
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
-        >>> small = vq.compress(model, vq.PQ(k=4, dim=4))
+        >>> small = vq.compress(model, vq.PQ(k=8, dim=4))
         >>> batches = [torch.randn(64, 8) for _ in range(20)]
         >>> def error():
         ...     return nn.functional.mse_loss(small(batches[0]), model(batches[0])).item()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from vq_plugin.nn import CodedWeight, find_slots
-from vq_plugin.sizes import float_nbytes, weight_float_nbytes
+from vq_plugin.checkpoint import rest_tensors
+from vq_plugin.nn import CodedWeight, coded_weights, find_slots
+from vq_plugin.nn.graphs import graph_hint
+from vq_plugin.sizes import float_nbytes, stored_nbytes, weight_float_nbytes
 
 # Of all bytes of a model's parameters: what is less is no surprise to anybody.
 _SHARE = 0.01
@@ -47,12 +50,12 @@ def left_float(model: nn.Module) -> tuple[FloatWeight, ...]:
     found: dict[int, FloatWeight] = {}
     counted: set[int] = set()
     for path, module in model.named_modules():
-        if isinstance(module, CodedWeight):
-            if id(module.codebooks) not in counted:
-                counted.add(id(module.codebooks))
-                total += weight_float_nbytes(module.geometry.shape)
-            continue
+        if isinstance(module, CodedWeight) and id(module.codebooks) not in counted:
+            counted.add(id(module.codebooks))
+            total += weight_float_nbytes(module.geometry.shape)
         for name, value in module.named_parameters(recurse=False):
+            if isinstance(module, CodedWeight) and name in ("codebooks", "scale"):
+                continue
             if is_lazy(value) or id(value) in counted:
                 continue
             counted.add(id(value))
@@ -64,9 +67,16 @@ def left_float(model: nn.Module) -> tuple[FloatWeight, ...]:
                 "no scheme was chosen for it"
                 if reachable
                 else f"a {type_before_parametrizations(module).__name__} has no slot {name!r}: "
-                "name it, or register it"
+                + (graph_hint(module) or "name it, or register it")
             )
             full = f"{path}.{name}" if path else name
             found[id(value)] = FloatWeight(full, value.nbytes, reason, reachable)
     large = (weight for weight in found.values() if weight.nbytes > _SHARE * total)
     return tuple(sorted(large, key=lambda weight: -weight.nbytes))
+
+
+def share_of_file(model: nn.Module, weights: Iterable[FloatWeight]) -> float:
+    """What part of a file of a compressed model some weights take, before codes are coded."""
+    books = {id(each.codebooks): each.geometry.nbytes for each in coded_weights(model).values()}
+    total = sum(books.values()) + stored_nbytes(rest_tensors(model).values())
+    return sum(weight.nbytes for weight in weights) / max(total, 1)

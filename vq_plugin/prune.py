@@ -52,15 +52,17 @@ def prune(
     Args:
         model: Float model; it is not changed. Modules train in training mode where they are in it
             now: batch norms learn new statistics after ``model.train()``.
-        loader: Batches: inputs alone, or pairs of inputs and targets. Read once each epoch; what it
-            draws from torch's generator is seeded. Small batches (32 to 64) do best: there are few
+        loader: Batches: inputs alone, as a tensor, a list of one or a mapping of keyword arguments,
+            or pairs of inputs and targets. Read once each epoch; what it draws from torch's
+            generator is seeded. Small batches (32 to 64) do best: there are few
             epochs.
         sparsity: Share of zeros among the weights of all chosen layers, at least 0, below 1.
         layers: Which layers lose weights: patterns as in :func:`vq_plugin.compress`. The others
             train, too.
         teacher: A float model to learn from, run in eval mode; ``model`` itself if there is neither
             this nor ``loss``.
-        loss: Of the model's output and the teacher's, or, without a teacher, the target.
+        loss: Of the model's output and the teacher's, or, without a teacher, the target; needed
+            where outputs are not one tensor.
         epochs: Passes over ``loader``.
         lr: Learning rate at the start.
         seed: Of dropout and of a loader that shuffles.

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
+from vq_plugin.eval_mode import paused
+from vq_plugin.model_copy import copy_model, part_copies, rebinding
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, View, hold_coded
+from vq_plugin.nn.own_doing import take_over
 from vq_plugin.nn.parameter import own_class
-from vq_plugin.nn.slots import SOURCES
+from vq_plugin.nn.recomputed import SOURCES, at_rest, drop_weight_hooks
 from vq_plugin.select import slots_by_any_name
 from vq_plugin.ties import sharing
 
-# Where torch keeps hooks, and which of them take keyword arguments or always run.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+_Held = tuple[Slot, CodedParameter, Tensor | None]
 
 
+@cpu_by_default()
 def assemble(
     model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None = None
 ) -> nn.Module:
@@ -42,9 +35,21 @@ def assemble(
     """
     layers, parameters = _holders(model, weights, ties)
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
-    memo = _own_values(model)
-    memo.update((id(module), layer) for module, layer in layers.items())
-    small: nn.Module = copy.deepcopy(model, memo)
+    memo: dict[int, object] = {id(slot.module): layer for slot, layer in layers}
+    shared = _shared(model)
+    for slot, layer in layers:
+        bias = slot.module._parameters.get("bias")
+        if bias is not None and id(bias) not in shared:
+            memo[id(bias)] = layer.bias
+    small = copy_model(model, memo)
+    copied = part_copies(model, memo)
+    for slot, layer in layers:
+        layer.register_parameter("bias", copied(slot.module._parameters.get("bias")))
+        take_over(layer, slot.module, slot.parameter, copied)
+    for training in paused(model):
+        copied_module = memo.get(id(training))
+        if isinstance(copied_module, nn.Module):
+            copied_module.training = True
     for slot, coded, shift in parameters:
         module = memo[id(slot.module)]
         assert isinstance(module, nn.Module)
@@ -52,83 +57,98 @@ def assemble(
     return small
 
 
+@cpu_by_default()
 def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     """Puts compressed weights into a model itself, as hosts do that convert in place.
 
     Gives the model, or the codebook layer if it is a bare layer.
     """
     layers, parameters = _holders(model, weights, None)
+    places = {id(slot.module): layer for slot, layer in layers}
+    shared = _shared(model)
+    for slot, layer in layers:
+        if id(slot.module._parameters.get("bias")) in shared:
+            layer.register_parameter("bias", slot.module._parameters["bias"])
+        take_over(layer, slot.module, slot.parameter, rebinding(places, places))
     for slot, coded, shift in parameters:
         _hold(slot, coded, shift, slot.module)
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and module in layers:
-            model.set_submodule(name, layers[module])
-    return layers.get(model, model)
+        if name and id(module) in places:
+            model.set_submodule(name, places[id(module)])
+    return places.get(id(model), model)
 
 
 def _holders(
     model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None
-) -> tuple[dict[nn.Module, CodebookLayer], list[tuple[Slot, CodedParameter, Tensor | None]]]:
-    """Codebook layers by the float layers whose places they take; coded parameters, bias shifts."""
+) -> tuple[list[tuple[Slot, CodebookLayer]], list[_Held]]:
+    """Codebook layers with the slots whose modules they replace; coded parameters, bias shifts."""
     if ties is None:
         owners = sharing(model)
         ties = {slot.name: name for name in weights for slot in owners[name] if slot.name != name}
     slots = slots_by_any_name(model)
+    origins = {**{name: name for name in weights}, **ties}
+    # A layer two of whose parameters are coded stays what it is.
+    chosen = {(id(slot.module), slot.parameter) for slot in map(slots.__getitem__, origins)}
+    several = {module for module, count in Counter(m for m, _ in chosen).items() if count > 1}
+    shared = _shared(model)
     # A slot of several names has one holder.
     holders: dict[tuple[int, str], CodebookLayer | CodedParameter] = {}
-    layers: dict[nn.Module, CodebookLayer] = {}
-    parameters: list[tuple[Slot, CodedParameter, Tensor | None]] = []
-    for name, first in {**{name: name for name in weights}, **ties}.items():
+    layers: list[tuple[Slot, CodebookLayer]] = []
+    parameters: list[_Held] = []
+    for name, first in origins.items():
         slot, owner = slots[name], slots[first]
         key = (id(slot.module), slot.parameter)
         if key in holders:
             continue
+        # Nor does a bias that others have, too: each would move it.
+        bias = None if slot.bias is None else slot.module._parameters[slot.bias]
+        moved = name == first and id(bias) not in shared
+        small = weights[first] if moved else replace(weights[first], bias_shift=None)
         try:
-            seen = None if name == first else owner.view
-            holder = holders[key] = holder_of(slot, weights[first], seen)
+            view = slot.view if name == first else owner.view
+            holder = holders[key] = holder_of(slot, small, view, stays=key[0] in several)
         except (ValueError, RuntimeError, TypeError) as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
-        shift = weights[first].bias_shift
+            raise ValueError(f"layer {slot.shown}: {error}") from error
         if name != first:
             holder.share(holders[id(owner.module), owner.parameter])
-            # A bias of its own, which calibration has not seen.
-            shift = None
         if isinstance(holder, CodebookLayer):
-            layers[slot.module] = holder
+            layers.append((slot, holder))
         else:
-            parameters.append((slot, holder, shift))
-    for module, layer in layers.items():
-        for kind in _HOOKS:
-            getattr(layer, kind).update(getattr(module, kind))
-        layer._is_full_backward_hook = module._is_full_backward_hook
-        # Those that rebuild the float weight have nothing left to do.
-        drop_weight_hooks(layer, "weight")
+            parameters.append((slot, holder, small.bias_shift))
     return layers, parameters
 
 
+def _shared(model: nn.Module) -> set[int]:
+    """Ids of the parameters that several modules have."""
+    owned = (p for module in model.modules() for p in module._parameters.values())
+    return {
+        key for key, count in Counter(id(p) for p in owned if p is not None).items() if count > 1
+    }
+
+
 def holder_of(
-    slot: Slot, small: CodebookWeight, view: View | None = None
+    slot: Slot, small: CodebookWeight, view: View, *, stays: bool
 ) -> CodebookLayer | CodedParameter:
     """What holds a compressed weight in the place of a slot's; ``ValueError`` if shapes differ.
 
-    ``view`` is between the parameter and that weight, if not the slot's: another slot that has the
-    same parameter may see it in another order.
+    ``view`` is between the parameter and that weight: another slot that has the same parameter may
+    see it in another order. The module ``stays`` what it is even if a codebook layer could be it.
     """
-    view = view or slot.view
-    if slot.layer is not None and view == slot.view:
-        return slot.layer(slot.module, small)
+    if slot.layer is not None and view == slot.view and not stays:
+        return slot.codebook_layer(small)
     if view.shape != small.shape:
         raise ValueError(
             f"the codebook weight has shape {small.shape}, the layer's is {view.shape}"
         )
-    return CodedParameter(small, view, trains=slot.value.requires_grad)
+    return CodedParameter(small, view, trains=slot.trains)
 
 
 def _hold(slot: Slot, coded: CodedParameter, shift: Tensor | None, module: nn.Module) -> None:
     if shift is not None and slot.bias is not None:
         bias = getattr(module, slot.bias)
         bias.data += shift.to(bias)
-    put_parameter(module, slot.parameter, getattr(module, slot.parameter).detach())
+    with at_rest(module):
+        put_parameter(module, slot.parameter, getattr(module, slot.parameter).detach())
     hold_coded(module, slot.parameter, coded)
 
 
@@ -145,35 +165,3 @@ def put_parameter(module: nn.Module, parameter: str, value: Tensor) -> None:
     if parameter not in module._parameters:
         delattr(module, parameter)
     module.register_parameter(parameter, nn.Parameter(value, requires_grad=trains))
-
-
-def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
-    """Removes hooks that compute a weight, as pruning has; says whether there were any."""
-    found = False
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, BasePruningMethod):
-            computes = hook._tensor_name
-        elif isinstance(hook, WeightNorm | SpectralNorm):
-            computes = hook.name
-        else:
-            continue
-        if computes == parameter:
-            del module._forward_pre_hooks[key]
-            found = True
-    return found
-
-
-def _own_values(model: nn.Module) -> dict[int, object]:
-    """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients.
-
-    Recurrent modules list theirs. And of empty mappings: a module has a dozen, of hooks, in which
-    deepcopy spends most of its time.
-    """
-    copies: dict[int, object] = {}
-    for module in model.modules():
-        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ())):
-            if type(value) in (dict, OrderedDict) and not value:
-                copies[id(value)] = type(value)()
-            elif isinstance(value, Tensor) and not value.is_leaf:
-                copies[id(value)] = value.detach().clone()
-    return copies

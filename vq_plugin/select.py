@@ -18,6 +18,7 @@ from vq_plugin.nn import (
     layer_types,
     other_parameters,
 )
+from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.schemes import Scheme
 
 Pattern: TypeAlias = str | type[nn.Module]
@@ -51,7 +52,7 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
         Scheme of every chosen slot, by its name, in the order of the model.
 
     Raises:
-        TypeError: If a pattern or a scheme is of the wrong type.
+        TypeError: If the model, a pattern or a scheme is of the wrong type.
         ValueError: If a pattern matches nothing, or only modules that cannot be compressed.
 
     Example:
@@ -75,6 +76,7 @@ def match(
     :func:`select` has the rules, and what is raised. Patterns that are ``leaving`` ask for nothing,
     and hence may match what cannot be compressed.
     """
+    check_model(model)
     found = find_slots(model)
     slots, others = list(found.values()), list(other_parameters(model, found).values())
     modules = _modules(model)
@@ -87,7 +89,7 @@ def match(
             ranked += [(slot, _rank(pattern, slot)) for slot in others]
         matched = [(slot, rank) for slot, rank in ranked if rank is not None]
         if not matched:
-            _check_modules(pattern, pattern in leaving, modules, slots)
+            _check_modules(pattern, pattern in leaving, modules, slots, others)
             silent.append(pattern)
         for slot, rank in matched:
             if rank < ranks.get(slot.name, _LAST):
@@ -136,6 +138,13 @@ def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
                 "vq.parse_scheme reads one from text"
             )
     return schemes
+
+
+def check_model(model: object) -> None:
+    """Raises ``TypeError`` for what is no module of torch, such as an exported program."""
+    if not isinstance(model, nn.Module):
+        hint = "; compress the float model, and export the result" * hasattr(model, "graph_module")
+        raise TypeError(f"the model is a {type(model).__name__}, no torch.nn.Module{hint}")
 
 
 def asks_for_all(schemes: Schemes) -> bool:
@@ -192,7 +201,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _check_modules(
-    pattern: Pattern, leaves: bool, modules: Mapping[nn.Module, tuple[str, ...]], slots: list[Slot]
+    pattern: Pattern,
+    leaves: bool,
+    modules: Mapping[nn.Module, tuple[str, ...]],
+    slots: list[Slot],
+    others: list[Slot],
 ) -> None:
     """Says why a pattern matches no slot, unless it only leaves modules alone."""
     matched = [
@@ -202,15 +215,17 @@ def _check_modules(
     ]
     coded = [name for module, name in matched if _holds_codes(module)]
     if not matched:
-        raise NoMatchError(pattern, _matches_nothing(pattern, modules, slots))
+        raise NoMatchError(pattern, _matches_nothing(pattern, modules, slots, others))
     if leaves:
         return
     if coded:
         raise ValueError(f"{_show(pattern)}: already compressed ({coded[0]!r})")
     module, name = matched[0]
+    hint = next(filter(None, map(graph_hint, (module, *modules))), None)
     raise ValueError(
         f"{_show(pattern)}: {name!r} cannot be compressed: it is a {type(module).__name__}, which "
-        "has no slot; name one of its parameters, or register it with vq.register_slot"
+        "has no slot; "
+        + (hint or "name one of its parameters, or register it with vq.register_slot")
     )
 
 
@@ -235,21 +250,28 @@ def _warn_of_containers(
 
 
 def _matches_nothing(
-    pattern: Pattern, modules: Mapping[nn.Module, tuple[str, ...]], slots: list[Slot]
+    pattern: Pattern,
+    modules: Mapping[nn.Module, tuple[str, ...]],
+    slots: list[Slot],
+    others: list[Slot],
 ) -> str:
+    nothing = f"{_show(pattern)} matches nothing"
     if not slots and any(map(_holds_codes, modules)):
-        return f"{_show(pattern)} matches nothing: the model's layers are compressed already"
-    if not slots:
-        return (
-            f"{_show(pattern)} matches nothing: the model has no {', '.join(layer_types())} layer, "
-            "nor one that vq.register_slot knows"
-        )
+        return f"{nothing}: the model's layers are compressed already"
+    hint = next(filter(None, map(graph_hint, modules)), None)
+    if not slots and hint:
+        return f"{nothing}: {hint}"
+    names = list(dict.fromkeys(n for slot in slots for n in (slot.name, *slot.module_names)))
+    names += [slot.name for slot in others]
+    if not slots and (pattern == "*" or not names or isinstance(pattern, type)):
+        known = f"{nothing}: the model has no {', '.join(layer_types())} layer, nor one that "
+        known += "vq.register_slot knows"
+        return f"{known}; its parameters can be named: {', '.join(names[:3])}" if names else known
     if isinstance(pattern, type):
         kinds = sorted({type(slot.module).__name__ for slot in slots})
-        return f"{_show(pattern)} matches nothing; the model's layers are of {', '.join(kinds)}"
-    names = list(dict.fromkeys(n for slot in slots for n in (slot.name, *slot.module_names)))
+        return f"{nothing}; the model's layers are of {', '.join(kinds)}"
     near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.4)
-    return f"{_show(pattern)} matches nothing; the nearest names are {', '.join(near or names[:3])}"
+    return f"{nothing}; the nearest names are {', '.join(near or names[:3])}"
 
 
 def _show(pattern: Pattern) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vq_plugin.checkpoint import Rest, check_rest, rest_tensors
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes, weight_float_nbytes
@@ -125,15 +126,23 @@ class Summary:
             f" (layer rate {self.layer_rate:.1f}x), {format_bytes(self.file_nbytes)} in a file; "
             f"everything else: {format_bytes(self.other_nbytes)}"
         )
-        lines = [format_table(header, body, right=(4, 5, 6, 7)), total]
+        whole = (
+            f"whole model: {format_bytes(self.model_float_nbytes)} -> "
+            f"{format_bytes(self.model_file_nbytes)} in a file "
+            f"(file rate {self.model_float_nbytes / max(self.model_file_nbytes, 1):.2f}x)"
+        )
+        lines = [format_table(header, body, right=(4, 5, 6, 7)), whole, total]
         if self.left:
-            lines.append("left in float:")
+            share = sum(weight.nbytes for weight in self.left) / max(self.model_file_nbytes, 1)
+            most = f", {100 * share:.0f} % of the file" * (share > 0.5)
+            lines.append(f"left in float{most}:")
             lines += [f"  {w.name}: {format_bytes(w.nbytes)}, {w.reason}" for w in self.left]
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
+@cpu_by_default()
 def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     """Sizes of the coded weights of a model, and of the rest.
 
@@ -152,6 +161,7 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
         layer    kind            shape  scheme    bits/weight   size  rate   file
         -------------------------------------------------------------------------
         (model)  CodebookLinear  32x32  km(k=16)         4.25  544 B  7.5x  544 B
+        whole model: 4.1 kB -> 544 B in a file (file rate 7.53x)
         compressed weights: 4.1 kB -> 544 B (layer rate 7.5x), 544 B in a file; everything else: 0 B
     """
     check_rest(rest)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,13 +17,14 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
-from tqdm import tqdm
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.eval_mode import eval_mode
+from vq_plugin.eval_mode import as_it_was, eval_mode
+from vq_plugin.progress import progress
 from vq_plugin.seeded import seeded
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# Of what a model gives and what it is to give, tensors or other objects.
+Loss = Callable[[Any, Any], Tensor]
 Stop = Callable[[nn.Module], bool]
 
 
@@ -74,7 +76,7 @@ class Training:
         """
         path = None if checkpoint is None else Path(checkpoint)
         done = 0 if path is None else self._load(path)
-        with eval_mode(self.teacher) if self.teacher is not None else nullcontext():
+        with as_it_was(self.teacher) if self.teacher is not None else nullcontext():
             for epoch in range(done, self.epochs):
                 with seeded(seed + epoch):
                     self._epoch(loader, epoch, before_step, after_step)
@@ -98,14 +100,13 @@ class Training:
         device = next(self.model.parameters()).device
         steps = 0
         title = f"{self.title} {epoch + 1}/{self.epochs}"
-        with tqdm(loader, desc=title, total=total, unit="batch", leave=False, disable=None) as bar:
+        with progress(loader, desc=title, total=total, unit="batch", leave=False) as bar:
             for batch in bar:
                 # Without a length the rate falls from epoch to epoch.
                 done = (epoch + (steps / total if total else 0.0)) / self.epochs
                 self._set_rate((1 + math.cos(math.pi * done)) / 2)
                 before_step(done)
-                inputs, target = _pair(batch)
-                loss = self._loss(inputs.to(device), target)
+                loss = self._loss(*(_to(part, device) for part in _pair(batch)))
                 if not bool(loss.isfinite()):
                     raise ValueError(
                         f"the loss is {loss.item()} at batch {steps + 1} of epoch {epoch + 1}: "
@@ -125,15 +126,24 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
-    def _loss(self, inputs: Tensor, target: Tensor | None) -> Tensor:
+    def _loss(self, inputs: object, target: object) -> Tensor:
         if self.teacher is not None:
             with torch.no_grad():
-                target = self.teacher(inputs)
+                target = _run(self.teacher, inputs)
         elif target is None:
             raise ValueError("without a teacher the loader has to give (inputs, targets)")
-        assert target is not None
-        compare = self.loss or soft_cross_entropy
-        return compare(self.model(inputs), target.to(inputs.device))
+        output = _run(self.model, inputs)
+        if self.loss is not None:
+            if isinstance(target, Tensor) and isinstance(output, Tensor):
+                target = target.to(output.device)
+            return self.loss(output, target)
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+            raise ValueError(
+                f"the model gives a {_shown(output)}, not one tensor: give loss=, a function of "
+                "its output and of the teacher's, such as "
+                "lambda ours, theirs: mse_loss(ours[0], theirs[0])"
+            )
+        return soft_cross_entropy(output, target.to(output.device))
 
     def _save(self, path: Path, epochs_done: int) -> None:
         """What a killed run needs to go on: parameters, buffers and Adam's moments."""
@@ -194,13 +204,51 @@ def soft_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return -(functional.softmax(target, -1) * likely).sum(-1).mean()
 
 
-def _pair(batch: object) -> tuple[Tensor, Tensor | None]:
+def _pair(batch: object) -> tuple[object, object]:
+    """Inputs and targets of a batch; ``None`` where it has no targets."""
     match batch:
-        case Tensor():
+        case Tensor() | Mapping():
             return batch, None
-        case (Tensor() as inputs, Tensor() as target):
+        case [Tensor() as inputs]:
+            return inputs, None
+        case (Tensor() | Mapping() as inputs, Tensor() | Mapping() | list() | tuple() as target):
             return inputs, target
     raise ValueError(
-        f"a batch is a tensor of inputs or a pair (inputs, targets) of tensors, got "
-        f"{type(batch).__name__}"
+        "a batch is a tensor of inputs, a mapping of keyword arguments, or a pair (inputs, "
+        f"targets), got {_shown(batch)}"
     )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    match value:
+        case Tensor():
+            return value.to(device)
+        case Mapping():
+            return {key: _to(each, device) for key, each in value.items()}
+        case list():
+            return [_to(each, device) for each in value]
+        case tuple() if type(value) is tuple:
+            return tuple(_to(each, device) for each in value)
+    return value
+
+
+def _run(model: nn.Module, inputs: object) -> object:
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    try:
+        return model(**inputs)
+    except TypeError as error:
+        raise ValueError(
+            f"the model does not take a batch as its keyword arguments: {error}; got "
+            f"{_shown(inputs)}"
+        ) from error
+
+
+def _shown(value: object) -> str:
+    """A value by its type and keys, or the types of its items."""
+    name = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"{name} of {', '.join(map(str, value))}"
+    if isinstance(value, list | tuple):
+        return f"{name} of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
+    return name

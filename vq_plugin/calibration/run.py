@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from vq_plugin.calibration.statistics import InputMoments, named_moments
-from vq_plugin.eval_mode import eval_mode
+from vq_plugin.calibration.reached import moments_by_name
+from vq_plugin.calibration.statistics import InputMoments
+from vq_plugin.default_device import cpu_by_default
+from vq_plugin.eval_mode import alone, as_it_was
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 
@@ -24,32 +28,76 @@ def input_moments(
     """Moments of the inputs of a model's weights, by the names of their slots.
 
     The model runs in eval mode without gradients, and is then left as it was. Slots whose inputs
-    are not known are passed over; a ``ValueError`` names one that no data reach.
+    are not known are passed over; :func:`vq_plugin.calibration.reached.moments_by_name` says what
+    happens to those that no data reach.
     """
-    observed = [slot for slot in slots if slot.observable]
-    moments = {slot.name: InputMoments(slot).to(slot.value.device) for slot in observed}
-    handles = [
-        slot.host.register_forward_pre_hook(moments[slot.name].observe, with_kwargs=True)
-        for slot in observed
-    ]
-    try:
-        with eval_mode(model), _every_module_runs():
+    with cpu_by_default():
+        observed = {
+            slot: InputMoments(slot).to(slot.value.device) for slot in slots if slot.observable
+        }
+    called: set[Slot] = set()
+    # Calls on other threads may have the same model.
+    with alone(model), as_it_was(model), _every_module_runs():
+        handles = [
+            slot.host.register_forward_pre_hook(
+                partial(_observe, slot, each, called), with_kwargs=True
+            )
+            for slot, each in observed.items()
+        ]
+        try:
             run_calibration(model, calibration)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: named_moments(name, moment) for name, moment in moments.items()}
+        finally:
+            for handle in handles:
+                handle.remove()
+    return moments_by_name(model, observed, called)
+
+
+def _observe(
+    slot: Slot,
+    moments: InputMoments,
+    called: set[Slot],
+    host: nn.Module,
+    positional: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+) -> None:
+    """A forward pre-hook, but for what comes first; errors of a user's ``inputs`` name the slot."""
+    called.add(slot)
+    try:
+        with cpu_by_default():
+            moments.observe(host, positional, keywords)
+    except Exception as error:
+        inputs = slot.kind.inputs
+        # What is shipped fails on what the module itself will refuse, with a better message.
+        if inputs is None or inputs.__module__.startswith("vq_plugin."):
+            raise
+        raise ValueError(
+            f"layer {slot.shown}: the inputs= that {slot.kind.parameter!r} is registered with "
+            f"fails: {type(error).__name__}: {error}"
+        ) from error
+
+
+_slow = threading.Lock()
+_passes = {"count": 0, "fast": True}
 
 
 @contextmanager
 def _every_module_runs() -> Iterator[None]:
-    """No fused Transformer layers, nor batches packed for them, which modules cannot read."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """No fused Transformer layers, nor batches packed for them, which modules cannot read.
+
+    It is a switch of the process: of blocks that overlap, the last gives it back.
+    """
+    with _slow:
+        if not _passes["count"]:
+            _passes["fast"] = torch.backends.mha.get_fastpath_enabled()
+        _passes["count"] += 1
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        with _slow:
+            _passes["count"] -= 1
+            if not _passes["count"]:
+                torch.backends.mha.set_fastpath_enabled(bool(_passes["fast"]))
 
 
 @torch.no_grad()

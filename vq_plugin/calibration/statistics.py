@@ -15,6 +15,7 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.nn.inputs import Arguments, first_argument
+from vq_plugin.nn.slots import shown
 
 # Inputs that calibration never saw may still occur.
 _FLOOR = 1e-3
@@ -172,4 +173,4 @@ def named_moments(name: str, moments: InputMoments) -> Moments:
     try:
         return moments.moments()
     except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from None
+        raise ValueError(f"layer {shown(name)}: {error}") from None

@@ -28,15 +28,18 @@ from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
 from vq_plugin.format.weights import read_codes
 from vq_plugin.nn import Slot, View
+from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.replace import assemble
 from vq_plugin.rounding import to_int8
-from vq_plugin.schemes import parse_scheme
-from vq_plugin.select import slots_by_any_name
+from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.schemes.registry import SCHEMES
+from vq_plugin.select import check_model, slots_by_any_name
 
 # Names in a message.
 _SHOWN = 20
@@ -44,6 +47,7 @@ _SHOWN = 20
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
 
+@cpu_by_default()
 def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
@@ -105,6 +109,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
     return len(content)
 
 
+@cpu_by_default()
 def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> nn.Module:
     """Rebuilds a compressed model from a file and a fresh float model.
 
@@ -134,6 +139,13 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         True
     """
     file = Container(path, part)
+    check_model(model)
+    lacking = (name for name, tensor in model.state_dict().items() if _is_meta(tensor))
+    if (name := next(lacking, None)) is not None:
+        raise CheckpointError(
+            f"{path}: {name!r} of the model is on the meta device and would stay there: make it on "
+            "the CPU, or give load() model.to_empty(device='cpu')"
+        )
     slots = slots_by_any_name(model)
     weights: dict[str, CodebookWeight] = {}
     ties: dict[str, str] = {}
@@ -163,11 +175,16 @@ def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
     if name in slots:
         return slots[name]
     modules = dict(model.named_modules(remove_duplicate=False))
+    hint = next(filter(None, map(graph_hint, modules.values())), None)
+    if hint is not None:
+        raise ValueError(f"the model has no layer {name!r}: {hint}")
     if name in modules:
         raise ValueError(
             f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
             "slot; give load() a fresh float model"
         )
+    if "_orig_mod" in modules:
+        raise ValueError("the model is compiled: give load() model._orig_mod, compile the result")
     near = difflib.get_close_matches(name, slots, n=3)
     hint = f"; the nearest names are {', '.join(near)}" if near else ""
     raise ValueError(f"the model has no layer {name!r}{hint}")
@@ -196,7 +213,7 @@ def _check_fit(entry: Entry, slot: Slot, view: View) -> None:
 
 def _weight(file: Container, name: str, source: Tensor) -> CodebookWeight:
     entry = file.header.layers[name]
-    scheme = parse_scheme(entry.scheme)
+    scheme = _scheme(entry.scheme)
     layer = torch_layer(file, name)
     if scheme.geometry(entry.shape).scaled and layer.scale is None:
         raise ValueError("its row scales are missing")
@@ -213,6 +230,20 @@ def _weight(file: Container, name: str, source: Tensor) -> CodebookWeight:
     if (cut.axis, cut.group, cut.codebook_dtype) != (entry.axis, entry.group, kind):
         raise ValueError(f"axis, groups or {kind} codebooks are not those of {scheme}")
     return small
+
+
+def _is_meta(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _scheme(text: str) -> Scheme:
+    method = text.partition("(")[0]
+    if method not in SCHEMES:
+        raise ValueError(
+            f"its scheme {method!r} is not registered: import the module that does, by "
+            "@vq.register_scheme, before the file is loaded"
+        )
+    return parse_scheme(text)
 
 
 def _load_rest(model: nn.Module, file: Container) -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import Objective, Quantized
@@ -21,6 +23,7 @@ from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
 _LARGEST, _SMALLEST = 1e15, 1e-15
 
 
+@cpu_by_default()
 def quantize_weight(
     weight: Tensor,
     scheme: Scheme,
@@ -166,8 +169,18 @@ def importance_view(importance: Tensor, geometry: Geometry) -> Tensor | None:
 
 def check_weight(weight: Tensor) -> None:
     """Raises ``ValueError`` for a weight that no scheme can compress; see `quantize_weight`."""
+    if is_traceable_wrapper_subclass(weight):
+        raise ValueError(
+            f"the weight is a {type(weight).__name__} of {type(weight).__module__.split('.')[0]}: "
+            "compress the float model, before it is quantized or distributed; or leave it with None"
+        )
     if not weight.is_floating_point():
         raise ValueError(f"the weight must be of a float dtype, got {weight.dtype}")
+    if weight.dtype.itemsize == 1:
+        raise ValueError(
+            f"the weight is of {weight.dtype}, quantized already: compress the model that it was "
+            "made from, or convert it with .to(torch.bfloat16)"
+        )
     if weight.dim() < 2:
         raise ValueError(f"the weight must have 2 dimensions or more, got {tuple(weight.shape)}")
     if weight.numel() == 0:

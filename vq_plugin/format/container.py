@@ -39,7 +39,10 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     """The bytes of a file: a header without tensors, and tensors without their checksums."""
     # Every tensor of a safetensors file starts at a multiple of its item's size.
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0].dtype][1], name))
-    kinds = {name: replace(tensors[name][0], checksum=zlib.crc32(tensors[name][1].data)) for name in order}
+    kinds = {
+        name: replace(tensors[name][0], checksum=zlib.crc32(tensors[name][1].data))
+        for name in order
+    }
     text = header_json(replace(header, tensors=kinds))
     data = [tensors[name][1] for name in order]
     ends = accumulate((kind.nbytes for kind in kinds.values()), initial=0)

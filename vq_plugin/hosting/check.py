@@ -83,7 +83,9 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     module: nn.Module = kind.__new__(kind)
     nn.Module.__init__(module)
     for slot in slot_kinds(kind):
-        setattr(module, slot.parameter, torch.empty(0, 0))
+        # Others are patterns, or parameters of submodules, which are not there.
+        if slot.parameter.isidentifier():
+            setattr(module, slot.parameter, torch.empty(0, 0))
     return module
 
 

@@ -40,7 +40,6 @@ class Conversion:
             return self.layers[module]
         slot = layer_slot(module, name)
         assert slot is not None
-        assert slot.layer is not None
         moments = gathered_moments({name: slot}).get(name)
         # Some hosts keep hooks.
         detach_statistics(module)
@@ -48,9 +47,9 @@ class Conversion:
         first = self.weights.get(slot.value)
         if first is None:
             small = fit_named(name, slot.weight, scheme, moments=moments, seed=seed)
-            layer = self.weights[slot.value] = slot.layer(module, small)
+            layer = self.weights[slot.value] = slot.codebook_layer(small)
         elif first.scheme == scheme:
-            layer = slot.layer(module, first.codebook_weight)
+            layer = slot.codebook_layer(first.codebook_weight)
             layer.share(first)
         else:
             raise ValueError(

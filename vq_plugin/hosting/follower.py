@@ -103,11 +103,10 @@ class CodebookFollower(nn.Module):
         """The layer that decodes to what the follower gives in eval mode, fitted now if need be."""
         slot = layer_slot(module)
         assert slot is not None
-        assert slot.layer is not None
         if self.codebooks is None:
             self._fit(slot.weight)
         small = self.small(slot.weight)
-        layer = slot.layer(module, small)
+        layer = slot.codebook_layer(small)
         followed = self.plan.conversion.followed
         first = next((layer for layer in followed if _equal(layer.codebook_weight, small)), None)
         if first is not None:

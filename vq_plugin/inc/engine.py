@@ -9,12 +9,12 @@ from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.common.utils import Mode
 from neural_compressor.torch.utils import logger
 from torch import nn
-from tqdm import tqdm
 
 from vq_plugin.hosting.statistics import attach_statistics, detach_statistics, gathered_moments
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.files import enable_save
 from vq_plugin.inc.layers import check_codebooks
+from vq_plugin.progress import progress
 from vq_plugin.replace import swap
 from vq_plugin.select import slots_by_any_name
 from vq_plugin.summary import summary
@@ -59,7 +59,7 @@ def compress_in_place(
             run_fn(model, *(run_args or ()))
         moments = gathered_moments(slots, required=run_fn is not None)
         # All fits, before anything is replaced: a model that fails stays as it was.
-        bar = tqdm(pending.items(), desc="compress", unit="layer", leave=False, disable=None)
+        bar = progress(pending.items(), desc="compress", unit="layer", leave=False)
         weights = {
             name: config.fit(slots[name], moments.get(name))
             for name, config in bar

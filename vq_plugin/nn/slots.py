@@ -14,22 +14,22 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.inputs import Arguments
 from vq_plugin.nn.layer import CodebookLayer
+from vq_plugin.nn.own_doing import replaceable
 from vq_plugin.nn.parameter import coded_parameters
+from vq_plugin.nn.recomputed import SOURCES, at_rest, current, is_computed, sources
 from vq_plugin.nn.view import View
 
 Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor]]
 MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
-
-
-# What the weight hooks of torch keep beside the weight that they compute.
-SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
 
 
 @dataclass(frozen=True)
@@ -155,29 +155,42 @@ class Slot:
         return self.names[0]
 
     @property
+    def shown(self) -> str:
+        """Its name in messages; a bare layer has none."""
+        return repr(self.name) if self.name else f"{type(self.module).__name__} (the model itself)"
+
+    @property
     def value(self) -> Tensor:
-        """The parameter, as its module reads it now."""
-        value = getattr(self.module, self.parameter)
-        assert isinstance(value, Tensor)
-        return value
+        """The parameter, as the next forward pass in eval mode reads it."""
+        return current(self.module, self.parameter)
 
     @property
     def tensors(self) -> list[Tensor]:
         """What the ``state_dict`` keeps of it: the parameter, or the parts it is computed from."""
-        keys = {self.parameter, *(self.parameter + suffix for suffix in SOURCES)}
-        parts = f"parametrizations.{self.parameter}."
-        return [
-            value
-            for key, value in self.module.state_dict(keep_vars=True).items()
-            if isinstance(value, Tensor) and (key in keys or key.startswith(parts))
-        ]
+        return sources(self.module, self.parameter)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the parameter wants gradients, or what it is computed from."""
+        own = self.module._parameters.get(self.parameter)
+        return any(part.requires_grad for part in (self.tensors if own is None else [own]))
 
     @property
     def view(self) -> View:
-        """Between the parameter and its weight."""
+        """Between the parameter and its weight; ``ValueError`` names a slot whose view fails."""
         if self.kind.view is None:
             return View.whole(tuple(self.value.shape))
-        return self.kind.view(self.module, self.value)
+        value = self.value
+        try:
+            view = self.kind.view(self.module, value)
+            if view.parameter_shape != tuple(value.shape):
+                raise ValueError(f"{view} is not of a parameter of shape {tuple(value.shape)}")
+        except Exception as error:
+            raise ValueError(
+                f"layer {self.shown}: the view= that {self.kind.parameter!r} is registered with "
+                f"fails: {type(error).__name__}: {error}"
+            ) from error
+        return view
 
     @property
     def weight(self) -> Tensor:
@@ -188,22 +201,35 @@ class Slot:
     def layer(self) -> type[CodebookLayer] | None:
         """The codebook layer that can take the module's place.
 
-        A module stays that has a forward of its own, or another slot.
+        A module stays that does more than its float type does, or has another slot.
         """
         layer = self.kind.layer
         if len([kind for kind in slot_kinds(type(self.module)) if "." not in kind.parameter]) > 1:
             return None
-        overridden = layer is not None and any(
-            name in vars(self.module)
-            or getattr(type(self.module), name, None) is not getattr(layer.float_type, name, None)
-            for name in ("forward", "_conv_forward")
-        )
-        return None if overridden else layer
+        if layer is None or self.derived or not replaceable(self.module, self.parameter, layer):
+            return None
+        return layer
+
+    @property
+    def derived(self) -> bool:
+        """Whether hooks unknown here compute the weight of the kind from the parameter."""
+        return not _is_of(self.kind, self.key)
+
+    def codebook_layer(self, small: CodebookWeight) -> CodebookLayer:
+        """The codebook layer of the module, whose :attr:`layer` is not ``None``."""
+        assert self.layer is not None
+        with at_rest(self.module):
+            layer = self.layer(self.module, small)
+        trains = self.trains
+        for table in (layer.codebooks, layer.scale):
+            if table is not None:
+                table.requires_grad_(trains)
+        return layer
 
     @property
     def observable(self) -> bool:
         """Whether the inputs that meet the weight are known."""
-        if self.kind.inputs is None and not self.kind.looks_up:
+        if self.derived or (self.kind.inputs is None and not self.kind.looks_up):
             return False
         # A forward of one's own may do anything with them.
         if "forward" in vars(self.host) or "_conv_forward" in vars(self.host):
@@ -225,13 +251,19 @@ class Slot:
     def bias(self) -> str | None:
         """The parameter that can take up the mean of the output's error, or ``None``."""
         name = self.parameter.replace("weight", "bias")
-        bias = getattr(self.module, name, None)
+        # One that is computed forgets what it has taken up.
+        bias = self.module._parameters.get(name)
         # Outputs of a product: rows of the weight.
-        fits = isinstance(bias, Tensor) and not is_lazy(bias) and bias.dim() == 1
+        fits = bias is not None and not is_lazy(bias) and bias.dim() == 1
         if name == self.parameter or not fits or is_lazy(self.value):
             return None
-        assert isinstance(bias, Tensor)
+        assert bias is not None
         return name if bias.numel() == self.view.shape[0] else None
+
+
+def shown(name: str) -> str:
+    """The name of a slot in messages; that of a bare layer says so."""
+    return repr(name) if name else "'' (the model itself)"
 
 
 def find_slots(model: nn.Module) -> dict[str, Slot]:
@@ -241,7 +273,7 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
         names.setdefault(module, []).append(name)
     slots: dict[tuple[int, str], Slot] = {}
     for host, host_names in names.items():
-        if isinstance(host, CodedWeight):
+        if isinstance(host, CodedWeight | torch.jit.ScriptModule):
             continue
         for kind in slot_kinds(type(host)):
             for key in _parameters(host, kind):
@@ -276,7 +308,9 @@ def other_parameters(model: nn.Module, slots: Mapping[str, Slot]) -> dict[str, S
     }
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, CodedWeight | parametrize.ParametrizationList):
+        if isinstance(
+            module, CodedWeight | parametrize.ParametrizationList | torch.jit.ScriptModule
+        ):
             continue
         for parameter, value in module._parameters.items():
             if value is None or is_lazy(value) or (id(module), parameter) in taken:
@@ -308,28 +342,51 @@ def _kinds_of(cls: type) -> list[SlotKind]:
     return next((_KINDS[name] for name in texts if fnmatch.fnmatchcase(full, name)), [])
 
 
+def _is_of(kind: SlotKind, key: str) -> bool:
+    if kind.parameter.startswith("re:"):
+        return re.fullmatch(kind.parameter.removeprefix("re:"), key) is not None
+    return kind.parameter == key
+
+
 def _parameters(module: nn.Module, kind: SlotKind) -> list[str]:
     """Names of a module's parameters that are of a kind."""
+    names = [kind.parameter]
     if kind.parameter.startswith("re:"):
-        expression = re.compile(kind.parameter.removeprefix("re:"))
         # Hooks of pruning and the like leave what they compute among other attributes.
         computed: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
         there = dict.fromkeys((*module._parameters, *computed, *vars(module)))
-        names = filter(expression.fullmatch, there)
-        return [name for name in names if _is_there(module, name)]
-    return [kind.parameter] if _is_there(module, kind.parameter) else []
+        names = [name for name in there if _is_of(kind, name)]
+    return [found for name in names if (found := _there(module, name)) is not None]
 
 
-def _is_there(module: nn.Module, name: str) -> bool:
+def _there(module: nn.Module, name: str) -> str | None:
+    """The parameter of a name, or that from which hooks unknown here compute it."""
     path, _, parameter = name.rpartition(".")
     owner: Any = module
     for step in filter(None, path.split(".")):
         owner = getattr(owner, step, None)
     if not isinstance(owner, nn.Module) or isinstance(owner, CodedWeight):
-        return False
+        return None
     if parameter in coded_parameters(owner):
-        return False
-    return isinstance(getattr(owner, parameter, None), Tensor)
+        return None
+    if is_computed(owner, parameter):
+        return name
+    if parameter in owner._parameters:
+        return None if owner._parameters[parameter] is None else name
+    value = getattr(owner, parameter, None)
+    shape = value.shape if isinstance(value, Tensor) else None
+    parts = [
+        other
+        for other, part in owner._parameters.items()
+        if other.startswith(f"{parameter}_")
+        and part is not None
+        and not is_lazy(part)
+        and part.dim() >= 2
+        and shape in (None, part.shape)
+    ]
+    if len(parts) == 1 and parameter not in owner._buffers:
+        return f"{path}.{parts[0]}" if path else parts[0]
+    return None if shape is None else name
 
 
 def slot_names(owners: Iterable[str], module: nn.Module, parameter: str) -> Iterator[str]:

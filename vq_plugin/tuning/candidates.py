@@ -19,6 +19,7 @@ from vq_plugin.compress import check_slot, fit_named
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
+from vq_plugin.progress import progress
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
@@ -180,7 +181,7 @@ def _mapped(function: Callable[[T], R], items: list[T], what: str) -> list[R]:
 
 
 def _bar(items: Iterable[T] | None, total: int, what: str) -> tqdm[T]:
-    return tqdm(items, desc=what, total=total, unit="fit", leave=False, disable=None)
+    return progress(items, desc=what, total=total, unit="fit", leave=False)
 
 
 def _relative_error(weight: Tensor, decoded: Tensor, moments: Moments | None) -> float:

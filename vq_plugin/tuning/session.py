@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from torch import nn
-from tqdm import tqdm
 
 from vq_plugin.checkpoint import round_rest
+from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
@@ -58,7 +58,7 @@ class Session:
 
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
-        with tqdm(total=self.max_trials, desc="tune", unit="trial", disable=None) as bar:
+        with progress(total=self.max_trials, desc="tune", unit="trial") as bar:
             while (proposal := propose(self.landscape, self.outcomes)) is not None:
                 self.cut = self._limit_reached()
                 if self.cut:
@@ -79,7 +79,7 @@ class Session:
         held: dict[Setting, bool] = {}
         best = self._smallest()
         size = math.inf if best is None else self.landscape.nbytes(best)
-        with tqdm(total=most, desc="recovery", unit="trial", disable=None) as bar:
+        with progress(total=most, desc="recovery", unit="trial") as bar:
             while (setting := next_to_train(self.landscape, size, held)) is not None:
                 late = self.deadline is not None and time.monotonic() >= self.deadline
                 if late or len(held) >= most:

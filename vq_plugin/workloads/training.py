@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.progress import progress
 from vq_plugin.seeded import seeded
 from vq_plugin.workloads.data import Batches, Samples
 
@@ -51,7 +51,7 @@ def train(
     model.train()
     every = itertools.chain.from_iterable(itertools.repeat(batches, epochs))
     with seeded(seed):
-        for inputs, labels in tqdm(every, total=steps, unit="step", disable=None):
+        for inputs, labels in progress(every, total=steps, unit="step"):
             loss = nn.functional.cross_entropy(model(inputs), labels)
             optimize.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,89 @@
+"""Parameters that their modules compute anew: by torch's hooks, or by parametrizations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.nn.shallow_copy import shallow_copy
+
+# What torch's hooks keep beside the tensor that they compute.
+SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Looks at what parametrizations of a module compute do not change their state inside."""
+    if parametrize.is_parametrized(module):
+        with eval_mode(module.parametrizations):  # type: ignore[arg-type]
+            yield
+    else:
+        yield
+
+
+def current(module: nn.Module, parameter: str) -> Tensor:
+    """A parameter as the next forward pass in eval mode would read it; the module stays as it was.
+
+    Hooks leave it among other attributes, where it is out of date once its parts are loaded, moved
+    or changed; and spectral norm changes its state at every look in training mode.
+    """
+    hooks = [hook for _, _, hook in _hooks(module)]
+    if hooks and parameter not in module._parameters:
+        module = shallow_copy(module)
+        module.training = False
+        for hook in hooks:
+            hook(module, ())
+    with at_rest(module):
+        value = getattr(module, parameter)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def is_computed(module: nn.Module, parameter: str) -> bool:
+    """Whether a parametrization or a hook of torch's computes it."""
+    return parametrize.is_parametrized(module, parameter) or any(
+        name == parameter for _, name, _ in _hooks(module)
+    )
+
+
+def sources(module: nn.Module, parameter: str) -> list[Tensor]:
+    """What the ``state_dict`` keeps of a parameter: itself, or the parts it is computed from."""
+    keys = {parameter, *(parameter + suffix for suffix in SOURCES)}
+    parts = f"parametrizations.{parameter}."
+    return [
+        value
+        for key, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor) and (key in keys or key.startswith(parts))
+    ]
+
+
+def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
+    """Removes hooks that compute a parameter, as pruning has; says whether there were any."""
+    found = [(key, hook) for key, name, hook in _hooks(module) if name == parameter]
+    for key, hook in found:
+        del module._forward_pre_hooks[key]
+        # Those of spectral norm ask files for the parts that are gone.
+        for others in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for other, value in list(others.items()):
+                inner = getattr(value, "hook", value)
+                if getattr(inner, "fn", None) is hook:
+                    del others[other]
+    return bool(found)
+
+
+def _hooks(
+    module: nn.Module,
+) -> Iterator[tuple[int, str, BasePruningMethod | WeightNorm | SpectralNorm]]:
+    """Torch's hooks that compute a tensor before each pass: their keys, and the tensor's name."""
+    for key, hook in module._forward_pre_hooks.items():
+        if isinstance(hook, BasePruningMethod):
+            yield key, str(hook._tensor_name), hook
+        elif isinstance(hook, WeightNorm | SpectralNorm):
+            yield key, hook.name, hook
