@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,14 +16,15 @@ from vq_plugin.ops import recording
 
 WRITTEN = (
     "a compressed weight is codes into codebooks: what is written to its decoded values would be "
-    "lost. Change the float model and compress it again, put layer.to_float() in the place of the "
-    "layer, or train its codebooks with vq.finetune; for values of your own take "
-    "layer.weight.clone()"
+    "lost. Change the float model and compress it again, put to_float() of a codebook layer in its "
+    "place, or train codebooks with vq.finetune; for values of your own take weight.clone()"
 )
 
 
 def read_only(weight: Tensor) -> Tensor:
     """The same tensor; operations in place on it, or on a view of it, are a ``RuntimeError``.
+
+    Those of ``torch.nn.init`` change nothing, and warn.
 
     Example:
         >>> weight = read_only(torch.ones(2))
@@ -54,8 +57,12 @@ class _ReadOnly(Tensor):
         named.update(kwargs or {})
         for argument in schema.arguments:
             written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and _any_read_only(named.get(argument.name)):
-                raise RuntimeError(WRITTEN)
+            if written and _any_read_only(target := named.get(argument.name)):
+                # A model that is initialized as a whole loses nothing that it had learned.
+                if sys._getframe(1).f_globals.get("__name__") != "torch.nn.init":
+                    raise RuntimeError(WRITTEN)
+                warnings.warn(WRITTEN, stacklevel=4)
+                return target
         result = func(*tree_map(_plain, args), **tree_map(_plain, dict(kwargs or {})))
         views = any(each.alias_info is not None for each in schema.returns)
         return tree_map(read_only, result) if views else result
