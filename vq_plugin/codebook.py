@@ -46,6 +46,54 @@ def decode(
     return (matrix if axis == "in" else matrix.T).reshape(shape)
 
 
+def decode_rows(
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    rows: Tensor,
+    *,
+    shape: tuple[int, ...],
+    axis: Axis,
+    group: int | None = None,
+) -> Tensor:
+    """Some rows of the weight that :func:`decode` gives, ``(out, in)``; no others are decoded.
+
+    ``rows`` are integers, ``(...)``; the result is ``(..., in)``. One that there is not is an
+    ``IndexError``.
+    """
+    stages, groups, books, k, dim = codebooks.shape
+    look_up, device = functional.embedding, codes.device
+    offset: Tensor | int = 0
+    if axis == "in":
+        lists, tables = codes, codebooks.reshape(stages, -1, dim)
+        at, owners = rows, rows.int().unsqueeze(-1)
+        if books > 1:
+            offset = k * torch.arange(books, dtype=torch.int32, device=device)
+    else:
+        # One element of every sub-vector. Rows that only pad them are refused as others are.
+        rows = rows + look_up(rows, rows.new_zeros(()).expand(shape[0], 1)).squeeze(-1)
+        lists, tables = codes.mT, codebooks.reshape(stages, -1, 1)
+        at, owners = rows // dim, torch.arange(codes.shape[1], dtype=torch.int32, device=device)
+        if books > 1:
+            offset = k * at.unsqueeze(-1)
+    if groups > 1:
+        assert group is not None
+        offset = offset + (books * k) * (owners // group)
+    result: Tensor | None = None
+    for stage in range(stages):
+        index = look_up(at, lists[stage]).int() + offset
+        if axis == "out":
+            index = index.long() * dim + (rows % dim).unsqueeze(-1)
+        vectors = look_up(index, tables[stage])
+        result = vectors if result is None else result + vectors
+    assert result is not None
+    result = result.flatten(-2)
+    if axis == "out":
+        return result if scale is None else result * scale
+    result = result[..., : shape[1]]
+    return result if scale is None else result * look_up(rows, scale.unsqueeze(1))
+
+
 def table_offsets(
     rows: int, groups: int, books: int, k: int, group: int | None, device: torch.device
 ) -> Tensor | None:

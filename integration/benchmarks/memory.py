@@ -40,7 +40,7 @@ def resnet18(width: int = 64) -> nn.Sequential:
 
 def resident_nbytes(model: nn.Module) -> int:
     """Bytes of all tensors that a model holds: parameters, buffers, and weights kept decoded."""
-    kept = [holder._decoded._weight for holder in coded_weights(model).values()]
+    kept = [holder._decoded.kept for holder in coded_weights(model).values()]
     tensors = [*model.parameters(), *model.buffers(), *(w for w in kept if w is not None)]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 

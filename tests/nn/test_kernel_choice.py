@@ -24,7 +24,7 @@ def test_a_layer_that_the_kernel_serves_holds_no_float_weight() -> None:
     with torch.no_grad():
         for batch in (1, 8, 128):
             layer(torch.randn(batch, 512))
-    assert layer._decoded._weight is None
+    assert layer._decoded.kept is None
 
 
 def test_int8_centers_are_rounded_once_and_follow_their_codebooks() -> None:
@@ -32,9 +32,9 @@ def test_int8_centers_are_rounded_once_and_follow_their_codebooks() -> None:
     x = torch.randn(1, 512)
     with torch.no_grad():
         layer(x)
-        before = layer._int8_centers._weight
+        before = layer._int8_centers.kept
         layer(x)
-        assert before is layer._int8_centers._weight is not None
+        assert before is layer._int8_centers.kept is not None
         layer.codebooks.data.mul_(1.37)
         expected = functional.linear(x, layer.weight, layer.bias)
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
@@ -46,7 +46,7 @@ def test_a_layer_that_plain_code_would_slow_down_keeps_its_weight() -> None:
     x = torch.randn(64, 512)
     with torch.no_grad():
         assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
-        assert layer._decoded._weight is not None
+        assert layer._decoded.kept is not None
         # ... and follows its codebooks.
         layer.codebooks.mul_(2)
         assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
@@ -60,8 +60,8 @@ def test_many_centers_on_few_rows_do_not_pay() -> None:
     with torch.no_grad():
         layer(x)
         wide(x)
-    assert layer._decoded._weight is not None
-    assert wide._decoded._weight is None
+    assert layer._decoded.kept is not None
+    assert wide._decoded.kept is None
 
 
 def test_training_uses_the_kernel_and_keeps_nothing() -> None:
@@ -69,7 +69,7 @@ def test_training_uses_the_kernel_and_keeps_nothing() -> None:
     layer = vq.compress(nn.Linear(64, 64), vq.KM(k=16))
     layer(torch.randn(64, 64)).sum().backward()
     assert layer.codebooks.grad is not None
-    assert layer._decoded._weight is None
+    assert layer._decoded.kept is None
 
 
 def test_pointwise_convolutions_hold_no_float_weight_where_the_kernel_pays() -> None:
@@ -77,4 +77,4 @@ def test_pointwise_convolutions_hold_no_float_weight_where_the_kernel_pays() -> 
     layer = vq.compress(nn.Conv2d(512, 2048, 1), vq.PQ(k=16, dim=4))
     with torch.no_grad():
         layer(torch.randn(1, 512, 7, 7))
-    assert (layer._decoded._weight is None) == (ops.isa() in ("avx512", "avx2"))
+    assert (layer._decoded.kept is None) == (ops.isa() in ("avx512", "avx2"))

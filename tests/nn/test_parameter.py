@@ -173,7 +173,7 @@ def test_what_is_held_between_passes(memory: Any) -> None:
     vq.set_memory(small, memory)
     with torch.no_grad():
         small(torch.randn(3, 64))
-    held = [coded._decoded._weight for coded in coded_weights(small).values()]
+    held = [coded._decoded.kept for coded in coded_weights(small).values()]
     assert all((weight is None) == (memory == "codes") for weight in held)
     assert "_flat_weights" not in vars(small)
     assert not any(coded._passes for coded in coded_parameters(small).values())

@@ -192,7 +192,7 @@ def test_a_layer_takes_no_float_weight() -> None:
     layer(torch.randn(2, 256))
     held = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
     assert held < 256 * 256 * 4 / 6
-    assert layer._decoded._weight is None
+    assert layer._decoded.kept is None
 
 
 def test_instruction_sets_can_be_named() -> None:

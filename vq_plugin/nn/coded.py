@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight, decode
 from vq_plugin.nn.decoded import Decoded
-from vq_plugin.ops import dequantize_codebook, pack_codes, packs, unpack_codes
+from vq_plugin.nn.memory_format import by_elements
+from vq_plugin.nn.read_only import WRITTEN, read_only
+from vq_plugin.ops import dequantize_codebook, pack_codes, packs, recording, unpack_codes
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import Geometry, Scheme, torch_code_dtype
 from vq_plugin.straight_through import straight_through
@@ -28,7 +31,7 @@ class CodedWeight(nn.Module):
 
     Attributes:
         codes: Integers, ``(stages, rows, subspaces)``; unpacked at each access where they are held
-            packed. They are in the ``state_dict`` like a buffer.
+            packed. They are in the ``state_dict``, but are no buffer.
         codebooks: Parameter, ``(stages, groups, books, k, dim)``.
         scale: Parameter ``(rows,)``, or ``None``.
         scheme: The scheme that was asked for.
@@ -42,6 +45,8 @@ class CodedWeight(nn.Module):
     keeps_packed: ClassVar[bool] = True
 
     memory: Memory = "weight"
+    # No buffer, as averages of weights take buffers in.
+    _codes: Tensor
     codebooks: nn.Parameter
     scale: nn.Parameter | None
     scheme: Scheme
@@ -52,8 +57,7 @@ class CodedWeight(nn.Module):
         """Takes over codes, and codebooks and scales, which want gradients if it ``trains``."""
         super().__init__()
         self.scheme, self.weight_shape, self.geometry = small.scheme, small.shape, small.geometry
-        self.register_buffer("_codes", None, persistent=False)
-        self._decoded = Decoded()
+        self._forget()
         self.codebooks = nn.Parameter(
             small.codebooks.to(small.dtype, copy=True), requires_grad=trains
         )
@@ -70,31 +74,55 @@ class CodedWeight(nn.Module):
 
     @property
     def codes(self) -> Tensor:  # noqa: D102 - described as an attribute
-        assert self._codes is not None
-        if self._codes.dim() == 3:
-            return self._codes
-        geometry = self.geometry
+        return self._unpacked(self._codes)
+
+    @codes.setter
+    def codes(self, codes: Tensor) -> None:
+        self._hold(codes)
+
+    def _unpacked(self, codes: Tensor) -> Tensor:
+        if codes.dim() == 3:
+            return codes
+        cut = self.geometry
         return unpack_codes(
-            self._codes,
-            rows=geometry.rows,
-            subspaces=geometry.subspaces,
-            along_out=geometry.axis == "out",
+            codes, rows=cut.rows, subspaces=cut.subspaces, along_out=cut.axis == "out"
         )
 
+    @torch.inference_mode(False)
     def _hold(self, codes: Tensor) -> None:
         """Takes over codes, ``(stages, rows, subspaces)``, packed if a kernel reads them so."""
         geometry = self.geometry
         codes = codes.to(torch_code_dtype(geometry.k))
         packed = self.keeps_packed and packs(geometry.k, geometry.group)
         self._codes = (
-            pack_codes(codes.contiguous(), along_out=geometry.axis == "out") if packed else codes
+            pack_codes(codes.contiguous(), along_out=geometry.axis == "out")
+            if packed
+            else codes.clone()
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        fn = by_elements(fn)
+        super()._apply(fn, recurse)
+        codes = fn(self._codes)
+        # to_empty() leaves what was in memory, which need not be places in a codebook.
+        self._codes = codes if self._fit(self._unpacked(codes)) else torch.zeros_like(codes)
+        self._forget()
+        return self
+
+    def _fit(self, codes: Tensor) -> bool:
+        """Whether codes are places in the codebooks, as far as their device knows."""
+        if codes.is_meta or not codes.numel():
+            return True
+        least, most = torch.aminmax(codes)
+        return 0 <= int(least) <= int(most) < self.geometry.k
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "codes"] = self.codes
+        # A copy: averages that are written into the tensors of a state_dict must not reach codes.
+        codes = self.codes
+        destination[prefix + "codes"] = codes.clone() if codes is self._codes else codes
 
     def _load_from_state_dict(
         self,
@@ -117,42 +145,78 @@ class CodedWeight(nn.Module):
             if strict:
                 missing_keys.append(key)
             return
-        if tuple(codes.shape) != self.geometry.code_shape:
-            error_msgs.append(
-                f"size mismatch for {key}: copying a param with shape {codes.shape} from "
-                f"checkpoint, the shape in current model is {torch.Size(self.geometry.code_shape)}."
+        assigned = local_metadata.get("assign_to_params_buffers", False)
+        if problem := self._problem(codes, assigned=assigned):
+            error_msgs.append(f"{key} {problem}")
+            return
+        self._hold(codes.detach() if assigned else codes.detach().to(self._codes.device))
+
+    def _problem(self, codes: Tensor, *, assigned: bool) -> str | None:
+        """What is wrong with codes of a ``state_dict``."""
+        shape, expected = tuple(codes.shape), self.geometry.code_shape
+        if shape != expected:
+            return f"has a size mismatch: it is of shape {shape}, the model's codes are {expected}"
+        if codes.is_floating_point() or codes.is_complex():
+            return (
+                f"is of dtype {codes.dtype}, as averages are: codes are places in a codebook and "
+                "have no average. Average tensors of float dtypes only, of models that have the "
+                "same codes, and take the codes of one of them"
             )
-            return
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.geometry.k:
-            error_msgs.append(f"{key} holds codes outside the codebook")
-            return
-        assert self._codes is not None
-        self._hold(codes.detach().to(self._codes.device))
+        if not self._fit(codes):
+            return f"holds codes outside the codebook, which has {self.geometry.k} centers"
+        if codes.is_meta and not (assigned or self._codes.is_meta):
+            return "is on the meta device and has no values"
+        return None
 
     @property
     def weight(self) -> Tensor:
-        """The decoded weight, in the dtype of the codebooks; differentiable in them."""
-        scale = None if self.scale is None else self._rounded_scale(self.scale)
-        axis, group = self.geometry.axis, self.geometry.group
-        codebooks = self._rounded_codebooks()
-        # Programs that are traced keep torch's own operators, and gradients of every kind flow.
-        if self._trains() or torch.compiler.is_compiling():
-            return decode(
-                self.codes, codebooks, scale, shape=self.weight_shape, axis=axis, group=group
+        """The decoded weight, in the dtype of the codebooks; differentiable in them.
+
+        To be read: operations in place, assignment and deletion are a ``RuntimeError``.
+        """
+        return read_only(self._weight())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise RuntimeError(WRITTEN)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "weight":
+            raise RuntimeError(WRITTEN)
+        super().__delattr__(name)
+
+    def _weight(self) -> Tensor:
+        """The decoded weight, to compute with."""
+        codebooks, scale = self._tables()
+        if not self._recorded():
+            return self._dequantized(
+                self._codes, codebooks.detach(), None if scale is None else scale.detach()
             )
-        codes = self._buffers["_codes"]
-        assert codes is not None
-        return dequantize_codebook(
-            codes,
-            codebooks.detach(),
-            None if scale is None else scale.detach(),
+        # Programs that are recorded keep torch's own operators, and derivatives of every kind flow.
+        return decode(
+            self.codes.to(codebooks.device),
+            self._rounded_codebooks(codebooks),
+            None if scale is None else self._rounded_scale(scale),
             shape=self.weight_shape,
-            along_out=axis == "out",
-            group=group,
+            axis=self.geometry.axis,
+            group=self.geometry.group,
         )
 
-    def _rounded_codebooks(self) -> Tensor:
-        codebooks, dtype = self.codebooks, self.scheme.codebook_dtype
+    def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
+        """The decoded weight, without gradients."""
+        cut = self.geometry
+        return dequantize_codebook(
+            codes.to(codebooks.device),
+            self._rounded_codebooks(codebooks),
+            None if scale is None else self._rounded_scale(scale),
+            shape=self.weight_shape,
+            along_out=cut.axis == "out",
+            group=cut.group,
+        )
+
+    def _rounded_codebooks(self, codebooks: Tensor) -> Tensor:
+        dtype = self.scheme.codebook_dtype
         if dtype == "float32":
             return codebooks
         return straight_through(codebooks, round_centers(codebooks.detach(), dtype))
@@ -177,20 +241,32 @@ class CodedWeight(nn.Module):
         )
 
     def _kept_weight(self) -> Tensor:
-        """:attr:`weight`, decoded once where no gradient has to reach the codebooks."""
-        if self.memory == "codes" or self._trains() or torch.compiler.is_compiling():
-            return self.weight
-        return self._kept(self._decoded, lambda: self.weight)
+        """The decoded weight, decoded once where nothing has to see how it is made."""
+        if self.memory == "codes" or self._recorded():
+            return self._weight()
+        return self._kept()
 
-    def _kept(self, decoded: Decoded, decode: Callable[[], Tensor]) -> Tensor:
-        codes = self._buffers["_codes"]
-        assert codes is not None
-        tables = [table for table in self._tables() if table is not None]
-        return decoded.get(codes, tables, decode)
+    def _kept(self) -> Tensor:
+        codes = self._codes
+        return self._decoded.get(codes, self._tables(), partial(self._dequantized, codes))
 
-    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
-        # Past nn.Module's look-up by name, which small layers notice.
-        return self._parameters["codebooks"], self._parameters["scale"]
+    def _tables(self) -> tuple[Tensor, Tensor | None]:
+        return self._tensor("codebooks"), self._optional("scale")
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._optional(name)
+        assert tensor is not None
+        return tensor
+
+    def _optional(self, name: str) -> Tensor | None:
+        # Past nn.Module's look-up by name, which small layers notice; but wrappers that keep
+        # parameters elsewhere, such as FSDP, leave tensors among the other attributes.
+        parameters = self._parameters
+        return parameters[name] if name in parameters else getattr(self, name)
+
+    def _recorded(self) -> bool:
+        """Whether torch has to see how the weight is made."""
+        return recording() or self._trains()
 
     def _trains(self) -> bool:
         """Whether a gradient has to reach the codebooks or the scale."""
@@ -201,6 +277,9 @@ class CodedWeight(nn.Module):
     def set_memory(self, memory: Memory) -> None:
         """Sets :attr:`memory`, and drops what was kept."""
         self.memory = memory
+        self._forget()
+
+    def _forget(self) -> None:
         self._decoded = Decoded()
 
     def share(self, other: CodedWeight) -> None:

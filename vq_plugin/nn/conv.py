@@ -53,14 +53,16 @@ class _CodebookConv(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
+        tracing = torch.jit.is_tracing()
         if self._pointwise and (
-            torch.compiler.is_compiling()
+            tracing
+            or torch.compiler.is_compiling()
             or self._kernel_runs(input, self.in_channels * math.prod(self.stride))
         ):
             space = len(self.stride)
             batched = input.dim() - space in (1, 2)
-            # Torch's own convolution has the errors for other shapes.
-            if batched and input.shape[-1 - space] == self.in_channels:
+            # Torch's own convolution has the errors for other shapes; a trace keeps no condition.
+            if batched and (tracing or input.shape[-1 - space] == self.in_channels):
                 return self._multiply_places(input)
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
@@ -68,7 +70,8 @@ class _CodebookConv(CodebookLayer):
             padding = 0
         convolve = type(self).convolve
         return convolve(
-            input, self._kept_weight(), self.bias, self.stride, padding, self.dilation, self.groups
+            *(input, self._kept_weight(), self._optional("bias"), self.stride, padding),
+            *(self.dilation, self.groups),
         )
 
     def _multiply_places(self, input: Tensor) -> Tensor:
@@ -76,14 +79,14 @@ class _CodebookConv(CodebookLayer):
         space = len(self.stride)
         every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
         places = input[every]
-        shape = (*places.shape[: -1 - space], self.out_channels, *places.shape[-space:])
         # Training, and channels that are last already.
-        if torch.is_grad_enabled() or not input.is_contiguous():
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or not input.is_contiguous():
             vectors = places.movedim(-1 - space, -1)
-            product = self._multiply(vectors.reshape(-1, self.in_channels))
-            product = product.reshape(*vectors.shape[:-1], self.out_channels)
-            output = product.movedim(-1, -1 - space)
+            # By the shape, which the operator does not check.
+            vectors = vectors.reshape(*vectors.shape[:-1], self.in_channels).contiguous()
+            output = self._multiply(vectors).movedim(-1, -1 - space)
             return output.contiguous() if input.is_contiguous() else output
+        shape = (*places.shape[: -1 - space], self.out_channels, *places.shape[-space:])
         images = places.reshape(
             math.prod(places.shape[: -1 - space]),
             self.in_channels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,25 +19,38 @@ class Decoded:
     """
 
     def __init__(self) -> None:
-        self._codes: Tensor | None = None
-        self._tables: list[Tensor] = []
-        self._weight: Tensor | None = None
+        # Codes, tables and what they stand for, exchanged as one: passes of threads overlap.
+        self._entry: tuple[Tensor, list[Tensor], Tensor] | None = None
 
-    def get(self, codes: Tensor, tables: list[Tensor], decode: Callable[[], Tensor]) -> Tensor:
-        """What ``decode`` gives for codes and tables, codebooks and scale."""
+    @property
+    def kept(self) -> Tensor | None:
+        """What is kept, if anything is."""
+        return None if self._entry is None else self._entry[2]
+
+    def get(
+        self, codes: Tensor, tables: Sequence[Tensor | None], decode: Callable[..., Tensor]
+    ) -> Tensor:
+        """What ``decode`` gives for tables, codebooks and scale, and these codes."""
+        given = [table for table in tables if table is not None]
+        entry = self._entry
         # Codebooks are small, and values written through ``.data`` leave no other trace.
-        fresh = self._codes is codes and all(map(_same, self._tables, tables))
-        if self._weight is None or not fresh:
-            with torch.no_grad():
-                self._weight = decode()
-                self._tables = [
-                    table.clone(memory_format=torch.contiguous_format) for table in tables
-                ]
-            self._codes = codes
-        return self._weight
+        if entry is not None and entry[0] is codes and all(map(_same, entry[1], given)):
+            return entry[2]
+        # Whatever mode the caller is in, later passes may ask for gradients of their inputs.
+        with torch.inference_mode(False), torch.no_grad():
+            # Of the copies: the tables themselves may change while they are decoded.
+            copies = [None if t is None else _copy(t) for t in tables]
+            decoded = decode(*copies)
+        if type(decoded) is Tensor and not decoded.is_meta:
+            self._entry = codes, [copy for copy in copies if copy is not None], decoded
+        return decoded
 
     def __getstate__(self) -> dict[str, object]:
         return Decoded().__dict__
+
+
+def _copy(table: Tensor) -> Tensor:
+    return table.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

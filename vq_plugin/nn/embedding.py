@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq_plugin.codebook import decode
+from vq_plugin.codebook import decode_rows
 from vq_plugin.nn.layer import CodebookLayer
+
+_ZERO_ROW = "padding_row_is_zero"
 
 
 class CodebookEmbedding(CodebookLayer):
     """``nn.Embedding`` whose weight is codes into codebooks.
 
     ``max_norm`` is refused: it rewrites the weight during the forward pass, which codes cannot.
+    The row of ``padding_idx`` is exactly zero where the float layer's is, and never trains.
 
     Example:
         >>> import vq_plugin as vq
@@ -34,6 +39,9 @@ class CodebookEmbedding(CodebookLayer):
             )
         self.num_embeddings, self.embedding_dim = self.weight_shape
         self.padding_idx = source.padding_idx
+        self._zero_row = self.padding_idx is not None and not bool(
+            source.weight[self.padding_idx].any()
+        )
         self.scale_grad_by_freq = source.scale_grad_by_freq
 
     def _float_like(self, device: torch.device) -> nn.Module:
@@ -47,23 +55,67 @@ class CodebookEmbedding(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Embedding``: integers ``(...)`` to ``(..., embedding_dim)``."""
-        geometry = self.geometry
-        if self._trains() or geometry.axis == "out" or geometry.group is not None:
+        codebooks, scale = self._tables()
+        # Frequencies are known to torch's own gradient alone.
+        if input.is_nested or (self.scale_grad_by_freq and self._trains()):
             return functional.embedding(
-                input, self.weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
+                input, self._weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
             )
-        rows = input.reshape(-1)
-        scale = None
-        if self.scale is not None:
-            scale = self._rounded_scale(self.scale).index_select(0, rows)
-        vectors = decode(
-            self.codes.index_select(1, rows),
-            self._rounded_codebooks(),
-            scale,
-            shape=(len(rows), self.embedding_dim),
-            axis="in",
+        geometry = self.geometry
+        vectors = decode_rows(
+            self.codes.to(codebooks.device),
+            self._rounded_codebooks(codebooks),
+            None if scale is None else self._rounded_scale(scale),
+            input,
+            shape=self.weight_shape,
+            axis=geometry.axis,
+            group=geometry.group,
         )
-        return vectors.reshape(*input.shape, self.embedding_dim)
+        return self._padded(vectors, input)
+
+    def _padded(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """Vectors of rows, that of the padding as it has to be."""
+        if self.padding_idx is None or not (self._zero_row or self._recorded()):
+            return vectors
+        padding = (rows == self.padding_idx).unsqueeze(-1)
+        if self._zero_row:
+            return vectors.masked_fill(padding, 0)
+        return torch.where(padding, vectors.detach(), vectors)
+
+    def _weight(self) -> Tensor:
+        weight = super()._weight()
+        if not self._zero_row:
+            return weight
+        return self._padded(weight, torch.arange(self.num_embeddings, device=weight.device))
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.padding_idx is not None:
+            destination[prefix + _ZERO_ROW] = torch.tensor(self._zero_row)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if self.padding_idx is None:
+            return
+        key = prefix + _ZERO_ROW
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        zero = state_dict.get(key)
+        if zero is not None and not zero.is_meta:
+            self._zero_row = bool(zero)
 
     def _settings_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

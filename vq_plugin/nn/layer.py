@@ -13,8 +13,10 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.decoded import Decoded
-from vq_plugin.ops import KERNEL_CENTERS, Precision, native, warn_without_native
+from vq_plugin.ops import KERNEL_CENTERS, Precision, native, transforming, warn_without_native
 from vq_plugin.schemes import Scheme
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class CodebookLayer(CodedWeight):
@@ -41,7 +43,6 @@ class CodebookLayer(CodedWeight):
         if shape != small.shape:
             raise ValueError(f"the codebook weight has shape {small.shape}, the layer's is {shape}")
         super().__init__(small, trains=source.weight.requires_grad)
-        self._int8_centers = Decoded()
         bias = getattr(source, "bias", None)
         self.register_parameter("bias", None if bias is None else _copy(bias))
         if self.bias is not None and small.bias_shift is not None:
@@ -50,7 +51,7 @@ class CodebookLayer(CodedWeight):
         along_out, group = geometry.axis == "out", geometry.group or 0
         self._settings = (shape[0], along_out, group, self.scheme.torch_codebook_dtype)
         stages, _, _, k, dim = geometry.codebook_shape
-        packed = self._buffers["_codes"].dim() == 4  # type: ignore[union-attr]
+        packed = self._codes.dim() == 4
         self._kernel_shape = (
             *(math.prod(shape[1:]), shape[0], stages, k, dim, group),
             *(geometry.books == 1, packed, along_out, len(shape) > 2),
@@ -91,16 +92,21 @@ class CodebookLayer(CodedWeight):
         if module is None:
             warn_without_native()
             return False
-        codebooks = self._parameters["codebooks"]
-        assert codebooks is not None
-        # What torch.fx traces with is no tensor.
+        codebooks = self._tensor("codebooks")
         return (
-            isinstance(input, Tensor)
-            and input.dtype is torch.float32
+            # Not what torch.fx traces with, nor tensors of other kinds.
+            type(input) in (Tensor, nn.Parameter)
+            and not input.is_nested
+            and (
+                input.dtype is torch.float32
+                # What layers give under autocast.
+                or (input.dtype in _HALVES and torch.is_autocast_enabled("cpu"))
+            )
             and codebooks.dtype is torch.float32
             and input.is_cpu
             and codebooks.is_cpu
             and codebooks.shape[3] <= KERNEL_CENTERS
+            and not transforming()
             # While codebooks train no weight can be kept: the kernel saves decoding it.
             and (
                 module.faster_than_float(
@@ -113,33 +119,38 @@ class CodebookLayer(CodedWeight):
     def _multiply(self, input: Tensor) -> Tensor:
         """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
         linear = torch.ops.vq.codebook_linear
-        return self._run(linear.default if torch.is_grad_enabled() else linear.inference, input)
+        # A trace may run where gradients are on.
+        differentiable = torch.is_grad_enabled() or torch.jit.is_tracing()
+        return self._run(linear.default if differentiable else linear.inference, input)
 
     def _run(self, operator: Callable[..., Tensor], input: Tensor) -> Tensor:
-        parameters = self._parameters
         return operator(
             input,
-            self._buffers["_codes"],
+            self._codes,
             self._operand(),
-            parameters["scale"],
-            parameters["bias"],
+            self._optional("scale"),
+            self._optional("bias"),
             *self._settings,
             self.precision == "fast",
         )
 
-    def _operand(self) -> Tensor | None:
+    def _operand(self) -> Tensor:
         """Codebooks for an operator, which rounds them to float dtypes by itself."""
-        codebooks = self._parameters["codebooks"]
+        codebooks = self._tensor("codebooks")
         if self.scheme.codebook_dtype != "int8":
             return codebooks
-        if self._trains() or torch.compiler.is_compiling():
-            return self._rounded_codebooks()
-        return self._kept(self._int8_centers, self._rounded_codebooks)
+        if self._recorded():
+            return self._rounded_codebooks(codebooks)
+        return self._int8_centers.get(self._codes, (codebooks,), self._rounded_codebooks)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._int8_centers = Decoded()
 
     def to_float(self) -> nn.Module:
         """The float layer that computes the same: its weight is the decoded one."""
         plain = self._float_like(self.codebooks.device).to(self.codebooks.dtype)
-        plain.weight = nn.Parameter(self.weight.detach().contiguous())
+        plain.weight = nn.Parameter(self._weight().detach().contiguous())
         plain.register_parameter("bias", None if self.bias is None else _copy(self.bias))
         plain.train(self.training)
         return plain

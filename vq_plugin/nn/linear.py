@@ -29,11 +29,14 @@ class CodebookLinear(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
+        if torch.jit.is_tracing():
+            # By the shape, which the operator does not check: batches may be of another size.
+            return self._multiply(input.reshape(*input.shape[:-1], self.in_features))
         kernel = torch.compiler.is_compiling() or self._kernel_runs(input, self.in_features)
         # The operator takes its size from the input; torch's own has the error for another one.
         if kernel and input.shape[-1:] == (self.in_features,):
             return self._multiply(input)
-        return functional.linear(input, self._kept_weight(), self.bias)
+        return functional.linear(input, self._kept_weight(), self._optional("bias"))
 
     def _settings_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn.coded import CodedWeight
+from vq_plugin.nn.read_only import read_only
 from vq_plugin.nn.view import View
 
 
@@ -40,15 +41,24 @@ class CodedParameter(CodedWeight):
         return self._owner
 
     def forward(self) -> Tensor:
-        """The parameter, of the shape that it had."""
+        """The parameter, of the shape that it had; to be read, but in a pass of its module."""
         if torch.compiler.is_compiling():
-            return self.view.restore(self.weight)
+            return self.view.restore(self._weight())
         passing = self._passes.get(threading.get_ident())
-        if passing is not None:
-            return passing
-        if self.memory == "codes" or self._trains():
-            return self.view.restore(self.weight)
-        return self._kept(self._decoded, lambda: self.view.restore(self.weight))
+        return read_only(self._restored()) if passing is None else passing
+
+    def _restored(self) -> Tensor:
+        if self.memory == "codes" or self._recorded():
+            return self.view.restore(self._weight())
+        return self._kept()
+
+    def _kept(self) -> Tensor:
+        codes = self._codes
+
+        def restored(codebooks: Tensor, scale: Tensor | None) -> Tensor:
+            return self.view.restore(self._dequantized(codes, codebooks, scale))
+
+        return self._decoded.get(codes, self._tables(), restored)
 
     def right_inverse(self, value: Tensor) -> tuple[()]:
         """Nothing that torch has to keep; ``RuntimeError`` if it is assigned once it is coded."""
@@ -121,7 +131,7 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
         coded, thread = coded_parameters(module).values(), threading.get_ident()
         try:
             for each in coded:
-                each._passes[thread] = each.forward()
+                each._passes[thread] = each._restored()
             return forward(module, *args, **kwargs)
         finally:
             for each in coded:

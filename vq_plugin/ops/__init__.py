@@ -10,6 +10,7 @@ from vq_plugin.ops.library import (
     unpack_codes,
 )
 from vq_plugin.ops.native import isa, isas, native, use_isa, warn_without_native
+from vq_plugin.ops.recording import recording, transforming
 
 __all__ = [
     "KERNEL_CENTERS",
@@ -21,6 +22,8 @@ __all__ = [
     "native",
     "pack_codes",
     "packs",
+    "recording",
+    "transforming",
     "unpack_codes",
     "use_isa",
     "warn_without_native",

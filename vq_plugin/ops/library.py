@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
+from torch.library import Library, register_fake
 
 from vq_plugin.codebook import decode
 from vq_plugin.ops.gradients import codebook_gradients
 from vq_plugin.ops.native import native
 from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unpack
+from vq_plugin.ops.recording import transforming
 
 Precision = Literal["exact", "fast"]
 # The native kernels read codes of a byte at most.
@@ -267,36 +268,48 @@ for _name, _schema, _body, _fake in (
     register_fake(f"vq::{_name}", _fake, lib=_library)
 
 
-def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, codes, codebooks, scale, bias, out_features, along_out, group, dtype, _ = inputs
-    ctx.save_for_backward(input, codes, codebooks, scale)
-    ctx.settings = ([out_features, input.shape[-1]], along_out, group, dtype)
-    ctx.has_bias = bias is not None
+class _Linear(torch.autograd.Function):
+    """``codebook_linear`` and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Any, *operands: Any) -> Any:
+        input, codes, codebooks, scale, _, out_features, along_out, group, dtype, _ = operands
+        ctx.save_for_backward(input, codes, codebooks, scale)
+        ctx.settings = ([out_features, input.shape[-1]], along_out, group, dtype)
+        return _below_autograd(torch.ops.vq.codebook_linear.default, keys, operands)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = grads
+        input, codes, codebooks, scale = ctx.saved_tensors
+        grad_input = grad_codebooks = grad_scale = grad_bias = None
+        _, wants_input, _, wants_codebooks, wants_scale, wants_bias, *_ = ctx.needs_input_grad
+        if wants_input:
+            weight = torch.ops.vq.dequantize_codebook(codes, codebooks, scale, *ctx.settings)
+            grad_input = grad @ weight
+        flat = grad.reshape(-1, grad.shape[-1])
+        if wants_codebooks or wants_scale:
+            grad_weight = flat.T @ input.reshape(-1, input.shape[-1])
+            grad_codebooks, grad_scale = _weight_backward(ctx, grad_weight, codes, codebooks, scale)
+        if wants_bias:
+            grad_bias = flat.sum(0)
+        found = (None, grad_input, None, grad_codebooks, grad_scale, grad_bias)
+        return *found, None, None, None, None, None
 
 
-def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    input, codes, codebooks, scale = ctx.saved_tensors
-    grad_input = grad_codebooks = grad_scale = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        weight = torch.ops.vq.dequantize_codebook(codes, codebooks, scale, *ctx.settings)
-        grad_input = grad @ weight
-    flat = grad.reshape(-1, grad.shape[-1])
-    if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-        grad_weight = flat.T @ input.reshape(-1, input.shape[-1])
-        grad_codebooks, grad_scale = _weight_backward(ctx, grad_weight, codes, codebooks, scale)
-    if ctx.has_bias and ctx.needs_input_grad[4]:
-        grad_bias = flat.sum(0)
-    return grad_input, None, grad_codebooks, grad_scale, grad_bias, None, None, None, None, None
+class _Dequantize(torch.autograd.Function):
+    """``dequantize_codebook`` and its gradients."""
 
+    @staticmethod
+    def forward(ctx: Any, keys: Any, *operands: Any) -> Any:
+        codes, codebooks, scale, *ctx.settings = operands
+        ctx.save_for_backward(codes, codebooks, scale)
+        return _below_autograd(torch.ops.vq.dequantize_codebook.default, keys, operands)
 
-def _save_dequantize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    codes, codebooks, scale, *settings = inputs
-    ctx.save_for_backward(codes, codebooks, scale)
-    ctx.settings = settings
-
-
-def _dequantize_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return None, *_weight_backward(ctx, grad, *ctx.saved_tensors), None, None, None, None
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        found = _weight_backward(ctx, grads[0], *ctx.saved_tensors)
+        return None, None, *found, None, None, None, None
 
 
 def _weight_backward(
@@ -311,9 +324,54 @@ def _weight_backward(
     return codebook_gradients(matrix, codes, _rounded(codebooks, dtype), scale, group)
 
 
-for _name, _backward, _save in (
-    ("codebook_linear", _linear_backward, _save_linear),
-    ("decoded_linear", _linear_backward, _save_linear),
-    ("dequantize_codebook", _dequantize_backward, _save_dequantize),
+def _below_autograd(operator: Any, keys: Any, operands: tuple[Any, ...]) -> Tensor:
+    """An operator's kernel, past its gradients."""
+    with torch._C._AutoDispatchBelowAutograd():
+        output: Tensor = operator.redispatch(keys & torch._C._after_autograd_keyset, *operands)
+    return output
+
+
+def _differentiable(
+    operator: Any, function: type[torch.autograd.Function], body: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """What an operator does where derivatives may be asked for."""
+
+    def run(keys: Any, *operands: Any) -> Any:
+        if transforming():
+            return body(*operands)
+        if not torch.is_grad_enabled():
+            return _below_autograd(operator, keys, operands)
+        return function.apply(keys, *operands)
+
+    return run
+
+
+def _under_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What an operator does on a CPU under autocast: ``F.linear``'s dtype, by a float32 kernel."""
+
+    def run(*operands: Any) -> Tensor:
+        halves = (torch.bfloat16, torch.float16)
+        wide = [o.float() if isinstance(o, Tensor) and o.dtype in halves else o for o in operands]
+        with torch.autocast("cpu", enabled=False):
+            output = operator(*wide)
+        # F.linear leaves float64 as it is.
+        narrows = output.dtype is torch.float32
+        return output.to(torch.get_autocast_dtype("cpu")) if narrows else output
+
+    return run
+
+
+for _operator, _function, _body in (
+    (torch.ops.vq.codebook_linear.default, _Linear, _linear),
+    (torch.ops.vq.dequantize_codebook.default, _Dequantize, _dequantize),
 ):
-    register_autograd(f"vq::{_name}", _backward, setup_context=_save, lib=_library)
+    _library.impl(
+        _operator, _differentiable(_operator, _function, _body), "Autograd", with_keyset=True
+    )
+for _overload in ("default", "inference", "pointwise"):
+    _operator = getattr(torch.ops.vq.codebook_linear, _overload)
+    _library.impl(_operator, _under_autocast(_operator), "AutocastCPU")
+# Elsewhere F.linear itself takes the half of float32.
+for _device in ("AutocastCUDA", "AutocastXPU", "AutocastMPS"):
+    _library.impl("codebook_linear", _linear, _device)
+    _library.impl("codebook_linear.inference", _linear, _device)

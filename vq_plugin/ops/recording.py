@@ -1,0 +1,23 @@
+"""What follows torch's own operators only: traces, ``torch.func``, forward-mode derivatives."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def transforming() -> bool:
+    """Whether ``torch.func`` or forward-mode derivatives are at work.
+
+    They see into operators of torch, and take those of others for constants, or refuse them.
+
+    Example:
+        >>> torch.func.vmap(lambda x: x + transforming())(torch.zeros(2))
+        tensor([1., 1.])
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def recording() -> bool:
+    """Whether what is computed now is a program as well: compiled, traced or transformed."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming()
