@@ -70,14 +70,14 @@ def compress(
         check_slot(slot)
     moments = {}
     if calibration is not None:
-        unknown = [name for name in chosen if not (name in ties or slots[name].observable)]
+        moments = input_moments(model, slots.values(), calibration)
+        unknown = [name for name in chosen if name not in ties and name not in moments]
         if unknown:
             warnings.warn(
                 f"calibration does not know the inputs of {', '.join(unknown)}: fitted by their "
                 "weights alone; vq.register_slot(..., inputs=) tells them",
                 stacklevel=2,
             )
-        moments = input_moments(model, slots.values(), calibration)
     bar = tqdm(chosen.items(), desc="compress", unit="layer", leave=False, disable=None)
     weights = {
         name: fit_named(name, slots[name].weight, scheme, moments=moments.get(name), seed=seed)

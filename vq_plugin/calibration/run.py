@@ -8,8 +8,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
+from vq_plugin.calibration.calls import WeightCalls
 from vq_plugin.calibration.statistics import InputMoments, named_moments
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.output.moments import Moments
@@ -23,22 +25,32 @@ def input_moments(
 ) -> dict[str, Moments]:
     """Moments of the inputs of a model's weights, by the names of their slots.
 
-    The model runs in eval mode without gradients, and is then left as it was. Slots whose inputs
-    are not known are passed over; a ``ValueError`` names one that no data reach.
+    The model runs in eval mode without gradients, and is then left as it was. Modules whose inputs
+    are known tell them; other weights are found in the calls of torch functions, see
+    :class:`vq_plugin.calibration.calls.WeightCalls`. Slots whose inputs nobody knows are left out;
+    a ``ValueError`` names one that no data reach.
     """
-    observed = [slot for slot in slots if slot.observable]
-    moments = {slot.name: InputMoments(slot).to(slot.value.device) for slot in observed}
+    slots = list(slots)
+    observed = {
+        slot.name: InputMoments(slot).to(slot.value.device) for slot in slots if slot.observable
+    }
+    calls = WeightCalls(slots, observed)
     handles = [
-        slot.host.register_forward_pre_hook(moments[slot.name].observe, with_kwargs=True)
-        for slot in observed
+        slot.host.register_forward_pre_hook(observed[slot.name].observe, with_kwargs=True)
+        for slot in slots
+        if slot.name in observed
     ]
     try:
-        with eval_mode(model), _every_module_runs():
+        with eval_mode(model), _every_module_runs(), _computed_once(slots), calls:
             run_calibration(model, calibration)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: named_moments(name, moment) for name, moment in moments.items()}
+    # A module that never ran may have handed its weight to another.
+    unseen = (name for name, moments in observed.items() if moments.count == 0)
+    found = {**observed, **{name: calls.moments[name] for name in unseen if name in calls.moments}}
+    found |= {name: moments for name, moments in calls.moments.items() if name not in observed}
+    return {name: named_moments(name, moments) for name, moments in found.items()}
 
 
 @contextmanager
@@ -50,6 +62,16 @@ def _every_module_runs() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _computed_once(slots: Iterable[Slot]) -> Iterator[None]:
+    """Weights that parametrizations compute stay the same tensors, by which calls know them."""
+    if any(parametrize.is_parametrized(slot.module, slot.parameter) for slot in slots):
+        with parametrize.cached():
+            yield
+    else:
+        yield
 
 
 @torch.no_grad()

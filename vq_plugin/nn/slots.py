@@ -18,12 +18,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from vq_plugin.nn.coded import CodedWeight
-from vq_plugin.nn.inputs import Arguments
+from vq_plugin.nn.inputs import Arguments, Patches
 from vq_plugin.nn.layer import CodebookLayer
 from vq_plugin.nn.parameter import coded_parameters
 from vq_plugin.nn.view import View
 
-Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor]]
+Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor | Patches]]
 MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
 
 
