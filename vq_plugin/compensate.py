@@ -7,11 +7,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
+from vq_plugin.calibration import MOST_INPUTS, Calibration, read_rows, run_calibration
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import as_it_was
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.nn.inputs import convolved, multiplied
+from vq_plugin.nn.slots import Inputs
 from vq_plugin.progress import progress
 
 # Ridge, as a part of every input's own variance and of their mean: few samples say little.
@@ -118,14 +119,17 @@ def _inputs(model: nn.Module, layer: nn.Module, calibration: Calibration) -> lis
 def _refit(layer: nn.Module, wanted: list[Tensor], met: list[Tensor]) -> None:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
-    rows_of = multiplied if isinstance(layer, nn.Linear) else convolved
+    inputs: Inputs = multiplied if isinstance(layer, nn.Linear) else convolved
     count, first, cross, square = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for values in zip(wanted, met, strict=True):
-        for x, y in zip(*(rows_of(layer, {"input": v}, "weight") for v in values), strict=True):
-            count += x.shape[1]
-            first = first + torch.stack([x, y]).sum(2, dtype=torch.float64)
-            cross = cross + x.mT.double() @ y.double()
-            square = square + y.mT.double() @ y.double()
+        pieces = [next(inputs(layer, {"input": value}, "weight")) for value in values]
+        # The same rows of both: which ones depends on their number alone.
+        pairs = zip(*(read_rows(piece, count) for piece in pieces), strict=True)
+        for (x, counts), (y, _) in pairs:
+            first = first + counts * torch.stack([x, y]).sum(2, dtype=torch.float64)
+            cross = cross + counts * (x.mT.double() @ y.double())
+            square = square + counts * (y.mT.double() @ y.double())
+        count += pieces[0].shape[1]
     mean, met_mean = (first / count).unsqueeze(3)
     cross, square = cross / count, square / count
     if bias is not None:

@@ -78,7 +78,12 @@ def compress(
         check_slot(slot)
     moments = {}
     if calibration is not None:
-        known = {ties.get(name, name) for name, slot in slots.items() if slot.observable}
+        moments = input_moments(model, slots.values(), calibration)
+        known = {
+            ties.get(name, name)
+            for name, slot in slots.items()
+            if slot.observable or name in moments
+        }
         unknown = [
             name or slots[name].shown for name in chosen if ties.get(name, name) not in known
         ]
@@ -88,7 +93,6 @@ def compress(
                 "weights alone; vq.register_slot(..., inputs=) tells them",
                 stacklevel=2,
             )
-        moments = input_moments(model, slots.values(), calibration)
         for name, first in ties.items():
             if name in moments and slots[name].view == slots[first].view:
                 moments.setdefault(first, moments[name])

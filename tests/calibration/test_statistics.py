@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
-from vq_plugin.calibration import input_moments, statistics
+from vq_plugin.calibration import input_moments, sample, statistics
+from vq_plugin.calibration.sample import sample_of
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import find_slots
-from vq_plugin.nn.inputs import convolution, convolved
+from vq_plugin.nn.inputs import convolved
 
 FLOOR = 1e-3  # of the mean: an input that calibration never saw may still occur
 
@@ -141,8 +142,9 @@ def test_a_convolution_is_its_weight_times_the_patches(
     x = x if batched else x[0]
     with torch.no_grad():
         expected = layer(x)
-        patches = torch.cat(list(convolved(layer, {"input": x}, "weight")), 1)
-        rows = layer.weight.reshape(groups, 8 // groups, -1) @ patches.mT
+        [patches] = convolved(layer, {"input": x}, "weight")
+        every = patches.rows(torch.arange(patches.shape[1]))
+        rows = layer.weight.reshape(groups, 8 // groups, -1) @ every.mT
     # (samples, outputs, places) to (outputs, samples and places)
     channel = 1 if batched else 0
     assert torch.allclose(
@@ -150,16 +152,64 @@ def test_a_convolution_is_its_weight_times_the_patches(
     )
 
 
-def test_depthwise_patches_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depthwise_patches_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Conv2d(6, 6, 3, groups=6), torch.randn(7, 6, 5, 5)
     whole = moments(layer, [x])
-    monkeypatch.setattr(convolution, "PIECE", 6 * 9 * 25 * 2)
-    assert len(list(convolved(layer, {"input": x}, "weight"))) == 4
+    monkeypatch.setattr(statistics, "_PIECE", 6 * 9 * 25 * 2)
     pieces = moments(layer, [x])
     assert whole.second is not None
     assert pieces.second is not None
     assert whole.second.shape == (6, 9, 9)
     assert torch.allclose(pieces.second, whole.second, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 300))
+def test_a_sample_has_its_share_of_every_batch_and_of_all_its_parts(
+    batches: list[int], most: int
+) -> None:
+    before = 0
+    for rows in batches:
+        index = sample_of(rows, before, most)
+        share = most / (before + rows)
+        before += rows
+        if index is None:
+            assert share >= 1 - 1 / rows
+            continue
+        assert len(index) == -(-most * rows // before) < rows
+        # One of every stretch of equal length.
+        stretch, starts = rows / len(index), torch.arange(len(index)).double() * rows / len(index)
+        assert (index > starts - 1).all()
+        assert (index < starts + stretch + 1e-9).all()
+        assert 0 <= int(index[0]) <= int(index[-1]) < rows
+
+
+def test_a_sample_of_places_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, 3, groups=2, padding=1)
+    x = functional.avg_pool2d(torch.randn(40, 4, 34, 34), 3, 1) + torch.rand(4, 1, 1)
+    # Later batches are larger, images and parts of them differ.
+    x *= torch.linspace(1, 4, 40).reshape(-1, 1, 1, 1) * torch.linspace(0.5, 2, 32)
+    patches = functional.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 2, 18).transpose(0, 1)
+    full = patches.mT.double() @ patches.double() / patches.shape[1]
+    monkeypatch.setattr(sample, "_NUMBERS", 1 << 17)
+    for batches in ([x], list(x.split(3)), list(x)):
+        found = moments(layer, batches)
+        assert found.second is not None
+        assert found.mean is not None
+        assert (found.second - full).norm() < 0.03 * full.norm()
+        assert (found.mean - patches.mean(1)).norm() < 0.05 * patches.mean(1).norm()
+        again = moments(layer, batches)
+        assert torch.equal(again.second, found.second)  # type: ignore[arg-type]
+
+
+def test_a_bad_place_is_found_where_the_sample_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "most_rows", lambda groups, inputs: 16)
+    layer, x = nn.Conv2d(2, 3, 1), torch.randn(5, 2, 20, 20)
+    assert moments(layer, [x]).second is not None
+    x[3, 1, 7, 11] = torch.inf
+    with pytest.raises(ValueError, match="layer 'x': calibration gave it NaN or infinite inputs"):
+        moments(layer, [x])
 
 
 def test_too_many_inputs_go_by_their_squares_and_a_warning_says_so(

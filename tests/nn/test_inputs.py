@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vq_plugin.nn import find_slots
-from vq_plugin.nn.inputs import Arguments
+from vq_plugin.nn.inputs import Arguments, Patches
+
+
+def all_rows(piece: Tensor | Patches) -> Tensor:
+    return piece if isinstance(piece, Tensor) else piece.rows(torch.arange(piece.shape[1]))
 
 
 def products(module: nn.Module, name: str, arguments: Arguments) -> Tensor:
@@ -17,7 +21,8 @@ def products(module: nn.Module, name: str, arguments: Arguments) -> Tensor:
     assert slot.observable
     assert slot.kind.inputs is not None
     with torch.no_grad():
-        rows = torch.cat(list(slot.kind.inputs(slot.host, arguments, slot.key)), 1)
+        pieces = slot.kind.inputs(slot.host, arguments, slot.key)
+        rows = torch.cat([all_rows(piece) for piece in pieces], 1)
         groups = len(rows)
         assert groups == slot.kind.groups(slot.host)
         weight = slot.weight.reshape(groups, -1, rows.shape[2])

@@ -1,7 +1,13 @@
 """What the inputs of weights are like, from unlabelled data."""
 
 from vq_plugin.calibration.run import Calibration, input_moments, run_calibration
-from vq_plugin.calibration.statistics import MOST_INPUTS, InputMoments, InputSquares, named_moments
+from vq_plugin.calibration.statistics import (
+    MOST_INPUTS,
+    InputMoments,
+    InputSquares,
+    named_moments,
+    read_rows,
+)
 
 __all__ = [
     "MOST_INPUTS",
@@ -10,5 +16,6 @@ __all__ = [
     "InputSquares",
     "input_moments",
     "named_moments",
+    "read_rows",
     "run_calibration",
 ]

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
+from vq_plugin.calibration.calls import WeightCalls
 from vq_plugin.calibration.reached import moments_by_name
 from vq_plugin.calibration.statistics import InputMoments
 from vq_plugin.default_device import cpu_by_default
@@ -27,14 +29,18 @@ def input_moments(
 ) -> dict[str, Moments]:
     """Moments of the inputs of a model's weights, by the names of their slots.
 
-    The model runs in eval mode without gradients, and is then left as it was. Slots whose inputs
-    are not known are passed over; :func:`vq_plugin.calibration.reached.moments_by_name` says what
-    happens to those that no data reach.
+    The model runs in eval mode without gradients, and is then left as it was. Modules whose inputs
+    are known tell them; other weights are found in the calls of torch functions, see
+    :class:`vq_plugin.calibration.calls.WeightCalls`. Slots whose inputs nobody knows are left out;
+    :func:`vq_plugin.calibration.reached.moments_by_name` says what happens to those that no data
+    reach.
     """
+    slots = list(slots)
     with cpu_by_default():
         observed = {
             slot: InputMoments(slot).to(slot.value.device) for slot in slots if slot.observable
         }
+    calls = WeightCalls(slots, {slot.name: each for slot, each in observed.items()})
     called: set[Slot] = set()
     # Calls on other threads may have the same model.
     with alone(model), as_it_was(model), _every_module_runs():
@@ -45,10 +51,16 @@ def input_moments(
             for slot, each in observed.items()
         ]
         try:
-            run_calibration(model, calibration)
+            with _computed_once(slots), calls:
+                run_calibration(model, calibration)
         finally:
             for handle in handles:
                 handle.remove()
+    for slot in slots:
+        # A module that never ran may have handed its weight to another.
+        unseen = slot not in observed or observed[slot].count == 0
+        if unseen and slot.name in calls.moments:
+            observed[slot] = calls.moments[slot.name]
     return moments_by_name(model, observed, called)
 
 
@@ -98,6 +110,16 @@ def _every_module_runs() -> Iterator[None]:
             _passes["count"] -= 1
             if not _passes["count"]:
                 torch.backends.mha.set_fastpath_enabled(bool(_passes["fast"]))
+
+
+@contextmanager
+def _computed_once(slots: Iterable[Slot]) -> Iterator[None]:
+    """Weights that parametrizations compute stay the same tensors, by which calls know them."""
+    if any(parametrize.is_parametrized(slot.module, slot.parameter) for slot in slots):
+        with parametrize.cached():
+            yield
+    else:
+        yield
 
 
 @torch.no_grad()

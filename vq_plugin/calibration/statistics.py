@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.calibration.sample import most_rows, sample_of
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
-from vq_plugin.nn.inputs import Arguments, first_argument
+from vq_plugin.nn.inputs import Arguments, Call, Patches, first_argument
 from vq_plugin.nn.slots import shown
 
 # Inputs that calibration never saw may still occur.
@@ -22,14 +23,34 @@ _FLOOR = 1e-3
 
 # The second moments of so many inputs take 85 MB, and a fit by them seconds to minutes.
 MOST_INPUTS = 4608
-_ROWS = 512
+# Numbers in the rows that are read at a time, and rows of second moments that one thread sums up.
+_PIECE = 1 << 22
+_ROWS = 128
+
+
+class _Form(NamedTuple):
+    """How inputs meet a weight: groups of them, its rows looked up, squares kept by channel."""
+
+    groups: int
+    looks_up: bool
+    by_channel: bool
+
+
+def _of_slot(slot: Slot) -> _Form:
+    kind = slot.kind
+    return _Form(kind.groups(slot.host), kind.looks_up, kind.squares is not None)
+
+
+def _of_call(call: Call) -> _Form:
+    return _Form(call.groups, call.looked_up is not None, call.squares is not None)
 
 
 class InputSquares(nn.Module):
     """Running mean square of the inputs of a weight, input by input.
 
     Where inputs are uncorrelated the error of a layer's output is ``Σ_j E[x_j²]·(Δw_ij)²``, so
-    that ``E[x_j²]`` is the importance of every weight that input j meets.
+    that ``E[x_j²]`` is the importance of every weight that input j meets. Of very many samples
+    some stand for all, see :mod:`vq_plugin.calibration.sample`.
 
     Attributes:
         total: Float64 buffer, ``(groups, inputs)``: sum of squares per input, per input channel
@@ -40,15 +61,16 @@ class InputSquares(nn.Module):
     total: Tensor
     count: Tensor
 
-    def __init__(self, slot: Slot) -> None:
-        """Empty statistics for a slot whose inputs are known."""
+    def __init__(self, slot: Slot, call: Call | None = None) -> None:
+        """Empty statistics for a slot whose inputs are known, or that ``call`` tells."""
         super().__init__()
         kind, shape = slot.kind, slot.view.shape
-        self._key, self._looks_up = slot.key, kind.looks_up
+        self._key, self._shape = slot.key, shape
         self._inputs, self._squares = kind.inputs, kind.squares or kind.inputs
-        self._shape, self._groups = shape, kind.groups(slot.host)
-        inputs = shape[1] if kind.squares is not None else slot.weight[0].numel()
-        size = (shape[0],) if kind.looks_up else (self._groups, inputs)
+        self._form = _of_call(call) if call is not None else _of_slot(slot)
+        self._groups, self._looks_up, by_channel = self._form
+        inputs = shape[1] if by_channel else slot.weight[0].numel()
+        size = (shape[0],) if self._looks_up else (self._groups, inputs)
         self.register_buffer("total", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
@@ -56,14 +78,34 @@ class InputSquares(nn.Module):
     def add(self, host: nn.Module, arguments: Arguments) -> None:
         """Adds what one forward pass of ``host`` is given."""
         if self._looks_up:
-            rows = first_argument(arguments).flatten()
-            self.total += torch.bincount(rows, minlength=len(self.total))
-            self.count += rows.numel()
+            self._add_looked_up(first_argument(arguments))
             return
         assert self._squares is not None
-        for inputs in self._squares(host, arguments, self._key):
-            self.total += inputs.double().square().sum(1)
-            self.count += inputs.shape[1]
+        self._add_squares(self._squares(host, arguments, self._key))
+
+    @torch.no_grad()
+    def add_call(self, call: Call) -> None:
+        """Adds what one call of a torch function gives the weight."""
+        if call.looked_up is not None:
+            self._add_looked_up(call.looked_up)
+            return
+        squares = call.squares or call.inputs
+        assert squares is not None
+        self._add_squares(squares())
+
+    def takes(self, call: Call) -> bool:
+        """Whether inputs meet the weight in a call as they did so far."""
+        return self._form == _of_call(call)
+
+    def _add_looked_up(self, rows: Tensor) -> None:
+        self.total += torch.bincount(rows.flatten(), minlength=len(self.total))
+        self.count += rows.numel()
+
+    def _add_squares(self, pieces: Iterator[Tensor | Patches]) -> None:
+        for piece in pieces:
+            for rows, counts in read_rows(piece, int(self.count)):
+                self.total += counts * rows.double().square().sum(1)
+            self.count += piece.shape[1]
 
     def observe(
         self, host: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -108,8 +150,8 @@ class InputMoments(InputSquares):
 
     Attributes:
         first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for tables.
-        second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two; empty where
-            they are left out.
+        second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two, in blocks on
+            and right of the diagonal; empty where they are left out.
         samples: Float64 buffer, number of samples in ``first`` and ``second``.
     """
 
@@ -117,9 +159,9 @@ class InputMoments(InputSquares):
     second: Tensor
     samples: Tensor
 
-    def __init__(self, slot: Slot) -> None:
-        """Empty statistics for a slot whose inputs are known."""
-        super().__init__(slot)
+    def __init__(self, slot: Slot, call: Call | None = None) -> None:
+        """Empty statistics for a slot whose inputs are known, or that ``call`` tells."""
+        super().__init__(slot, call)
         inputs = 0 if self._looks_up else slot.weight[0].numel()
         groups = 0 if self._looks_up else self._groups
         pairs = groups
@@ -131,6 +173,8 @@ class InputMoments(InputSquares):
                 stacklevel=2,
             )
         self._biased = slot.bias is not None
+        if call is not None and slot.bias is not None:
+            self._biased = call.bias is getattr(slot.module, slot.bias)
         double, single = torch.float64, torch.float32
         self.register_buffer("first", torch.zeros(groups, inputs, dtype=double))
         self.register_buffer("second", torch.zeros(pairs, inputs, inputs, dtype=single))
@@ -139,22 +183,32 @@ class InputMoments(InputSquares):
     @torch.no_grad()
     def add(self, host: nn.Module, arguments: Arguments) -> None:  # noqa: D102 - inherited
         super().add(host, arguments)
-        if self._looks_up:
-            return
-        assert self._inputs is not None
+        if not self._looks_up:
+            assert self._inputs is not None
+            self._add_pairs(self._inputs(host, arguments, self._key))
+
+    @torch.no_grad()
+    def add_call(self, call: Call) -> None:  # noqa: D102 - inherited
+        super().add_call(call)
+        if call.inputs is not None:
+            self._add_pairs(call.inputs())
+
+    def _add_pairs(self, pieces: Iterator[Tensor | Patches]) -> None:
         # A product may round differently on several threads: pieces of it, each on one.
         with worker_pool():
-            for inputs in self._inputs(host, arguments, self._key):
-                self.samples += inputs.shape[1]
-                self.first += inputs.sum(1, dtype=torch.float64)
-                # Threads of a pool do not know that gradients are off here.
-                rows = partial(self._add_rows, inputs.detach())
-                pairs = self.second.shape[1] if len(self.second) else 0
-                deterministic_map(rows, range(0, pairs, _ROWS))
+            for piece in pieces:
+                for rows, counts in read_rows(piece, int(self.samples)):
+                    self.first += counts * rows.sum(1, dtype=torch.float64)
+                    # Threads of a pool do not know that gradients are off here.
+                    block = partial(self._add_block, rows.detach(), counts)
+                    pairs = self.second.shape[1] if len(self.second) else 0
+                    deterministic_map(block, range(0, pairs, _ROWS))
+                self.samples += piece.shape[1]
 
-    def _add_rows(self, inputs: Tensor, start: int) -> None:
+    def _add_block(self, inputs: Tensor, counts: float, start: int) -> None:
         rows = slice(start, start + _ROWS)
-        self.second[:, rows] += inputs[:, :, rows].mT @ inputs
+        product = inputs[:, :, rows].mT @ inputs[:, :, start:]
+        self.second[:, rows, start:].add_(product, alpha=counts)
 
     def moments(self) -> Moments:
         """What the fit of the weight wants to know; as :meth:`importance` raises."""
@@ -163,9 +217,38 @@ class InputMoments(InputSquares):
             return Moments(importance)
         return Moments(
             importance,
-            (self.second / self.samples.float()) if len(self.second) else None,
+            self._second_moments() if len(self.second) else None,
             (self.first / self.samples).float() if self._biased else None,
         )
+
+    def _second_moments(self) -> Tensor:
+        second = self.second / self.samples.float()
+        # The blocks left of the diagonal are those right of it, turned.
+        for start in range(0, second.shape[1], _ROWS):
+            rows = slice(start, start + _ROWS)
+            second[:, start + _ROWS :, rows] = second[:, rows, start + _ROWS :].mT
+        return second
+
+
+def read_rows(piece: Tensor | Patches, before: int) -> Iterator[tuple[Tensor, float]]:
+    """Rows of ``(groups, samples, inputs)``, and how many each stands for; ``before`` were read."""
+    groups, total, inputs = piece.shape
+    if not total:
+        return
+    index = sample_of(total, before, most_rows(groups, inputs))
+    step = max(1, _PIECE // max(1, groups * inputs))
+    if index is None and isinstance(piece, Tensor):
+        for some in torch.split(piece, step, 1):
+            yield some.float(), 1.0
+        return
+    counts = 1.0 if index is None else total / len(index)
+    values = piece.value if isinstance(piece, Patches) else piece
+    if index is not None and not bool(torch.stack(torch.aminmax(values)).isfinite().all()):
+        # What is left out must not hide it.
+        counts = torch.nan
+    chosen = torch.arange(total) if index is None else index
+    for at in torch.split(chosen.to(values.device), step):
+        yield piece.rows(at) if isinstance(piece, Patches) else piece[:, at].float(), counts
 
 
 def named_moments(name: str, moments: InputMoments) -> Moments:

@@ -21,14 +21,14 @@ from torch.nn.utils import parametrize
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn.coded import CodedWeight
-from vq_plugin.nn.inputs import Arguments
+from vq_plugin.nn.inputs import Arguments, Patches
 from vq_plugin.nn.layer import CodebookLayer
 from vq_plugin.nn.own_doing import replaceable
 from vq_plugin.nn.parameter import coded_parameters
 from vq_plugin.nn.recomputed import SOURCES, at_rest, current, is_computed, sources
 from vq_plugin.nn.view import View
 
-Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor]]
+Inputs: TypeAlias = Callable[[nn.Module, Arguments, str], Iterator[Tensor | Patches]]
 MakeView: TypeAlias = Callable[[nn.Module, Tensor], View]
 
 

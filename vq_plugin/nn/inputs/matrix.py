@@ -25,13 +25,18 @@ def multiplied(module: nn.Module, arguments: Arguments, parameter: str) -> Itera
     """The input itself: of Linear, recurrent cells, and other products along its last dimension."""
     del module, parameter
     value = first_argument(arguments)
-    yield value.reshape(1, -1, value.shape[-1]).float()
+    yield value.reshape(1, -1, value.shape[-1])
 
 
 def paired(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
     """Products of all pairs of two inputs: of Bilinear."""
     del module, parameter
-    one, two = (value.reshape(-1, value.shape[-1]).float() for value in arguments.values())
+    return products_of_pairs(*arguments.values())
+
+
+def products_of_pairs(one: Tensor, two: Tensor) -> Iterator[Tensor]:
+    """Products of all pairs of the last dimensions of two tensors, ``(1, samples, pairs)``."""
+    one, two = (value.reshape(-1, value.shape[-1]).float() for value in (one, two))
     step = max(1, PIECE // (one.shape[1] * two.shape[1]))
     for start in range(0, len(one), step):
         rows = slice(start, start + step)

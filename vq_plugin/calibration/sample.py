@@ -1,0 +1,33 @@
+"""Which rows of the inputs of a weight its moments are taken of: all, or a bounded sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Moments of n inputs are known as well by some rows for each as by all: a fit believes them by
+# nine tenths only. Numbers in the rows of a sample (32 MB), and rows for an input.
+_NUMBERS = 1 << 23
+_ROWS_FOR_INPUT = 4
+_LEAST = 512
+
+
+def most_rows(groups: int, inputs: int) -> int:
+    """Rows after which a sample of them does."""
+    return max(_NUMBERS // max(1, groups * inputs), _ROWS_FOR_INPUT * inputs, _LEAST)
+
+
+def sample_of(rows: int, before: int, most: int) -> Tensor | None:
+    """Some of ``rows`` new rows, ascending int64; ``None`` for all.
+
+    A batch gets its share of ``most`` among all rows so far, ``before`` it and in it: all data
+    count alike, however they are cut, if each row counts ``rows / len(sample)``. One row is drawn
+    from each stretch of equal length: every image of a batch, and every part of one, is there.
+    """
+    count = -(-most * rows // (before + rows))
+    if count >= rows:
+        return None
+    generator = torch.Generator().manual_seed(before)
+    within = torch.rand(count, generator=generator, dtype=torch.float64)
+    places = (torch.arange(count) + within) * (rows / count)
+    return places.long().clamp_(max=rows - 1)
