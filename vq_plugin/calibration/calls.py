@@ -83,7 +83,9 @@ class WeightCalls(TorchFunctionMode):
 
     def _is_weight(self, weight: Tensor, slot: Slot, call: Call | None = None) -> bool:
         """Whether a tensor is the weight of a slot, and a call sees it as the slot does."""
-        for value in (slot.value, self._copies.get(slot.name)):
+        # As it is in this pass: `slot.value` would compute it anew.
+        own = getattr(slot.module, slot.parameter)
+        for value in (own, self._copies.get(slot.name)):
             if value is None or not _same_memory(weight, value):
                 continue
             if call is None or (_same(weight, value) and call.view == slot.view):
