@@ -13,7 +13,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.checkpoint import CheckpointError, load, open_file, save
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compensate import compensate
-    from vq_plugin.compress import compress, set_memory, set_precision
+    from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.nn import View, register_slot
@@ -22,9 +22,11 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.schemes import (
         KM,
         PQ,
+        PRESETS,
         RQ,
         Binary,
         Geometry,
+        Preset,
         Scheme,
         parse_scheme,
         register_scheme,
@@ -48,17 +50,20 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "KM",
     "PQ",
+    "PRESETS",
     "RQ",
     "Binary",
     "CheckpointError",
     "CodebookWeight",
     "Geometry",
     "LossBudget",
+    "Preset",
     "Recovery",
     "Scheme",
     "Summary",
     "TuneResult",
     "View",
+    "choose_schemes",
     "compensate",
     "compress",
     "finetune",

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from vq_plugin.calibration import Calibration, input_moments
+from vq_plugin.choice import choose
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.weight import check_weight, quantize_weight
 from vq_plugin.left_float import left_float, share_of_file
-from vq_plugin.nn import CodebookLayer, Memory, Slot, coded_weights
+from vq_plugin.nn import CodebookLayer, Memory, coded_weights
 from vq_plugin.nn.slots import shown
 from vq_plugin.ops import Precision
 from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
-from vq_plugin.schemes import Scheme
-from vq_plugin.select import Schemes, asks_for_all, leaves, select, slots_by_name
+from vq_plugin.schemes import Preset, Scheme
+from vq_plugin.select import Choices, asks_for_all, leaves, select_choices, slots_by_name
+from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.ties import tied_weights
 
 # Half of what a row is, squared; larger weights have no rows of a few numbers, and take long.
@@ -29,7 +29,7 @@ _MOST_WEIGHTS = 1 << 24
 
 
 def compress(
-    model: nn.Module, schemes: Schemes, calibration: Calibration | None = None, seed: int = 0
+    model: nn.Module, schemes: Choices, calibration: Calibration | None = None, seed: int = 0
 ) -> nn.Module:
     """Puts codes in the place of the chosen weights of a model.
 
@@ -42,7 +42,8 @@ def compress(
         model: Float model; it is not changed. A bare layer works too.
         schemes: One scheme for every weight that has a slot, or patterns to schemes (exact
             name > ``"re:…"`` > class > ``"*"``; ``None`` leaves a weight), see
-            :func:`vq_plugin.select.select`.
+            :func:`vq_plugin.select.select`. Where a :class:`vq_plugin.Preset` or its name stands,
+            such as ``"auto"``, each of its weights gets a scheme of its own.
         calibration: Unlabelled data that the fits may look at: an iterable of input batches (a
             tuple or list is the model's positional arguments, a mapping its keyword arguments),
             or a callable that runs the model it is given. What is
@@ -71,13 +72,59 @@ def compress(
         >>> type(small[0]).__name__, type(small[2]).__name__
         ('CodebookLinear', 'CodebookLinear')
     """
-    chosen = select(model, schemes)
+    weights = _fit(model, schemes, calibration, seed)
+    small = assemble(model, weights)
+    if asks_for_all(schemes):
+        _warn_of_left(small, schemes)
+    return small
+
+
+def choose_schemes(
+    model: nn.Module, schemes: Choices = "auto", calibration: Calibration | None = None,
+    seed: int = 0,
+) -> dict[str, Scheme]:  # fmt: skip
+    """The schemes that :func:`compress` would use, weight by weight.
+
+    For hosts, recipes and searches, which take a scheme for each layer and no presets.
+
+    Args:
+        model: Float model; it is not changed.
+        schemes: A preset's name, a :class:`vq_plugin.Preset`, or what else :func:`compress` takes.
+        calibration: As for :func:`compress`.
+        seed: Seed of the fits.
+
+    Returns:
+        Scheme of every chosen weight, by the name of its slot, in the order of the model.
+
+    Raises:
+        TypeError, ValueError: As :func:`compress`.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> sorted(vq.choose_schemes(model, "small"))
+        ['0', '2']
+    """
+    weights = _fit(model, schemes, calibration, seed)
+    chosen = select_choices(model, schemes)
+    ties = tied_weights(model, chosen)
+    return {name: weights[ties.get(name, name)].scheme for name in chosen}
+
+
+def _fit(
+    model: nn.Module, schemes: Choices, calibration: Calibration | None, seed: int
+) -> dict[str, CodebookWeight]:
+    """The weights of every scheme and preset, by the names of their slots, in the model's order."""
+    chosen = select_choices(model, schemes)
     slots = slots_by_name(model, chosen)
     ties = tied_weights(model, chosen)
     for slot in slots.values():
         check_slot(slot)
-    moments = {}
+    moments: dict[str, Moments] = {}
     if calibration is not None:
+        if isinstance(calibration, Iterator):
+            # Presets look at it twice.
+            calibration = list(calibration)
         moments = input_moments(model, slots.values(), calibration)
         known = {
             ties.get(name, name)
@@ -91,51 +138,24 @@ def compress(
             warnings.warn(
                 f"calibration does not know the inputs of {', '.join(unknown)}: fitted by their "
                 "weights alone; vq.register_slot(..., inputs=) tells them",
-                stacklevel=2,
+                stacklevel=3,
             )
         for name, first in ties.items():
             if name in moments and slots[name].view == slots[first].view:
                 moments.setdefault(first, moments[name])
-    bar = progress(chosen.items(), desc="compress", unit="layer", leave=False)
-    weights = {
-        name: fit_named(name, slots[name].weight, scheme, moments=moments.get(name), seed=seed)
-        for name, scheme in bar
-        if name not in ties
-    }
+    weights: dict[str, CodebookWeight] = {}
+    own = {name: each for name, each in chosen.items() if name not in ties}
+    for preset in dict.fromkeys(each for each in own.values() if isinstance(each, Preset)):
+        its = {name: slots[name] for name, each in own.items() if each == preset}
+        weights |= choose(model, its, preset, moments, calibration, seed)
+    plain = {name: each for name, each in own.items() if isinstance(each, Scheme)}
+    for name, scheme in progress(plain.items(), desc="compress", unit="layer", leave=False):
+        weights[name] = fit_named(
+            name, slots[name].weight, scheme, moments=moments.get(name), seed=seed
+        )
     if calibration is None:
-        _warn_of_far_off({name: (slots[name].weight, small) for name, small in weights.items()})
-    small = assemble(model, weights)
-    if asks_for_all(schemes):
-        _warn_of_left(small, schemes)
-    return small
-
-
-def fit_named(
-    name: str, weight: Tensor, scheme: Scheme, *, moments: Moments | None = None, seed: int = 0
-) -> CodebookWeight:
-    """:func:`vq_plugin.quantize_weight` of one weight; errors name its slot."""
-    try:
-        return quantize_weight(weight, scheme, seed=seed, moments=moments)
-    except ValueError as error:
-        raise ValueError(f"layer {shown(name)}: {error}") from error
-
-
-def check_slot(slot: Slot) -> None:
-    """Raises ``ValueError`` for a weight that no scheme can compress, before any work is done.
-
-    Calibration would run into it, too, but blame NaN on the layer after it.
-    """
-    check_not_lazy(slot)
-    try:
-        check_weight(slot.value)
-    except ValueError as error:
-        raise ValueError(f"layer {slot.shown}: {error}") from error
-
-
-def check_not_lazy(slot: Slot) -> None:
-    """Raises ``ValueError`` for a weight that is not there before its first batch."""
-    if any(is_lazy(parameter) for parameter in slot.module.parameters(recurse=False)):
-        raise ValueError(f"layer {slot.shown} is lazy and has no weight yet: run one batch first")
+        _warn_of_far_off({name: (slots[name].weight, weights[name]) for name in plain})
+    return {name: weights[name] for name in own}
 
 
 def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> None:
@@ -164,7 +184,7 @@ def _row_error(weight: Tensor, small: CodebookWeight) -> float:
     return float((change[there] / size[there]).mean().sqrt()) if bool(there.any()) else 0.0
 
 
-def _warn_of_left(small: nn.Module, schemes: Schemes) -> None:
+def _warn_of_left(small: nn.Module, schemes: Choices) -> None:
     left = [
         weight
         for weight in left_float(small)

@@ -19,13 +19,16 @@ from vq_plugin.nn import (
     other_parameters,
 )
 from vq_plugin.nn.graphs import graph_hint
-from vq_plugin.schemes import Scheme
+from vq_plugin.schemes import PRESETS, Preset, Scheme
 
 Pattern: TypeAlias = str | type[nn.Module]
 # Behind the rank of every pattern that matches.
 _LAST = 5
 
 Schemes: TypeAlias = Scheme | Mapping[Pattern, Scheme | None]
+#: As schemes, with presets, or their names, wherever a scheme may stand.
+Choice: TypeAlias = Scheme | Preset | str
+Choices: TypeAlias = Choice | Mapping[Pattern, Choice | None]
 
 
 class NoMatchError(ValueError):
@@ -61,11 +64,23 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
         >>> select(model, {"2": vq.PQ(), "*": None})
         {'2': PQ(k=16, dim=4)}
     """
+    chosen = select_choices(model, schemes)
+    presets = [name for name, choice in chosen.items() if isinstance(choice, Preset)]
+    if presets:
+        raise TypeError(
+            f"layer {presets[0]!r} has a preset, where a scheme is needed: "
+            "vq.choose_schemes(model, ...) gives the schemes"
+        )
+    return {name: choice for name, choice in chosen.items() if isinstance(choice, Scheme)}
+
+
+def select_choices(model: nn.Module, schemes: Choices) -> dict[str, Scheme | Preset]:
+    """As :func:`select`, with presets where they stand."""
     patterns = as_patterns(schemes)
-    leaving = {pattern for pattern, scheme in patterns.items() if scheme is None}
+    leaving = {pattern for pattern, choice in patterns.items() if choice is None}
     owners = match(model, patterns, leaving)
     chosen = {name: patterns[pattern] for name, pattern in owners.items()}
-    return {name: scheme for name, scheme in chosen.items() if scheme is not None}
+    return {name: choice for name, choice in chosen.items() if choice is not None}
 
 
 def match(
@@ -122,22 +137,29 @@ def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     return names
 
 
-def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
+def as_patterns(schemes: Choices) -> Mapping[Pattern, Scheme | Preset | None]:
     """A setting as a mapping, ``{"*": scheme}`` for one scheme; ``TypeError`` for wrong types."""
-    if isinstance(schemes, Scheme):
-        return {"*": schemes}
+    if isinstance(schemes, Scheme | Preset | str):
+        return {"*": _choice("*", schemes)}
     if not isinstance(schemes, Mapping):
         raise TypeError(
-            f"schemes must be a scheme or a mapping of patterns to schemes, got {schemes!r}"
+            f"schemes must be a scheme, a preset or a mapping of patterns to them, got {schemes!r}"
         )
-    for pattern, scheme in schemes.items():
+    for pattern in schemes:
         check_pattern_type(pattern)
-        if scheme is not None and not isinstance(scheme, Scheme):
-            raise TypeError(
-                f"pattern {pattern!r}: expected a scheme such as vq.PQ() or None, got {scheme!r}; "
-                "vq.parse_scheme reads one from text"
-            )
-    return schemes
+    return {pattern: _choice(pattern, choice) for pattern, choice in schemes.items()}
+
+
+def _choice(pattern: Pattern, choice: object) -> Scheme | Preset | None:
+    if isinstance(choice, str) and choice in PRESETS:
+        return PRESETS[choice]
+    if choice is None or isinstance(choice, Scheme | Preset):
+        return choice
+    raise TypeError(
+        f"pattern {pattern!r}: expected a scheme such as vq.PQ(), a preset ("
+        f"{', '.join(map(repr, PRESETS))}) or None, got {choice!r}; vq.parse_scheme reads a scheme "
+        "from text"
+    )
 
 
 def check_model(model: object) -> None:
@@ -147,12 +169,12 @@ def check_model(model: object) -> None:
         raise TypeError(f"the model is a {type(model).__name__}, no torch.nn.Module{hint}")
 
 
-def asks_for_all(schemes: Schemes) -> bool:
+def asks_for_all(schemes: Choices) -> bool:
     """Whether a setting asks for every weight that nothing else is said of."""
     return as_patterns(schemes).get("*") is not None
 
 
-def leaves(schemes: Schemes, name: str) -> bool:
+def leaves(schemes: Choices, name: str) -> bool:
     """Whether a setting says by name that a parameter is to be left in float."""
     return any(
         scheme is None

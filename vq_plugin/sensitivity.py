@@ -7,7 +7,7 @@ import dataclasses
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
@@ -30,6 +30,9 @@ _SAMPLES = 16
 # Gradients that are enough: their mean square is off by a fourth, alike for all rows of a weight.
 _GRADIENTS = 32
 
+#: A seeded random number whose mean square, over the seeds, is the harm of a change of an output.
+Projected: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
 
@@ -40,6 +43,7 @@ def row_sensitivities(
     calibration: Calibration,
     moments: Mapping[str, Moments],
     *,
+    projected: Projected | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """What errors of the rows of weights do to the outputs of a model, by the names of slots.
@@ -63,6 +67,8 @@ def row_sensitivities(
             has run dry. At most 32 gradients are taken, of 16 samples each where batches can be
             cut, evenly from the whole.
         moments: Of the inputs of the weights; where one is missing its inputs count alike.
+        projected: What counts as harm: :func:`decisions_or_values`, the default, or
+            :func:`values`, for which every output counts as values.
         seed: Seed of the projections.
 
     Returns:
@@ -89,7 +95,11 @@ def row_sensitivities(
         if slot.name in moments and slot.bias is not None
     }
     gradients = _mean_squares(
-        model, [(slot, means.get(slot.name)) for slot in slots], calibration, seed
+        model,
+        [(slot, means.get(slot.name)) for slot in slots],
+        calibration,
+        projected or decisions_or_values,
+        seed,
     )
     found: dict[str, Tensor] = {}
     sizes: dict[str, Tensor] = {}
@@ -116,7 +126,11 @@ def row_sensitivities(
 
 
 def _mean_squares(
-    model: nn.Module, slots: list[_Centered], calibration: Calibration, seed: int
+    model: nn.Module,
+    slots: list[_Centered],
+    calibration: Calibration,
+    projected: Projected,
+    seed: int,
 ) -> dict[str, Tensor]:
     """Mean squared norms of the gradients of rows, ``(out,)``, of the slots that any reaches."""
     if isinstance(calibration, Iterable):
@@ -129,17 +143,17 @@ def _mean_squares(
             for way in ways[:-1]:
                 # What looks like samples may be anything: then the whole batch it is.
                 try:
-                    return _squares(model, slots, [way], seed + index)
+                    return _squares(model, slots, [way], projected, seed + index)
                 except (RuntimeError, TypeError, IndexError):
                     pass
-            return _squares(model, slots, [ways[-1]], seed + index)
+            return _squares(model, slots, [ways[-1]], projected, seed + index)
 
         # As in fits: pieces of the work, each on one thread.
         with worker_pool():
             squares = [each for some in deterministic_map(run, enumerate(chosen)) for each in some]
     else:
         with worker_pool():
-            squares = _squares(model, slots, calibration, seed)
+            squares = _squares(model, slots, calibration, projected, seed)
     names = {name for each in squares for name in each}
     return {
         slot.name: torch.stack([each[slot.name] for each in squares if slot.name in each]).sum(0)
@@ -167,7 +181,11 @@ def _parts(batch: object) -> Iterator[list[object]]:
 
 
 def _squares(
-    model: nn.Module, slots: list[_Centered], calibration: Calibration, seed: int
+    model: nn.Module,
+    slots: list[_Centered],
+    calibration: Calibration,
+    projected: Projected,
+    seed: int,
 ) -> list[dict[str, Tensor]]:
     """Squared norms of the gradients of rows, one by one of the calls of the model."""
     replica, leaves = _replica(model, slots)
@@ -184,7 +202,7 @@ def _squares(
 
     def after(_: nn.Module, __: Any, output: object) -> None:
         if len(squares) < _GRADIENTS:
-            squares.append(_of_rows(_projection(output, generator), slots, leaves))
+            squares.append(_of_rows(_projection(output, projected, generator), slots, leaves))
         modes.close()
 
     replica.register_forward_pre_hook(before, with_kwargs=True)
@@ -219,29 +237,40 @@ def _plain(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _projection(output: object, generator: torch.Generator) -> Tensor | None:
+def _projection(output: object, projected: Projected, generator: torch.Generator) -> Tensor | None:
     """A number whose squared change is the harm of a change of the outputs, in expectation."""
     outputs = [y for y in float_tensors(output) if y.numel()]
     if not all(bool(y.isfinite().all()) for y in outputs):
         raise ValueError("the float model's outputs on the calibration data are not finite")
-    found = [_projected(y.double(), generator) for y in outputs if y.requires_grad]
+    found = [projected(y.double(), generator) for y in outputs if y.requires_grad]
     return torch.stack(found).sum() / len(outputs) ** 0.5 if found else None
 
 
-def _projected(y: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)
-    if y.dim() > 1 and y.shape[1] > 1:
-        # A root of the curvature of the divergence: of diag(p) - p pᵀ.
-        root = (_SHARPNESS * y.detach()).softmax(1).sqrt()
-        noise = root * (noise - root * (root * noise).sum(1, keepdim=True))
-        decisions = y.numel() // y.shape[1]
-        return (y * noise).sum() * (_SHARPNESS / math.sqrt(2 * decisions))
-    # A batch of one sample has no variance.
+def decisions_or_values(y: Tensor, generator: torch.Generator) -> Tensor:
+    """A number of the change of outputs: of decisions from two columns on, else of values."""
+    return _decisions(y, generator) if y.dim() > 1 and y.shape[1] > 1 else values(y, generator)
+
+
+def _decisions(y: Tensor, generator: torch.Generator) -> Tensor:
+    noise = _noise(y, generator)
+    # A root of the curvature of the divergence: of diag(p) - p pᵀ.
+    root = (_SHARPNESS * y.detach()).softmax(1).sqrt()
+    noise = root * (noise - root * (root * noise).sum(1, keepdim=True))
+    return (y * noise).sum() * (_SHARPNESS / math.sqrt(2 * y.numel() // y.shape[1]))
+
+
+def values(y: Tensor, generator: torch.Generator) -> Tensor:
+    """A number whose mean square is the squared change of outputs over their variance."""
     value = y.detach()
+    # A batch of one sample has no variance.
     size = float((value - value.mean(0)).square().mean()) or float(value.square().mean())
     if size == 0:
         return (y * 0.0).sum()
-    return (y * noise).sum() / math.sqrt(size * y.numel())
+    return (y * _noise(y, generator)).sum() / math.sqrt(size * y.numel())
+
+
+def _noise(y: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)
 
 
 def _of_rows(

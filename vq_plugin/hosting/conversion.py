@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vq_plugin.compress import check_not_lazy, fit_named
 from vq_plugin.hosting.statistics import detach_statistics, gathered_moments
 from vq_plugin.nn import CodebookLayer, layer_slot
 from vq_plugin.schemes import Scheme
+from vq_plugin.slot_fit import check_not_lazy, fit_named
 
 
 @dataclass

@@ -10,10 +10,10 @@ from typing import Any
 from neural_compressor.torch.quantization.config import TorchBaseConfig
 
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.compress import fit_named
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme
+from vq_plugin.slot_fit import fit_named
 
 
 class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]

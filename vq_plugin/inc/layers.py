@@ -10,10 +10,10 @@ from typing import TypeAlias
 from neural_compressor.common.base_config import BaseConfig
 from torch import nn
 
-from vq_plugin.compress import check_slot
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.nn import layer_types
 from vq_plugin.select import NoMatchError, Pattern, match, slots_by_name
+from vq_plugin.slot_fit import check_slot
 from vq_plugin.ties import tied_weights
 
 Configs: TypeAlias = OrderedDict[tuple[str, str], BaseConfig]

@@ -5,6 +5,7 @@ quantization, and binarization.
 """
 
 from vq_plugin.schemes.geometry import Axis, CodebookDtype, Geometry, torch_code_dtype
+from vq_plugin.schemes.preset import PRESETS, Preset
 from vq_plugin.schemes.registry import (
     SCHEMES,
     Fit,
@@ -20,6 +21,7 @@ from vq_plugin.schemes.vector import PQ, RQ
 __all__ = [
     "KM",
     "PQ",
+    "PRESETS",
     "RQ",
     "SCHEMES",
     "Axis",
@@ -27,6 +29,7 @@ __all__ = [
     "CodebookDtype",
     "Fit",
     "Geometry",
+    "Preset",
     "Scheme",
     "fit_of",
     "parse_scheme",

@@ -8,10 +8,10 @@ from torch import nn
 from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
-from vq_plugin.compress import check_slot
 from vq_plugin.hosting.plan import plans
 from vq_plugin.nn import Slot
 from vq_plugin.select import Schemes, slots_by_name
+from vq_plugin.slot_fit import check_slot
 from vq_plugin.torch_ao.backend import LAYERS, modules_around
 from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_qconfig
 

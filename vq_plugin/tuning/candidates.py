@@ -15,7 +15,6 @@ from tqdm import tqdm
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.compress import check_slot, fit_named
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
@@ -23,6 +22,7 @@ from vq_plugin.progress import progress
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
+from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.tuning.allocation import Setting, pareto
 from vq_plugin.tuning.harm import OutputChange
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder

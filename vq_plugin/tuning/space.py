@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.compress import check_not_lazy
 from vq_plugin.schemes import KM, PQ, RQ, Scheme
 from vq_plugin.select import Pattern, check_pattern_type, match, slots_by_name
+from vq_plugin.slot_fit import check_not_lazy
 from vq_plugin.ties import sharing
 
 Ladder: TypeAlias = Scheme | Sequence[Scheme | None] | None

@@ -1,0 +1,146 @@
+"""Schemes chosen weight by weight, within a change of the model that a preset allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vq_plugin.allocation import steps
+from vq_plugin.calibration import Calibration
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.output.moments import Moments
+from vq_plugin.nn import Slot
+from vq_plugin.progress import progress
+from vq_plugin.schemes import Preset, Scheme
+from vq_plugin.sensitivity import row_sensitivities, values
+from vq_plugin.sizes import file_nbytes
+from vq_plugin.slot_fit import fit_named
+
+# Weights of a sample, whose fits say how bytes and errors go on from scheme to scheme.
+_SAMPLE = 1 << 15
+# Rounds of choosing and fitting: after each, what was fitted corrects what is expected of the rest.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What a weight takes, and the harm that it does."""
+
+    nbytes: float
+    harm: float
+
+
+class _Ladder:
+    """The schemes that one weight may get: what is expected of each, and what fits gave."""
+
+    def __init__(self, slot: Slot, preset: Preset, moments: Moments | None, rows: Tensor | None):
+        """``rows`` is what the outputs feel of each row, of :func:`row_sensitivities`."""
+        self.slot, self.schemes = slot, preset.schemes
+        self.moments = moments
+        self._known = moments or Moments(torch.ones(()))
+        weight = slot.weight.detach().cpu().float()
+        if rows is None:
+            size = weight.double().square().flatten(1).sum(1)
+            live = size > 0
+            rows = torch.where(live, 1 / torch.where(live, size, 1.0), 0.0) / max(
+                int(live.sum()), 1
+            )
+        self._rows = rows.cpu().double()
+        self.fitted: dict[int, CodebookWeight] = {}
+        self._measured: dict[int, _Size] = {}
+        self._expected = self._sampled(weight)
+
+    def sizes(self) -> list[_Size]:
+        """Of every scheme, as fitted or else as expected."""
+        return [self._measured.get(at, each) for at, each in enumerate(self._expected)]
+
+    def fit(self, at: int, seed: int) -> None:
+        """Fits a scheme, and expects of the others what it shows."""
+        weight = self.slot.weight.detach()
+        small = fit_named(self.slot.name, weight, self.schemes[at], moments=self.moments, seed=seed)
+        errors = self._known.row_errors(small.decode().cpu().float() - weight.cpu().float())
+        found = _Size(file_nbytes(small), float(self._rows @ errors))
+        before = self._expected[at]
+        self.fitted[at], self._measured[at] = small, found
+        larger, worse = _ratio(found.nbytes, before.nbytes), _ratio(found.harm, before.harm)
+        self._expected = [_Size(s.nbytes * larger, s.harm * worse) for s in self._expected]
+
+    def _sampled(self, weight: Tensor) -> list[_Size]:
+        """Fits of some rows, by their weights alone."""
+        rows = weight.flatten(1)
+        generator = torch.Generator().manual_seed(0)
+        count = max(1, min(len(rows), _SAMPLE // rows.shape[1]))
+        some = torch.randperm(len(rows), generator=generator)[:count].sort().values
+        sample, counts = rows[some], (self._rows * self._known.row_inputs(weight.shape))[some]
+        counts = counts * (len(rows) / (count * rows.shape[1]))
+        return [self._sample_size(scheme, sample, counts) for scheme in self.schemes]
+
+    def _sample_size(self, scheme: Scheme, sample: Tensor, counts: Tensor) -> _Size:
+        small = fit_named(self.slot.name, sample, scheme)
+        geometry = scheme.geometry(self.slot.view.shape)
+        share = torch.bincount(small.codes.flatten().long()).double() / small.codes.numel()
+        bits = float(torch.special.entr(share).sum()) / math.log(2)
+        codes = geometry.stages * geometry.rows * geometry.subspaces
+        errors = (small.decode().double() - sample.double()).square().sum(1)
+        return _Size(geometry.table_bytes + codes * bits / 8, float(counts @ errors))
+
+
+def choose(
+    model: nn.Module,
+    slots: Mapping[str, Slot],
+    preset: Preset,
+    moments: Mapping[str, Moments],
+    calibration: Calibration | None,
+    seed: int,
+) -> dict[str, CodebookWeight]:
+    """The smallest weights, by the names of their slots, that a preset allows.
+
+    Every weight takes the scheme at which one more byte saved costs the same anywhere (see
+    :mod:`vq_plugin.allocation`). What a scheme costs is first expected from fits of a sample, then
+    corrected by the fits of what was chosen, and what is given was fitted as a whole.
+    """
+    rows: Mapping[str, Tensor] = {}
+    if calibration is not None:
+        rows = row_sensitivities(
+            model, slots.values(), calibration, moments, projected=values, seed=seed
+        )
+    ladders = [
+        _Ladder(slot, preset, moments.get(name), rows.get(slot.name))
+        for name, slot in progress(slots.items(), desc="choose", unit="layer", leave=False)
+    ]
+    for _ in range(_ROUNDS):
+        setting = _smallest([ladder.sizes() for ladder in ladders], preset.change)
+        new = [pair for pair in zip(ladders, setting, strict=True) if pair[1] not in pair[0].fitted]
+        if not new:
+            break
+        for ladder, at in progress(new, desc="compress", unit="layer", leave=False):
+            ladder.fit(at, seed)
+    known = [sorted(ladder.fitted) for ladder in ladders]
+    sizes = [
+        [ladder.sizes()[at] for at in fitted] for ladder, fitted in zip(ladders, known, strict=True)
+    ]
+    setting = _smallest(sizes, preset.change)
+    return {
+        name: ladder.fitted[fitted[at]]
+        for name, ladder, fitted, at in zip(slots, ladders, known, setting, strict=True)
+    }
+
+
+def _smallest(layers: Sequence[Sequence[_Size]], change: float) -> list[int]:
+    """The choice of every layer that together do no more harm, the least harmful if none do."""
+    setting, following = steps([[(s.nbytes, s.harm) for s in layer] for layer in layers])
+    harm = sum(layer[at].harm for layer, at in zip(layers, setting, strict=True))
+    for layer, at in following:
+        harm += layers[layer][at].harm - layers[layer][setting[layer]].harm
+        if harm > change:
+            break
+        setting[layer] = at
+    return setting
+
+
+def _ratio(found: float, expected: float) -> float:
+    return found / expected if found > 0 and expected > 0 else 1.0

@@ -1,0 +1,53 @@
+"""Words for how much of a model compression may change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vq_plugin.schemes.scalar import KM
+from vq_plugin.schemes.scheme import Scheme
+
+# Single weights into so many centers, in files of variable length: what is between the powers of
+# two pays there.
+_CENTERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+
+
+def _ladder() -> tuple[Scheme, ...]:
+    return tuple(KM(k=k, scale=scale) for k in _CENTERS for scale in (None, "row"))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much of a model compression may change, and what each weight may become for it.
+
+    A preset stands where a scheme does in :func:`vq_plugin.compress` and
+    :func:`vq_plugin.choose_schemes`, or its name in :data:`PRESETS`. All weights that have it share
+    ``change``: it is spent where it saves most bytes.
+
+    Attributes:
+        change: With calibration, the squared change of the model's outputs over their variance, as
+            predicted (:mod:`vq_plugin.sensitivity`). Without, the mean squared error of a weight's
+            rows over their mean squares, added up over the weights.
+        schemes: What each weight may become.
+
+    Example:
+        >>> PRESETS["auto"].change
+        0.01
+    """
+
+    change: float
+    schemes: tuple[Scheme, ...] = field(default_factory=_ladder, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.change < 1:
+            raise ValueError(f"a preset's change must be above 0 and below 1, got {self.change!r}")
+        if not self.schemes or not all(isinstance(each, Scheme) for each in self.schemes):
+            raise ValueError(f"a preset needs schemes to choose from, got {self.schemes!r}")
+
+
+#: From the most faithful to the smallest; ``"auto"`` is for most uses.
+PRESETS = {
+    "faithful": Preset(change=0.001),
+    "auto": Preset(change=0.01),
+    "small": Preset(change=0.05),
+}
