@@ -6,7 +6,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from vq_plugin.nn import (
 from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.schemes import PRESETS, Preset, Scheme
 
+T = TypeVar("T")
 Pattern: TypeAlias = str | type[nn.Module]
 # Behind the rank of every pattern that matches.
 _LAST = 5
@@ -64,19 +65,15 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
         >>> select(model, {"2": vq.PQ(), "*": None})
         {'2': PQ(k=16, dim=4)}
     """
-    chosen = select_choices(model, schemes)
-    presets = [name for name, choice in chosen.items() if isinstance(choice, Preset)]
-    if presets:
-        raise TypeError(
-            f"layer {presets[0]!r} has a preset, where a scheme is needed: "
-            "vq.choose_schemes(model, ...) gives the schemes"
-        )
-    return {name: choice for name, choice in chosen.items() if isinstance(choice, Scheme)}
+    return _selected(model, as_patterns(schemes))
 
 
 def select_choices(model: nn.Module, schemes: Choices) -> dict[str, Scheme | Preset]:
     """As :func:`select`, with presets where they stand."""
-    patterns = as_patterns(schemes)
+    return _selected(model, as_choices(schemes))
+
+
+def _selected(model: nn.Module, patterns: Mapping[Pattern, T | None]) -> dict[str, T]:
     leaving = {pattern for pattern, choice in patterns.items() if choice is None}
     owners = match(model, patterns, leaving)
     chosen = {name: patterns[pattern] for name, pattern in owners.items()}
@@ -137,7 +134,20 @@ def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     return names
 
 
-def as_patterns(schemes: Choices) -> Mapping[Pattern, Scheme | Preset | None]:
+def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
+    """As :func:`as_choices`, but ``TypeError`` for presets, too."""
+    patterns: dict[Pattern, Scheme | None] = {}
+    for pattern, choice in as_choices(schemes).items():
+        if isinstance(choice, Preset):
+            raise TypeError(
+                f"pattern {pattern!r}: a preset stands where a scheme is needed; "
+                "vq.choose_schemes(model, ...) gives the schemes that it stands for"
+            )
+        patterns[pattern] = choice
+    return patterns
+
+
+def as_choices(schemes: Choices) -> Mapping[Pattern, Scheme | Preset | None]:
     """A setting as a mapping, ``{"*": scheme}`` for one scheme; ``TypeError`` for wrong types."""
     if isinstance(schemes, Scheme | Preset | str):
         return {"*": _choice("*", schemes)}
@@ -171,7 +181,7 @@ def check_model(model: object) -> None:
 
 def asks_for_all(schemes: Choices) -> bool:
     """Whether a setting asks for every weight that nothing else is said of."""
-    return as_patterns(schemes).get("*") is not None
+    return as_choices(schemes).get("*") is not None
 
 
 def leaves(schemes: Choices, name: str) -> bool:
@@ -181,7 +191,7 @@ def leaves(schemes: Choices, name: str) -> bool:
         and isinstance(pattern, str)
         and pattern != "*"
         and (pattern == name or (pattern.startswith("re:") and _compiled(pattern).fullmatch(name)))
-        for pattern, scheme in as_patterns(schemes).items()
+        for pattern, scheme in as_choices(schemes).items()
     )
 
 
