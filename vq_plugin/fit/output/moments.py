@@ -39,26 +39,13 @@ class Moments:
             ``Σ_o E[(Δw_o·x)²]``, after the bias took up its share; where ``second`` is not
             known, ``Σ_ij E[x_j²]·Δw_ij²``.
         """
-        return float(self.row_errors(change).sum())
-
-    def row_errors(self, change: Tensor) -> Tensor:
-        """:meth:`output_error`, output by output: float64 ``(out,)``."""
-        change = change.detach().cpu().float()
+        change = change.detach().float()
         if self.second is None:
-            squares = change.square() * self.importance.cpu()
-            return squares.flatten(1).sum(1, dtype=torch.float64)
-        rows = change.reshape(len(self.second), -1, self.second.shape[1])
+            return float((change.square() * self.importance.to(change.device)).sum())
+        rows = change.cpu().reshape(len(self.second), -1, self.second.shape[1])
         # On one thread: a product may round differently on several.
         with worker_pool():
-            return ((rows @ self.centered()) * rows).sum(2, dtype=torch.float64).flatten()
-
-    def row_inputs(self, shape: tuple[int, ...]) -> Tensor:
-        """The mean squared inputs of each output of a weight of this shape: float64 ``(out,)``."""
-        if self.second is None:
-            importance = self.importance.cpu().expand(shape)
-            return importance.flatten(1).sum(1, dtype=torch.float64)
-        traces = self.centered().diagonal(0, 1, 2).sum(1, dtype=torch.float64)
-        return traces.repeat_interleave(shape[0] // len(traces))
+            return float(((rows @ self.centered()) * rows).sum(dtype=torch.float64))
 
     def centered(self) -> Tensor:
         """``second``, less the square of the mean where a bias takes it up; on the CPU."""
