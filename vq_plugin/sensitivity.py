@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
@@ -74,6 +74,7 @@ def sensitivities(
     moments: Mapping[str, Moments],
     *,
     seed: int = 0,
+    late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Sensitivity]:
     """How sensitive the outputs of a model are to each of its weights, by the names of slots.
 
@@ -95,6 +96,7 @@ def sensitivities(
             cut, evenly from the whole; fewer of models above 8 million weights.
         moments: Of the inputs of the weights; their means say what biases take up.
         seed: Seed of the projections.
+        late: Asked between gradients; once it says so, what there is has to do.
 
     Returns:
         Of each slot that gradients reach; a warning names the others.
@@ -118,7 +120,7 @@ def sensitivities(
     ]
     weights = sum(slot.value.numel() for slot in slots)
     most = max(_FEW, min(_GRADIENTS, _MOST_BYTES // (2 * weights)))
-    calls = _gradients(model, centered, calibration, seed, most)
+    calls = _gradients(model, centered, calibration, seed, most, late)
     found = {}
     for slot in slots:
         each = [call[slot.name] for call in calls if slot.name in call]
@@ -139,7 +141,7 @@ _Rows: TypeAlias = tuple[Tensor, Tensor]
 
 
 def _joined(each: list[_Rows], calls: int, shape: tuple[int, ...]) -> Sensitivity:
-    reached = torch.cat([rows for _, rows in each]).sort().values.unique_consecutive()
+    reached = torch.cat([rows for _, rows in each]).unique()  # type: ignore[no-untyped-call]
     gradients = torch.zeros(calls, len(reached), each[0][0].shape[1], dtype=torch.bfloat16)
     for index, (values, rows) in enumerate(each):
         gradients[index, torch.searchsorted(reached, rows)] = values
@@ -147,7 +149,12 @@ def _joined(each: list[_Rows], calls: int, shape: tuple[int, ...]) -> Sensitivit
 
 
 def _gradients(
-    model: nn.Module, slots: list[_Centered], calibration: Calibration, seed: int, most: int
+    model: nn.Module,
+    slots: list[_Centered],
+    calibration: Calibration,
+    seed: int,
+    most: int,
+    late: Callable[[], bool],
 ) -> list[dict[str, _Rows]]:
     """Gradients with respect to the slots that any reaches, call by call of the model."""
     if isinstance(calibration, Iterable):
@@ -157,6 +164,8 @@ def _gradients(
 
         def run(item: tuple[int, list[object]]) -> list[dict[str, _Rows]]:
             index, ways = item
+            if index and late():
+                return []
             for way in ways[:-1]:
                 # What looks like samples may be anything: then the whole batch it is.
                 try:
@@ -169,7 +178,7 @@ def _gradients(
         with worker_pool():
             return [each for some in deterministic_map(run, enumerate(chosen)) for each in some]
     with worker_pool():
-        return _of_calls(model, slots, calibration, seed, most)
+        return _of_calls(model, slots, calibration, seed, most, late)
 
 
 def _parts(batch: object) -> Iterator[list[object]]:
@@ -190,22 +199,30 @@ def _parts(batch: object) -> Iterator[list[object]]:
 
 
 def _of_calls(
-    model: nn.Module, slots: list[_Centered], calibration: Calibration, seed: int, most: int
+    model: nn.Module,
+    slots: list[_Centered],
+    calibration: Calibration,
+    seed: int,
+    most: int,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, _Rows]]:
     replica, leaves = _replica(model, slots)
     generator = torch.Generator().manual_seed(seed)
     found: list[dict[str, _Rows]] = []
     modes = ExitStack()
 
+    def wants() -> bool:
+        return len(found) < most and not (found and late())
+
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         # Calibration, ours and the user's, runs without gradients.
-        if len(found) < most:
+        if wants():
             modes.enter_context(torch.inference_mode(False))
             modes.enter_context(torch.enable_grad())
         return tree_map(_plain, (args, kwargs))
 
     def after(_: nn.Module, __: Any, output: object) -> None:
-        if len(found) < most:
+        if torch.is_grad_enabled() and len(found) < most:
             found.append(_of_slots(_projection(output, generator), slots, leaves))
         modes.close()
 
