@@ -158,7 +158,7 @@ def _gradients(
 ) -> list[dict[str, _Rows]]:
     """Gradients with respect to the slots that any reaches, call by call of the model."""
     if isinstance(calibration, Iterable):
-        parts = [part for batch in calibration for part in _parts(batch)]
+        parts = [part for batch in calibration for part in pieces(batch)]
         step = max(1.0, len(parts) / most)
         chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
 
@@ -181,8 +181,8 @@ def _gradients(
         return _of_calls(model, slots, calibration, seed, most, late)
 
 
-def _parts(batch: object) -> Iterator[list[object]]:
-    """Some samples of a batch, and as the last way out the batch itself."""
+def pieces(batch: object) -> Iterator[list[object]]:
+    """Some samples of a batch after others, each with the batch itself as the way out."""
     items = list(batch.values()) if isinstance(batch, Mapping) else batch
     tensors = [items] if isinstance(items, Tensor) else items
     lengths = (

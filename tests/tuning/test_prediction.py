@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 
 import vq_plugin as vq
-from vq_plugin.tuning.candidates import Fits, prepare_fits
+from vq_plugin.tuning.candidates import Fits, layers_of, observed
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.result import LayerCandidate
 from vq_plugin.tuning.space import search_space
@@ -49,14 +49,10 @@ def test_harm_ranks_candidates_of_all_layers_better_than_the_error_of_their_weig
         *(vq.PQ(k=k, dim=4, codebooks="tensor") for k in (4, 8, 16, 32)),
     ]
     model = digits.model()
-    fits = prepare_fits(
-        model,
-        search_space(model, ladder),
-        digits.calibration(),
-        seed=0,
-        workers=1,
-        backend="loky",
-    ).fits
+    space = search_space(model, ladder)
+    calibration = list(digits.calibration())
+    layers, _ = observed(layers_of(model, space), model, calibration, 0, Deadline())
+    fits = Fits(layers)
     assert not fits.fitted
     every = range(len(ladder))
     assert fits.fit([(i,) * len(fits.layers) for i in every], Deadline())

@@ -25,7 +25,7 @@ from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
 from vq_plugin.ties import sharing
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Pair, prepare_fits
+from vq_plugin.tuning.candidates import Fits, Pair, layers_of, observed
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
@@ -208,16 +208,17 @@ def _frontier(
         # Read several times, in the same order.
         calibration = list(calibration)
     space = search_space(model, candidates)
-    fits = prepare_fits(model, space, calibration, seed=seed, workers=1, backend="loky").fits
+    layers, _ = observed(layers_of(model, space), model, calibration, seed, Deadline())
+    fits = Fits(layers, seed)
     slots = slots_by_name(model, [layer.name for layer in fits.layers])
     largest = stored_nbytes(slot.value for slot in slots.values())
     asked: set[Pair] = set()
     while True:
-        layers = fits.candidates(asked)
+        found = fits.candidates(asked)
         points = [
             (nbytes, setting)
-            for setting in reversed(frontier(layers))
-            if (nbytes := setting_nbytes(layers, setting)) < largest
+            for setting in reversed(frontier(found))
+            if (nbytes := setting_nbytes(found, setting)) < largest
         ]
         if not points:
             raise ValueError("no setting makes the model smaller")

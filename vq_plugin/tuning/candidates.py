@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 import warnings
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vq_plugin.calibration import Calibration, input_moments
+from vq_plugin.calibration import Calibration, input_moments, run_calibration
 from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.compress import check_slot, fit_named
@@ -22,7 +21,7 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
-from vq_plugin.sensitivity import Sensitivity, sensitivities
+from vq_plugin.sensitivity import Sensitivity, pieces, sensitivities
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.deadline import Deadline
@@ -62,6 +61,17 @@ class Layer:
         error = expected_error(geometry)
         return LayerCandidate(scheme, geometry.nbytes, error, error * self.whole)
 
+    def measured(self, small: CodebookWeight, nbytes: int) -> LayerCandidate:
+        """A candidate after its fit."""
+        change = small.decode() - self.weight
+        seen = self.moments or Moments(torch.ones(()))
+        size = seen.output_error(self.weight)
+        error = seen.output_error(change) / size if size > 0 else 0.0
+        harm = error * self.whole
+        if self.sensitivity is not None:
+            harm = self.sensitivity.harm(change)
+        return LayerCandidate(small.scheme, nbytes, error, harm)
+
 
 class _Fitted(NamedTuple):
     small: CodebookWeight
@@ -82,16 +92,11 @@ class _Task:
         small = fit_named(
             layer.name, layer.weight, self.scheme, moments=layer.moments, seed=self.seed
         )
-        change = small.decode() - layer.weight
-        error = _relative_error(layer, change)
-        harm = error * layer.whole
-        if layer.sensitivity is not None:
-            harm = layer.sensitivity.harm(change)
-        found = LayerCandidate(self.scheme, file_nbytes(small), error, harm)
+        found = layer.measured(small, file_nbytes(small))
         return _Fitted(small, found, time.monotonic() - start)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fits:
     """The layers of a search and the fits made so far; each is made once."""
 
@@ -100,6 +105,13 @@ class Fits:
     workers: int = 1
     backend: str = "loky"
     fitted: dict[Pair, _Fitted] = field(default_factory=dict)
+
+    def know(self, layers: tuple[Layer, ...]) -> None:
+        """Takes more that is known of the layers; fits that are there stay, measured anew."""
+        self.layers = layers
+        for pair, old in self.fitted.items():
+            found = layers[pair[0]].measured(old.small, old.candidate.nbytes)
+            self.fitted[pair] = old._replace(candidate=found)
 
     def schemes(self, setting: Setting) -> dict[str, Scheme | None]:
         """A setting, layer by layer."""
@@ -247,98 +259,98 @@ class Fits:
 
 
 class _Limited:
-    """Batches while there is time for them, but at least one."""
+    """Batches while there is time for them, in small pieces, but at least one."""
 
-    def __init__(self, batches: Collection[object], deadline: Deadline) -> None:
-        self.batches, self.deadline, self.read = batches, deadline, 0
+    def __init__(self, model: nn.Module, batches: Collection[object], deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.read: list[object] = []
+        self.batches = list(batches)
+        if deadline.limited and self.batches:
+            try:
+                run_calibration(model, [next(pieces(self.batches[0]))[0]])
+            except Exception:  # noqa: BLE001 - what looks like samples may be anything
+                return
+            self.batches = [ways[0] for batch in batches for ways in pieces(batch)]
 
     def __iter__(self) -> Iterator[object]:
         for batch in self.batches:
             if self.read and self.deadline.passed:
                 return
-            self.read += 1
+            self.read.append(batch)
             yield batch
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The layers of a search, and what a deadline cut off from what is known of them."""
+def layers_of(
+    model: nn.Module, space: Mapping[str, tuple[Scheme | None, ...]], rest: Rest | None = None
+) -> tuple[Layer, ...]:
+    """The layers of a search, of which nothing is known yet.
 
-    fits: Fits
-    cut: tuple[str, ...]
-
-
-def prepare_fits(
-    model: nn.Module,
-    space: Mapping[str, tuple[Scheme | None, ...]],
-    calibration: Calibration | None,
-    *,
-    seed: int,
-    workers: int,
-    backend: str,
-    rest: Rest | None = None,
-    deadline: Deadline | None = None,
-) -> Prepared:
-    """Looks at the inputs of the layers, and at what the outputs feel of them; fits nothing.
-
-    Takes what :func:`vq_plugin.tune` does, and ``space`` of
-    :func:`vq_plugin.tuning.space.search_space`. A ValueError names a layer that cannot be
-    compressed, or that the calibration does not reach.
+    ``space`` is of :func:`vq_plugin.tuning.space.search_space`. A ValueError names a layer that
+    cannot be compressed.
     """
     slots = slots_by_name(model, space)
-    # Those left may well be out of the calibration's reach.
-    changing = [slots[name] for name, ladder in space.items() if any(ladder)]
-    for slot in changing:
-        check_slot(slot)
-    moments: Mapping[str, Moments] = {}
-    found: Mapping[str, Sensitivity] = {}
-    cut: tuple[str, ...] = ()
+    for name, ladder in space.items():
+        # Those left may be whatever they like.
+        if any(ladder):
+            check_slot(slots[name])
+    layers = []
+    for name, ladder in space.items():
+        slot = slots[name]
+        sizes = float_nbytes([slot.value]), stored_nbytes([slot.value], rest)
+        layers.append(_ordered(Layer(slot.name, slot.weight.detach(), ladder, *sizes)))
+    return tuple(layers)
+
+
+def observed(
+    layers: tuple[Layer, ...],
+    model: nn.Module,
+    calibration: Calibration | None,
+    seed: int,
+    deadline: Deadline,
+) -> tuple[tuple[Layer, ...], str | None]:
+    """The layers with their inputs, and what the outputs feel of them; what a deadline cut off.
+
+    A ValueError names a layer that the calibration does not reach.
+    """
     if calibration is None:
         warnings.warn(
             "no calibration data: what a layer costs in accuracy is guessed from the error of its "
             "weight alone; pass unlabelled inputs as calibration= to measure it",
             stacklevel=3,
         )
+        return layers, None
+    if deadline.passed:
+        return layers, "calibration was not read"
+    slots = slots_by_name(model, [layer.name for layer in layers])
+    # Those left may well be out of the calibration's reach.
+    changing = [slots[layer.name] for layer in layers if any(layer.schemes)]
+    cut = None
+    if isinstance(calibration, Collection):
+        limited = _Limited(model, calibration, deadline.share(_PASS))
+        moments = input_moments(model, changing, limited)
+        if len(limited.read) < len(limited.batches):
+            part = len(limited.read) / len(limited.batches)
+            cut = f"calibration stopped after {part:.0%} of its data"
+        calibration = limited.read
     else:
-        deadline = deadline or Deadline()
-        if isinstance(calibration, Collection):
-            limited = _Limited(calibration, deadline.share(_PASS))
-            moments = input_moments(model, changing, limited)
-            if limited.read < len(calibration):
-                cut = (f"calibration stopped after {limited.read} of {len(calibration)} batches",)
-            calibration = list(calibration)[: limited.read]
-        else:
-            moments = input_moments(model, changing, calibration)
-        pass_back = deadline.share(_PASS)
-        found = sensitivities(
-            model, changing, calibration, moments, seed=seed, late=lambda: pass_back.passed
-        )
+        moments = input_moments(model, changing, calibration)
+    until = deadline.share(_PASS)
+    found = sensitivities(
+        model, changing, calibration, moments, seed=seed, late=lambda: until.passed
+    )
     wholes = {name: each.harm(slots[name].weight) for name, each in found.items()}
     typical = statistics.median(wholes.values()) if wholes else 1.0
-    layers = []
-    for name, ladder in space.items():
-        slot = slots[name]
-        layer = Layer(
-            slot.name,
-            slot.weight.detach(),
-            ladder,
-            float_nbytes([slot.value]),
-            stored_nbytes([slot.value], rest),
-            moments.get(name),
-            found.get(name),
-            wholes.get(name) or typical,
+    return tuple(
+        replace(
+            layer,
+            moments=moments.get(layer.name),
+            sensitivity=found.get(layer.name),
+            whole=wholes.get(layer.name) or typical,
         )
-        layers.append(_ordered(layer))
-    return Prepared(Fits(tuple(layers), seed, workers, backend), cut)
+        for layer in layers
+    ), cut
 
 
 def _ordered(layer: Layer) -> Layer:
     order = sorted(range(len(layer.schemes)), key=lambda i: -layer.forecast(i).nbytes)
     return replace(layer, schemes=tuple(layer.schemes[i] for i in order))
-
-
-def _relative_error(layer: Layer, change: Tensor) -> float:
-    seen = layer.moments or Moments(torch.ones(()))
-    size = seen.output_error(layer.weight)
-    error = seen.output_error(change) / size if size > 0 else 0.0
-    return error if math.isfinite(error) else math.inf

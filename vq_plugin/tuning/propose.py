@@ -29,6 +29,8 @@ _SCATTER = 0.1
 _HOPELESS = 0.1
 # Where losses are in doubt, settings closer than this in bytes, as a factor, are not told apart.
 _SPACING = 1.06
+# Losses of so many budgets say only that there is one.
+_FAR = 10
 # Layers that may grow in exchange for another.
 _EXCHANGES = 8
 
@@ -122,8 +124,9 @@ def _between(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setti
     points = [setting for setting in points if setting not in outcomes]
     if not points:
         return None
-    # A level that is no loss says nothing of the scale, nor does what failed.
-    known = sorted(end for end in ends.values() if end[0] > 0 and 0 < end[1] < math.inf)
+    # A level that is no loss says nothing of the scale, nor one far beyond, nor what failed.
+    most = _FAR * landscape.limit
+    known = sorted(end for end in ends.values() if end[0] > 0 and 0 < end[1] < most)
     if not known or len(outcomes) % 3 == 0:
         return points[(len(points) - 1) // 2]
     (harm, level), power = known[-1], 1.0

@@ -13,7 +13,7 @@ from torch import nn
 from vq_plugin.calibration import Calibration
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.candidates import prepare_fits
+from vq_plugin.tuning.candidates import Fits, layers_of, observed
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, model_digest
@@ -144,20 +144,18 @@ def tune(
         if test_baseline is not None:
             # Fails at once, not after the search, if the budget is relative and this is 0.
             budget.loss(test_baseline.mean, test_baseline.mean)
-        prepared = prepare_fits(
-            start, space, calibration,
-            seed=seed, workers=workers, backend=backend, rest=rest, deadline=deadline,
-        )  # fmt: skip
+        layers = layers_of(start, space, rest)
         trainer = None
         if recovery is not None:
             trainer = Trainer(recovery, model, name, seed, journal.files)
         training = () if trainer is None else trainer.settings
-        identity = Identity(model_digest(start), prepared.fits, training, rest)
+        fits = Fits(layers, seed, workers, backend)
+        identity = Identity(model_digest(start), fits, training, rest)
         session = Session(start, identity, judge, tuning, max_trials, deadline, trainer)
-        session.run()
+        cut = _search(session, start, calibration, seed)
         if trainer is not None:
             session.recover(trainer)
-        session.cut = "; ".join(filter(None, [session.cut, *prepared.cut])) or None
+        session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         result = verdict(session, testing, test_baseline)
         if not result.passed:
             result = replace(result, model=model)
@@ -173,6 +171,18 @@ def tune(
             write_report(place, result, model_path, recipe=recipe)
         journal.finish()
     return result
+
+
+def _search(
+    session: Session, start: nn.Module, calibration: Calibration | None, seed: int
+) -> str | None:
+    """Runs a session; says what a deadline cut off before its trials."""
+    if session.deadline.limited:
+        session.start()
+    layers, cut = observed(session.fits.layers, start, calibration, seed, session.deadline)
+    session.observe(layers)
+    session.run()
+    return cut
 
 
 def _check_alike(model: nn.Module, start: nn.Module) -> None:

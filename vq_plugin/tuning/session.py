@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import nn
@@ -14,7 +14,7 @@ from vq_plugin.replace import assemble
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Fits, Pair
+from vq_plugin.tuning.candidates import Fits, Layer, Pair
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, Tried
@@ -69,20 +69,21 @@ class Session:
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
         with tqdm(total=self.max_trials, desc="tune", unit="trial", disable=None) as bar:
-            while (proposal := self._next()) is not None:
-                setting, phase = proposal
-                if not self._known(setting):
-                    self._evaluate(setting)
-                self.outcomes[setting] = self._keep(Tried(setting), phase)
+            bar.update(len(self.trials))
+            while self.cut is None and (proposal := self._next()) is not None:
+                self._try(proposal)
                 bar.set_postfix(rate=self._best_rate())
                 bar.update()
 
+    def _try(self, proposal: Proposal) -> None:
+        setting, phase = proposal
+        if not self._known(setting):
+            self._evaluate(setting)
+        self.outcomes[setting] = self._keep(Tried(setting), phase)
+
     def _next(self) -> Proposal | None:
         """The next setting, with its candidates fitted: what that shows may lead to another."""
-        if self.deadline.limited and not self.outcomes:
-            # Time may be short: what probably holds comes before what is small.
-            return self._first()
-        while (proposal := propose(self.landscape, self.outcomes)) is not None:
+        while (proposal := propose(self._open(), self.outcomes)) is not None:
             self.cut = self._limit_reached(self.deadline.passed)
             if self.cut:
                 return None
@@ -96,8 +97,17 @@ class Session:
             self._survey()
         return None
 
-    def _first(self) -> Proposal | None:
-        """The gentlest setting; layers that there was no time for stay float if they may."""
+    def _open(self) -> Landscape:
+        """What is left of the landscape: steps from its edge do not lead back to it."""
+        if any(trial.phase == "local" for trial in self.trials.values()):
+            return replace(self.landscape, frontier=())
+        return self.landscape
+
+    def start(self) -> None:
+        """Evaluates the gentlest setting; layers that there is no time for stay float if they may.
+
+        What probably holds comes before what is small, and before all that takes time.
+        """
         setting = self.fits.gentlest()
         self.fits.fit([setting], self.deadline)
         late = dict(self.fits.missing([setting]))
@@ -106,18 +116,26 @@ class Session:
             late[layer] = schemes.index(None) if None in schemes else -1
         if late and (min(late.values()) < 0 or len(late) == len(setting)):
             self.cut = self._limit_reached(late=True)
-            return None
+            return
         setting = tuple(late.get(layer, choice) for layer, choice in enumerate(setting))
         self.asked.update(enumerate(setting))
         self._survey()
-        return Proposal(setting, "frontier")
+        self._try(Proposal(setting, "frontier"))
+
+    def observe(self, layers: tuple[Layer, ...]) -> None:
+        """Takes what is known of the layers by now."""
+        self.fits.know(layers)
+        self._survey()
+        for tried, trial in self.trials.items():
+            harm = sum(each.harm for each in self.fits.measured(tried.setting))
+            self.trials[tried] = replace(trial, harm=harm)
 
     def _evaluate(self, setting: Setting) -> None:
         wanted = [setting]
         count = self.evaluator.workers
-        if count > 1:
+        if count > 1 and self.outcomes:
             # What will probably be asked next too, one for every worker.
-            wanted += ahead(self.landscape, self.outcomes, count, self._known)
+            wanted += ahead(self._open(), self.outcomes, count, self._known)
             wanted = list(dict.fromkeys(wanted))[:count]
             self.fits.fit(wanted, self.deadline)
         new = [
