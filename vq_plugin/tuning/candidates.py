@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -129,10 +130,13 @@ class Fits:
         }
 
     def gentlest(self) -> Setting:
-        """The largest candidate of each layer that is not float, where there is one."""
+        """The candidate of each layer that is expected to have the least error, but for float."""
+
+        def error(layer: Layer, choice: int) -> tuple[bool, float]:
+            return layer.schemes[choice] is None, layer.forecast(choice).error
+
         return tuple(
-            next((i for i, scheme in enumerate(layer.schemes) if scheme is not None), 0)
-            for layer in self.layers
+            min(range(len(layer.schemes)), key=partial(error, layer)) for layer in self.layers
         )
 
     def candidates(self, known: Collection[Pair]) -> list[list[LayerCandidate]]:
