@@ -7,14 +7,15 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vq_plugin.calibration import Calibration, run_calibration
+from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
@@ -28,6 +29,9 @@ _GRADIENTS = 32
 # All that are kept, of a model of any size; but no fewer than a few.
 _MOST_BYTES, _FEW = 1 << 29, 8
 
+T = TypeVar("T")
+# The positional arguments of a call, and those by name.
+_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
 
@@ -156,82 +160,85 @@ def _gradients(
     most: int,
     late: Callable[[], bool],
 ) -> list[dict[str, _Rows]]:
-    """Gradients with respect to the slots that any reaches, call by call of the model."""
-    if isinstance(calibration, Iterable):
-        parts = [part for batch in calibration for part in pieces(batch)]
-        step = max(1.0, len(parts) / most)
-        chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
+    """Gradients with respect to the slots that any reaches, of some of the data each."""
+    parts = [part for call in _calls(model, calibration) for part in pieces(call)]
+    step = max(1.0, len(parts) / most)
+    chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
 
-        def run(item: tuple[int, list[object]]) -> list[dict[str, _Rows]]:
-            index, ways = item
-            if index and late():
-                return []
-            for way in ways[:-1]:
-                # What looks like samples may be anything: then the whole batch it is.
-                try:
-                    return _of_calls(model, slots, [way], seed + index, most)
-                except (RuntimeError, TypeError, IndexError):
-                    pass
-            return _of_calls(model, slots, [ways[-1]], seed + index, most)
+    def run(item: tuple[int, list[_Call]]) -> dict[str, _Rows] | None:
+        index, ways = item
+        if index and late():
+            return None
+        for way in ways[:-1]:
+            # What looks like samples may be anything: then the whole batch it is.
+            try:
+                return _of_call(model, slots, way, seed + index)
+            except (RuntimeError, TypeError, IndexError):
+                pass
+        return _of_call(model, slots, ways[-1], seed + index)
 
-        # As in fits: pieces of the work, each on one thread.
-        with worker_pool():
-            return [each for some in deterministic_map(run, enumerate(chosen)) for each in some]
+    # As in fits: pieces of the work, each on one thread.
     with worker_pool():
-        return _of_calls(model, slots, calibration, seed, most, late)
+        found = deterministic_map(run, enumerate(chosen))
+    return [each for each in found if each is not None]
 
 
-def pieces(batch: object) -> Iterator[list[object]]:
+def _calls(model: nn.Module, calibration: Calibration) -> list[_Call]:
+    """What the model is called with."""
+    calls: list[_Call] = []
+    if isinstance(calibration, Iterable):
+        for batch in calibration:
+            match batch:
+                case PackedSequence():
+                    calls.append(((batch,), {}))
+                case Mapping():
+                    calls.append(((), dict(batch)))
+                case tuple() | list():
+                    calls.append((tuple(batch), {}))
+                case _:
+                    calls.append(((batch,), {}))
+        return calls
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The caller may use one buffer for all.
+        calls.append(tree_map(_copied, (args, kwargs)))
+
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        with eval_mode(model):
+            run_calibration(model, calibration)
+    finally:
+        handle.remove()
+    return calls
+
+
+def pieces(batch: T) -> Iterator[list[T]]:
     """Some samples of a batch after others, each with the batch itself as the way out."""
-    items = list(batch.values()) if isinstance(batch, Mapping) else batch
-    tensors = [items] if isinstance(items, Tensor) else items
-    lengths = (
-        {len(each) if isinstance(each, Tensor) and each.dim() else 0 for each in tensors}
-        if isinstance(tensors, list | tuple)
-        else {0}
-    )
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    lengths = {len(each) if each.dim() else 0 for each in tensors}
     if len(lengths) != 1 or max(lengths) <= _SAMPLES:
         yield [batch]
         return
     for start in range(0, max(lengths), _SAMPLES):
         rows = slice(start, start + _SAMPLES)
-        yield [tree_map(lambda each, rows=rows: each[rows], batch), batch]
+        part = tree_map(
+            lambda leaf, rows=rows: leaf[rows] if isinstance(leaf, Tensor) else leaf, batch
+        )
+        yield [part, batch]
 
 
-def _of_calls(
-    model: nn.Module,
-    slots: list[_Centered],
-    calibration: Calibration,
-    seed: int,
-    most: int,
-    late: Callable[[], bool] = lambda: False,
-) -> list[dict[str, _Rows]]:
+def _of_call(model: nn.Module, slots: list[_Centered], call: _Call, seed: int) -> dict[str, _Rows]:
     replica, leaves = _replica(model, slots)
-    generator = torch.Generator().manual_seed(seed)
-    found: list[dict[str, _Rows]] = []
-    modes = ExitStack()
-
-    def wants() -> bool:
-        return len(found) < most and not (found and late())
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        # Calibration, ours and the user's, runs without gradients.
-        if wants():
-            modes.enter_context(torch.inference_mode(False))
-            modes.enter_context(torch.enable_grad())
-        return tree_map(_plain, (args, kwargs))
-
-    def after(_: nn.Module, __: Any, output: object) -> None:
-        if torch.is_grad_enabled() and len(found) < most:
-            found.append(_of_slots(_projection(output, generator), slots, leaves))
-        modes.close()
-
-    replica.register_forward_pre_hook(before, with_kwargs=True)
-    replica.register_forward_hook(after)
-    # Its own fused recurrence has no pass back in eval mode.
-    with modes, torch.backends.cudnn.flags(enabled=False):
-        run_calibration(replica, calibration)
-    return found
+    args, kwargs = tree_map(_plain, call)
+    # The fused recurrence of cuDNN has no pass back in eval mode.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        output = replica(*args, **kwargs)
+        projection = _projection(output, torch.Generator().manual_seed(seed))
+        return _of_slots(projection, slots, leaves)
 
 
 def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[Tensor | None]]:
@@ -252,6 +259,10 @@ def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[
         bias = None if mean is None or slot.bias is None else getattr(module, slot.bias)
         leaves += [getattr(module, slot.parameter), bias]
     return replica, leaves
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _plain(value: Any) -> Any:
