@@ -16,7 +16,7 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 from vq_plugin.progress import progress
 from vq_plugin.schemes import Preset, Scheme
-from vq_plugin.sensitivity import row_sensitivities, values
+from vq_plugin.sensitivity import Sensitivity, sensitivities, values
 from vq_plugin.sizes import file_nbytes
 from vq_plugin.slot_fit import fit_named
 
@@ -37,19 +37,23 @@ class _Size:
 class _Ladder:
     """The schemes that one weight may get: what is expected of each, and what fits gave."""
 
-    def __init__(self, slot: Slot, preset: Preset, moments: Moments | None, rows: Tensor | None):
-        """``rows`` is what the outputs feel of each row, of :func:`row_sensitivities`."""
+    def __init__(
+        self, slot: Slot, preset: Preset, moments: Moments | None, felt: Sensitivity | None
+    ) -> None:
         self.slot, self.schemes = slot, preset.schemes
         self.moments = moments
         self._known = moments or Moments(torch.ones(()))
         weight = slot.weight.detach().cpu().float()
-        if rows is None:
+        if felt is not None:
+            trace = self._known.row_inputs(weight.shape)
+            rows = torch.where(trace > 0, felt.rows() / trace, 0.0)
+        else:
+            # Of every row that is not dead its size counts alike.
             size = weight.double().square().flatten(1).sum(1)
             live = size > 0
-            rows = torch.where(live, 1 / torch.where(live, size, 1.0), 0.0) / max(
-                int(live.sum()), 1
-            )
-        self._rows = rows.cpu().double()
+            rows = live / torch.where(live, size, 1.0) / live.sum().clamp_min(1)
+        # The harm of an error of each row, as large as its inputs make it.
+        self._rows = rows
         self.fitted: dict[int, CodebookWeight] = {}
         self._measured: dict[int, _Size] = {}
         self._expected = self._sampled(weight)
@@ -103,13 +107,13 @@ def choose(
     :mod:`vq_plugin.allocation`). What a scheme costs is first expected from fits of a sample, then
     corrected by the fits of what was chosen, and what is given was fitted as a whole.
     """
-    rows: Mapping[str, Tensor] = {}
+    felt: Mapping[str, Sensitivity] = {}
     if calibration is not None:
-        rows = row_sensitivities(
+        felt = sensitivities(
             model, slots.values(), calibration, moments, projected=values, seed=seed
         )
     ladders = [
-        _Ladder(slot, preset, moments.get(name), rows.get(slot.name))
+        _Ladder(slot, preset, moments.get(name), felt.get(slot.name))
         for name, slot in progress(slots.items(), desc="choose", unit="layer", leave=False)
     ]
     for _ in range(_ROUNDS):

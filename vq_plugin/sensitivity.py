@@ -1,43 +1,79 @@
-"""How much a model's outputs feel a change of each row of its weights: one pass, there and back."""
+"""How much a model's outputs feel changes of its weights: one pass, there and back."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vq_plugin.calibration import Calibration, run_calibration
+from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.replace import put_parameter
 
-# Accuracy falls when decisions change, not when the model gets less sure of them: at half of the
-# softmax's temperature the divergence follows the real loss best, see docs/decisions.
-_SHARPNESS = 2.0
 # Samples of a batch that give one gradient: more gradients say more than more samples in each, and
 # what a pass back needs is kept meanwhile.
 _SAMPLES = 16
-# Gradients that are enough: their mean square is off by a fourth, alike for all rows of a weight.
+# Gradients that are enough: their mean square is off by a fourth.
 _GRADIENTS = 32
+# All that are kept, of a model of any size; but no fewer than a few.
+_MOST_BYTES, _FEW = 1 << 29, 8
 
-#: A seeded random number whose mean square, over the seeds, is the harm of a change of an output.
+T = TypeVar("T")
+#: A random number whose mean square is the harm of a small change of an output.
 Projected: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-
+# The positional arguments of a call, and those by name.
+_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
 
 
-def row_sensitivities(
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Gradients of random projections of a model's outputs with respect to one weight.
+
+    Attributes:
+        gradients: Bfloat16 ``(n, rows, inputs)``, of the rows of the weight that any reached.
+        reached: Their indexes, ``(rows,)``.
+        shape: Shape of the weight.
+    """
+
+    gradients: Tensor
+    reached: Tensor
+    shape: tuple[int, ...]
+
+    def harm(self, change: Tensor) -> float:
+        """What ``change``, added to the weight, does to the outputs: ``Δw F Δwᵀ``."""
+        rows = change.detach().cpu().float().flatten(1)[self.reached]
+        # On one thread: a sum may round differently on several.
+        with worker_pool():
+            products = [float((each * rows).sum(dtype=torch.float64)) for each in self.gradients]
+        return sum(product**2 for product in products) / len(products)
+
+    def rows(self) -> Tensor:
+        """Mean squared norm of the gradient of each row, float64 ``(out,)``.
+
+        Over the trace of the second moments M of the inputs it is ``s_r`` in ``Σ_r s_r · Δw_r M
+        Δw_rᵀ``, which :meth:`harm` is where errors of rows are independent (as in Martens & Grosse
+        2015, arXiv 1503.05671).
+        """
+        found = torch.zeros(self.shape[0], dtype=torch.float64)
+        squares = self.gradients.float().square().sum(2, dtype=torch.float64)
+        found[self.reached] = squares.mean(0)
+        return found
+
+
+def sensitivities(
     model: nn.Module,
     slots: Iterable[Slot],
     calibration: Calibration,
@@ -45,71 +81,62 @@ def row_sensitivities(
     *,
     projected: Projected | None = None,
     seed: int = 0,
-) -> dict[str, Tensor]:
-    """What errors of the rows of weights do to the outputs of a model, by the names of slots.
+    late: Callable[[], bool] = lambda: False,
+) -> dict[str, Sensitivity]:
+    """How sensitive the outputs of a model are to each of its weights, by the names of slots.
 
-    The second-order change of the outputs is ``Δw F Δwᵀ`` with the Fisher matrix F (Amari 1998,
-    "Natural gradient works efficiently in learning"), here of ``s_r · M`` for each row r of a
-    weight, where M are the second moments of its inputs, as in Martens & Grosse 2015
-    (arXiv 1503.05671): ``harm = Σ_r s_r · Δw_r M Δw_rᵀ``, with :meth:`Moments.row_errors` for the
-    product. The mean squared gradients of seeded random projections of the outputs are ``s_r``
-    times the trace of M. It knows nothing of kinds of layers: gradients are those of parameters,
-    however often and wherever they are used.
+    To second order a change of weights changes outputs by ``Δw F Δwᵀ``, where F is the Fisher
+    matrix (Amari 1998, "Natural gradient works efficiently in learning"). The mean of ``g gᵀ`` is
+    F for gradients g of random projections of the outputs (Hutchinson's estimator), which one pass
+    gives for all weights at once, and then for any change of them. It knows nothing of kinds of
+    layers: gradients are those of parameters, however often and wherever they are used.
 
     Outputs of two or more columns (dimension 1) count as scores of classes: the harm is the
-    Kullback-Leibler divergence, in nats per decision, of their sharpened softmax. All others count
-    as values: the harm is the squared change over the variance.
+    Kullback-Leibler divergence, in nats per decision, of their softmax. All others count as values:
+    the harm is the squared change over the variance.
 
     Args:
         model: Float model; it runs in eval mode, and is then left as it was.
         slots: Its weights.
         calibration: As for :func:`vq_plugin.compress`; a list or a callable, not an iterator that
             has run dry. At most 32 gradients are taken, of 16 samples each where batches can be
-            cut, evenly from the whole.
-        moments: Of the inputs of the weights; where one is missing its inputs count alike.
-        projected: What counts as harm: :func:`decisions_or_values`, the default, or
-            :func:`values`, for which every output counts as values.
+            cut, evenly from the whole; fewer of models above 8 million weights.
+        moments: Of the inputs of the weights; their means say what biases take up.
+        projected: What counts as harm: :func:`decisions_or_values`, the default, or :func:`values`,
+            for which all outputs are values.
         seed: Seed of the projections.
+        late: Asked between gradients; once it says so, what there is has to do.
 
     Returns:
-        Float64 ``(out,)`` for each slot. Weights that no gradient reaches are named in a warning,
-        and are taken to be as sensitive as the others: the same relative error of a layer's output
-        does the same harm.
+        Of each slot that gradients reach; a warning names the others.
 
     Raises:
         ValueError: If the outputs of the model are not finite.
 
     Example:
         >>> import vq_plugin as vq
-        >>> from vq_plugin.calibration import input_moments
         >>> model, batches = nn.Linear(4, 2), [torch.randn(8, 4)]
-        >>> slots = vq.nn.find_slots(model).values()
-        >>> moments = input_moments(model, slots, batches)
-        >>> row_sensitivities(model, slots, batches, moments)[""].shape
-        torch.Size([2])
+        >>> slot = vq.nn.find_slots(model)[""]
+        >>> found = sensitivities(model, [slot], batches, {})[""]
+        >>> one, two = (vq.quantize_weight(slot.weight, vq.KM(k=k)) for k in (1, 8))
+        >>> found.harm(one.decode() - slot.weight) > found.harm(two.decode() - slot.weight)
+        True
     """
     slots = list(slots)
-    means = {
-        slot.name: moments[slot.name].mean
+    centered = [
+        (slot, moments[slot.name].mean if slot.name in moments and slot.bias else None)
         for slot in slots
-        if slot.name in moments and slot.bias is not None
-    }
-    gradients = _mean_squares(
-        model,
-        [(slot, means.get(slot.name)) for slot in slots],
-        calibration,
-        projected or decisions_or_values,
-        seed,
+    ]
+    weights = sum(slot.value.numel() for slot in slots)
+    most = max(_FEW, min(_GRADIENTS, _MOST_BYTES // (2 * weights)))
+    calls = _gradients(
+        model, centered, calibration, projected or decisions_or_values, seed, most, late
     )
-    found: dict[str, Tensor] = {}
-    sizes: dict[str, Tensor] = {}
+    found = {}
     for slot in slots:
-        weight = slot.weight.detach()
-        known = moments.get(slot.name) or Moments(torch.ones(()))
-        sizes[slot.name] = known.row_errors(weight)
-        if slot.name in gradients:
-            trace = known.row_inputs(weight.shape)
-            found[slot.name] = torch.where(trace > 0, gradients[slot.name] / trace, 0.0)
+        each = [call[slot.name] for call in calls if slot.name in call]
+        if each:
+            found[slot.name] = _joined(each, len(calls), slot.view.shape)
     blind = [slot.name for slot in slots if slot.name not in found]
     if blind:
         warnings.warn(
@@ -117,100 +144,111 @@ def row_sensitivities(
             "guessed from their relative size",
             stacklevel=2,
         )
-    totals = [float(found[name] @ sizes[name]) for name in found]
-    typical = statistics.median(totals) if totals else 1.0
-    for name in blind:
-        size = float(sizes[name].sum())
-        found[name] = torch.full_like(sizes[name], typical / size if size > 0 else 0.0)
     return found
 
 
-def _mean_squares(
+# The rows of a gradient that are not 0, and their indexes.
+_Rows: TypeAlias = tuple[Tensor, Tensor]
+
+
+def _joined(each: list[_Rows], calls: int, shape: tuple[int, ...]) -> Sensitivity:
+    reached = torch.cat([rows for _, rows in each]).unique()  # type: ignore[no-untyped-call]
+    gradients = torch.zeros(calls, len(reached), each[0][0].shape[1], dtype=torch.bfloat16)
+    for index, (values, rows) in enumerate(each):
+        gradients[index, torch.searchsorted(reached, rows)] = values
+    return Sensitivity(gradients, reached, shape)
+
+
+def _gradients(
     model: nn.Module,
     slots: list[_Centered],
     calibration: Calibration,
     projected: Projected,
     seed: int,
-) -> dict[str, Tensor]:
-    """Mean squared norms of the gradients of rows, ``(out,)``, of the slots that any reaches."""
+    most: int,
+    late: Callable[[], bool],
+) -> list[dict[str, _Rows]]:
+    """Gradients with respect to the slots that any reaches, of some of the data each."""
+    parts = [part for call in _calls(model, calibration) for part in pieces(call)]
+    step = max(1.0, len(parts) / most)
+    chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
+
+    def run(item: tuple[int, list[_Call]]) -> dict[str, _Rows] | None:
+        index, ways = item
+        if index and late():
+            return None
+        for way in ways[:-1]:
+            # What looks like samples may be anything: then the whole batch it is.
+            try:
+                return _of_call(model, slots, way, projected, seed + index)
+            except (RuntimeError, TypeError, IndexError):
+                pass
+        return _of_call(model, slots, ways[-1], projected, seed + index)
+
+    # As in fits: pieces of the work, each on one thread.
+    with worker_pool():
+        found = deterministic_map(run, enumerate(chosen))
+    return [each for each in found if each is not None]
+
+
+def _calls(model: nn.Module, calibration: Calibration) -> list[_Call]:
+    """What the model is called with."""
+    calls: list[_Call] = []
     if isinstance(calibration, Iterable):
-        parts = [part for batch in calibration for part in _parts(batch)]
-        step = max(1.0, len(parts) / _GRADIENTS)
-        chosen = [parts[int(at * step)] for at in range(min(len(parts), _GRADIENTS))]
+        for batch in calibration:
+            match batch:
+                case PackedSequence():
+                    calls.append(((batch,), {}))
+                case Mapping():
+                    calls.append(((), dict(batch)))
+                case tuple() | list():
+                    calls.append((tuple(batch), {}))
+                case _:
+                    calls.append(((batch,), {}))
+        return calls
 
-        def run(item: tuple[int, list[object]]) -> list[dict[str, Tensor]]:
-            index, ways = item
-            for way in ways[:-1]:
-                # What looks like samples may be anything: then the whole batch it is.
-                try:
-                    return _squares(model, slots, [way], projected, seed + index)
-                except (RuntimeError, TypeError, IndexError):
-                    pass
-            return _squares(model, slots, [ways[-1]], projected, seed + index)
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The caller may use one buffer for all.
+        calls.append(tree_map(_copied, (args, kwargs)))
 
-        # As in fits: pieces of the work, each on one thread.
-        with worker_pool():
-            squares = [each for some in deterministic_map(run, enumerate(chosen)) for each in some]
-    else:
-        with worker_pool():
-            squares = _squares(model, slots, calibration, projected, seed)
-    names = {name for each in squares for name in each}
-    return {
-        slot.name: torch.stack([each[slot.name] for each in squares if slot.name in each]).sum(0)
-        / len(squares)
-        for slot, _ in slots
-        if slot.name in names
-    }
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        with eval_mode(model):
+            run_calibration(model, calibration)
+    finally:
+        handle.remove()
+    return calls
 
 
-def _parts(batch: object) -> Iterator[list[object]]:
-    """Some samples of a batch, and as the last way out the batch itself."""
-    items = list(batch.values()) if isinstance(batch, Mapping) else batch
-    tensors = [items] if isinstance(items, Tensor) else items
-    lengths = (
-        {len(each) if isinstance(each, Tensor) and each.dim() else 0 for each in tensors}
-        if isinstance(tensors, list | tuple)
-        else {0}
-    )
+def pieces(batch: T) -> Iterator[list[T]]:
+    """Some samples of a batch after others, each with the batch itself as the way out."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    lengths = {len(each) if each.dim() else 0 for each in tensors}
     if len(lengths) != 1 or max(lengths) <= _SAMPLES:
         yield [batch]
         return
     for start in range(0, max(lengths), _SAMPLES):
         rows = slice(start, start + _SAMPLES)
-        yield [tree_map(lambda each, rows=rows: each[rows], batch), batch]
+        part = tree_map(
+            lambda leaf, rows=rows: leaf[rows] if isinstance(leaf, Tensor) else leaf, batch
+        )
+        yield [part, batch]
 
 
-def _squares(
-    model: nn.Module,
-    slots: list[_Centered],
-    calibration: Calibration,
-    projected: Projected,
-    seed: int,
-) -> list[dict[str, Tensor]]:
-    """Squared norms of the gradients of rows, one by one of the calls of the model."""
+def _of_call(
+    model: nn.Module, slots: list[_Centered], call: _Call, projected: Projected, seed: int
+) -> dict[str, _Rows]:
     replica, leaves = _replica(model, slots)
-    generator = torch.Generator().manual_seed(seed)
-    squares: list[dict[str, Tensor]] = []
-    modes = ExitStack()
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        # Calibration, ours and the user's, runs without gradients.
-        if len(squares) < _GRADIENTS:
-            modes.enter_context(torch.inference_mode(False))
-            modes.enter_context(torch.enable_grad())
-        return tree_map(_plain, (args, kwargs))
-
-    def after(_: nn.Module, __: Any, output: object) -> None:
-        if len(squares) < _GRADIENTS:
-            squares.append(_of_rows(_projection(output, projected, generator), slots, leaves))
-        modes.close()
-
-    replica.register_forward_pre_hook(before, with_kwargs=True)
-    replica.register_forward_hook(after)
-    # Its own fused recurrence has no pass back in eval mode.
-    with modes, torch.backends.cudnn.flags(enabled=False):
-        run_calibration(replica, calibration)
-    return squares
+    args, kwargs = tree_map(_plain, call)
+    # The fused recurrence of cuDNN has no pass back in eval mode.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        output = replica(*args, **kwargs)
+        projection = _projection(output, projected, torch.Generator().manual_seed(seed))
+        return _of_slots(projection, slots, leaves)
 
 
 def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[Tensor | None]]:
@@ -233,6 +271,10 @@ def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[
     return replica, leaves
 
 
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def _plain(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
@@ -247,20 +289,19 @@ def _projection(output: object, projected: Projected, generator: torch.Generator
 
 
 def decisions_or_values(y: Tensor, generator: torch.Generator) -> Tensor:
-    """A number of the change of outputs: of decisions from two columns on, else of values."""
-    return _decisions(y, generator) if y.dim() > 1 and y.shape[1] > 1 else values(y, generator)
-
-
-def _decisions(y: Tensor, generator: torch.Generator) -> Tensor:
-    noise = _noise(y, generator)
+    """A number of the change of an output: of decisions from two columns on, else of values."""
+    if y.dim() < 2 or y.shape[1] < 2:
+        return values(y, generator)
     # A root of the curvature of the divergence: of diag(p) - p pᵀ.
-    root = (_SHARPNESS * y.detach()).softmax(1).sqrt()
+    root = y.detach().softmax(1).sqrt()
+    noise = _noise(y, generator)
     noise = root * (noise - root * (root * noise).sum(1, keepdim=True))
-    return (y * noise).sum() * (_SHARPNESS / math.sqrt(2 * y.numel() // y.shape[1]))
+    decisions = y.numel() // y.shape[1]
+    return (y * noise).sum() / math.sqrt(2 * decisions)
 
 
 def values(y: Tensor, generator: torch.Generator) -> Tensor:
-    """A number whose mean square is the squared change of outputs over their variance."""
+    """A number whose mean square is the squared change of an output over its variance."""
     value = y.detach()
     # A batch of one sample has no variance.
     size = float((value - value.mean(0)).square().mean()) or float(value.square().mean())
@@ -273,29 +314,31 @@ def _noise(y: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)
 
 
-def _of_rows(
+def _of_slots(
     projection: Tensor | None, slots: list[_Centered], leaves: list[Tensor | None]
-) -> dict[str, Tensor]:
+) -> dict[str, _Rows]:
     if projection is None:
         return {}
     wanted = [leaf for leaf in leaves if leaf is not None]
     try:
-        found = iter(torch.autograd.grad(projection, wanted, allow_unused=True))
+        taken = iter(torch.autograd.grad(projection, wanted, allow_unused=True))
     except RuntimeError:
         # Something on the way has no pass back.
         return {}
-    gradients = [None if leaf is None else next(found) for leaf in leaves]
-    squares = {}
+    gradients = [None if leaf is None else next(taken) for leaf in leaves]
+    by_slot = {}
     for (slot, mean), weight, bias in zip(slots, gradients[::2], gradients[1::2], strict=True):
         if weight is None:
             continue
-        rows = slot.view.weight(weight).flatten(1).double()
+        rows = slot.view.weight(weight).flatten(1).float()
         if mean is not None and bias is not None:
             # The bias takes up what the mean input does.
             each = mean.to(rows).repeat_interleave(len(rows) // len(mean), 0)
-            rows = rows - bias.double().unsqueeze(1) * each
-        squares[slot.name] = rows.square().sum(1).cpu()
-    return squares
+            rows = rows - bias.float().unsqueeze(1) * each
+        # Few rows of a table are looked up.
+        reached = rows.any(1).nonzero().flatten()
+        by_slot[slot.name] = rows[reached].bfloat16().cpu(), reached.cpu()
+    return by_slot
 
 
 def float_tensors(value: object) -> Iterator[Tensor]:

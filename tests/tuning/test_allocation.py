@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import ConvexHull
 
-from vq_plugin.tuning.allocation import frontier, lower_hull, pareto
+from vq_plugin.allocation import lower_hull
+from vq_plugin.tuning.allocation import frontier
 from vq_plugin.tuning.result import LayerCandidate
 
 # Halves add up without rounding, so that the comparisons below are exact.
@@ -94,26 +95,9 @@ def test_a_layer_with_one_candidate_is_fixed() -> None:
     assert frontier([[candidate(5, 3.0)]]) == [(0,)]
 
 
-@given(POINTS)
-def test_pareto_keeps_what_no_other_beats(points: list[tuple[int, float]]) -> None:
-    candidates = [candidate(nbytes, 0.0, error) for nbytes, error in points]
-    kept = pareto(candidates)
-
-    def beaten(c: LayerCandidate) -> bool:
-        others = [o for o in candidates if (o.nbytes, o.error) != (c.nbytes, c.error)]
-        return any(o.nbytes <= c.nbytes and o.error <= c.error for o in others)
-
-    assert {(c.nbytes, c.error) for c in kept} == {
-        (c.nbytes, c.error) for c in candidates if not beaten(c)
-    }
-    sizes = [c.nbytes for c in kept]
-    assert sizes == sorted(set(sizes), reverse=True)
-
-
 def test_harms_that_are_all_zero_leave_the_smallest() -> None:
     assert lower_hull([(8, 0.0), (2, 0.0), (4, 0.0)]) == [1]
     assert lower_hull([(1, 0.5)]) == [0]
-    assert pareto([]) == []
     assert lower_hull([(4, 2.0), (4, 1.0), (4, 1.0)]) == [1]
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.tuning.candidates import Fits
+from vq_plugin.tuning.candidates import Fits, Layer
+from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, Tried, digest
-from vq_plugin.tuning.result import LayerCandidate, LayerLadder
 
 
 def test_digests_tell_tensors_apart() -> None:
@@ -33,23 +33,20 @@ def test_digests_tell_tensors_apart() -> None:
     assert digest([("a", nn.Parameter(zeros))]) == digest([("a", zeros)])
 
 
+def fits(seed: int) -> Fits:
+    torch.manual_seed(seed)
+    layer = Layer("0", torch.randn(8, 8), (vq.KM(k=2), vq.KM(k=4), None), 256, 256)
+    found = Fits((layer,))
+    assert found.fit([(0,), (1,)], Deadline())
+    return found
+
+
 def identity() -> Identity:
-    torch.manual_seed(0)
-    schemes = (vq.KM(k=2), vq.KM(k=4))
-    ladder = LayerLadder(
-        "0", (8, 8), 256, tuple(LayerCandidate(s, 1, 0.1, 0.1) for s in (*schemes, None))
-    )
-    weight = torch.randn(8, 8)
-    weights = {("0", scheme): vq.quantize_weight(weight, scheme) for scheme in schemes}
-    return Identity("start", Fits((ladder,), weights), (1, 2), None)
+    return Identity("start", fits(0), (1, 2), None)
 
 
 def test_whatever_leads_to_another_model_gives_it_another_name() -> None:
     names = identity()
-    other_fit = Fits(
-        names.fits.layers,
-        {key: vq.quantize_weight(torch.randn(8, 8), key[1]) for key in names.fits.weights},
-    )
     keys = [
         names.key(Tried((0,))),
         names.key(Tried((1,))),
@@ -58,7 +55,7 @@ def test_whatever_leads_to_another_model_gives_it_another_name() -> None:
         replace(names, training=(1, 3)).key(Tried((0,), trained=True)),
         replace(names, start="other").key(Tried((0,))),
         replace(names, rest="float16").key(Tried((0,))),
-        replace(names, fits=other_fit).key(Tried((0,))),
+        Identity("start", fits(1), (1, 2), None).key(Tried((0,))),
     ]
     assert len(set(keys)) == len(keys)
     # How training would go is nothing to a model without it.

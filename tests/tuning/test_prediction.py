@@ -6,7 +6,8 @@ from itertools import combinations
 import torch
 
 import vq_plugin as vq
-from vq_plugin.tuning.candidates import Fits, fit_candidates
+from vq_plugin.tuning.candidates import Fits, layers_of, observed
+from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.result import LayerCandidate
 from vq_plugin.tuning.space import search_space
 from vq_plugin.workloads import digits
@@ -18,7 +19,7 @@ def lost_alone(fits: Fits) -> Iterator[tuple[LayerCandidate, float]]:
     model, data = digits.model(), digits.load()
     images, labels = (torch.cat(parts) for parts in zip(data.tuning, data.test, strict=True))
     baseline = correct(model, images, labels).double().mean()
-    for layer in fits.layers:
+    for layer in fits.ladders(fits.fitted):
         for candidate in layer.candidates:
             if candidate.scheme is not None:
                 small = vq.compress(model, {layer.name: candidate.scheme}, digits.calibration())
@@ -48,14 +49,13 @@ def test_harm_ranks_candidates_of_all_layers_better_than_the_error_of_their_weig
         *(vq.PQ(k=k, dim=4, codebooks="tensor") for k in (4, 8, 16, 32)),
     ]
     model = digits.model()
-    fits = fit_candidates(
-        model,
-        search_space(model, ladder),
-        digits.calibration(),
-        seed=0,
-        workers=1,
-        backend="loky",
-    )
+    space = search_space(model, ladder)
+    calibration = list(digits.calibration())
+    layers, _ = observed(layers_of(model, space), model, calibration, 0, Deadline())
+    fits = Fits(layers)
+    assert not fits.fitted
+    every = range(len(ladder))
+    assert fits.fit([(i,) * len(fits.layers) for i in every], Deadline())
     candidates, losses = zip(*lost_alone(fits), strict=True)
     assert len(candidates) > 25
     harm = ordered([c.harm for c in candidates], losses)

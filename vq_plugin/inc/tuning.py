@@ -25,7 +25,8 @@ from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
 from vq_plugin.ties import sharing
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import fit_candidates
+from vq_plugin.tuning.candidates import Fits, Pair, layers_of, observed
+from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import digest
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
@@ -207,21 +208,31 @@ def _frontier(
         # Read several times, in the same order.
         calibration = list(calibration)
     space = search_space(model, candidates)
-    fits = fit_candidates(model, space, calibration, seed=seed, workers=1, backend="loky")
-    slots = slots_by_name(model, [ladder.name for ladder in fits.layers])
+    layers, _ = observed(layers_of(model, space), model, calibration, seed, Deadline())
+    fits = Fits(layers, seed)
+    slots = slots_by_name(model, [layer.name for layer in fits.layers])
     largest = stored_nbytes(slot.value for slot in slots.values())
-    layers = [ladder.candidates for ladder in fits.layers]
-    points = [
-        (nbytes, setting)
-        for setting in reversed(frontier(layers))
-        if (nbytes := setting_nbytes(layers, setting)) < largest
-    ]
-    if not points:
-        raise ValueError("no setting makes the model smaller")
+    asked: set[Pair] = set()
+    while True:
+        found = fits.candidates(asked)
+        points = [
+            (nbytes, setting)
+            for setting in reversed(frontier(found))
+            if (nbytes := setting_nbytes(found, setting)) < largest
+        ]
+        if not points:
+            raise ValueError("no setting makes the model smaller")
+        chosen = _thinned(points, count)
+        new = {pair for setting in chosen for pair in enumerate(setting)} - asked
+        if not new:
+            break
+        # What the fits show may lead to others.
+        fits.fit(chosen, Deadline())
+        asked |= new
     owners = sharing(model)
     known: dict[int, FittedConfig] = {}
     configs = []
-    for setting in _thinned(points, count):
+    for setting in chosen:
         rules: dict[str, VQConfig] = {}
         for name, small in fits.chosen(setting).items():
             if id(small) not in known:

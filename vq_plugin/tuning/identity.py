@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.checkpoint import Rest
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.candidates import Fits
@@ -32,26 +33,30 @@ class Identity:
     fits: Fits
     training: tuple[object, ...]
     rest: Rest | None
-    _digests: dict[tuple[str, Scheme], str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        parts = ("codes", "codebooks", "scale", "bias_shift")
-        digests = {
-            key: f"{key[1]} {digest((part, getattr(weight, part)) for part in parts)}"
-            for key, weight in self.fits.weights.items()
-        }
-        object.__setattr__(self, "_digests", digests)
+    _digests: dict[tuple[str, Scheme], str] = field(default_factory=dict, init=False)
 
     def key(self, tried: Tried) -> str:
         """The name of a model, 16 hexadecimal digits."""
-        schemes = self.fits.schemes(tried.setting).items()
+        chosen = self.fits.chosen(tried.setting)
         parts: list[object] = [self.start]
-        parts.append({name: scheme and self._digests[name, scheme] for name, scheme in schemes})
+        parts.append(
+            {
+                name: scheme and self._digest(name, scheme, chosen[name])
+                for name, scheme in self.fits.schemes(tried.setting).items()
+            }
+        )
         if tried.trained:
             parts.append(self.training)
         if self.rest is not None:
             parts.append(self.rest)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _digest(self, name: str, scheme: Scheme, weight: CodebookWeight) -> str:
+        if (name, scheme) not in self._digests:
+            parts = ("codes", "codebooks", "scale", "bias_shift")
+            found = digest((part, getattr(weight, part)) for part in parts)
+            self._digests[name, scheme] = f"{scheme} {found}"
+        return self._digests[name, scheme]
 
 
 def model_digest(model: nn.Module) -> str:

@@ -29,6 +29,10 @@ _SCATTER = 0.1
 _HOPELESS = 0.1
 # Where losses are in doubt, settings closer than this in bytes, as a factor, are not told apart.
 _SPACING = 1.06
+# Losses of so many budgets say only that there is one.
+_FAR = 10
+# Layers that may grow in exchange for another.
+_EXCHANGES = 8
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,9 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
     Outcomes are in the order in which they were asked for. ``None`` means that nothing is left to
     try.
     """
-    low, high = -1, len(landscape.frontier)
-    while high - low > 1:
-        middle = (low + high) // 2
-        setting = landscape.frontier[middle]
-        if setting not in outcomes:
-            return Proposal(setting, "frontier")
-        if outcomes[setting].held:
-            low = middle
-        else:
-            high = middle
+    between = _between(landscape, outcomes)
+    if between is not None:
+        return Proposal(between, "frontier")
     known = [outcome for outcome in outcomes.values() if math.isfinite(outcome.level)]
     if not known:
         return None
@@ -108,6 +105,35 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
         return None
     best = min(held, key=lambda setting: (landscape.nbytes(setting), setting))
     return _local(landscape, outcomes, best)
+
+
+def _between(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
+    """A point of the frontier between the most harmful that holds and the least that does not.
+
+    Levels grow about as a power of the harm, which tells where the limit is; two of three times it
+    is believed. Harms are compared, not places: the frontier changes while candidates are fitted.
+    """
+    low, high = -math.inf, math.inf
+    ends: dict[bool, tuple[float, float]] = {}
+    for setting, outcome in outcomes.items():
+        harm = landscape.harm(setting)
+        if low < harm < high:
+            low, high = (harm, high) if outcome.held else (low, harm)
+            ends[outcome.held] = (harm, outcome.level)
+    points = [s for s in landscape.frontier if low < landscape.harm(s) < high]
+    points = [setting for setting in points if setting not in outcomes]
+    if not points:
+        return None
+    # A level that is no loss says nothing of the scale, nor one far beyond, nor what failed.
+    most = _FAR * landscape.limit
+    known = sorted(end for end in ends.values() if end[0] > 0 and 0 < end[1] < most)
+    if not known or len(outcomes) % 3 == 0:
+        return points[(len(points) - 1) // 2]
+    (harm, level), power = known[-1], 1.0
+    if len(known) > 1 and known[0][1] < level:
+        power = math.log(level / known[0][1]) / math.log(harm / known[0][0])
+    target = math.log(harm) + math.log(landscape.limit / level) / power
+    return min(points, key=lambda s: abs(math.log(max(landscape.harm(s), 1e-300)) - target))
 
 
 def ahead(
@@ -210,14 +236,34 @@ def _local(
 
 
 def _neighbours(landscape: Landscape, setting: Setting) -> Iterator[Setting]:
-    """Settings with one layer smaller, alone or with one other a step larger in exchange."""
+    """Settings with one layer smaller, alone or with one other a step larger in exchange.
+
+    Only the exchanges that take away most harm for their bytes: as many as there are layers would
+    be the square of their number.
+    """
+    larger: list[tuple[float, int, int]] = []
     for i, layer in enumerate(landscape.layers):
-        for smaller in range(setting[i] + 1, len(layer)):
-            step = _changed(setting, i, smaller)
-            yield step
-            for j, choice in enumerate(setting):
-                if j != i and choice > 0:
-                    yield _changed(step, j, choice - 1)
+        now = layer[setting[i]]
+        steps = [j for j, c in enumerate(layer) if c.nbytes > now.nbytes and c.harm < now.harm]
+        if steps:
+            step = min(steps, key=lambda j: (layer[j].nbytes, layer[j].harm))
+            gain = (now.harm - layer[step].harm) / (layer[step].nbytes - now.nbytes)
+            larger.append((-gain, i, step))
+    larger.sort()
+    for i, layer in enumerate(landscape.layers):
+        least = math.inf
+        for smaller in sorted(range(len(layer)), key=lambda j: (layer[j].nbytes, layer[j].harm)):
+            if layer[smaller].nbytes >= layer[setting[i]].nbytes:
+                break
+            change = _changed(setting, i, smaller)
+            yield change
+            # What another beats in bytes and harm is worth no exchange.
+            if layer[smaller].harm >= least:
+                continue
+            least = layer[smaller].harm
+            for _, j, step in larger[:_EXCHANGES]:
+                if j != i:
+                    yield _changed(change, j, step)
 
 
 def _changed(setting: Setting, layer: int, choice: int) -> Setting:

@@ -13,8 +13,9 @@ from torch import nn
 from vq_plugin.calibration import Calibration
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.candidates import fit_candidates
+from vq_plugin.tuning.candidates import Fits, layers_of, observed
 from vq_plugin.tuning.confidence import Judge
+from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.recovery import Recovery, Trainer
@@ -109,7 +110,7 @@ def tune(
         >>> result.passed, result.loss <= 0.1, result.rate > 4
         (True, True, True)
     """
-    began = time.monotonic()
+    began, deadline = time.monotonic(), Deadline.after(timeout)
     budget = LossBudget(relative=0.01) if budget is None else budget
     if not isinstance(model, nn.Module) or not isinstance(budget, LossBudget):
         raise TypeError(
@@ -132,27 +133,29 @@ def tune(
             # Files of an earlier run must not pass for the result of this one.
             for file in (MODEL_FILE, REPORT_FILE, PAGE_FILE):
                 (place / file).unlink(missing_ok=True)
-        deadline = None if timeout is None else began + timeout
         tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
         name = model_digest(model)
         judge = Judge(budget, tuning.baseline(model, name))
         testing = None if test is None else Evaluator(test, "test", journal)
+        before = time.monotonic()
         test_baseline = None if testing is None else testing.baseline(model, name)
+        # The verdict takes as long.
+        deadline = deadline.earlier(time.monotonic() - before)
         if test_baseline is not None:
             # Fails at once, not after the search, if the budget is relative and this is 0.
             budget.loss(test_baseline.mean, test_baseline.mean)
-        fits = fit_candidates(
-            start, space, calibration, seed=seed, workers=workers, backend=backend, rest=rest
-        )
+        layers = layers_of(start, space, rest)
         trainer = None
         if recovery is not None:
             trainer = Trainer(recovery, model, name, seed, journal.files)
         training = () if trainer is None else trainer.settings
+        fits = Fits(layers, seed, workers, backend)
         identity = Identity(model_digest(start), fits, training, rest)
         session = Session(start, identity, judge, tuning, max_trials, deadline, trainer)
-        session.run()
+        cut = _search(session, start, calibration, seed)
         if trainer is not None:
             session.recover(trainer)
+        session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         result = verdict(session, testing, test_baseline)
         if not result.passed:
             result = replace(result, model=model)
@@ -168,6 +171,18 @@ def tune(
             write_report(place, result, model_path, recipe=recipe)
         journal.finish()
     return result
+
+
+def _search(
+    session: Session, start: nn.Module, calibration: Calibration | None, seed: int
+) -> str | None:
+    """Runs a session; says what a deadline cut off before its trials."""
+    if session.deadline.limited:
+        session.start()
+    layers, cut = observed(session.fits.layers, start, calibration, seed, session.deadline)
+    session.observe(layers)
+    session.run()
+    return cut
 
 
 def _check_alike(model: nn.Module, start: nn.Module) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import nn
@@ -15,10 +14,12 @@ from vq_plugin.replace import assemble
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
 from vq_plugin.tuning.allocation import Setting, frontier
+from vq_plugin.tuning.candidates import Fits, Layer, Pair
 from vq_plugin.tuning.confidence import Judge
+from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
-from vq_plugin.tuning.propose import Landscape, Outcome, Phase, ahead, propose
+from vq_plugin.tuning.propose import Landscape, Outcome, Phase, Proposal, ahead, propose
 from vq_plugin.tuning.recovery import Trainer, next_to_train
 from vq_plugin.tuning.result import Trial
 from vq_plugin.tuning.trials import Evaluator
@@ -26,12 +27,13 @@ from vq_plugin.tuning.trials import Evaluator
 
 @dataclass
 class Session:
-    """One search; everything but its trials is fixed from the start.
+    """One search.
 
     ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
-    training, ``deadline`` is a time of the monotonic clock. ``cut`` says what a limit cut off;
-    ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of settings as they
-    were fitted, ``trials`` all in order.
+    training. ``landscape`` is what is known of the candidates that were asked for, and what is
+    forecast of the others; ``cut`` says what a limit cut off; ``metrics`` has what could be
+    evaluated, ``outcomes`` what the search knows of settings as they were fitted, ``trials`` all in
+    order.
     """
 
     model: nn.Module
@@ -39,39 +41,109 @@ class Session:
     judge: Judge
     evaluator: Evaluator
     max_trials: int
-    deadline: float | None
+    deadline: Deadline
     trainer: Trainer | None = None
     cut: str | None = None
     metrics: dict[Tried, Metric] = field(default_factory=dict)
     outcomes: dict[Setting, Outcome] = field(default_factory=dict)
     trials: dict[Tried, Trial] = field(default_factory=dict)
+    asked: set[Pair] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        fits = self.identity.fits
-        layers = [ladder.candidates for ladder in fits.layers]
-        # The float model itself is no answer.
-        settings = [s for s in frontier(layers) if any(fits.schemes(s).values())]
-        self.landscape = Landscape(layers, settings, self.judge.budget.limit)
-        names, owners = [ladder.name for ladder in fits.layers], sharing(self.model)
+        names, owners = [layer.name for layer in self.fits.layers], sharing(self.model)
         self.account = account(self.model, names, self.identity.rest)
         self.tied = {name: [slot.name for slot in owners[name]] for name in names}
+        self._survey()
+
+    @property
+    def fits(self) -> Fits:
+        """The candidates."""
+        return self.identity.fits
+
+    def _survey(self) -> None:
+        layers = self.fits.candidates(self.asked)
+        # The float model itself is no answer.
+        settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
+        self.landscape = Landscape(layers, settings, self.judge.budget.limit)
 
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
         with progress(total=self.max_trials, desc="tune", unit="trial") as bar:
-            while (proposal := propose(self.landscape, self.outcomes)) is not None:
-                self.cut = self._limit_reached()
-                if self.cut:
-                    return
-                setting, phase = proposal
-                if not self._known(setting):
-                    # What will probably be asked next too, one for every worker.
-                    count = self.evaluator.workers
-                    wanted = map(Tried, ahead(self.landscape, self.outcomes, count, self._known))
-                    self.evaluator.run({self.identity.key(t): self.compressed(t) for t in wanted})
-                self.outcomes[setting] = self._keep(Tried(setting), phase)
+            bar.update(len(self.trials))
+            while self.cut is None and (proposal := self._next()) is not None:
+                self._try(proposal)
                 bar.set_postfix(rate=self._best_rate())
                 bar.update()
+
+    def _try(self, proposal: Proposal) -> None:
+        setting, phase = proposal
+        if not self._known(setting):
+            self._evaluate(setting)
+        self.outcomes[setting] = self._keep(Tried(setting), phase)
+
+    def _next(self) -> Proposal | None:
+        """The next setting, with its candidates fitted: what that shows may lead to another."""
+        while (proposal := propose(self._open(), self.outcomes)) is not None:
+            self.cut = self._limit_reached(self.deadline.passed)
+            if self.cut:
+                return None
+            new = set(enumerate(proposal.setting)) - self.asked
+            if not new:
+                return proposal
+            if not self.fits.fit([proposal.setting], self.deadline):
+                self.cut = self._limit_reached(late=True)
+                return None
+            self.asked |= new
+            self._survey()
+        return None
+
+    def _open(self) -> Landscape:
+        """What is left of the landscape: steps from its edge do not lead back to it."""
+        if any(trial.phase == "local" for trial in self.trials.values()):
+            return replace(self.landscape, frontier=())
+        return self.landscape
+
+    def start(self) -> None:
+        """Evaluates the gentlest setting; layers that there is no time for stay float if they may.
+
+        What probably holds comes before what is small, and before all that takes time.
+        """
+        setting = self.fits.gentlest()
+        self.fits.fit([setting], self.deadline)
+        late = dict(self.fits.missing([setting]))
+        for layer in late:
+            schemes = self.fits.layers[layer].schemes
+            late[layer] = schemes.index(None) if None in schemes else -1
+        if late and (min(late.values()) < 0 or len(late) == len(setting)):
+            self.cut = self._limit_reached(late=True)
+            return
+        setting = tuple(late.get(layer, choice) for layer, choice in enumerate(setting))
+        self.asked.update(enumerate(setting))
+        self._survey()
+        self._try(Proposal(setting, "frontier"))
+
+    def observe(self, layers: tuple[Layer, ...]) -> None:
+        """Takes what is known of the layers by now."""
+        self.fits.know(layers)
+        self._survey()
+        for tried, trial in self.trials.items():
+            harm = sum(each.harm for each in self.fits.measured(tried.setting))
+            self.trials[tried] = replace(trial, harm=harm)
+
+    def _evaluate(self, setting: Setting) -> None:
+        wanted = [setting]
+        count = self.evaluator.workers
+        if count > 1 and self.outcomes:
+            # What will probably be asked next too, one for every worker.
+            wanted += ahead(self._open(), self.outcomes, count, self._known)
+            wanted = list(dict.fromkeys(wanted))[:count]
+            self.fits.fit(wanted, self.deadline)
+        new = [
+            Tried(each)
+            for each in wanted
+            if not self.fits.missing([each]) and not self._known(each)
+        ]
+        self.evaluator.run({self.identity.key(tried): self.compressed(tried) for tried in new})
 
     def recover(self, trainer: Trainer) -> None:
         """Trains settings that are past the budget and evaluates them, one after the other."""
@@ -81,7 +153,8 @@ class Session:
         size = math.inf if best is None else self.landscape.nbytes(best)
         with progress(total=most, desc="recovery", unit="trial") as bar:
             while (setting := next_to_train(self.landscape, size, held)) is not None:
-                late = self.deadline is not None and time.monotonic() >= self.deadline
+                late = self.deadline.passed or len(held) < most
+                late = late and not self.fits.fit([setting], self.deadline)
                 if late or len(held) >= most:
                     limit = "timeout" if late else f"recovery's max_trials={most}"
                     cut = f"{limit} reached after {len(held)} trained settings: others were left"
@@ -100,7 +173,8 @@ class Session:
 
     def nbytes(self, setting: Setting) -> int:
         """Bytes of the whole model in a file, without its header."""
-        return self.account.other_nbytes + self.landscape.nbytes(setting)
+        weights = sum(each.nbytes for each in self.fits.measured(setting))
+        return self.account.other_nbytes + weights
 
     def compressed(self, tried: Tried) -> nn.Module:
         """The model of a setting."""
@@ -137,7 +211,7 @@ class Session:
             },
             nbytes=self.nbytes(setting),
             rate=self.account.float_nbytes / self.nbytes(setting),
-            harm=self.landscape.harm(setting),
+            harm=sum(each.harm for each in self.fits.measured(setting)),
             score=score,
             loss=loss,
             interval=interval,
@@ -149,17 +223,23 @@ class Session:
         return outcome
 
     def _known(self, setting: Setting, trained: bool = False) -> bool:
+        if self.fits.missing([setting]):
+            return False
         return self.evaluator.known(self.identity.key(Tried(setting, trained))) is not None
 
-    def _limit_reached(self) -> str | None:
+    def _limit_reached(self, late: bool) -> str | None:
         left = "other settings were left untried"
         if self._smallest() is None:
             untrained = "" if self.trainer is None else " untrained"
             left = f"no setting that holds{untrained} had been found"
         if len(self.trials) >= self.max_trials:
             return f"max_trials={self.max_trials} reached: {left}"
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return f"timeout reached after {len(self.trials)} trials: {left}"
+        if late:
+            total = sum(len(layer.schemes) - (None in layer.schemes) for layer in self.fits.layers)
+            return (
+                f"timeout reached after {len(self.trials)} trials: {left}; "
+                f"{len(self.fits.fitted)} of {total} candidates were fitted"
+            )
         return None
 
     def _best_rate(self) -> str:

@@ -30,11 +30,8 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         interval=None,
         rate=1.0,
         trials=tuple(trials.values()),
-        layers=session.identity.fits.layers,
-        frontier=tuple(
-            FrontierPoint(session.nbytes(setting), session.landscape.harm(setting))
-            for setting in session.landscape.frontier
-        ),
+        layers=session.fits.ladders(session.asked),
+        frontier=_frontier(session),
         budget=session.judge.budget,
         test_baseline=None if test_baseline is None else test_baseline.mean,
         cut=session.cut,
@@ -60,6 +57,17 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         rate=trial.rate,
         left_float=left_float(small),
     )
+
+
+def _frontier(session: Session) -> tuple[FrontierPoint, ...]:
+    """As it was in the end, and where the search has looked for it on the way."""
+    landscape, other = session.landscape, session.account.other_nbytes
+    asked = {t.setting for t, trial in session.trials.items() if trial.phase == "frontier"}
+    points = {
+        FrontierPoint(other + landscape.nbytes(setting), landscape.harm(setting))
+        for setting in asked.union(landscape.frontier)
+    }
+    return tuple(sorted(points, key=lambda point: (-point.nbytes, point.harm)))
 
 
 def _test(session: Session, best: Tried, test: Evaluator, baseline: Metric) -> dict[str, Any]:
@@ -106,7 +114,7 @@ def _why_not(result: TuneResult, unconfirmed: bool) -> str:
     if errors and len(errors) == len(result.trials):
         return f"all {len(errors)} evaluations failed, the last with {errors[-1]}"
     if not result.trials:
-        return "no setting was tried: every candidate makes the model's outputs infinite or NaN"
+        return "no setting was tried"
     if any(trial.loss <= result.budget.limit for trial in result.trials):
         return (
             "losses are within the budget, but not for sure with these samples: tune on more, "

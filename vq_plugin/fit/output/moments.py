@@ -53,10 +53,13 @@ class Moments:
             return ((rows @ self.centered()) * rows).sum(2, dtype=torch.float64).flatten()
 
     def row_inputs(self, shape: tuple[int, ...]) -> Tensor:
-        """The mean squared inputs of each output of a weight of this shape: float64 ``(out,)``."""
+        """Squares of the inputs of each output of a weight of this shape: float64 ``(out,)``.
+
+        Summed over inputs; what an error of 1 of each weight does to the output, squared, where
+        inputs do not go together.
+        """
         if self.second is None:
-            importance = self.importance.cpu().expand(shape)
-            return importance.flatten(1).sum(1, dtype=torch.float64)
+            return self.importance.cpu().expand(shape).flatten(1).sum(1, dtype=torch.float64)
         traces = self.centered().diagonal(0, 1, 2).sum(1, dtype=torch.float64)
         return traces.repeat_interleave(shape[0] // len(traces))
 
