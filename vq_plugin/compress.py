@@ -23,8 +23,8 @@ from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, asks_for_all, leaves, select, slots_by_name
 from vq_plugin.ties import tied_weights
 
-# Half of what a row is, squared; larger weights have no rows of a few numbers, and take long.
-_FAR = 0.5**0.5
+# As a share of the size of rows. Larger weights have no rows of a few numbers, and take long.
+_FAR = 0.75
 _MOST_WEIGHTS = 1 << 24
 
 
