@@ -26,7 +26,7 @@ from vq_plugin.ties import tied_weights
 # A row is lost whose codes are off by so much of its size; so many lost rows are worth a word.
 # Larger weights have no rows of a few numbers, and take long.
 _LOST = 0.75
-_MANY = 0.1
+_MANY = 0.2
 _MOST_WEIGHTS = 1 << 24
 
 
