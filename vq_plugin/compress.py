@@ -27,7 +27,7 @@ from vq_plugin.ties import tied_weights
 # Larger weights have no rows of a few numbers, and take long.
 _LOST = 0.75
 _MANY = 0.2
-_MOST_WEIGHTS = 1 << 24
+_MOST_WEIGHTS = 1 << 21
 
 
 def compress(
