@@ -114,3 +114,19 @@ def test_statistics_keep_no_gradients_of_inputs() -> None:
     moments = InputMoments(slot)
     moments.add(model[0], {"input": torch.randn(3, 1100, requires_grad=True)})
     assert not moments.second.requires_grad
+
+
+def test_labels_among_the_arguments_are_told_from_errors_of_the_model() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, value: Tensor) -> Tensor:
+            return self.fc(value) + None  # type: ignore[operator]
+
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="so leave the labels out"):
+        vq.compress(nn.Sequential(nn.Linear(4, 4)), vq.KM(k=4), [(x, torch.zeros(2))])
+    with pytest.raises(TypeError, match="unsupported operand"):
+        vq.compress(Fails(), vq.KM(k=4), [(x,)])

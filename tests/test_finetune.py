@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,82 @@ def test_a_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
         run(4, lr=0.02)
     with pytest.raises(ValueError, match="another model"):
         run(5)
+
+
+@dataclass
+class Heads:
+    first: Tensor
+    second: Tensor
+    note: str = ""
+
+
+class Structured(nn.Module):
+    """Two outputs, as ``form`` makes one of them; inputs by position or by name."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.first, self.second, self.form = nn.Linear(8, 4), nn.Linear(8, 2), form
+
+    def forward(self, value: Tensor) -> object:
+        return self.form(self.first(value), self.second(value))
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "tuple": lambda one, two: (one, two),
+    "list": lambda one, two: [one, two],
+    "dict": lambda one, two: {"first": one, "second": two},
+    "dataclass": Heads,
+    "nested": lambda one, two: {"all": (one, {"second": two})},
+}
+
+
+def parts_of(output: object) -> list[Tensor]:
+    match output:
+        case Tensor():
+            return [output]
+        case Heads():
+            return [output.first, output.second]
+        case dict():
+            return [part for each in output.values() for part in parts_of(each)]
+        case tuple() | list():
+            return [part for each in output for part in parts_of(each)]
+    raise AssertionError(output)
+
+
+def total_error(ours: object, theirs: object) -> Tensor:
+    pairs = zip(parts_of(ours), parts_of(theirs), strict=True)
+    return torch.stack([functional.mse_loss(one, other) for one, other in pairs]).sum()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("batch", [lambda x: x, lambda x: [x], lambda x: {"value": x}])
+def test_outputs_and_batches_of_other_forms(
+    form: Callable[[Tensor, Tensor], object], batch: Callable[[Tensor], object]
+) -> None:
+    model = Structured(form).eval()
+    data = [torch.randn(16, 8) for _ in range(8)]
+    batches = [batch(x) for x in data]
+    small = vq.compress(model, vq.KM(k=3))
+    small.first.bias.data += 1  # type: ignore[union-attr, operator]
+
+    def error() -> float:
+        return sum(total_error(small(x), model(x)).item() for x in data)
+
+    before = error()
+    vq.finetune(small, batches, teacher=model, loss=total_error, epochs=4)
+    assert error() < 0.95 * before
+    pruned = vq.prune(model, batches, 0.5, teacher=model, loss=total_error)
+    assert int((pruned.first.weight == 0).sum()) > 0  # type: ignore[union-attr, operator]
+    vq.compensate(vq.compress(model, {"first": vq.KM(k=2)}), model, batches)
+    with pytest.raises(ValueError, match=r"the model gives a \w+.*not one tensor: give loss="):
+        vq.finetune(small, batches, teacher=model)
+
+
+def test_targets_of_other_forms() -> None:
+    model = Structured(FORMS["dict"])
+    x = torch.randn(16, 8)
+    targets = {"first": torch.randn(16, 4), "second": torch.randn(16, 2)}
+    small = vq.compress(model, vq.KM(k=3))
+    before = total_error(small(x), targets).item()
+    vq.finetune(small, [(x, targets)] * 8, loss=total_error, epochs=4)
+    assert total_error(small(x), targets).item() < before

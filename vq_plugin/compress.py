@@ -23,9 +23,11 @@ from vq_plugin.select import Choices, asks_for_all, leaves, select_choices, slot
 from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.ties import tied_weights
 
-# Half of what a row is, squared; larger weights have no rows of a few numbers, and take long.
-_FAR = 0.5**0.5
-_MOST_WEIGHTS = 1 << 24
+# A row is lost whose codes are off by so much of its size; so many lost rows are worth a word.
+# Larger weights have no rows of a few numbers, and take long.
+_LOST = 0.75
+_MANY = 0.2
+_MOST_WEIGHTS = 1 << 21
 
 
 def compress(
@@ -159,29 +161,30 @@ def _fit(
 
 
 def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> None:
-    errors = {
-        name: _row_error(weight.detach(), small)
+    lost = {
+        name: share
         for name, (weight, small) in weights.items()
         if weight.numel() <= _MOST_WEIGHTS
+        and (share := _lost_rows(weight.detach(), small)) >= _MANY
     }
-    far = sorted((name for name in errors if errors[name] > _FAR), key=errors.__getitem__)[::-1]
-    if far:
-        worst = ", ".join(f"{shown(name)} ({100 * errors[name]:.0f} %)" for name in far[:5])
-        more = f" and {len(far) - 5} more" * (len(far) > 5)
+    if lost:
+        names = sorted(lost, key=lost.__getitem__, reverse=True)
+        worst = ", ".join(f"{shown(name)} ({100 * lost[name]:.0f} %)" for name in names[:5])
+        more = f" and {len(names) - 5} more" * (len(names) > 5)
         warnings.warn(
-            f"codes are far off, by so much of the size of a row, in {worst}{more}: give "
-            "calibration=, a few batches of inputs, or a scheme with more centers or scale='row'",
+            f"codes are far off for many rows of {worst}{more}: give calibration=, a few batches "
+            "of inputs, or choose a scheme with more centers or scale='row'",
             stacklevel=3,
         )
 
 
-def _row_error(weight: Tensor, small: CodebookWeight) -> float:
-    """What the codes of a row are off by, as a share of its size; the root mean square of rows."""
+def _lost_rows(weight: Tensor, small: CodebookWeight) -> float:
+    """The share of the rows that are lost, of those that are not zero."""
     rows = weight.flatten(1).float()
     size = rows.square().sum(1)
     change = (small.decode().flatten(1).float() - rows).square().sum(1)
-    there = size > 0
-    return float((change[there] / size[there]).mean().sqrt()) if bool(there.any()) else 0.0
+    lost = change > _LOST**2 * size
+    return float(lost[size > 0].float().sum() / max(int((size > 0).sum()), 1))
 
 
 def _warn_of_left(small: nn.Module, schemes: Choices) -> None:

@@ -44,7 +44,9 @@ def assemble(
     small = copy_model(model, memo)
     copied = part_copies(model, memo)
     for slot, layer in layers:
-        layer.register_parameter("bias", copied(slot.module._parameters.get("bias")))
+        bias = slot.module._parameters.get("bias")
+        if id(bias) in shared:
+            layer.register_parameter("bias", copied(bias))
         take_over(layer, slot.module, slot.parameter, copied)
     for training in paused(model):
         copied_module = memo.get(id(training))
@@ -100,10 +102,12 @@ def _holders(
         key = (id(slot.module), slot.parameter)
         if key in holders:
             continue
-        # Nor does a bias that others have, too: each would move it.
-        bias = None if slot.bias is None else slot.module._parameters[slot.bias]
-        moved = name == first and id(bias) not in shared
-        small = weights[first] if moved else replace(weights[first], bias_shift=None)
+        small = weights[first]
+        if small.bias_shift is not None:
+            # Calibration has not seen the bias of another; one that several have, each would move.
+            bias = None if slot.bias is None else slot.module._parameters[slot.bias]
+            if name != first or id(bias) in shared:
+                small = replace(small, bias_shift=None)
         try:
             view = slot.view if name == first else owner.view
             holder = holders[key] = holder_of(slot, small, view, stays=key[0] in several)
@@ -134,8 +138,10 @@ def holder_of(
     ``view`` is between the parameter and that weight: another slot that has the same parameter may
     see it in another order. The module ``stays`` what it is even if a codebook layer could be it.
     """
-    if slot.layer is not None and view == slot.view and not stays:
-        return slot.codebook_layer(small)
+    if not stays and view == slot.view:
+        layer = slot.codebook_layer(small)
+        if layer is not None:
+            return layer
     if view.shape != small.shape:
         raise ValueError(
             f"the codebook weight has shape {small.shape}, the layer's is {view.shape}"

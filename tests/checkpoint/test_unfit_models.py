@@ -1,5 +1,6 @@
 """Models that a file does not fit, and models that no file can hold."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 import vq_plugin as vq
 from tests.checkpoint.models import Net, compressed
+from vq_plugin.schemes import registry
 
 
 def wrong_models() -> dict[str, tuple[Callable[[], nn.Module], str]]:
@@ -91,3 +93,15 @@ def test_a_model_that_is_not_compressed_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no coded weight; compress it first"):
         vq.save(Net(), tmp_path / "m.vq")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheme_that_nobody_has_registered(tmp_path: Path, monkeypatch: Any) -> None:
+    @vq.register_scheme()
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Passing(vq.KM):
+        method = "passing"
+
+    vq.save(vq.compress(nn.Linear(8, 8), Passing(k=4)), tmp_path / "m.vq")
+    monkeypatch.delitem(registry.SCHEMES, "passing")
+    with pytest.raises(vq.CheckpointError, match="'passing' is not registered: import the module"):
+        vq.load(tmp_path / "m.vq", nn.Linear(8, 8))

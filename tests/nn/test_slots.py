@@ -1,5 +1,7 @@
 """Which parameters have slots, and what slots know of them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import vq_plugin as vq
-from vq_plugin.nn import coded_weights, find_slots, register_slot
+from vq_plugin.nn import coded_weights, find_slots, register_slot, slots
 from vq_plugin.sizes import account
 
 
@@ -116,3 +118,49 @@ def test_a_fit_that_gives_codes_without_centers_is_an_error(code: int) -> None:
 
     with pytest.raises(ValueError, match="gave codes from"):
         vq.quantize_weight(torch.randn(4, 4), Careless())
+
+
+class Kernel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value @ self.kernel
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda *_: None, "AttributeError"),
+        ((2, 0), "no permutation"),
+        (lambda *_: vq.View.whole((4, 4)), r"not of a parameter of shape \(16, 4\)"),
+    ],
+)
+def test_a_view_that_fails_names_the_slot(
+    view: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(slots._KINDS, Kernel, raising=False)
+    vq.register_slot(Kernel, "kernel", view=view)
+    with pytest.raises(ValueError, match=rf"layer '1': the view= that 'kernel' .*{message}"):
+        vq.compress(nn.Sequential(nn.Linear(4, 16), Kernel()), vq.KM(k=4))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda *_: None, "TypeError"),
+        (lambda *_: iter([torch.ones(1, 3, 5)]), "RuntimeError"),
+    ],
+)
+def test_inputs_that_fail_name_the_slot(
+    inputs: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(slots._KINDS, Kernel, raising=False)
+    vq.register_slot(Kernel, "kernel", view=(1, 0), inputs=inputs)
+    model = nn.Sequential(nn.Linear(4, 16), Kernel())
+    with pytest.raises(ValueError, match=rf"layer '1': the inputs= that 'kernel' .*{message}"):
+        vq.compress(model, vq.KM(k=4), [torch.randn(3, 4)])
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -140,9 +141,20 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
                 try:
                     model(*batch)
                 except TypeError as error:
+                    if _takes(model, batch):
+                        raise
                     raise ValueError(
                         f"the model does not take a batch of calibration: {error}; the items of a "
                         "tuple or list are its positional arguments, so leave the labels out"
                     ) from error
             case _:
                 model(batch)
+
+
+def _takes(model: nn.Module, batch: Sequence[object]) -> bool:
+    """Whether the items of a batch are arguments of a model: an error is then of its own code."""
+    try:
+        inspect.signature(model.forward).bind(*batch)
+    except TypeError:
+        return False
+    return True

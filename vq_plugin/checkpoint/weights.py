@@ -11,6 +11,8 @@ from vq_plugin.format.header import join
 from vq_plugin.nn import CodebookLayer, CodedParameter, CodedWeight, View, coded_parameters
 from vq_plugin.nn.slots import slot_names
 
+_PARTS = ("codes", "codebooks", "scale", "exponents")
+
 
 @dataclass(frozen=True)
 class SavedWeight:
@@ -40,7 +42,10 @@ def saved_weights(model: nn.Module) -> Iterator[SavedWeight]:
         if isinstance(module, CodebookLayer):
             yield _saved(path, path, module)
         for parameter, coded in coded_parameters(module).items():
-            name = next(slot_names([path], module, parameter))
+            # What files call its parts may be what the module calls something of its own.
+            held = {*module._parameters, *module._buffers, *module._modules}
+            names = slot_names([path], module, parameter)
+            name = next(each for each in names if each != path or held.isdisjoint(_PARTS))
             yield _saved(name, join(path, f"parametrizations.{parameter}.0"), coded)
 
 

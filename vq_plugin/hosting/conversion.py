@@ -47,9 +47,12 @@ class Conversion:
         first = self.weights.get(slot.value)
         if first is None:
             small = fit_named(name, slot.weight, scheme, moments=moments, seed=seed)
-            layer = self.weights[slot.value] = slot.codebook_layer(small)
+            layer = slot.codebook_layer(small)
+            assert layer is not None
+            self.weights[slot.value] = layer
         elif first.scheme == scheme:
             layer = slot.codebook_layer(first.codebook_weight)
+            assert layer is not None
             layer.share(first)
         else:
             raise ValueError(

@@ -107,6 +107,7 @@ class CodebookFollower(nn.Module):
             self._fit(slot.weight)
         small = self.small(slot.weight)
         layer = slot.codebook_layer(small)
+        assert layer is not None
         followed = self.plan.conversion.followed
         first = next((layer for layer in followed if _equal(layer.codebook_weight, small)), None)
         if first is not None:

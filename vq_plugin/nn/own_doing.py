@@ -55,7 +55,9 @@ def replaceable(module: nn.Module, parameter: str, layer: type[CodebookLayer]) -
     if hasattr(module, "bias") and "bias" not in module._parameters:
         return False
     return not any(
-        hasattr(layer, name) or hasattr(plain, name) or name in CodedWeight.__annotations__
+        hasattr(layer, name)
+        or hasattr(plain, name)
+        or name in {*CodedWeight.__annotations__, "exponents"}
         for store in (vars(module), module._parameters, module._buffers, module._modules)
         for name in store
         if name not in _MODULE and name != "bias" and not _of_weight(module, parameter, name)

@@ -34,8 +34,11 @@ def current(module: nn.Module, parameter: str) -> Tensor:
     Hooks leave it among other attributes, where it is out of date once its parts are loaded, moved
     or changed; and spectral norm changes its state at every look in training mode.
     """
+    own = module._parameters.get(parameter)
+    if own is not None:
+        return own
     hooks = [hook for _, _, hook in _hooks(module)]
-    if hooks and parameter not in module._parameters:
+    if hooks:
         module = shallow_copy(module)
         module.training = False
         for hook in hooks:

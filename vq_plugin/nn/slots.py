@@ -215,11 +215,13 @@ class Slot:
         """Whether hooks unknown here compute the weight of the kind from the parameter."""
         return not _is_of(self.kind, self.key)
 
-    def codebook_layer(self, small: CodebookWeight) -> CodebookLayer:
-        """The codebook layer of the module, whose :attr:`layer` is not ``None``."""
-        assert self.layer is not None
+    def codebook_layer(self, small: CodebookWeight) -> CodebookLayer | None:
+        """The :attr:`layer` with a compressed weight, or ``None`` if the module stays."""
+        kind = self.layer
+        if kind is None:
+            return None
         with at_rest(self.module):
-            layer = self.layer(self.module, small)
+            layer = kind(self.module, small)
         trains = self.trains
         for table in (layer.codebooks, layer.scale):
             if table is not None:
