@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,16 @@ R = TypeVar("R")
 
 
 class _Local(threading.local):
+    inside = False
     pool: ThreadPoolExecutor | None = None
+
+
+class _Threads:
+    """Torch's number of threads while somebody is in a pool, and how many are."""
+
+    lock = threading.Lock()
+    callers = 0
+    before = 1
 
 
 _local = _Local()
@@ -26,17 +35,57 @@ def worker_pool() -> Iterator[None]:
     """Gives :func:`deterministic_map` a pool of as many threads as torch has.
 
     Inside, torch itself runs on one thread, here and in the workers: a matrix product may round
-    differently on several, and torch's own threads would spin beside the workers.
+    differently on several, and torch's own threads would spin beside the workers. And it computes
+    in the dtypes and on the devices that the code says, whatever the caller's autocast and default
+    device are. Threads of the caller may be in pools of their own at the same time.
     """
-    threads = torch.get_num_threads()
+    if _local.inside:
+        yield
+        return
+    with (
+        _one_torch_thread() as threads,
+        _as_written(),
+        ThreadPoolExecutor(threads, initializer=_start_worker) as pool,
+    ):
+        _local.inside, _local.pool = True, pool if threads > 1 else None
+        try:
+            yield
+        finally:
+            _local.inside, _local.pool = False, None
+
+
+def _start_worker() -> None:
+    _local.inside = True
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[int]:
+    """Sets torch's number of threads to one, and gives what it was before the first caller came.
+
+    A thread that is new to torch takes over what was set last, in whatever thread: also the one of
+    another caller.
+    """
+    with _Threads.lock:
+        if _Threads.callers == 0:
+            _Threads.before = torch.get_num_threads()
+        _Threads.callers += 1
+        threads = _Threads.before
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            _local.pool = pool if threads > 1 else None
-            yield
+        yield threads
     finally:
-        _local.pool = None
-        torch.set_num_threads(threads)
+        with _Threads.lock:
+            _Threads.callers -= 1
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Without the caller's autocast, and with tensors on the CPU where no device is named."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.autocast("cpu", enabled=False), torch.device("cpu") if elsewhere else nullcontext():
+        yield
 
 
 def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

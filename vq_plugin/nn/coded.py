@@ -102,7 +102,7 @@ class CodedWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         fn = by_elements(fn)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         codes = fn(self._codes)
         # to_empty() leaves what was in memory, which need not be places in a codebook.
         self._codes = codes if self._fit(self._unpacked(codes)) else torch.zeros_like(codes)

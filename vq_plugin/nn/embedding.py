@@ -93,7 +93,7 @@ class CodebookEmbedding(CodebookLayer):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.padding_idx is not None:
-            destination[prefix + _ZERO_ROW] = torch.tensor(self._zero_row)
+            destination[prefix + _ZERO_ROW] = torch.tensor(self._zero_row, device="cpu")
 
     def _load_from_state_dict(
         self,

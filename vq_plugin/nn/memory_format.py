@@ -15,7 +15,7 @@ def by_elements(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     """
 
     def converted(tensor: Tensor) -> Tensor:
-        if tensor.dim() <= 3:  # noqa: PLR2004
+        if tensor.dim() <= 3:
             return convert(tensor)
         return convert(tensor.data.reshape(-1)).reshape(tensor.shape)
 
