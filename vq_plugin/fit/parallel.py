@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -36,15 +36,15 @@ def worker_pool() -> Iterator[None]:
 
     Inside, torch itself runs on one thread, here and in the workers: a matrix product may round
     differently on several, and torch's own threads would spin beside the workers. And it computes
-    in the dtypes and on the devices that the code says, whatever the caller's autocast and default
-    device are. Threads of the caller may be in pools of their own at the same time.
+    in the dtypes that the code says, whatever the caller's autocast is. Threads of the caller may
+    be in pools of their own at the same time.
     """
     if _local.inside:
         yield
         return
     with (
         _one_torch_thread() as threads,
-        _as_written(),
+        torch.autocast("cpu", enabled=False),
         ThreadPoolExecutor(threads, initializer=_start_worker) as pool,
     ):
         _local.inside, _local.pool = True, pool if threads > 1 else None
@@ -78,14 +78,6 @@ def _one_torch_thread() -> Iterator[int]:
         with _Threads.lock:
             _Threads.callers -= 1
             torch.set_num_threads(threads)
-
-
-@contextmanager
-def _as_written() -> Iterator[None]:
-    """Without the caller's autocast, and with tensors on the CPU where no device is named."""
-    elsewhere = torch.get_default_device().type != "cpu"
-    with torch.autocast("cpu", enabled=False), torch.device("cpu") if elsewhere else nullcontext():
-        yield
 
 
 def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -35,7 +35,9 @@ def read_only(weight: Tensor) -> Tensor:
         RuntimeError: a compressed weight is codes into codebooks: what is written ...
     """
     # Programs that are recorded keep plain tensors; other kinds of tensors have their own rules.
-    if type(weight) is not Tensor or weight.is_meta or recording():
+    # And autocast does not see into operators of tensors that intercept them.
+    plain = type(weight) is not Tensor or weight.is_meta or recording()
+    if plain or torch.is_autocast_enabled(weight.device.type):
         return weight
     return weight.as_subclass(_ReadOnly)
 
