@@ -274,6 +274,13 @@ class CodedWeight(nn.Module):
             table is not None and table.requires_grad for table in self._tables()
         )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Torch calls it in ``torch.jit.script``, whose language lacks what is needed here."""
+        raise RuntimeError(
+            "torch.jit.script cannot read layers that hold codes: use torch.jit.trace, "
+            "torch.export or torch.compile"
+        )
+
     def set_memory(self, memory: Memory) -> None:
         """Sets :attr:`memory`, and drops what was kept."""
         self.memory = memory
