@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,26 @@ def test_a_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
         run(4, lr=0.02)
     with pytest.raises(ValueError, match="another model"):
         run(5)
+
+
+def test_float16_is_refused_with_what_to_do_and_bfloat16_trains() -> None:
+    # The squares of Adam's gradients leave float16, whatever the learning rate.
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    batches = [torch.randn(16, 8) for _ in range(4)]
+    half, halves = copy.deepcopy(model).half(), [batch.half() for batch in batches]
+    small = vq.compress(half, vq.KM(k=8))
+    before = copy.deepcopy(small.state_dict())
+    for train in (
+        lambda: vq.finetune(small, halves, teacher=half),
+        lambda: vq.prune(half, halves, 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"float16.*model\.float\(\)"):
+            train()
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+    # The advice works.
+    vq.finetune(small.float(), batches, teacher=half.float())
+    assert small.half()(halves[0]).isfinite().all()
+    brain = model.to(torch.bfloat16)
+    small = vq.compress(brain, vq.KM(k=8))
+    vq.finetune(small, [batch.to(torch.bfloat16) for batch in batches], teacher=brain)
+    assert all(parameter.isfinite().all() for parameter in small.parameters())
