@@ -73,9 +73,7 @@ def test_averages_into_a_state_dict_leave_codes_alone(name: str) -> None:
     for scheme in SCHEMES:
         small = vq.compress(MODELS[name], scheme)
         shadow = moved(small)
-        for old, new in zip(
-            shadow.state_dict().values(), small.state_dict().values(), strict=True
-        ):
+        for old, new in zip(shadow.state_dict().values(), small.state_dict().values(), strict=True):
             old.copy_(0.5 * old + 0.5 * new)
         assert same(codes_of(shadow), codes_of(small))
 

@@ -130,9 +130,7 @@ def test_derivatives_of_the_operators_themselves(scheme: vq.Scheme) -> None:
         return found
 
     def whole(codebooks: Tensor) -> Tensor:
-        return decode(
-            layer.codes, codebooks, tables[1], shape=(8, 12), axis=layer.geometry.axis
-        )
+        return decode(layer.codes, codebooks, tables[1], shape=(8, 12), axis=layer.geometry.axis)
 
     def product(x: Tensor) -> Tensor:
         found: Tensor = linear(
