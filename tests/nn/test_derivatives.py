@@ -148,7 +148,7 @@ def test_derivatives_of_the_operators_themselves(scheme: vq.Scheme) -> None:
     plain = nn.functional.linear
     decoded = whole(tables[0])
     for way in WAYS.values():
-        assert_near(way(product, x), way(lambda x: plain(x, decoded), x))  # noqa: B023
+        assert_near(way(product, x), way(lambda x: plain(x, decoded), x))
 
 
 @pytest.mark.parametrize("name", ["linear", "pointwise", "conv2d", "cell"])
