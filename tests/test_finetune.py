@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,3 +264,26 @@ def test_targets_of_other_forms() -> None:
     before = total_error(small(x), targets).item()
     vq.finetune(small, [(x, targets)] * 8, loss=total_error, epochs=4)
     assert total_error(small(x), targets).item() < before
+
+
+def test_float16_is_refused_with_what_to_do_and_bfloat16_trains() -> None:
+    # The squares of Adam's gradients leave float16, whatever the learning rate.
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    batches = [torch.randn(16, 8) for _ in range(4)]
+    half, halves = copy.deepcopy(model).half(), [batch.half() for batch in batches]
+    small = vq.compress(half, vq.KM(k=8))
+    before = copy.deepcopy(small.state_dict())
+    for train in (
+        lambda: vq.finetune(small, halves, teacher=half),
+        lambda: vq.prune(half, halves, 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"float16.*model\.float\(\)"):
+            train()
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+    # The advice works.
+    vq.finetune(small.float(), batches, teacher=half.float())
+    assert small.half()(halves[0]).isfinite().all()
+    brain = model.to(torch.bfloat16)
+    small = vq.compress(brain, vq.KM(k=8))
+    vq.finetune(small, [batch.to(torch.bfloat16) for batch in batches], teacher=brain)
+    assert all(parameter.isfinite().all() for parameter in small.parameters())

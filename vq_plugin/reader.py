@@ -105,7 +105,17 @@ class Layer(Generic[ArrayT]):
 
     def decode(self) -> ArrayT:
         """The parameter: of :attr:`shape`, or in the order of dimensions that its module wants."""
-        return self._library.decode(self)
+        weight = self._library.decode(self)
+        # The padding of an embedding; a tied layer has it not.
+        name = join(self.name, "zero_rows")
+        kind = self._file.header.tensors.get(name)
+        if kind is None:
+            return weight
+        rows = array_of(kind, self._file.raw(name))
+        if rows.dtype.kind != "i" or not ((rows >= 0) & (rows < len(weight))).all():  # type: ignore[arg-type]
+            raise CheckpointError(f"{self._file.path}: {name!r} are no rows of the weight")
+        weight[rows] = 0  # type: ignore[index]
+        return weight
 
     def _tensor(self, leaf: str) -> tuple[Stored, NDArray[np.uint8]] | None:
         name = join(self._stored, leaf)

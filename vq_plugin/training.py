@@ -58,6 +58,11 @@ class Training:
             )
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
+        if any(p.dtype is torch.float16 for g in self.optimizer.param_groups for p in g["params"]):
+            raise ValueError(
+                "the model is float16, whose range the squares of Adam leave: train it in float32, "
+                "with model.float() and float32 inputs and teacher, and make it .half() again"
+            )
 
     def run(
         self,

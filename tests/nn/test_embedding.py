@@ -1,5 +1,8 @@
 """``CodebookEmbedding`` against the float embedding with the decoded weight."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,8 @@ SCHEMES = [
     vq.PQ(k=8, dim=4),
     vq.PQ(k=8, axis="out"),
     vq.RQ(k=8, dim=5),
+    vq.PQ(k=8, dim=4, axis="out", codebooks="tensor", scale="row", codebook_dtype="int8"),
+    vq.KM(k=300, group=7, scale="row"),
 ]
 
 
@@ -66,3 +71,88 @@ def test_an_index_out_of_range_is_an_error() -> None:
 def test_repr_names_the_padding_index() -> None:
     layer = CodebookEmbedding.from_float(nn.Embedding(10, 4, padding_idx=3), vq.KM(k=4))
     assert repr(layer).startswith("CodebookEmbedding(10, 4, padding_idx=3, km(k=4), ")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_gradients_are_those_of_the_whole_weight(scheme: vq.Scheme) -> None:
+    for padding_idx, zero in ((None, False), (3, True), (3, False)):
+        source = nn.Embedding(30, 12, padding_idx=padding_idx)
+        if not zero:
+            nn.init.normal_(source.weight)
+        layer = CodebookEmbedding.from_float(source, scheme)
+        index, target = torch.randint(30, (4, 9)), torch.randn(4, 9, 12)
+        index[:, 0] = 3
+        parameters = list(layer.parameters())
+        found = torch.autograd.grad((layer(index) * target).sum(), parameters)
+        # Torch's own gradient of a table leaves the row of the padding out.
+        whole = functional.embedding(index, layer.weight, padding_idx)
+        expected = torch.autograd.grad((whole * target).sum(), parameters)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_only_rows_that_are_looked_up_are_decoded(
+    scheme: vq.Scheme, gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = CodebookEmbedding.from_float(nn.Embedding(3000, 12), scheme)
+    index = torch.tensor([1, 2999])
+    expected = layer.weight.detach()[index]
+    monkeypatch.setattr("vq_plugin.nn.coded.decode", None)
+    monkeypatch.setattr("vq_plugin.nn.coded.dequantize_codebook", None)
+    with torch.set_grad_enabled(gradients):
+        assert torch.equal(layer(index), expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("index", [30, 31, -1])
+def test_a_row_that_there_is_not_is_an_error_whatever_the_axis(
+    scheme: vq.Scheme, index: int
+) -> None:
+    layer = CodebookEmbedding.from_float(nn.Embedding(30, 12), scheme)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises(IndexError):
+            layer(torch.tensor([0, index]))
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, vq.Binary()], ids=str)
+def test_the_row_of_the_padding_is_exactly_zero_and_stays_so(
+    scheme: vq.Scheme, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Embedding(50, 12, padding_idx=-1), nn.Flatten(), nn.Linear(48, 4))
+    small = vq.compress(model.eval(), scheme)
+    batches = [torch.randint(50, (16, 4)) for _ in range(4)]
+    for batch in batches:
+        batch[:, 2] = 49
+
+    def rows(model: nn.Module) -> list[torch.Tensor]:
+        table = model[0]  # type: ignore[index]
+        found = [table(torch.tensor([[49]])), table.weight[49], table.to_float().weight[49]]
+        with torch.no_grad():
+            return [*found, table(torch.tensor(49)), table.weight[49]]
+
+    vq.finetune(small, batches, teacher=model)
+    vq.save(small, tmp_path / "m.vq")
+    fresh = nn.Sequential(nn.Embedding(50, 12, padding_idx=-1), nn.Flatten(), nn.Linear(48, 4))
+    other = vq.compress(fresh, scheme)
+    other.load_state_dict(small.state_dict())
+    for each in (small, vq.load(tmp_path / "m.vq", fresh), other, copy.deepcopy(small)):
+        assert not any(row.any() for row in rows(each))
+        assert torch.equal(each.eval()(batches[0]), small.eval()(batches[0]))
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_padding_row_that_is_not_zero_is_coded_as_others_are(zero: bool, tmp_path: Path) -> None:
+    # As in models whose checkpoints were trained elsewhere.
+    source, fresh = (nn.Embedding(50, 12, padding_idx=3) for _ in range(2))
+    if not zero:
+        nn.init.normal_(source.weight)
+    small = vq.compress(nn.Sequential(source), vq.KM(k=16))
+    vq.save(small, tmp_path / "m.vq")
+    loaded = vq.load(tmp_path / "m.vq", nn.Sequential(fresh))
+    other = vq.compress(nn.Sequential(fresh), vq.KM(k=16))
+    other.load_state_dict(small.state_dict())
+    for each in (small, loaded, other):
+        assert bool(each(torch.tensor([3])).any()) is not zero
+        assert torch.equal(each(torch.arange(50)), small(torch.arange(50)))

@@ -281,3 +281,32 @@ def test_an_epoch_of_training_beats_compress_on_the_digits(prepare_qat, seed):
     converted = convert(prepared, scheme)
     assert digits.test(converted) > plain + 0.3
     assert digits.test(converted) == digits.test(prepared)
+
+
+def test_a_prepared_model_goes_to_channels_last() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)).train()
+    x, schemes = torch.randn(2, 3, 8, 8), vq.PQ(k=8, dim=4)
+    prepared = prepare_qat_fx(
+        model, get_qat_qconfig_mapping(model, schemes), (x,), backend_config=get_backend_config()
+    )
+    prepared(x)
+    expected = prepared.eval()(x)
+    prepared.to(memory_format=torch.channels_last)
+    for input in (x, x.to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(prepared(input), expected)
+    torch.testing.assert_close(convert(prepared, schemes)(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_begins_under_autocast(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).train()
+    x, schemes = torch.randn(8, 16), vq.KM(k=8)
+    prepared = prepare_qat_fx(
+        model, get_qat_qconfig_mapping(model, schemes), (x,), backend_config=get_backend_config()
+    )
+    with torch.autocast("cpu", dtype=dtype):
+        for _ in range(2):
+            output = prepared(x)
+            assert output.dtype is dtype
+            output.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in prepared.parameters())

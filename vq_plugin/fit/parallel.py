@@ -15,7 +15,16 @@ R = TypeVar("R")
 
 
 class _Local(threading.local):
+    inside = False
     pool: ThreadPoolExecutor | None = None
+
+
+class _Threads:
+    """Torch's number of threads while somebody is in a pool, and how many are."""
+
+    lock = threading.Lock()
+    callers = 0
+    before = 1
 
 
 _local = _Local()
@@ -26,17 +35,49 @@ def worker_pool() -> Iterator[None]:
     """Gives :func:`deterministic_map` a pool of as many threads as torch has.
 
     Inside, torch itself runs on one thread, here and in the workers: a matrix product may round
-    differently on several, and torch's own threads would spin beside the workers.
+    differently on several, and torch's own threads would spin beside the workers. And it computes
+    in the dtypes that the code says, whatever the caller's autocast is. Threads of the caller may
+    be in pools of their own at the same time.
     """
-    threads = torch.get_num_threads()
+    if _local.inside:
+        yield
+        return
+    with (
+        _one_torch_thread() as threads,
+        torch.autocast("cpu", enabled=False),
+        ThreadPoolExecutor(threads, initializer=_start_worker) as pool,
+    ):
+        _local.inside, _local.pool = True, pool if threads > 1 else None
+        try:
+            yield
+        finally:
+            _local.inside, _local.pool = False, None
+
+
+def _start_worker() -> None:
+    _local.inside = True
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[int]:
+    """Sets torch's number of threads to one, and gives what it was before the first caller came.
+
+    A thread that is new to torch takes over what was set last, in whatever thread: also the one of
+    another caller.
+    """
+    with _Threads.lock:
+        if _Threads.callers == 0:
+            _Threads.before = torch.get_num_threads()
+        _Threads.callers += 1
+        threads = _Threads.before
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            _local.pool = pool if threads > 1 else None
-            yield
+        yield threads
     finally:
-        _local.pool = None
-        torch.set_num_threads(threads)
+        with _Threads.lock:
+            _Threads.callers -= 1
+            torch.set_num_threads(threads)
 
 
 def deterministic_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

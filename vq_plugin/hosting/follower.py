@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.hosting.plan import Plan
 from vq_plugin.hosting.statistics import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, find_slots, layer_slot
+from vq_plugin.nn.memory_format import by_elements
 from vq_plugin.rounding import round_centers
 from vq_plugin.straight_through import straight_through
 
@@ -138,6 +139,9 @@ class CodebookFollower(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102 - inherited
         return str(self.plan.scheme)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(by_elements(fn), recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def _leader(self, weight: Tensor) -> nn.Module:
         """The one follower of a weight which layers share."""

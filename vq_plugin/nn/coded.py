@@ -102,7 +102,7 @@ class CodedWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         fn = by_elements(fn)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         codes = fn(self._codes)
         # to_empty() leaves what was in memory, which need not be places in a codebook.
         self._codes = codes if self._fit(self._unpacked(codes)) else torch.zeros_like(codes)
@@ -272,6 +272,13 @@ class CodedWeight(nn.Module):
         """Whether a gradient has to reach the codebooks or the scale."""
         return torch.is_grad_enabled() and any(
             table is not None and table.requires_grad for table in self._tables()
+        )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Torch calls it in ``torch.jit.script``, whose language lacks what is needed here."""
+        raise RuntimeError(
+            "torch.jit.script cannot read layers that hold codes: use torch.jit.trace, "
+            "torch.export or torch.compile"
         )
 
     def set_memory(self, memory: Memory) -> None:

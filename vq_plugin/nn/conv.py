@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import CodebookLayer
+from vq_plugin.ops import tracing
 
 _SETTINGS = (
     "in_channels",
@@ -53,16 +54,16 @@ class _CodebookConv(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
-        tracing = torch.jit.is_tracing()
+        traced = tracing()
         if self._pointwise and (
-            tracing
+            traced
             or torch.compiler.is_compiling()
             or self._kernel_runs(input, self.in_channels * math.prod(self.stride))
         ):
             space = len(self.stride)
             batched = input.dim() - space in (1, 2)
             # Torch's own convolution has the errors for other shapes; a trace keeps no condition.
-            if batched and (tracing or input.shape[-1 - space] == self.in_channels):
+            if batched and (traced or input.shape[-1 - space] == self.in_channels):
                 return self._multiply_places(input)
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
@@ -80,7 +81,7 @@ class _CodebookConv(CodebookLayer):
         every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
         places = input[every]
         # Training, and channels that are last already.
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or not input.is_contiguous():
+        if torch.is_grad_enabled() or tracing() or not input.is_contiguous():
             vectors = places.movedim(-1 - space, -1)
             # By the shape, which the operator does not check.
             vectors = vectors.reshape(*vectors.shape[:-1], self.in_channels).contiguous()

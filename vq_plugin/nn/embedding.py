@@ -11,7 +11,8 @@ from torch.nn import functional
 from vq_plugin.codebook import decode_rows
 from vq_plugin.nn.layer import CodebookLayer
 
-_ZERO_ROW = "padding_row_is_zero"
+# Rows that are zero whatever their codes say; files without a model want to know them.
+_ZERO_ROWS = "zero_rows"
 
 
 class CodebookEmbedding(CodebookLayer):
@@ -93,7 +94,8 @@ class CodebookEmbedding(CodebookLayer):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.padding_idx is not None:
-            destination[prefix + _ZERO_ROW] = torch.tensor(self._zero_row)
+            rows = [self.padding_idx] if self._zero_row else []
+            destination[prefix + _ZERO_ROWS] = torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     def _load_from_state_dict(
         self,
@@ -110,12 +112,12 @@ class CodebookEmbedding(CodebookLayer):
         )
         if self.padding_idx is None:
             return
-        key = prefix + _ZERO_ROW
+        key = prefix + _ZERO_ROWS
         if key in unexpected_keys:
             unexpected_keys.remove(key)
-        zero = state_dict.get(key)
-        if zero is not None and not zero.is_meta:
-            self._zero_row = bool(zero)
+        rows = state_dict.get(key)
+        if rows is not None:
+            self._zero_row = rows.numel() > 0
 
     def _settings_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

@@ -13,7 +13,14 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.decoded import Decoded
-from vq_plugin.ops import KERNEL_CENTERS, Precision, native, transforming, warn_without_native
+from vq_plugin.ops import (
+    KERNEL_CENTERS,
+    Precision,
+    native,
+    tracing,
+    transforming,
+    warn_without_native,
+)
 from vq_plugin.schemes import Scheme
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -120,7 +127,7 @@ class CodebookLayer(CodedWeight):
         """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
         linear = torch.ops.vq.codebook_linear
         # A trace may run where gradients are on.
-        differentiable = torch.is_grad_enabled() or torch.jit.is_tracing()
+        differentiable = torch.is_grad_enabled() or tracing()
         return self._run(linear.default if differentiable else linear.inference, input)
 
     def _run(self, operator: Callable[..., Tensor], input: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import CodebookLayer
+from vq_plugin.ops import tracing
 
 
 class CodebookLinear(CodebookLayer):
@@ -29,7 +30,7 @@ class CodebookLinear(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
-        if torch.jit.is_tracing():
+        if tracing():
             # By the shape, which the operator does not check: batches may be of another size.
             return self._multiply(input.reshape(*input.shape[:-1], self.in_features))
         kernel = torch.compiler.is_compiling() or self._kernel_runs(input, self.in_features)

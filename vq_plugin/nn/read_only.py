@@ -35,17 +35,19 @@ def read_only(weight: Tensor) -> Tensor:
         RuntimeError: a compressed weight is codes into codebooks: what is written ...
     """
     # Programs that are recorded keep plain tensors; other kinds of tensors have their own rules.
-    if type(weight) is not Tensor or weight.is_meta or recording():
+    # And autocast does not see into operators of tensors that intercept them.
+    plain = type(weight) is not Tensor or weight.is_meta or recording()
+    if plain or torch.is_autocast_enabled(weight.device.type):
         return weight
     return weight.as_subclass(_ReadOnly)
 
 
 class _ReadOnly(Tensor):
     # Not by __torch_function__: Transformer layers leave their fast path where a weight has one.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: object,
@@ -84,7 +86,7 @@ class _ReadOnly(Tensor):
         return _plain(self).tolist()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copied: Tensor = _plain(self).__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        copied: Tensor = _plain(self).__deepcopy__(memo)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -341,7 +341,7 @@ def _differentiable(
             return body(*operands)
         if not torch.is_grad_enabled():
             return _below_autograd(operator, keys, operands)
-        return function.apply(keys, *operands)
+        return function.apply(keys, *operands)  # type: ignore[no-untyped-call]
 
     return run
 
@@ -365,13 +365,12 @@ for _operator, _function, _body in (
     (torch.ops.vq.codebook_linear.default, _Linear, _linear),
     (torch.ops.vq.dequantize_codebook.default, _Dequantize, _dequantize),
 ):
-    _library.impl(
-        _operator, _differentiable(_operator, _function, _body), "Autograd", with_keyset=True
-    )
+    _run = _differentiable(_operator, _function, _body)
+    _library.impl(_operator, _run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 for _overload in ("default", "inference", "pointwise"):
     _operator = getattr(torch.ops.vq.codebook_linear, _overload)
-    _library.impl(_operator, _under_autocast(_operator), "AutocastCPU")
+    _library.impl(_operator, _under_autocast(_operator), "AutocastCPU")  # type: ignore[no-untyped-call]
 # Elsewhere F.linear itself takes the half of float32.
 for _device in ("AutocastCUDA", "AutocastXPU", "AutocastMPS"):
-    _library.impl("codebook_linear", _linear, _device)
-    _library.impl("codebook_linear.inference", _linear, _device)
+    for _name in ("codebook_linear", "codebook_linear.inference"):
+        _library.impl(_name, _linear, _device)  # type: ignore[no-untyped-call]

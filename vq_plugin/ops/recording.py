@@ -18,6 +18,11 @@ def transforming() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+def tracing() -> bool:
+    """Whether ``torch.jit.trace`` runs, whose programs keep no condition and no size."""
+    return torch._C._get_tracing_state() is not None
+
+
 def recording() -> bool:
     """Whether what is computed now is a program as well: compiled, traced or transformed."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming()
+    return torch.compiler.is_compiling() or tracing() or transforming()
