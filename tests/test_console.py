@@ -107,9 +107,7 @@ def test_output_that_cannot_be_written_is_a_warning(folder: Path) -> None:
 
 
 def test_closed_output_changes_no_exit_code(folder: Path) -> None:
-    process = command(
-        folder, "inspect", "m.vq", stdout=None, preexec_fn=lambda: os.close(1)
-    )
+    process = command(folder, "inspect", "m.vq", stdout=None, preexec_fn=lambda: os.close(1))
     _, shown = process.communicate(timeout=200)
     assert (process.returncode, shown) == (0, "")
 

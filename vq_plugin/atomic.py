@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: If the file cannot be written, which it names; an older one is then as it was.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomically(Path(folder) / "codes", b"0123")
         ...     (Path(folder) / "codes").read_bytes()

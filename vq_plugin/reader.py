@@ -25,6 +25,7 @@ ArrayT = TypeVar("ArrayT")
 # Values that are added up at a time: the whole weight, and no more, is in memory once.
 _RUN = 1 << 20
 
+
 class Library(Protocol[ArrayT]):
     """What a file's arrays are made of."""
 

@@ -42,7 +42,7 @@ def assemble(
     """
     layers, parameters = _holders(model, weights, ties)
     # A memo that knows the replaced layers copies everything but them, and puts them in place.
-    memo = _own_values(model)
+    memo = _own_values(model) | _empty_mappings(model)
     memo.update((id(module), layer) for module, layer in layers.items())
     small: nn.Module = copy.deepcopy(model, memo)
     for slot, coded, shift in parameters:
@@ -166,14 +166,21 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
 def _own_values(model: nn.Module) -> dict[int, object]:
     """Copies of tensors that deepcopy refuses: weights that pruning computed with gradients.
 
-    Recurrent modules list theirs. And of empty mappings: a module has a dozen, of hooks, in which
-    deepcopy spends most of its time.
+    Recurrent modules list theirs.
     """
-    copies: dict[int, object] = {}
-    for module in model.modules():
-        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ())):
-            if type(value) in (dict, OrderedDict) and not value:
-                copies[id(value)] = type(value)()
-            elif isinstance(value, Tensor) and not value.is_leaf:
-                copies[id(value)] = value.detach().clone()
-    return copies
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in (*vars(module).values(), *vars(module).get("_flat_weights", ()))
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+
+
+def _empty_mappings(model: nn.Module) -> dict[int, object]:
+    """Copies of what a module has a dozen of, for hooks: deepcopy would spend its time on them."""
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    }

@@ -34,11 +34,11 @@ def format_table(
 
 
 def printable(text: str) -> str:
-    """A text on one line, control characters and those that turn the line around escaped.
+    r"""A text on one line, control characters and those that turn the line around escaped.
 
     Example:
-        >>> printable("fc\\x1b[2J")
-        'fc\\\\x1b[2J'
+        >>> print(printable("fc\x1b[2J"))
+        fc\x1b[2J
     """
     if text.isprintable():
         return text

@@ -39,7 +39,10 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     """The bytes of a file: a header without tensors, and tensors without their checksums."""
     # Every tensor of a safetensors file starts at a multiple of its item's size.
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0].dtype][1], name))
-    kinds = {name: replace(tensors[name][0], checksum=zlib.crc32(tensors[name][1].data)) for name in order}
+    kinds = {
+        name: replace(tensors[name][0], checksum=zlib.crc32(tensors[name][1].data))
+        for name in order
+    }
     text = header_json(replace(header, tensors=kinds))
     data = [tensors[name][1] for name in order]
     ends = accumulate((kind.nbytes for kind in kinds.values()), initial=0)
@@ -85,9 +88,8 @@ class Container:
         with open(self.path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             # What is mapped stays as it is when the file is replaced by another.
-            mapped = np.memmap(file, np.uint8, "r") if self.size else np.empty(0, np.uint8)
-            # Slices of the array take thirty times as long.
-            self._bytes = memoryview(mapped)
+            # Slices of the array would take thirty times as long.
+            self._bytes = np.memmap(file, np.uint8, "r").data if self.size else memoryview(b"")
         try:
             text, entries, data = self._open()
             pointer = _POINTER.fullmatch(text)
