@@ -162,11 +162,12 @@ class _Text:
 
     def _entry(self, match: re.Match[str]) -> Entry:
         _, scheme, shape, view, *views, axis, group, codes, dtype, along, bits, _ = match.groups()
-        if len(scheme) > _LONGEST_SCHEME or dtype not in FLOATS or group == "0":
-            raise ValueError(f"{match[0][:200]} cannot be")
+        scheme = _string(scheme) if len(scheme) <= _LONGEST_SCHEME else ""
+        if not scheme or not scheme.isprintable() or dtype not in FLOATS or group == "0":
+            raise ValueError(f"{match[0][:200]!r} cannot be")
         seen = self._shape(shape)
         return Entry(
-            scheme=_string(scheme),
+            scheme=scheme,
             shape=seen,
             view=None if view == "null" else self._view(views, seen),
             axis=axis,
