@@ -1,7 +1,10 @@
 """Files that other processes see whole or not at all."""
 
+import errno
 import os
-import tempfile
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -11,18 +14,80 @@ def write_atomically(path: Path, data: bytes) -> None:
     A reader, and whoever comes after a kill, finds the old bytes or the new ones. What a power cut
     leaves is up to the file system. The folder has to exist.
 
+    A symbolic link stays one, and what it leads to is replaced. A file that is replaced keeps its
+    mode; a new one gets that of the umask. Pipes and devices are written to as they are.
+
     Raises:
-        OSError: If the file cannot be written; an older one is then as it was.
+        OSError: If the file cannot be written, which it names; an older one is then as it was.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomically(Path(folder) / "codes", b"0123")
         ...     (Path(folder) / "codes").read_bytes()
         b'0123'
     """
-    # Beside the target, as os.replace is atomic only within one file system; in a folder, as the
-    # files that tempfile makes itself can be read by their owner alone.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".vq_plugin.") as folder:
-        fresh = Path(folder) / path.name
-        fresh.write_bytes(data)
-        os.replace(fresh, path)
+    with _naming(path):
+        check_target(path)
+        target = Path(os.path.realpath(path))
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        if mode is not None and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _replace(target, data, mode)
+
+
+def check_target(path: Path) -> None:
+    """Raises ``OSError`` if there can be no such file, before the work that makes its content."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(path))
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", str(path))
+
+
+def _replace(target: Path, data: bytes, mode: int | None) -> None:
+    """Writes beside the target, as files are replaced in one step only within one file system."""
+    descriptor, fresh = _beside(target)
+    try:
+        with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.chmod(descriptor if fresh is None else fresh, mode)
+            file.write(data)
+            file.flush()
+            if fresh is None:
+                # It had no name so far: a kill would have left nothing.
+                fresh = _free_name(target)
+                # With a folder's descriptor, here of no use, Python follows the link in /proc.
+                os.link(f"/proc/self/fd/{descriptor}", fresh, src_dir_fd=descriptor)
+        os.replace(fresh, target)
+    except BaseException:
+        if fresh is not None:
+            with suppress(FileNotFoundError):
+                fresh.unlink()
+        raise
+
+
+def _beside(target: Path) -> tuple[int, Path | None]:
+    """A new file in the folder of another one; without a name, where the system has such files."""
+    nameless = getattr(os, "O_TMPFILE", 0)
+    if nameless and os.path.isdir("/proc/self/fd"):
+        with suppress(OSError):
+            return os.open(target.parent, nameless | os.O_WRONLY, 0o666), None
+    fresh = _free_name(target)
+    return os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), fresh
+
+
+def _free_name(target: Path) -> Path:
+    return target.with_name(f".vq_plugin.{os.getpid()}.{os.urandom(6).hex()}")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has errors name a file: those of a full disk name none, others that of a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename == str(path):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error

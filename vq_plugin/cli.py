@@ -17,9 +17,11 @@ from torch import nn
 
 import vq_plugin
 from vq_plugin import ops
+from vq_plugin.atomic import check_target
 from vq_plugin.checkpoint import read_header, save
 from vq_plugin.coding.bits import code_bits
 from vq_plugin.compress import compress
+from vq_plugin.console import Terminated, complain, say, terminated_by_signal
 from vq_plugin.format.header import FORMAT, LEAVES, join
 from vq_plugin.recipe import run_recipe
 from vq_plugin.recipe.commands import add_recipe_commands
@@ -33,6 +35,8 @@ from vq_plugin.tuning.report import format_result
 from vq_plugin.tuning.tracking import TrackingError, ensure_experiment, log_run
 
 WITHIN_BUDGET, BAD_INPUT, NOT_REACHED = 0, 2, 3
+# As shells have it: 128 and the number of the signal.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,18 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; ``None`` takes the process's own.
 
     Returns:
-        0 = done, within budget; 2 = bad input; 3 = budget not reached.
+        0 = done, within budget; 2 = bad input; 3 = budget not reached; 130 and 143 = ended by
+        Ctrl-C and by SIGTERM. Output that nobody takes changes none of them.
     """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with terminated_by_signal():
+            status: int = options.run(options)
     except (ValueError, TypeError, OSError, TrackingError) as error:
-        print(f"vq-plugin: {error}", file=sys.stderr)
+        complain(f"vq-plugin: {error}")
         return BAD_INPUT
     except SystemExit as error:
         # Exit code 0 of the user's code would pass for a verdict.
-        print(f"vq-plugin: the code of the recipe called sys.exit({error.code})", file=sys.stderr)
+        complain(f"vq-plugin: the code of the recipe called sys.exit({error.code})")
         return BAD_INPUT
+    except KeyboardInterrupt:
+        complain("vq-plugin: interrupted")
+        return INTERRUPTED
+    except Terminated:
+        complain("vq-plugin: terminated")
+        return TERMINATED
     return status
 
 
@@ -145,8 +157,8 @@ def _tune(options: argparse.Namespace) -> int:
         outcome = run_recipe(
             options.recipe, options.output, workers=options.workers, backend=options.backend
         )
-    print(format_result(outcome.result, outcome.model_path))
-    print(f"report: {outcome.report_path.with_suffix('.html')}")
+    say(format_result(outcome.result, outcome.model_path))
+    say(f"report: {outcome.report_path.with_suffix('.html')}")
     if options.mlflow is not None:
         _track(outcome, Path(options.recipe), options.mlflow)
     return WITHIN_BUDGET if outcome.result.passed else NOT_REACHED
@@ -158,9 +170,9 @@ def _track(outcome: Outcome, recipe: Path, experiment: str) -> None:
         run = log_run(outcome.result, folder=folder, recipe=recipe, experiment=experiment)
     except TrackingError as error:
         # The gate is the verdict: a server that is away does not stop a release.
-        print(f"vq-plugin: warning: {error}", file=sys.stderr)
+        complain(f"vq-plugin: warning: {error}")
     else:
-        print(f"mlflow: run {run} of experiment {experiment!r}")
+        say(f"mlflow: run {run} of experiment {experiment!r}")
 
 
 def _compress(options: argparse.Namespace) -> int:
@@ -172,6 +184,7 @@ def _compress(options: argparse.Namespace) -> int:
         schemes["*"] = parse_scheme(options.scheme)
     if not any(schemes.values()):
         raise ValueError("nothing to do: give --scheme or --layer")
+    check_target(Path(options.output))
     model = resolve(options.model)()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{options.model!r} returned {model!r}, not an nn.Module")
@@ -179,11 +192,11 @@ def _compress(options: argparse.Namespace) -> int:
     small = compress(model, schemes, calibration, options.seed)
     save(small, options.output, rest=options.rest)
     sizes = summary(small, rest=options.rest)
-    print(sizes)
-    print(f"file: {options.output} (file rate {sizes.file_rate(options.output):.1f}x)")
+    say(str(sizes))
+    say(f"file: {options.output} (file rate {sizes.file_rate(options.output):.1f}x)")
     if options.evaluate is not None:
         evaluate = resolve(options.evaluate)
-        print(f"metric: {evaluate(model):.4f} -> {evaluate(small):.4f}")
+        say(f"metric: {evaluate(model):.4f} -> {evaluate(small):.4f}")
     return WITHIN_BUDGET
 
 
@@ -206,9 +219,9 @@ def _inspect(options: argparse.Namespace) -> int:
             ]
         )
     header_row = ["layer", "shape", "scheme", "k", "bits/code", "size"]
-    print(format_table(header_row, rows, right=(3, 4, 5)))
+    say(format_table(header_row, rows, right=(3, 4, 5)))
     total = Path(options.file).stat().st_size
-    print(
+    say(
         f"{len(rows)} codebook layers, {len(sizes)} tensors, {format_bytes(total)}, "
         f"format {FORMAT}, checksums right"
     )
@@ -229,7 +242,7 @@ def _doctor(options: argparse.Namespace) -> int:
         ["kernels", f"{ops.isa()}, of {', '.join(ops.isas())}" if module else _why_no_kernels()],
         ["fast kernels", ", ".join(kind for kind, has in fast if has) or "none"],
     ]
-    print("\n".join(f"{name:15}{value}" for name, value in rows))
+    say("\n".join(f"{name:15}{value}" for name, value in rows))
     return WITHIN_BUDGET
 
 

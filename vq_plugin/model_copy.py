@@ -25,11 +25,8 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     gradients, such as kept activations, are copied by their values, and functions follow: a hook or
     a forward of one module alone that knows parts of the model knows those of the copy.
     """
-    for module in model.modules():
-        # A module has a dozen empty mappings, of hooks: deepcopy spends most of its time in them.
-        for value in vars(module).values():
-            if type(value) in (dict, OrderedDict) and not value:
-                memo.setdefault(id(value), type(value)())
+    for key, empty in _empty_mappings(model).items():
+        memo.setdefault(key, empty)
     with _Values():
         copied: nn.Module = copy.deepcopy(model, memo)
     rebound = rebinding(_parts(model), memo)
@@ -40,6 +37,16 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 if changed is not value:
                     store[name] = changed
     return copied
+
+
+def _empty_mappings(model: nn.Module) -> dict[int, object]:
+    """Copies of what a module has a dozen of, for hooks: deepcopy would spend its time on them."""
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    }
 
 
 def part_copies(model: nn.Module, memo: dict[int, Any]) -> Callable[[Any], Any]:

@@ -10,6 +10,8 @@ def format_table(
 ) -> str:
     """Aligned columns under a header and a rule; those of the indices ``right`` to the right.
 
+    Names come from models and files: what a terminal would obey is escaped.
+
     Example:
         >>> print(format_table(["name", "n"], [["a", "1"], ["bc", "23"]], right=(1,)))
         name   n
@@ -17,6 +19,7 @@ def format_table(
         a      1
         bc    23
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -28,6 +31,21 @@ def format_table(
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def printable(text: str) -> str:
+    r"""A text on one line, control characters and those that turn the line around escaped.
+
+    Example:
+        >>> print(printable("fc\x1b[2J"))
+        fc\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def format_bytes(count: int) -> str:

@@ -147,6 +147,12 @@ def test_files(tmp_path: Path) -> None:
     assert len(values(result, "Files of a 64x64", "over entropy")) == 5
 
 
+def test_layers(tmp_path: Path) -> None:
+    _, result = run_quick("layers", tmp_path / "layers.json")
+    assert values(result, "Models of small layers", "layers") == [20, 80]
+    assert all(seconds > 0 for seconds in values(result, "Models of small layers", "load"))
+
+
 def test_finetune(tmp_path: Path) -> None:
     _, result = run_quick("finetune", tmp_path / "finetune.json")
     assert values(result, "digits", "scheme") == ["pq(k=16,dim=8,codebooks=tensor)"]

@@ -168,6 +168,14 @@ def test_a_header_is_not_made_into_more_than_its_bytes_allow(text: str, tmp_path
     assert_cheap(path, lambda: read_all(path, model()), "readable")
 
 
+def test_a_scheme_that_a_terminal_would_obey_is_refused(small_file: Path, tmp_path: Path) -> None:
+    header, tensors = contents(small_file)
+    header["layers"]["0"]["scheme"] = "km(k=4)\x1b[2J"
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors))
+    with pytest.raises(vq.CheckpointError, match="cannot be"):
+        vq.open_file(tmp_path / "m.vq")
+
+
 @pytest.mark.parametrize("zeros", [0.99, 0.999])
 def test_layers_that_are_nearly_empty_open_without_their_model(
     zeros: float, tmp_path: Path

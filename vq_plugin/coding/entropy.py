@@ -206,12 +206,12 @@ def _fill(groups: Iterable[NDArray[Any]], tables: NDArray[np.int64], reader: Rea
     step = max(1, _TABLES // tables.shape[1])
     for start in range(0, len(tables), step):
         part = tables[start : start + step]
-        used = part.any(1)
-        found = frequencies(np.where(used[:, None], part, 1)).astype(np.uint32)
-        for table, known, group in zip(found, used.tolist(), each, strict=False):
+        used: NDArray[np.bool_] = part.max(1, keepdims=True) > 0
+        found = frequencies(np.where(used, part, 1)).astype(np.uint32)
+        for table, known, group in zip(found, used, each, strict=False):
             if not len(group):
                 continue
-            if not known:
+            if not known[0]:
                 raise ValueError("a table has no count for its codes")
             reader.pop(group, table)
 

@@ -88,9 +88,8 @@ class Container:
         with open(self.path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             # What is mapped stays as it is when the file is replaced by another.
-            mapped = np.memmap(file, np.uint8, "r") if self.size else np.empty(0, np.uint8)
-            # Slices of the array take thirty times as long.
-            self._bytes = memoryview(mapped)
+            # Slices of the array would take thirty times as long.
+            self._bytes = np.memmap(file, np.uint8, "r").data if self.size else memoryview(b"")
         try:
             text, entries, data = self._open()
             pointer = _POINTER.fullmatch(text)

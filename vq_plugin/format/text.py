@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from vq_plugin.coding.entropy import Along, Coding
 from vq_plugin.format.header import (
@@ -162,20 +162,19 @@ class _Text:
 
     def _entry(self, match: re.Match[str]) -> Entry:
         _, scheme, shape, view, *views, axis, group, codes, dtype, along, bits, _ = match.groups()
-        if len(scheme) > _LONGEST_SCHEME or dtype not in FLOATS or group == "0":
-            raise ValueError(f"{match[0][:200]} cannot be")
-        if along is not None and along not in get_args(Along):
-            raise ValueError(f"there is no coding along {along!r}")
+        scheme = _string(scheme) if len(scheme) <= _LONGEST_SCHEME else ""
+        if not scheme or not scheme.isprintable() or dtype not in FLOATS or group == "0":
+            raise ValueError(f"{match[0][:200]!r} cannot be")
         seen = self._shape(shape)
         return Entry(
-            scheme=_string(scheme),
+            scheme=scheme,
             shape=seen,
             view=None if view == "null" else self._view(views, seen),
             axis=axis,
             group=None if group == "null" else _number(group),
             codes=self._shape(codes),
             dtype=dtype,
-            coding=None if along is None else Coding(along, _number(bits)),
+            coding=None if along is None else Coding(_along(along), _number(bits)),
         )
 
     def _view(self, texts: list[str], shape: tuple[int, ...]) -> EntryView:
@@ -201,6 +200,13 @@ class _Text:
         if text not in self._shapes:
             self._shapes[text] = tuple(map(_number, text.split(","))) if text else ()
         return self._shapes[text]
+
+
+def _along(text: str) -> Along:
+    for along in get_args(Along):
+        if along == text:
+            return cast(Along, along)
+    raise ValueError(f"there is no coding along {text!r}")
 
 
 def _put(into: dict[str, _T], name: str, value: _T) -> None:

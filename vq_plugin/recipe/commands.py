@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from vq_plugin.console import complain, say
 from vq_plugin.recipe.prepare import prepare
 from vq_plugin.recipe.reading import RecipeError
 from vq_plugin.recipe.schema import json_schema
@@ -52,10 +52,10 @@ def _check(options: argparse.Namespace) -> int:
         try:
             prepared = prepare(file)
         except (RecipeError, OSError) as error:
-            print(error, file=sys.stderr)
+            complain(str(error))
             status = WRONG
         else:
-            print(f"{file}: right; {prepared}")
+            say(f"{file}: right; {prepared}")
     return status
 
 
@@ -67,10 +67,10 @@ def _init(options: argparse.Namespace) -> int:
         test=options.test,
         calibration=options.calibration,
     )
-    print(f"{options.file}: written; check it with: vq-plugin recipe check {options.file}")
+    say(f"{options.file}: written; check it with: vq-plugin recipe check {options.file}")
     return RIGHT
 
 
 def _schema(_: argparse.Namespace) -> int:
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    say(json.dumps(json_schema(), indent=2, ensure_ascii=False))
     return RIGHT

@@ -1,0 +1,69 @@
+"""What the command line says, and the signals that end it.
+
+A pipe or terminal that is gone is no error of the work that was done: exit codes are verdicts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from vq_plugin.table import printable
+
+
+class Terminated(BaseException):
+    """SIGTERM. As an exception it lets files be removed and workers be ended."""
+
+
+def say(text: str) -> None:
+    """Prints to standard output, if anybody listens; what it cannot show is escaped."""
+    stream = sys.stdout
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        _close(1)
+    except (OSError, ValueError) as error:
+        _close(1)
+        complain(f"vq-plugin: warning: standard output is lost: {error}")
+
+
+def complain(text: str) -> None:
+    """Prints to standard error, if there is one; control characters are escaped."""
+    if sys.stderr is not None:
+        lines = "\n".join(map(printable, text.split("\n")))
+        with suppress(OSError, ValueError):
+            print(lines, file=sys.stderr, flush=True)
+
+
+def _close(descriptor: int) -> None:
+    """Sends what is still to be written nowhere: Python would fail on it when it ends."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+@contextmanager
+def terminated_by_signal() -> Iterator[None]:
+    """Raises :class:`Terminated` at SIGTERM; in the main thread, as Python has it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        # A second one does not wait for files and workers.
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
