@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 # Moments of n inputs are known as well by some rows for each as by all: a fit believes them by
-# nine tenths only. Numbers in the rows of a sample (32 MB), and rows for an input.
-_NUMBERS = 1 << 23
+# nine tenths only. Numbers in the rows of a sample (8 MB), and rows for an input.
+_NUMBERS = 1 << 21
 _ROWS_FOR_INPUT = 4
-_LEAST = 512
+_LEAST, _MOST = 512, 1 << 14
 
 
 def most_rows(groups: int, inputs: int) -> int:
     """Rows after which a sample of them does."""
-    return max(_NUMBERS // max(1, groups * inputs), _ROWS_FOR_INPUT * inputs, _LEAST)
+    most = min(_NUMBERS // max(1, groups * inputs), _MOST)
+    return max(most, _ROWS_FOR_INPUT * inputs, _LEAST)
 
 
 def sample_of(rows: int, before: int, most: int) -> Tensor | None:
