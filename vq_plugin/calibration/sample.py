@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vq_plugin.fit.sample import stratified
+
 # Moments of n inputs are known as well by some rows for each as by all: a fit believes them by
 # nine tenths only. Numbers in the rows of a sample (8 MB), and rows for an input.
 _NUMBERS = 1 << 21
@@ -28,7 +30,4 @@ def sample_of(rows: int, before: int, most: int) -> Tensor | None:
     count = -(-most * rows // (before + rows))
     if count >= rows:
         return None
-    generator = torch.Generator().manual_seed(before)
-    within = torch.rand(count, generator=generator, dtype=torch.float64)
-    places = (torch.arange(count) + within) * (rows / count)
-    return places.long().clamp_(max=rows - 1)
+    return stratified(rows, count, torch.Generator().manual_seed(before))
