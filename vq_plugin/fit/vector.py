@@ -33,9 +33,10 @@ def fit_vector(batch: Batch, k: int, seed: int) -> tuple[Tensor, Tensor]:
     """Centers that minimize the (weighted) squared error: k-means++, Lloyd, exchange.
 
     Books are fitted in groups that fit a core's cache, side by side on torch's threads. Where a
-    book has many more points than centers, a sample finds the centers, and iterations on larger and
-    larger ones polish them, a few at last on all points. Gives centers, float32, ``(books, k', dim)``, and codes, ``(books, n)``;
-    ``k'`` is the most distinct points of a book, if below ``k``; others repeat a center.
+    book has many more points than centers, a sample finds the centers, and iterations on larger
+    and larger ones polish them, a few at last on all points. Gives centers, float32,
+    ``(books, k', dim)``, and codes, ``(books, n)``; ``k'`` is the most distinct points of a book,
+    if below ``k``; others repeat a center.
     """
     books, n, _ = batch.x.shape
     step = max(1, BLOCK // (k * min(n, _sample_size(k))))
