@@ -17,6 +17,7 @@ from integration.benchmarks.fit_vector import (
     model_product,
     product,
     residual,
+    shared_product,
 )
 from integration.benchmarks.harness import Report, parse_arguments, powers_of_two
 from integration.benchmarks.import_time import import_time
@@ -33,6 +34,9 @@ PARTS: dict[str, Callable[[Report, int, bool], None]] = {
     ),
     "pq": lambda report, rounds, quick: product(
         report, (64, 32) if quick else (1024, 4096), 16, 4, rounds
+    ),
+    "pq-shared": lambda report, rounds, quick: shared_product(
+        report, (64, 64) if quick else (4096, 4096), 4 if quick else 256, 4, rounds
     ),
     "pq-large": lambda report, rounds, quick: large_product(
         report, (64, 32) if quick else (4096, 4096), 16, 4, rounds

@@ -70,6 +70,26 @@ def product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: in
         )
 
 
+def shared_product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: int) -> None:
+    """PQ with one codebook for all subspaces, against faiss' k-means on the same points."""
+    if missing_peer("faiss"):
+        report.note("faiss is not installed: the shared PQ has no contender")
+        return
+    weight = normal_weight(*shape)
+    _ours(normal_weight(64, 64), vq.PQ(k=4, dim=4, codebooks="tensor"))
+    _faiss_shared(normal_weight(64, 64), 4, 4, 64)
+    peers = {f"faiss Kmeans, {points} points for each center": points for points in (256, 1 << 20)}
+    contenders = {name: partial(_faiss_shared, weight, k, dim, n) for name, n in peers.items()}
+    ours = partial(_ours, weight, vq.PQ(k=k, dim=dim, codebooks="tensor"))
+    timed = race({"vq_plugin": ours, **contenders}, rounds)
+    _tabulate(report, f"PQ k={k} dim={dim}, one codebook", weight, timed)
+    found = timed["vq_plugin"]
+    error = squared_error(weight, found.result.weight)
+    for name in peers:
+        theirs = squared_error(weight, timed[name].result.weight)
+        report.checks.append(Check(f"Shared PQ: SSE over {name}", error / theirs, 1.005))
+
+
 def large_product(report: Report, shape: tuple[int, int], k: int, dim: int, rounds: int) -> None:
     """The same on a layer where scikit-learn would take minutes: against faiss' trainer."""
     if missing_peer("faiss"):
@@ -213,6 +233,19 @@ def _faiss_pq(weight: Tensor, k: int, dim: int) -> Decoded:
     # No warning about points per center: here they are as many as there are rows.
     quantizer.cp.min_points_per_centroid = 1
     return _faiss(quantizer, weight)
+
+
+def _faiss_shared(weight: Tensor, k: int, dim: int, points: int) -> Decoded:
+    import faiss
+
+    values = weight.reshape(-1, dim).numpy()
+    kmeans = faiss.Kmeans(
+        dim, k, niter=25, seed=0, max_points_per_centroid=points, min_points_per_centroid=1
+    )
+    run = race({"train": lambda: kmeans.train(values)}, 1)
+    _, codes = kmeans.index.search(values, 1)
+    decoded = torch.from_numpy(kmeans.centroids[codes[:, 0]]).reshape(weight.shape)
+    return Decoded(decoded, run["train"].median)
 
 
 def _faiss_rq(weight: Tensor, k: int, stages: int) -> Decoded:

@@ -81,6 +81,29 @@ def test_the_error_is_not_above_that_of_scikit_learn(
     assert ours <= sum(peer_sse(x, k, seed=seed) for seed in seeds) * 1.01
 
 
+# Seeds are drawn from a sample, which has few points of the tails.
+@pytest.mark.parametrize(
+    ("kind", "most"), [("normal", 1.005), ("correlated", 1.005), ("heavy-tailed", 1.03)]
+)
+def test_samples_of_many_points_find_centers_as_good_as_all_points_do(
+    kind: str, most: float
+) -> None:
+    # More points than the first sample of the fit (65,536), and than the next one.
+    x = points(kind, 1, 300_000, 4)
+    centers, codes = fit_vector(Batch(x, None), 32, 0)
+    error = sse(x, centers)
+    assert error <= peer_sse(x, 32) * most
+    assert error == pytest.approx(float((x - centers[:, codes[0].long()]).square().sum()), rel=1e-3)
+
+
+def test_rare_points_that_a_sample_misses_keep_their_centers() -> None:
+    x = torch.zeros(1, 100_000, 2)
+    x[0, 7], x[0, 54_321] = 1.0, 2.0
+    centers, codes = fit_vector(Batch(x, None), 3, 0)
+    assert centers.shape == (1, 3, 2)
+    assert torch.equal(centers[0, codes[0].long()], x[0])
+
+
 def test_point_weights_count_as_in_scikit_learn() -> None:
     x = points("normal", 64, 256, 4)
     rng = torch.Generator().manual_seed(1)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vq_plugin.fit.sample import stratified
+
 # Moments of n inputs are known as well by some rows for each as by all: a fit believes them by
-# nine tenths only. Numbers in the rows of a sample (32 MB), and rows for an input.
-_NUMBERS = 1 << 23
+# nine tenths only. Numbers in the rows of a sample (8 MB), and rows for an input.
+_NUMBERS = 1 << 21
 _ROWS_FOR_INPUT = 4
-_LEAST = 512
+_LEAST, _MOST = 512, 1 << 14
 
 
 def most_rows(groups: int, inputs: int) -> int:
     """Rows after which a sample of them does."""
-    return max(_NUMBERS // max(1, groups * inputs), _ROWS_FOR_INPUT * inputs, _LEAST)
+    most = min(_NUMBERS // max(1, groups * inputs), _MOST)
+    return max(most, _ROWS_FOR_INPUT * inputs, _LEAST)
 
 
 def sample_of(rows: int, before: int, most: int) -> Tensor | None:
@@ -27,7 +30,4 @@ def sample_of(rows: int, before: int, most: int) -> Tensor | None:
     count = -(-most * rows // (before + rows))
     if count >= rows:
         return None
-    generator = torch.Generator().manual_seed(before)
-    within = torch.rand(count, generator=generator, dtype=torch.float64)
-    places = (torch.arange(count) + within) * (rows / count)
-    return places.long().clamp_(max=rows - 1)
+    return stratified(rows, count, torch.Generator().manual_seed(before))

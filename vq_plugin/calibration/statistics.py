@@ -103,8 +103,11 @@ class InputSquares(nn.Module):
 
     def _add_squares(self, pieces: Iterator[Tensor | Patches]) -> None:
         for piece in pieces:
+            if not _finite(piece):
+                # What a sample leaves out must not hide it.
+                self.total += torch.nan
             for rows, counts in read_rows(piece, int(self.count)):
-                self.total += counts * rows.double().square().sum(1)
+                self.total += counts * rows.square().sum(1).double()
             self.count += piece.shape[1]
 
     def observe(
@@ -198,7 +201,8 @@ class InputMoments(InputSquares):
         with worker_pool():
             for piece in pieces:
                 for rows, counts in read_rows(piece, int(self.samples)):
-                    self.first += counts * rows.sum(1, dtype=torch.float64)
+                    if self._biased:
+                        self.first += counts * rows.sum(1)
                     # Threads of a pool do not know that gradients are off here.
                     block = partial(self._add_block, rows.detach(), counts)
                     pairs = self.second.shape[1] if len(self.second) else 0
@@ -242,13 +246,18 @@ def read_rows(piece: Tensor | Patches, before: int) -> Iterator[tuple[Tensor, fl
             yield some.float(), 1.0
         return
     counts = 1.0 if index is None else total / len(index)
-    values = piece.value if isinstance(piece, Patches) else piece
-    if index is not None and not bool(torch.stack(torch.aminmax(values)).isfinite().all()):
-        # What is left out must not hide it.
-        counts = torch.nan
-    chosen = torch.arange(total) if index is None else index
-    for at in torch.split(chosen.to(values.device), step):
+    index = torch.arange(total) if index is None else index
+    for at in torch.split(index.to(_values(piece).device), step):
         yield piece.rows(at) if isinstance(piece, Patches) else piece[:, at].float(), counts
+
+
+def _finite(piece: Tensor | Patches) -> bool:
+    values = _values(piece)
+    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
+
+
+def _values(piece: Tensor | Patches) -> Tensor:
+    return piece.value if isinstance(piece, Patches) else piece
 
 
 def named_moments(name: str, moments: InputMoments) -> Moments:

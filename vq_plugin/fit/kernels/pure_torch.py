@@ -31,8 +31,14 @@ class TorchKernels(Kernels):
     """Matrix products, whose scores fit a core's cache, and sums of torch."""
 
     def assign(self, batch: Batch, centers: Tensor) -> Tensor:
-        """Their distances cost nothing beside them."""
-        return self.assign_with_error(batch, centers)[0]
+        """In pieces, side by side."""
+        codes = torch.empty(batch.x.shape[:2], dtype=torch_code_dtype(centers.shape[1]))
+
+        def fill(piece: tuple[slice, slice]) -> None:
+            codes[piece] = self._nearest(batch[piece], centers[piece[0]])[0]
+
+        deterministic_map(fill, self._pieces(batch, centers.shape[1]))
+        return codes
 
     def assign_with_error(self, batch: Batch, centers: Tensor) -> tuple[Tensor, Tensor]:
         """In pieces, side by side."""
@@ -98,7 +104,7 @@ class TorchKernels(Kernels):
         error = torch.full((len(centers),), math.inf, dtype=torch.float64)
         for _ in range(iterations):
             codes, distance = self.assign_with_error(batch, centers)
-            total = distance.double().sum(1)
+            total = distance.sum(1, dtype=torch.float64)
             falls = total < error * (1 - tolerance)
             if not bool(falls.any()):
                 return centers, codes
@@ -108,7 +114,9 @@ class TorchKernels(Kernels):
             done = ~falls.unsqueeze(1)
             centers = torch.where((occupied & ~done).unsqueeze(2), means, centers)
             _reseed(batch, centers, occupied | done, distance)
-        return centers, self.assign_with_error(batch, centers)[0]
+            # Not beside the next ones: they are a third as large as a weight.
+            del codes, distance
+        return centers, self.assign(batch, centers)
 
     def exchange(self, batch: Batch, codes: Tensor, k: int, *, sweeps: int) -> Tensor:
         """Some books at a time, side by side."""

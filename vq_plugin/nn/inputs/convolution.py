@@ -25,9 +25,13 @@ def convolved(module: nn.Module, arguments: Arguments, parameter: str) -> Iterat
     del parameter
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     value = batched(first_argument(arguments), len(module.kernel_size))
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = _pad(value, module._reversed_padding_repeated_twice, mode)
-    yield Patches(padded, module.kernel_size, module.stride, module.dilation, module.groups)
+    widths = list(module._reversed_padding_repeated_twice)
+    if module.padding_mode != "zeros":
+        value = functional.pad(value, widths, module.padding_mode)
+        widths = [0] * len(widths)
+    # Pairs of widths, of the last dimension first.
+    padding = tuple(zip(widths[::2], widths[1::2], strict=True))[::-1]
+    yield Patches(value, module.kernel_size, module.stride, padding, module.dilation, module.groups)
 
 
 def channels(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Patches]:
@@ -40,7 +44,8 @@ def channels(module: nn.Module, arguments: Arguments, parameter: str) -> Iterato
 def places(value: Tensor, groups: int) -> Patches:
     """The channels at every place of ``value``, ``(samples, channels, *places)``."""
     one = (1,) * (value.dim() - 2)
-    return Patches(value, one, one, one, groups)
+    nothing = ((0, 0),) * len(one)
+    return Patches(value, one, one, nothing, one, groups)
 
 
 def transposed_convolved(
@@ -85,13 +90,13 @@ def transposed_patches(
     spread = value.new_zeros(*value.shape[:2], *[(size - 1) * step + 1 for size, step in sizes])
     apart: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
     spread[apart] = value
-    widths: list[int] = []
+    around = []
     for k, d, cropped, more in zip(kernel, dilation, padding, output_padding, strict=True):
         reach = d * (k - 1) - cropped
-        widths = [reach, reach + more, *widths]
+        around.append((reach, reach + more))
     one = (1,) * len(kernel)
     return Patches(
-        functional.pad(spread, widths), tuple(kernel), one, tuple(dilation), groups, backward=True
+        spread, tuple(kernel), one, tuple(around), tuple(dilation), groups, backward=True
     )
 
 
@@ -104,23 +109,17 @@ def convolution_patches(
     groups: int,
 ) -> Patches:
     """The patches of a convolution of ``value``, padded with zeros as ``conv2d`` does."""
-    widths: list[int] = []
+    around = []
     for at, (k, d) in enumerate(zip(kernel, dilation, strict=True)):
         if padding == "same":
             reach = d * (k - 1)
-            widths = [reach // 2, reach - reach // 2, *widths]
+            around.append((reach // 2, reach - reach // 2))
         else:
             both = 0 if isinstance(padding, str) else padding[at]
-            widths = [both, both, *widths]
-    padded = _pad(value, widths, "constant")
-    return Patches(padded, tuple(kernel), tuple(stride), tuple(dilation), groups)
+            around.append((both, both))
+    return Patches(value, tuple(kernel), tuple(stride), tuple(around), tuple(dilation), groups)
 
 
 def batched(value: Tensor, dims: int) -> Tensor:
     """With a dimension of samples, whether it had one or not."""
     return value.unsqueeze(0) if value.dim() == dims + 1 else value
-
-
-def _pad(value: Tensor, widths: Sequence[int], mode: str) -> Tensor:
-    # Padding by nothing copies, too.
-    return functional.pad(value, list(widths), mode) if any(widths) else value
