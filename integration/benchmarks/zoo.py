@@ -1,6 +1,6 @@
 """Networks that others trained: bytes of the whole file against agreement with the float network.
 
-python -m integration.benchmarks.zoo [--net NAME ...] [--settings TEXT ...] [--quick] [--output FILE]
+python -m integration.benchmarks.zoo [--net NAME ...] [--settings TEXT ...]
 
 Ours beside coremltools' palettizer and torch.ao's int8, on the same inputs and without training.
 What counts is the agreement on inputs of sources by which nothing was chosen.
@@ -25,7 +25,7 @@ from integration.benchmarks import zoo_peers
 from integration.benchmarks.harness import Report, Table, parse_arguments
 from integration.benchmarks.peers import quiet
 from integration.benchmarks.zoo_peers import Measured
-from integration.workloads.zoo.network import Network
+from integration.workloads.zoo.network import Network, Split
 from integration.workloads.zoo.networks import NETWORKS
 
 Make = Callable[[Network], Measured]
@@ -143,14 +143,16 @@ def main() -> None:
     for name in names:
         network = NETWORKS[name]()
         if quick:
-            network = replace(
-                network, calibration=network.calibration[:1], untouched=network.untouched[:1]
-            )
+            network = replace(network, batches=partial(_first, network.batches))
         with quiet():
             report.add(table_of(name, network, wanted))
     report.note("what is not compressed is float16 in every file; float32 is the state_dict")
     report.note("coremltools' bytes are counted: n-bit codes, float16 tables, no entropy coder")
     report.finish(arguments.output)
+
+
+def _first(batches: Callable[[Split], list[Any]], split: Split) -> list[Any]:
+    return batches(split)[:1]
 
 
 def _matches(name: str, wanted: list[str] | None) -> bool:
