@@ -49,13 +49,13 @@ def head(batch: Any, count: int) -> Any:
 
 
 def noisy(model: nn.Module) -> nn.Module:
-    """The model with weights that are half noise."""
+    """The model with weights that are mostly noise."""
     other = copy.deepcopy(model)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in other.parameters():
             if weight.ndim > 1:
-                weight.add_(weight.std() * torch.randn(weight.shape, generator=draw))
+                weight.add_(2 * weight.std() * torch.randn(weight.shape, generator=draw))
     return other
 
 
