@@ -212,7 +212,7 @@ def squared(boxes: Tensor) -> Tensor:
 
 
 def visible(boxes: Tensor, image: Tensor) -> Tensor:
-    """Which boxes show a pixel of an image `(1, 3, H, W)` and are at most twice its size: `(n,)`."""
+    """Which boxes show a pixel of an image `(1, 3, H, W)` and are not huge: bool `(n,)`."""
     corner = torch.tensor([image.shape[3], image.shape[2]])
     low, high = boxes[:, :2].clamp(min=0), torch.minimum(boxes[:, 2:], corner)
     sides = boxes[:, 2:] - boxes[:, :2]
