@@ -14,8 +14,6 @@ NETWORKS = {
     "resnet20": "ResNet-20",
 }
 ZOO = {
-    "crepe_tiny": "CREPE tiny, pitch",
-    "minilm": "all-MiniLM-L6-v2, sentences",
     "speaker_encoder": "speaker encoder of resemblyzer",
     "voice_activity": "Silero VAD, speech or not",
 }

@@ -136,9 +136,9 @@ def _photographed(
 ) -> photographs.Picture:
     """Ink on a pale strip of a photograph, turned, blurred and noisy: uint8 `(64, 256)`."""
     strip = Image.fromarray(scene).convert("L").crop((0, 40, 160, 72)).resize(ink.size)
-    picture = strip.point(lambda value: 130 + value * 125 // 255)
+    picture = strip.point(lambda value: 200 + value * 55 // 255)
     turned = ink.rotate(draw.uniform(-3, 3), Image.Resampling.BICUBIC)
-    picture.paste(int(draw.integers(0, 110)), mask=turned)
-    picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0, 2.5)))
-    noisy = np.asarray(picture) + draw.uniform(0, 25) * draw.standard_normal((_HEIGHT, _WIDTH))
+    picture.paste(int(draw.integers(0, 90)), mask=turned)
+    picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0, 1.2)))
+    noisy = np.asarray(picture) + draw.uniform(0, 10) * draw.standard_normal((_HEIGHT, _WIDTH))
     return noisy.clip(0, 255).astype(np.uint8)
