@@ -13,6 +13,18 @@ NETWORKS = {
     "lenet_300_100": "LeNet-300-100",
     "resnet20": "ResNet-20",
 }
+ZOO = {
+    "speaker_encoder": "speaker encoder of resemblyzer",
+    "voice_activity": "Silero VAD, speech or not",
+}
+ZOO_SETTINGS = {
+    "`km(k=16)`": "ours KM(16)",
+    "calibrated": "ours KM(16), calibrated",
+    "`pq(k=256,dim=4,codebooks=tensor)`": "ours PQ(256, 4, tensor)",
+    "it calibrated": "ours PQ(256, 4, tensor), calibrated",
+    "coremltools, 4 bits": "coremltools 4 bits, tensor",
+    "the same by 16 channels, sensitive": "coremltools 4 bits, 16 channels, sensitive",
+}
 SPEEDS = {
     "PQ k=16 dim=4": "`pq(k=16,dim=4)`",
     "PQ k=16 dim=4, fast": "`pq(k=16,dim=4)`, fast",
@@ -218,10 +230,25 @@ def _promises() -> str:
     return _markdown(["what", "found", "run"], linked, text=3)
 
 
+def _zoo() -> str:
+    def cell(row: Row | None) -> str | None:
+        measured = row and row["agreement %"]
+        return (
+            f"{float(row['file rate']):.1f}x ({row['agreement %']})" if row and measured else None
+        )
+
+    rows = []
+    for network, name in ZOO.items():
+        run = {row["setting"]: row for row in published(f"zoo_{network}").table(network)}
+        rows.append([name, *(cell(run.get(setting)) for setting in ZOO_SETTINGS.values())])
+    return _markdown(["network", *ZOO_SETTINGS], rows)
+
+
 SUMMARIES: dict[str, Callable[[], str]] = {
     "rate": _rate,
     "calibration": _calibration,
     "whole_files": _whole_files,
+    "zoo": _zoo,
     "tuning": _tuning,
     "inc": _inc,
     "speed": _speed,

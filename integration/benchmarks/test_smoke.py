@@ -1,5 +1,6 @@
 """Each benchmark runs at its smallest setting and gives the rows that it promises."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from integration.benchmarks.harness import Table
 from integration.benchmarks.publish import take, with_tables
 from integration.benchmarks.published import Published
 from integration.benchmarks.summaries import SUMMARIES
+from integration.workloads.zoo import recordings
 from vq_plugin import ops
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +193,23 @@ def test_inc(tmp_path: Path) -> None:
     assert methods[0] == "INC's own weight-only"
     assert len(methods) == 4
     assert all(loss <= 1 for loss in values(result, "The smallest folder", "loss (tuning) %"))
+
+
+def test_zoo(tmp_path: Path) -> None:
+    for package in ("silero_vad", "resemblyzer"):
+        if importlib.util.find_spec(package) is None or not recordings.ROOT.exists():
+            pytest.skip("the zoo is absent: pip install '.[zoo]' and recorded speech")
+    _, result = run_quick("zoo", tmp_path / "zoo.json")
+    agreement = dict(
+        zip(
+            values(result, "voice_activity", "setting"),
+            values(result, "voice_activity", "agreement %"),
+            strict=True,
+        )
+    )
+    assert agreement["float32"] == 100
+    assert 50 < agreement["ours KM(16)"] < agreement["ours KM(16), calibrated"] <= 100
+    assert min(values(result, "voice_activity", "bytes")) < 200_000
 
 
 def test_publish_takes_runs_that_have_a_place(

@@ -1,6 +1,6 @@
 """Networks that others trained: bytes of the whole file against agreement with the float network.
 
-python -m integration.benchmarks.zoo [--net NAME ...] [--settings TEXT ...] [--quick] [--output FILE]
+python -m integration.benchmarks.zoo --net NAME [--settings TEXT ...]
 
 Ours beside coremltools' palettizer and torch.ao's int8, on the same inputs and without training.
 What counts is the agreement on inputs of sources by which nothing was chosen.
@@ -25,7 +25,7 @@ from integration.benchmarks import zoo_peers
 from integration.benchmarks.harness import Report, Table, parse_arguments
 from integration.benchmarks.peers import quiet
 from integration.benchmarks.zoo_peers import Measured
-from integration.workloads.zoo.network import Network
+from integration.workloads.zoo.network import Network, Split
 from integration.workloads.zoo.networks import NETWORKS
 
 Make = Callable[[Network], Measured]
@@ -133,24 +133,25 @@ def table_of(name: str, network: Network, settings: dict[str, Make]) -> Table:
 def main() -> None:
     arguments = parse_arguments(__doc__.splitlines()[0], _options)
     quick = arguments.quick
-    names = ["voice_activity"] if quick else arguments.net or list(NETWORKS)
+    name = "voice_activity" if quick else arguments.net
     wanted = {
-        name: make
-        for name, make in SETTINGS.items()
-        if (name in _QUICK if quick else _matches(name, arguments.settings))
+        setting: make
+        for setting, make in SETTINGS.items()
+        if (setting in _QUICK if quick else _matches(setting, arguments.settings))
     }
-    report = Report("zoo", {"quick": quick, "net": names, "settings": list(wanted)})
-    for name in names:
-        network = NETWORKS[name]()
-        if quick:
-            network = replace(
-                network, calibration=network.calibration[:1], untouched=network.untouched[:1]
-            )
-        with quiet():
-            report.add(table_of(name, network, wanted))
+    report = Report(f"zoo_{name}", {"quick": quick, "net": name, "settings": list(wanted)})
+    network = NETWORKS[name]()
+    if quick:
+        network = replace(network, batches=partial(_first, network.batches))
+    with quiet():
+        report.add(table_of(name, network, wanted))
     report.note("what is not compressed is float16 in every file; float32 is the state_dict")
     report.note("coremltools' bytes are counted: n-bit codes, float16 tables, no entropy coder")
     report.finish(arguments.output)
+
+
+def _first(batches: Callable[[Split], list[Any]], split: Split) -> list[Any]:
+    return batches(split)[:1]
 
 
 def _matches(name: str, wanted: list[str] | None) -> bool:
@@ -158,7 +159,7 @@ def _matches(name: str, wanted: list[str] | None) -> bool:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--net", nargs="+", choices=tuple(NETWORKS), help="networks (all)")
+    parser.add_argument("--net", choices=tuple(NETWORKS), default="crepe_tiny")
     parser.add_argument("--settings", nargs="+", help="only settings whose names hold one of these")
 
 

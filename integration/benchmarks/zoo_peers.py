@@ -67,7 +67,9 @@ def coremltools(
         np.random.seed(0)
         with seeded(0):
             if sensitive:
-                skm = SKMPalettizerConfig.from_dict({**config, "calibration_nsamples": _SENSITIVITY})
+                skm = SKMPalettizerConfig.from_dict(
+                    {**config, "calibration_nsamples": _SENSITIVITY}
+                )
                 small = SKMPalettizer(network.model, skm).compress(
                     dataloader=list(_single(network.calibration)), loss_fn=_in_a_random_direction
                 )

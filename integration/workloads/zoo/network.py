@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+Split = Literal["calibration", "selection", "untouched"]
+SPLITS: tuple[Split, ...] = ("calibration", "selection", "untouched")
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,31 @@ class Network:
 
     Attributes:
         model: The float network in eval mode; not to be changed.
-        calibration: Batches of at most 512 unlabelled inputs, for `vq.compress` and the tuner.
-        selection: Batches by which a setting may be chosen.
-        untouched: Batches by which nothing was chosen, of sources that the others never show.
+        batches: Gives the batches of a split, the same every time.
         agree: Maps the float network's output on a batch and another model's to the agreement of
             every item, float `(items,)`, 1 where they agree fully.
         metric: What the mean of ``agree`` is called.
     """
 
     model: nn.Module
-    calibration: list[Any]
-    selection: list[Any]
-    untouched: list[Any]
+    batches: Callable[[Split], list[Any]]
     agree: Callable[[Any, Any], Tensor]
     metric: str
+
+    @cached_property
+    def calibration(self) -> list[Any]:
+        """Batches of at most 512 unlabelled inputs, for `vq.compress` and the tuner."""
+        return self.batches("calibration")
+
+    @cached_property
+    def selection(self) -> list[Any]:
+        """Batches by which a setting may be chosen."""
+        return self.batches("selection")
+
+    @cached_property
+    def untouched(self) -> list[Any]:
+        """Batches by which nothing was chosen, of sources that the others never show."""
+        return self.batches("untouched")
 
     def evaluate(self, model: nn.Module) -> float:
         """Mean agreement of ``model`` with the float network on the selection, at most 1."""

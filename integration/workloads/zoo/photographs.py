@@ -11,48 +11,51 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from integration.workloads.zoo.network import package_file
+from integration.workloads.zoo.network import Split, package_file
 
 Picture = npt.NDArray[np.uint8]
 
-CALIBRATION = (
-    ("foolbox", "data/imagenet_00_243.jpg"),
-    ("foolbox", "data/imagenet_02_438.jpg"),
-    ("foolbox", "data/imagenet_05_853.jpg"),
-    ("foolbox", "data/imagenet_08_915.jpg"),
-    ("foolbox", "data/imagenet_11_630.jpg"),
-    ("foolbox", "data/imagenet_14_129.jpg"),
-    ("foolbox", "data/imagenet_17_22.jpg"),
-    ("skimage", "data/coffee.png"),
-    ("skimage", "data/grass.png"),
-    ("skimage", "data/ihc.png"),
-    ("skimage", "data/motorcycle_left.png"),
-    ("sklearn", "datasets/images/china.jpg"),
-)
-SELECTION = (
-    ("foolbox", "data/imagenet_03_990.jpg"),
-    ("foolbox", "data/imagenet_07_609.jpg"),
-    ("foolbox", "data/imagenet_10_541.jpg"),
-    ("foolbox", "data/imagenet_13_471.jpg"),
-    ("foolbox", "data/imagenet_16_251.jpg"),
-    ("foolbox", "data/imagenet_19_305.jpg"),
-    ("skimage", "data/rocket.jpg"),
-    ("skimage", "data/coins.png"),
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-)
-UNTOUCHED = (
-    ("foolbox", "data/imagenet_01_559.jpg"),
-    ("foolbox", "data/imagenet_04_949.jpg"),
-    ("foolbox", "data/imagenet_06_609.jpg"),
-    ("foolbox", "data/imagenet_09_455.jpg"),
-    ("foolbox", "data/imagenet_12_741.jpg"),
-    ("foolbox", "data/imagenet_15_99.jpg"),
-    ("foolbox", "data/imagenet_18_317.jpg"),
-    ("skimage", "data/astronaut.png"),
-    ("skimage", "data/camera.png"),
-    ("skimage", "data/chelsea.png"),
-    ("sklearn", "datasets/images/flower.jpg"),
-)
+Source = tuple[str, str]
+SOURCES: dict[Split, tuple[Source, ...]] = {
+    "calibration": (
+        ("foolbox", "data/imagenet_00_243.jpg"),
+        ("foolbox", "data/imagenet_02_438.jpg"),
+        ("foolbox", "data/imagenet_05_853.jpg"),
+        ("foolbox", "data/imagenet_08_915.jpg"),
+        ("foolbox", "data/imagenet_11_630.jpg"),
+        ("foolbox", "data/imagenet_14_129.jpg"),
+        ("foolbox", "data/imagenet_17_22.jpg"),
+        ("skimage", "data/coffee.png"),
+        ("skimage", "data/grass.png"),
+        ("skimage", "data/ihc.png"),
+        ("skimage", "data/motorcycle_left.png"),
+        ("sklearn", "datasets/images/china.jpg"),
+    ),
+    "selection": (
+        ("foolbox", "data/imagenet_03_990.jpg"),
+        ("foolbox", "data/imagenet_07_609.jpg"),
+        ("foolbox", "data/imagenet_10_541.jpg"),
+        ("foolbox", "data/imagenet_13_471.jpg"),
+        ("foolbox", "data/imagenet_16_251.jpg"),
+        ("foolbox", "data/imagenet_19_305.jpg"),
+        ("skimage", "data/rocket.jpg"),
+        ("skimage", "data/coins.png"),
+        ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ),
+    "untouched": (
+        ("foolbox", "data/imagenet_01_559.jpg"),
+        ("foolbox", "data/imagenet_04_949.jpg"),
+        ("foolbox", "data/imagenet_06_609.jpg"),
+        ("foolbox", "data/imagenet_09_455.jpg"),
+        ("foolbox", "data/imagenet_12_741.jpg"),
+        ("foolbox", "data/imagenet_15_99.jpg"),
+        ("foolbox", "data/imagenet_18_317.jpg"),
+        ("skimage", "data/astronaut.png"),
+        ("skimage", "data/camera.png"),
+        ("skimage", "data/chelsea.png"),
+        ("sklearn", "datasets/images/flower.jpg"),
+    ),
+}
 
 
 @lru_cache(maxsize=64)
@@ -67,7 +70,7 @@ def photograph(package: str, path: str) -> Picture:
 
 
 def views(
-    sources: Sequence[tuple[str, str]], count: int, size: int, seed: int, least: float = 0.35
+    sources: Sequence[Source], count: int, size: int, seed: int, least: float = 0.35
 ) -> Picture:
     """Square crops at random places and of random sizes, half of them mirrored, scaled to ``size``.
 

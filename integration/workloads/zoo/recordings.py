@@ -5,7 +5,7 @@ Prompts of telephone exchanges, 8 kHz, read by five people: one speaker a packag
 
 import hashlib
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,13 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import resample_poly
 
-RATE = 16_000
-CALIBRATION = ("en_US_f_Allison", "it_IT_m_Carlo")
-SELECTION = ("fr_CA_f_June",)
-UNTOUCHED = ("ru_RU_f_IvrvoiceRU", "it_IT_f_Menardi")
+from integration.workloads.zoo.network import SPLITS, Split
 
-_ROOT = Path("/usr/share/asterisk/sounds")
-_PACKAGES = (
+RATE = 16_000
+SPEAKERS: dict[Split, tuple[str, ...]] = {
+    "calibration": ("en_US_f_Allison", "it_IT_m_Carlo"),
+    "selection": ("fr_CA_f_June",),
+    "untouched": ("ru_RU_f_IvrvoiceRU", "it_IT_f_Menardi"),
+}
+
+ROOT = Path("/usr/share/asterisk/sounds")
+PACKAGES = (
     "asterisk-core-sounds-en-wav", "asterisk-core-sounds-fr-wav", "asterisk-core-sounds-it-wav",
     "asterisk-core-sounds-ru-wav", "asterisk-prompt-it-menardi-wav",
 )  # fmt: skip
@@ -38,10 +42,10 @@ def speech(speaker: str) -> Sound:
     Raises:
         FileNotFoundError: The recordings are not installed; the message says how to get them.
     """
-    files = sorted((_ROOT / speaker).rglob("*.wav"), key=_shuffled)
+    files = sorted((ROOT / speaker).rglob("*.wav"), key=_shuffled)
     if not files:
         raise FileNotFoundError(
-            f"{_ROOT / speaker} has no recordings; run `apt install {' '.join(_PACKAGES)}`"
+            f"{ROOT / speaker} has no recordings; run `apt install {' '.join(PACKAGES)}`"
         )
     found, length = [], 0
     for file in files:
@@ -55,22 +59,20 @@ def speech(speaker: str) -> Sound:
     return np.concatenate(found)[:_MOST]
 
 
-def excerpts(
-    speakers: Sequence[str], count: int, length: int, seed: int, speeds: tuple[float, float]
-) -> Iterator[Sound]:
+def excerpts(split: Split, count: int, length: int, speeds: tuple[float, float]) -> Iterator[Sound]:
     """Pieces at random places, played at random speeds, which moves the pitch as well.
 
     Args:
-        speakers: Folders of the recordings, taken in turn.
+        split: Whose speakers, taken in turn.
         count: How many pieces.
         length: Samples of a piece.
-        seed: Of places and speeds.
         speeds: The slowest and the fastest, 1 as recorded.
 
     Yields:
         float32 `(length,)`.
     """
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(SPLITS.index(split))
+    speakers = SPEAKERS[split]
     for number in range(count):
         whole = speech(speakers[number % len(speakers)])
         speed = round(20 * draw.uniform(*speeds))

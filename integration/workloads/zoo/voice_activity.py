@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from integration.workloads.zoo import recordings
-from integration.workloads.zoo.network import Network, package_file
+from integration.workloads.zoo.network import SPLITS, Network, Split, package_file
 
 _CHUNK, _CONTEXT = 512, 64
 _SECONDS = 3
+_COUNTS: dict[Split, int] = {"calibration": 128, "selection": 64, "untouched": 128}
 
 
 class VoiceActivity(nn.Module):
@@ -53,9 +54,7 @@ def load() -> Network:
     model.load_state_dict(load_file(package_file("silero_vad", "data/silero_vad_16k.safetensors")))
     return Network(
         model.eval(),
-        calibration=_batches(recordings.CALIBRATION, 128, seed=0),
-        selection=_batches(recordings.SELECTION, 64, seed=1),
-        untouched=_batches(recordings.UNTOUCHED, 128, seed=2),
+        _batches,
         agree=same_decision,
         metric="same decision, speech or not",
     )
@@ -66,10 +65,10 @@ def same_decision(expected: Tensor, found: Tensor) -> Tensor:
     return ((expected > 0.5) == (found > 0.5)).float().flatten()
 
 
-def _batches(speakers: tuple[str, ...], count: int, seed: int) -> list[Tensor]:
+def _batches(split: Split) -> list[Tensor]:
     length = _SECONDS * recordings.RATE // _CHUNK * _CHUNK
-    pieces = recordings.excerpts(speakers, count, length, seed, speeds=(0.8, 1.25))
-    draw = np.random.default_rng(seed)
+    pieces = recordings.excerpts(split, _COUNTS[split], length, speeds=(0.8, 1.25))
+    draw = np.random.default_rng(SPLITS.index(split))
     noisy = []
     for piece in pieces:
         # From 20 dB below the speech to 20 dB above it: the network has to doubt.
