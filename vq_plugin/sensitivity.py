@@ -100,7 +100,8 @@ def sensitivities(
         slots: Its weights.
         calibration: As for :func:`vq_plugin.compress`; a list or a callable, not an iterator that
             has run dry. At most 32 gradients are taken, of 16 samples each where batches can be
-            cut, evenly from the whole; fewer of models above 8 million weights.
+            cut, evenly from the whole; of fewer samples where there are not as many, and fewer
+            gradients of models above 8 million weights.
         moments: Of the inputs of the weights; their means say what biases take up.
         projected: What counts as harm: :func:`decisions_or_values`, the default, or :func:`values`,
             for which all outputs are values.
@@ -169,7 +170,9 @@ def _gradients(
     late: Callable[[], bool],
 ) -> list[dict[str, _Rows]]:
     """Gradients with respect to the slots that any reaches, of some of the data each."""
-    parts = [part for call in _calls(model, calibration) for part in pieces(call)]
+    calls = _calls(model, calibration)
+    samples = min(_SAMPLES, max(1, sum(map(_samples, calls)) // most))
+    parts = [part for call in calls for part in pieces(call, samples)]
     step = max(1.0, len(parts) / most)
     chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
 
@@ -220,19 +223,26 @@ def _calls(model: nn.Module, calibration: Calibration) -> list[_Call]:
     return calls
 
 
-def pieces(batch: T) -> Iterator[list[T]]:
+def pieces(batch: T, samples: int = _SAMPLES) -> Iterator[list[T]]:
     """Some samples of a batch after others, each with the batch itself as the way out."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    lengths = {len(each) if each.dim() else 0 for each in tensors}
-    if len(lengths) != 1 or max(lengths) <= _SAMPLES:
+    count = _samples(batch)
+    if count <= samples:
         yield [batch]
         return
-    for start in range(0, max(lengths), _SAMPLES):
-        rows = slice(start, start + _SAMPLES)
-        part = tree_map(
-            lambda leaf, rows=rows: leaf[rows] if isinstance(leaf, Tensor) else leaf, batch
-        )
-        yield [part, batch]
+    for start in range(0, count, samples):
+        rows = slice(start, start + samples)
+        yield [tree_map(lambda leaf, rows=rows: _cut(leaf, rows), batch), batch]
+
+
+def _samples(batch: object) -> int:
+    """How many samples a batch seems to have: the length that all its tensors have, else 0."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    lengths = {len(each) if each.dim() else 0 for each in tensors}
+    return max(lengths) if len(lengths) == 1 else 0
+
+
+def _cut(leaf: object, rows: slice) -> object:
+    return leaf[rows] if isinstance(leaf, Tensor) else leaf
 
 
 def _of_call(

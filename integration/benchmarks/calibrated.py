@@ -31,10 +31,10 @@ from integration.benchmarks import settings
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
 from integration.workloads import fashion_mnist
 from vq_plugin.calibration import input_moments
-from vq_plugin.slot_fit import fit_named
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.replace import assemble
 from vq_plugin.select import select, slots_by_name
+from vq_plugin.slot_fit import fit_named
 from vq_plugin.workloads import digits
 
 Schemes = Mapping[str, vq.Scheme]

@@ -31,7 +31,8 @@ from integration.benchmarks import settings
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
 from integration.benchmarks.tuning_rivals import Bench, Memo
 from vq_plugin.tuning import search
-from vq_plugin.tuning.candidates import Fits, fit_candidates
+from vq_plugin.tuning.candidates import Fits, layers_of, observed
+from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.space import LADDER, search_space
 
 _LEVEL = 0.95
@@ -63,9 +64,9 @@ class Simulation:
         self.memo = Memo(*bench.tuning)
         self.kept = 0
         space = search_space(bench.model, bench.ladder)
-        self.fits: Fits = fit_candidates(
-            bench.model, space, bench.calibration, seed=0, workers=1, backend="loky"
-        )
+        layers = layers_of(bench.model, space)
+        layers, _ = observed(layers, bench.model, bench.calibration, 0, Deadline())
+        self.fits = Fits(layers)
 
     def run(self, number: int, confidence: float | None) -> Outcome:
         """One tuning run; its number seeds the sample."""
@@ -76,7 +77,10 @@ class Simulation:
             return self.memo(model)[drawn]
 
         # Fits do not depend on the samples: hundreds of times the same ones would take hours.
-        with mock.patch.object(search, "fit_candidates", return_value=self.fits):
+        with (
+            mock.patch.object(search, "observed", return_value=(self.fits.layers, None)),
+            mock.patch.object(search, "Fits", return_value=self.fits),
+        ):
             result = vq.tune(
                 self.bench.model,
                 evaluate,

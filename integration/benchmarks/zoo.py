@@ -1,6 +1,6 @@
 """Networks that others trained: bytes of the whole file against agreement with the float network.
 
-python -m integration.benchmarks.zoo --net NAME [--settings TEXT ...]
+python -m integration.benchmarks.zoo [--net NAME ...] [--settings TEXT ...] [--quick]
 
 Ours beside coremltools' palettizer and torch.ao's int8, on the same inputs and without training.
 What counts is the agreement on inputs of sources by which nothing was chosen.

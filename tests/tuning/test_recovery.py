@@ -63,7 +63,9 @@ def essence(result: TuneResult) -> tuple[object, ...]:
 def test_a_setting_that_training_brings_back_is_taken(task: "Task", tmp_path: Path) -> None:
     plain = untrained(task)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    result = tune(task, Loader(task.inputs), folder=tmp_path, test=task.correct)
+    result = tune(
+        task, Loader(task.inputs), folder=tmp_path, test=task.correct, recovery={"epochs": 12}
+    )
     searched = [replace(t, seconds=0.0) for t in result.trials if t.phase != "recovery"]
     assert searched == [replace(t, seconds=0.0) for t in plain.trials]
     trained = [trial for trial in result.trials if trial.phase == "recovery"]

@@ -169,7 +169,7 @@ class ExitPolicy(_Keys):
 
     max_trials: int = Field(default=25, gt=0, description="The most settings to evaluate.")
     timeout: float | None = Field(
-        default=None, gt=0, description="Seconds after which no new setting is tried."
+        default=None, gt=0, description="Seconds that the whole search may take."
     )
 
 

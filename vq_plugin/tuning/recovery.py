@@ -111,14 +111,16 @@ def next_to_train(
     are smaller than ``nbytes``, which one that holds untrained takes. ``None`` when nothing is left
     between one that holds and one that does not.
     """
+    low, high = -math.inf, math.inf
+    for setting, held in outcomes.items():
+        harm = landscape.harm(setting)
+        if low < harm < high:
+            low, high = (harm, high) if held else (low, harm)
     beyond = [setting for setting in landscape.frontier if landscape.nbytes(setting) < nbytes]
-    harms = [max(landscape.harm(setting), 1e-12) for setting in beyond]
-    low, high = -1, len(beyond)
-    while high - low > 1:
-        ends = harms[max(low, 0)], harms[min(high, len(beyond) - 1)]
-        target = sum(map(math.log, ends)) / 2
-        middle = min(range(low + 1, high), key=lambda i: abs(math.log(harms[i]) - target))
-        if beyond[middle] not in outcomes:
-            return beyond[middle]
-        low, high = (middle, high) if outcomes[beyond[middle]] else (low, middle)
-    return None
+    harms = {setting: landscape.harm(setting) for setting in beyond}
+    points = [s for s in beyond if low < harms[s] < high and s not in outcomes]
+    if not points:
+        return None
+    ends = max(low, min(harms.values())), min(high, max(harms.values()))
+    target = sum(math.log(max(end, 1e-12)) for end in ends) / 2
+    return min(points, key=lambda s: abs(math.log(max(harms[s], 1e-12)) - target))

@@ -64,7 +64,7 @@ class LayerCandidate:
             :func:`vq_plugin.sizes.file_nbytes`.
         error: Squared error of the weight over its squared size, weighted by calibration.
         harm: Predicted harm: how much the model's output on the calibration data changes when
-            only this layer is compressed, see :mod:`vq_plugin.tuning.harm`; without calibration
+            only this layer is compressed, see :mod:`vq_plugin.sensitivity`; without calibration
             ``error``.
     """
 
@@ -76,13 +76,13 @@ class LayerCandidate:
 
 @dataclass(frozen=True)
 class LayerLadder:
-    """The candidates of one layer that were worth keeping, from the largest to the smallest.
+    """The candidates of one layer that the search asked for, from the largest to the smallest.
 
     Attributes:
         name: Name of the layer in the model.
         shape: Shape of its weight.
         float_nbytes: Bytes of the weight in float32.
-        candidates: No one of them is both larger and of a larger ``error`` than another.
+        candidates: Those that were fitted, and float where the layer may stay so.
     """
 
     name: str
@@ -121,7 +121,8 @@ class TuneResult:
         rate: Float32 bytes of the whole model over its compressed bytes in a file, without header.
         trials: All settings that were evaluated, in order.
         layers: The candidates of every layer of the search.
-        frontier: The predicted frontier, from the largest to the smallest model.
+        frontier: The predicted frontier, as fits have corrected it, and where the search looked for
+            it before, from the largest to the smallest model.
         budget: The budget.
         test_baseline: The float model's metric on the untouched test split, if there is one.
         test_score: The metric there of the setting that held on the tuning split.

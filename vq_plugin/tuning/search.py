@@ -47,9 +47,9 @@ def tune(
 ) -> TuneResult:
     """Finds the smallest model whose loss stays within a budget, layer by layer.
 
-    Every layer is fitted with every candidate scheme once. What each does to the model's output on
-    the calibration data predicts its harm, and the lower hull of harm against bytes gives a
-    frontier of settings of the whole model. Evaluations find the most aggressive point of it that
+    Gradients of the outputs on the calibration data predict the harm of every candidate, and the
+    lower hull of harm against bytes gives a frontier of settings of the whole model. Candidates are
+    fitted where the search asks for them. Evaluations find the most aggressive point of it that
     holds the budget, then try others nearby while trials are left. With ``recovery``,
     smaller ones that do not hold are then trained, and the smallest that holds afterwards is taken.
     The model that is returned was evaluated itself.
@@ -61,7 +61,8 @@ def tune(
         budget: The largest acceptable loss; 1 % of the baseline if ``None``. If it asks for a
             confidence, ``evaluate`` must give one result per sample.
         calibration: Unlabelled data, see :func:`vq_plugin.compress`, for the fits and for the
-            prediction of harm. The float model runs on it once for the fits of all candidates.
+            prediction of harm. The float model runs on it once for the fits of all candidates, and
+            there and back on some of it.
             Without it the prediction is poor, and a warning says so.
         candidates: The schemes to choose from, see
             :func:`vq_plugin.tuning.space.search_space`: a sequence for all layers, or patterns to
@@ -69,7 +70,8 @@ def tune(
             :data:`vq_plugin.tuning.LADDER` for all layers.
         test: As ``evaluate``, on an untouched split; it gives the verdict and chooses nothing.
         max_trials: The most settings to evaluate; ``recovery`` has a limit of its own.
-        timeout: Seconds after which no evaluation and no training is begun.
+        timeout: Seconds that the whole call may take, but for the evaluation or the training that
+            is going on. A gentle setting is then evaluated first, and ``cut`` says what was left.
         seed: Seed of the fits, and of the training.
         workers: Fits and evaluations at a time, each in a process of its own; ``evaluate`` must
             then be picklable. The result does not depend on it. Evaluations that may turn out

@@ -153,8 +153,13 @@ class Session:
         size = math.inf if best is None else self.landscape.nbytes(best)
         with progress(total=most, desc="recovery", unit="trial") as bar:
             while (setting := next_to_train(self.landscape, size, held)) is not None:
-                late = self.deadline.passed or len(held) < most
-                late = late and not self.fits.fit([setting], self.deadline)
+                late = self.deadline.passed
+                if not late and len(held) < most and not self.asked.issuperset(enumerate(setting)):
+                    late = not self.fits.fit([setting], self.deadline)
+                    if not late:
+                        self.asked.update(enumerate(setting))
+                        self._survey()
+                        continue
                 if late or len(held) >= most:
                     limit = "timeout" if late else f"recovery's max_trials={most}"
                     cut = f"{limit} reached after {len(held)} trained settings: others were left"
