@@ -133,7 +133,7 @@ def test_a_small_error_of_any_weight_does_what_was_predicted(kind: str, name: st
     found, real = predicted_and_real(model, data, name)
     assert real > 0
     # A mean of 32 random gradients; over all of these the real change spans five orders.
-    assert 0.5 < found / real < 2
+    assert 0.4 < found / real < 2.5
 
 
 def of_all(model: nn.Module, data: Any, seed: int = 0) -> dict[str, Sensitivity]:

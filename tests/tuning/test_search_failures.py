@@ -144,7 +144,7 @@ def test_timeout_is_kept_and_told(task: "Task") -> None:
         return 1.0 if task.is_float(model) else 0.0
 
     start = time.monotonic()
-    result = vq.tune(task.model, slow, BUDGET, **task.settings, timeout=0.7)
+    result = vq.tune(task.model, slow, BUDGET, **task.settings, timeout=0.5)
     assert len(result.trials) <= 2
     assert time.monotonic() - start < 5
     assert str(result.cut).startswith(f"timeout reached after {len(result.trials)} trials: no")

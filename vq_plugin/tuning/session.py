@@ -133,7 +133,7 @@ class Session:
     def _evaluate(self, setting: Setting) -> None:
         wanted = [setting]
         count = self.evaluator.workers
-        if count > 1 and self.outcomes:
+        if count > 1 and (self.outcomes or not self.deadline.limited):
             # What will probably be asked next too, one for every worker.
             wanted += ahead(self._open(), self.outcomes, count, self._known)
             wanted = list(dict.fromkeys(wanted))[:count]
