@@ -42,7 +42,7 @@ class _Ladder:
     ) -> None:
         self.slot, self.schemes = slot, preset.schemes
         self.moments = moments
-        self._known = moments or Moments(torch.ones(()))
+        self._known, self._felt = moments or Moments(torch.ones(())), felt
         weight = slot.weight.detach().cpu().float()
         if felt is not None:
             trace = self._known.row_inputs(weight.shape)
@@ -66,8 +66,13 @@ class _Ladder:
         """Fits a scheme, and expects of the others what it shows."""
         weight = self.slot.weight.detach()
         small = fit_named(self.slot.name, weight, self.schemes[at], moments=self.moments, seed=seed)
-        errors = self._known.row_errors(small.decode().cpu().float() - weight.cpu().float())
-        found = _Size(file_nbytes(small), float(self._rows @ errors))
+        change = small.decode().cpu().float() - weight.cpu().float()
+        if self._felt is None:
+            harm = float(self._rows @ self._known.row_errors(change))
+        else:
+            # Errors of calibrated fits go together over rows.
+            harm = self._felt.harm(change)
+        found = _Size(file_nbytes(small), harm)
         before = self._expected[at]
         self.fitted[at], self._measured[at] = small, found
         larger, worse = _ratio(found.nbytes, before.nbytes), _ratio(found.harm, before.harm)
