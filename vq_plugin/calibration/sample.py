@@ -8,8 +8,8 @@ from torch import Tensor
 from vq_plugin.fit.sample import stratified
 
 # Moments of n inputs are known as well by some rows for each as by all: a fit believes them by
-# nine tenths only. Numbers in the rows of a sample (8 MB), and rows for an input.
-_NUMBERS = 1 << 21
+# nine tenths only. Numbers in the rows of a sample (16 MB), and rows for an input.
+_NUMBERS = 1 << 22
 _ROWS_FOR_INPUT = 4
 _LEAST, _MOST = 512, 1 << 14
 
