@@ -84,8 +84,11 @@ class _Ladder:
         generator = torch.Generator().manual_seed(0)
         count = max(1, min(len(rows), _SAMPLE // rows.shape[1]))
         some = torch.randperm(len(rows), generator=generator)[:count].sort().values
-        sample, counts = rows[some], (self._rows * self._known.row_inputs(weight.shape))[some]
-        counts = counts * (len(rows) / (count * rows.shape[1]))
+        counts = self._rows * self._known.row_inputs(weight.shape) / rows.shape[1]
+        if self.slot.kind.looks_up:
+            # Data look up few rows of a table, and a sample holds few of these.
+            counts = counts.mean().expand(len(rows))
+        sample, counts = rows[some], counts[some] * (len(rows) / count)
         return [self._sample_size(scheme, sample, counts) for scheme in self.schemes]
 
     def _sample_size(self, scheme: Scheme, sample: Tensor, counts: Tensor) -> _Size:
