@@ -196,12 +196,14 @@ def test_a_bare_layer_is_named_by_its_class(value: float) -> None:
 def test_a_sparse_weight() -> None:
     model = net()
     model.fc.weight = nn.Parameter(model.fc.weight.data.to_sparse())
-    with pytest.raises(ValueError, match=r"layer 'fc': the weight is of torch.sparse_coo.*to_dense"):
+    with pytest.raises(
+        ValueError, match=r"layer 'fc': the weight is of torch.sparse_coo.*to_dense"
+    ):
         vq.compress(model, vq.KM(k=4))
 
 
 def test_a_search_names_a_lazy_layer() -> None:
-    with pytest.raises(ValueError, match="layer '0' is lazy .*run one batch first"):
+    with pytest.raises(ValueError, match=r"layer '0' is lazy .*run one batch first"):
         vq.tune(nn.Sequential(nn.LazyLinear(4)), lambda _: 1.0)
 
 
