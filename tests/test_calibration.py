@@ -130,3 +130,10 @@ def test_labels_among_the_arguments_are_told_from_errors_of_the_model() -> None:
         vq.compress(nn.Sequential(nn.Linear(4, 4)), vq.KM(k=4), [(x, torch.zeros(2))])
     with pytest.raises(TypeError, match="unsupported operand"):
         vq.compress(Fails(), vq.KM(k=4), [(x,)])
+
+
+@pytest.mark.parametrize("batch", [None, 3, "text"])
+@pytest.mark.parametrize("schemes", [vq.KM(k=4), "auto"], ids=str)
+def test_a_batch_that_is_no_tensor_is_refused(batch: object, schemes: Any) -> None:
+    with pytest.raises(ValueError, match="the model does not take a batch of calibration"):
+        vq.compress(nn.Linear(8, 8), schemes, [batch])

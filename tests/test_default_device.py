@@ -21,6 +21,7 @@ def elsewhere() -> Iterator[Callable[[], None]]:
     torch.set_default_device(before)
 
 
+@pytest.mark.filterwarnings("ignore:codes are far off")
 @pytest.mark.parametrize(
     "scheme",
     [
@@ -70,3 +71,20 @@ def test_training(elsewhere: Callable[[], None]) -> None:
     vq.finetune(small, [X], teacher=model)
     vq.prune(model, [X] * 3, 0.5)
     assert {p.device.type for p in small.parameters()} == {"cpu"}
+
+
+@pytest.mark.filterwarnings("ignore:no calibration data")
+def test_presets_and_searches(elsewhere: Callable[[], None]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    wanted = vq.compress(model, "auto", [X]).state_dict()
+    elsewhere()
+    small = vq.compress(model, "auto", [X]).state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in small.items())
+    for calibration in (None, [X]):
+        result = vq.tune(
+            model,
+            lambda m: [1.0] * 29 + [float(m(X).isfinite().all())],
+            calibration=calibration,
+            max_trials=2,
+        )
+        assert result.passed

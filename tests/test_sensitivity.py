@@ -298,3 +298,27 @@ def test_the_seed_alone_decides(set_threads: Callable[[int], None]) -> None:
         assert torch.equal(found.gradients, first[name].gradients)
     for name, found in of_all(model, data, seed=1).items():
         assert not torch.equal(found.gradients, first[name].gradients)
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed, with its gradient, and has a hook that is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.calls = 0
+        self.fc.register_forward_hook(self.count)
+
+    def count(self, *_: Any) -> None:
+        self.calls += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.fc(x)
+        return self.kept
+
+
+def test_models_that_keep_activations() -> None:
+    model, x = Keeping(), torch.randn(16, 4)
+    model(x)
+    assert sensitivities(model, find_slots(model).values(), [x], {}).keys() == {"fc"}
+    assert model.calls == 1

@@ -191,3 +191,27 @@ def test_a_bare_layer_is_named_by_its_class(value: float) -> None:
     nn.init.constant_(layer.weight, value)
     with pytest.raises(ValueError, match=r"layer Linear \(the model itself\): .* NaN or infinite"):
         vq.compress(layer, vq.KM(k=4))
+
+
+def test_a_sparse_weight() -> None:
+    model = net()
+    model.fc.weight = nn.Parameter(model.fc.weight.data.to_sparse())
+    with pytest.raises(
+        ValueError, match=r"layer 'fc': the weight is of torch.sparse_coo.*to_dense"
+    ):
+        vq.compress(model, vq.KM(k=4))
+
+
+def test_a_search_names_a_lazy_layer() -> None:
+    with pytest.raises(ValueError, match=r"layer '0' is lazy .*run one batch first"):
+        vq.tune(nn.Sequential(nn.LazyLinear(4)), lambda _: 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Calling register_constant")
+def test_a_search_leaves_quantized_layers_alone() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    model = net()
+    torchao.quantize_(model.fc, torchao.Int8WeightOnlyConfig())
+    ladder = {"out": [vq.KM(k=4)]}
+    found = vq.tune(model, lambda _: 1.0, candidates=ladder, calibration=[X], max_trials=2)
+    assert found.passed

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vq_plugin.allocation import steps
 from vq_plugin.calibration import Calibration
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 from vq_plugin.progress import progress
@@ -120,6 +121,17 @@ def choose(
         felt = sensitivities(
             model, slots.values(), calibration, moments, projected=values, seed=seed
         )
+    return _chosen(slots, preset, moments, felt, seed)
+
+
+@cpu_by_default()
+def _chosen(
+    slots: Mapping[str, Slot],
+    preset: Preset,
+    moments: Mapping[str, Moments],
+    felt: Mapping[str, Sensitivity],
+    seed: int,
+) -> dict[str, CodebookWeight]:
     ladders = [
         _Ladder(slot, preset, moments.get(name), felt.get(slot.name))
         for name, slot in progress(slots.items(), desc="choose", unit="layer", leave=False)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -23,6 +24,8 @@ from vq_plugin.ties import sharing
 _Held = tuple[Slot, CodedParameter, Tensor | None]
 
 
+# What is made in inference mode is never trained.
+@torch.inference_mode(False)
 @cpu_by_default()
 def assemble(
     model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None = None
@@ -59,6 +62,7 @@ def assemble(
     return small
 
 
+@torch.inference_mode(False)
 @cpu_by_default()
 def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     """Puts compressed weights into a model itself, as hosts do that convert in place.

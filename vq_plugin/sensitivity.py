@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import warnings
@@ -15,9 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vq_plugin.calibration import Calibration, run_calibration
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
+from vq_plugin.model_copy import copy_model
 from vq_plugin.nn import Slot
 from vq_plugin.replace import put_parameter
 
@@ -67,7 +68,7 @@ class Sensitivity:
         Δw_rᵀ``, which :meth:`harm` is where errors of rows are independent (as in Martens & Grosse
         2015, arXiv 1503.05671).
         """
-        found = torch.zeros(self.shape[0], dtype=torch.float64)
+        found = torch.zeros(self.shape[0], dtype=torch.float64, device="cpu")
         squares = self.gradients.float().square().sum(2, dtype=torch.float64)
         found[self.reached] = squares.mean(0)
         return found
@@ -137,7 +138,8 @@ def sensitivities(
     for slot in slots:
         each = [call[slot.name] for call in calls if slot.name in call]
         if each:
-            found[slot.name] = _joined(each, len(calls), slot.view.shape)
+            with cpu_by_default():
+                found[slot.name] = _joined(each, len(calls), slot.view.shape)
     blind = [slot.name for slot in slots if slot.name not in found]
     if blind:
         warnings.warn(
@@ -248,16 +250,17 @@ def _cut(leaf: object, rows: slice) -> object:
 def _of_call(
     model: nn.Module, slots: list[_Centered], call: _Call, projected: Projected, seed: int
 ) -> dict[str, _Rows]:
-    replica, leaves = _replica(model, slots)
-    args, kwargs = tree_map(_plain, call)
     # The fused recurrence of cuDNN has no pass back in eval mode.
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.backends.cudnn.flags(enabled=False),
     ):
+        replica, leaves = _replica(model, slots)
+        args, kwargs = tree_map(_plain, call)
         output = replica(*args, **kwargs)
-        projection = _projection(output, projected, torch.Generator().manual_seed(seed))
+        generator = torch.Generator("cpu").manual_seed(seed)
+        projection = _projection(output, projected, generator)
         return _of_slots(projection, slots, leaves)
 
 
@@ -268,7 +271,7 @@ def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[
         biases = [] if mean is None else [getattr(slot.module, slot.bias or "")]
         for value in (slot.value, *biases):
             memo[id(value)] = nn.Parameter(_plain(value.detach()))
-    replica = copy.deepcopy(model, memo).eval()
+    replica = copy_model(model, memo).eval()
     leaves: list[Tensor | None] = []
     for slot, mean in slots:
         module = memo[id(slot.module)]
@@ -321,7 +324,8 @@ def values(y: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _noise(y: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)
+    noise = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return noise.to(y.device)
 
 
 def _of_slots(

@@ -83,7 +83,8 @@ class Training:
         done = 0 if path is None else self._load(path)
         with as_it_was(self.teacher) if self.teacher is not None else nullcontext():
             for epoch in range(done, self.epochs):
-                with seeded(seed + epoch):
+                # The caller may have gradients off.
+                with seeded(seed + epoch), torch.inference_mode(False), torch.enable_grad():
                     self._epoch(loader, epoch, before_step, after_step)
                 if path is not None:
                     self._save(path, epoch + 1)
@@ -227,7 +228,7 @@ def _pair(batch: object) -> tuple[object, object]:
 def _to(value: Any, device: torch.device) -> Any:
     match value:
         case Tensor():
-            return value.to(device)
+            return (value.clone() if value.is_inference() else value).to(device)
         case Mapping():
             return {key: _to(each, device) for key, each in value.items()}
         case list():

@@ -330,3 +330,17 @@ def test_a_recurrent_module_with_weight_norm_is_compressed_after_a_pass_with_gra
     small = vq.compress(model, {"weight_hh_l0": vq.KM(k=256)})
     assert torch.allclose(small(x)[0], expected, atol=1e-3)
     assert torch.equal(model(x)[0], expected)
+
+
+def test_attributes_of_recurrent_layers_are_set_without_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FSDP sets parameters one by one, and some are sharded and others not meanwhile."""
+    small = vq.compress(nn.LSTM(8, 8), vq.KM(k=4))
+
+    def refused(_: object) -> Tensor:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(CodedParameter, "forward", refused)
+    small.bias_ih_l0 = nn.Parameter(torch.zeros(32))
+    assert not small.bias_ih_l0.any()

@@ -78,6 +78,9 @@ def _observe(
     try:
         with cpu_by_default():
             moments.observe(host, positional, keywords)
+    except AssertionError:
+        # No tensor, where what is shipped looks for one.
+        return
     except Exception as error:
         inputs = slot.kind.inputs
         # What is shipped fails on what the module itself will refuse, with a better message.
@@ -147,8 +150,16 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
                         f"the model does not take a batch of calibration: {error}; the items of a "
                         "tuple or list are its positional arguments, so leave the labels out"
                     ) from error
-            case _:
+            case Tensor():
                 model(batch)
+            case _:
+                try:
+                    model(batch)
+                except (TypeError, AttributeError) as error:
+                    raise ValueError(
+                        f"the model does not take a batch of calibration that is a "
+                        f"{type(batch).__name__}: {error}"
+                    ) from error
 
 
 def _takes(model: nn.Module, batch: Sequence[object]) -> bool:

@@ -174,6 +174,8 @@ def check_weight(weight: Tensor) -> None:
             f"the weight is a {type(weight).__name__} of {type(weight).__module__.split('.')[0]}: "
             "compress the float model, before it is quantized or distributed; or leave it with None"
         )
+    if weight.layout is not torch.strided:
+        raise ValueError(f"the weight is of {weight.layout}: make it dense, with .to_dense()")
     if not weight.is_floating_point():
         raise ValueError(f"the weight must be of a float dtype, got {weight.dtype}")
     if weight.dtype.itemsize == 1:

@@ -146,6 +146,9 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
         # Their list of weights would outlive the pass, and be shared by threads.
         for name, compute in (("_flat_weights", _flat_weights), ("_flat_weight_refs", _no_refs)):
             setattr(cls, name, _Computed(compute))
+        # Theirs would look at that list, hence decode, at each new attribute: FSDP sets many.
+        if cls.__setattr__ is nn.RNNBase.__setattr__:
+            cls.__setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
 
 
 class _Computed(property):

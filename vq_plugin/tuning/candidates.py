@@ -65,7 +65,7 @@ class Layer:
     def measured(self, small: CodebookWeight, nbytes: int) -> LayerCandidate:
         """A candidate after its fit."""
         change = small.decode() - self.weight
-        seen = self.moments or Moments(torch.ones(()))
+        seen = self.moments or Moments(torch.ones((), device="cpu"))
         size = seen.output_error(self.weight)
         error = seen.output_error(change) / size if size > 0 else 0.0
         harm = error * self.whole

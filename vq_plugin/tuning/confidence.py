@@ -115,5 +115,6 @@ class Judge:
         assert self.baseline.samples is not None
         count = len(self.baseline.samples)
         # Data sets are often sorted by class.
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator("cpu").manual_seed(0)
+        order = torch.randperm(count, generator=generator, device="cpu")
         return order[: -(-count // 3)], order[-(-count // 3) :]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
@@ -76,6 +77,10 @@ def digest(tensors: Iterable[tuple[str, object]]) -> str:
     sha = hashlib.sha256()
     for key, value in tensors:
         if not isinstance(value, Tensor):
+            continue
+        if is_traceable_wrapper_subclass(value):  # of torchao, which has no bytes of its own
+            names, _ = value.__tensor_flatten__()
+            sha.update(f"{key} {digest((name, getattr(value, name)) for name in names)};".encode())
             continue
         plain = value.detach().cpu().contiguous()
         sha.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())

@@ -142,6 +142,6 @@ def _as_json(evaluation: Evaluation) -> dict[str, Any]:
 def _from_json(record: Mapping[str, Any]) -> Evaluation:
     mean, samples = record["mean"], record["samples"]
     if samples is not None:
-        samples = torch.tensor(samples, dtype=torch.float64)
+        samples = torch.tensor(samples, dtype=torch.float64, device="cpu")
     metric = None if mean is None else Metric(mean, samples)
     return Evaluation(metric, record["seconds"], record["error"])

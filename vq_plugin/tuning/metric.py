@@ -36,7 +36,7 @@ def read_metric(value: object, name: str) -> Metric:
         if isinstance(value, Tensor):
             values = value.detach().to("cpu", torch.float64, copy=True)
         else:
-            values = torch.tensor(value, dtype=torch.float64)
+            values = torch.tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
             f"{name} returned {value!r}; it must return a number, or one per sample"

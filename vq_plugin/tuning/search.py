@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from vq_plugin.calibration import Calibration
 from vq_plugin.checkpoint import Rest, check_rest, save
@@ -192,7 +193,11 @@ def _check_alike(model: nn.Module, start: nn.Module) -> None:
     if not isinstance(start, nn.Module):
         raise TypeError(f"start is a float model, got {type(start).__name__}")
     expected, found = (
-        {(name, tuple(value.shape)) for name, value in m.state_dict().items()}
+        {
+            (name, tuple(value.shape))
+            for name, value in m.state_dict().items()
+            if not is_lazy(value)  # said of its layer, later
+        }
         for m in (model, start)
     )
     for name, shape in sorted(expected ^ found):
