@@ -12,6 +12,7 @@ from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.choice import choose
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.left_float import left_float, share_of_file
 from vq_plugin.nn import CodebookLayer, Memory, coded_weights
 from vq_plugin.nn.slots import shown
@@ -151,10 +152,11 @@ def _fit(
         its = {name: slots[name] for name, each in own.items() if each == preset}
         weights |= choose(model, its, preset, moments, calibration, seed)
     plain = {name: each for name, each in own.items() if isinstance(each, Scheme)}
-    for name, scheme in progress(plain.items(), desc="compress", unit="layer", leave=False):
-        weights[name] = fit_named(
-            name, slots[name].weight, scheme, moments=moments.get(name), seed=seed
-        )
+    with worker_pool():
+        for name, scheme in progress(plain.items(), desc="compress", unit="layer", leave=False):
+            weights[name] = fit_named(
+                name, slots[name].weight, scheme, moments=moments.get(name), seed=seed
+            )
     if calibration is None:
         _warn_of_far_off({name: (slots[name].weight, weights[name]) for name in plain})
     return {name: weights[name] for name in own}
@@ -183,8 +185,9 @@ def _lost_rows(weight: Tensor, small: CodebookWeight) -> float:
     rows = weight.flatten(1).float()
     size = rows.square().sum(1)
     change = (small.decode().flatten(1).float() - rows).square().sum(1)
-    lost = change > _LOST**2 * size
-    return float(lost[size > 0].float().sum() / max(int((size > 0).sum()), 1))
+    lost = (change > _LOST**2 * size) & (size > 0)
+    count = int(lost.sum())
+    return count / int((size > 0).sum()) if count else 0.0
 
 
 def _warn_of_left(small: nn.Module, schemes: Choices) -> None:

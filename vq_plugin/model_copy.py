@@ -15,6 +15,7 @@ from torch.nn.modules.module import _WrappedHook
 from torch.overrides import TorchFunctionMode
 
 # Where modules keep hooks, of every kind.
+_INERT = frozenset([bool, int, float, str, tuple, list, dict, OrderedDict, set, type(None)])
 HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 
 
@@ -32,10 +33,13 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     rebound = rebinding(_parts(model), memo)
     for module in copied.modules():
         for store in (vars(module), *(getattr(module, name) for name in HOOKS)):
-            for name, value in list(store.items()):
-                changed = rebound(value)
-                if changed is not value:
-                    store[name] = changed
+            # What is changed is put back later: the store cannot change while it is gone through.
+            changes = {
+                name: changed
+                for name, value in store.items()
+                if type(value) not in _INERT and (changed := rebound(value)) is not value
+            }
+            store.update(changes)
     return copied
 
 

@@ -19,7 +19,7 @@ from vq_plugin.nn.own_doing import take_over
 from vq_plugin.nn.parameter import own_class
 from vq_plugin.nn.recomputed import SOURCES, at_rest, drop_weight_hooks
 from vq_plugin.select import slots_by_any_name
-from vq_plugin.ties import sharing
+from vq_plugin.ties import owners_of
 
 _Held = tuple[Slot, CodedParameter, Tensor | None]
 
@@ -88,10 +88,10 @@ def _holders(
     model: nn.Module, weights: Mapping[str, CodebookWeight], ties: Mapping[str, str] | None
 ) -> tuple[list[tuple[Slot, CodebookLayer]], list[_Held]]:
     """Codebook layers with the slots whose modules they replace; coded parameters, bias shifts."""
-    if ties is None:
-        owners = sharing(model)
-        ties = {slot.name: name for name in weights for slot in owners[name] if slot.name != name}
     slots = slots_by_any_name(model)
+    if ties is None:
+        owners = owners_of(dict.fromkeys(slots.values()))
+        ties = {slot.name: name for name in weights for slot in owners[name] if slot.name != name}
     origins = {**{name: name for name in weights}, **ties}
     # A layer two of whose parameters are coded stays what it is.
     chosen = {(id(slot.module), slot.parameter) for slot in map(slots.__getitem__, origins)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -13,7 +13,12 @@ from vq_plugin.schemes import Preset, Scheme
 def sharing(model: nn.Module) -> dict[str, list[Slot]]:
     """The slots that share the weight of each, by its name; itself included, the first first."""
     found = find_slots(model)
-    slots = (*found.values(), *other_parameters(model, found).values())
+    return owners_of((*found.values(), *other_parameters(model, found).values()))
+
+
+def owners_of(slots: Iterable[Slot]) -> dict[str, list[Slot]]:
+    """As :func:`sharing`, for all slots of a model, which are found already."""
+    slots = list(slots)
     groups: dict[tuple[int, str], list[Slot]] = {}
     for slot in slots:
         groups.setdefault(_identity(slot), []).append(slot)
@@ -32,8 +37,9 @@ def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme | Preset]) -> dic
     A parameter without a slot follows the weight that it is. ``ValueError`` if slots
     that share a weight are not all chosen, with one scheme.
     """
-    owners = sharing(model)
-    named = {*find_slots(model), *chosen}
+    found = find_slots(model)
+    owners = owners_of((*found.values(), *other_parameters(model, found).values()))
+    named = {*found, *chosen}
     ties: dict[str, str] = {}
     for name, scheme in chosen.items():
         first, *others = (slot.name for slot in owners[name] if slot.name in named)

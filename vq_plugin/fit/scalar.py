@@ -67,10 +67,10 @@ def _fit(points: Points, k: int) -> Float64:
         starts = cells[_optimal_cells(points, cells, k, exact)]
     else:
         starts = companded_starts(x, points.mass, k)
+    if exact:
+        return _means(points, starts)
     # Companding can yield fewer cells than k where many points coincide.
-    starts = _split_until(points, starts, k)
-    centers = _means(points, starts)
-    return centers if exact else _settled(points, centers)
+    return _settled(points, _means(points, _split_until(points, starts, k)))
 
 
 def _fit_beside_zero(points: Points, k: int) -> Float64:

@@ -19,6 +19,7 @@ from vq_plugin.schemes import Geometry, Scheme, torch_code_dtype
 from vq_plugin.straight_through import straight_through
 
 Memory = Literal["weight", "codes"]
+_REGISTERED = (Tensor, nn.Module)
 
 
 class CodedWeight(nn.Module):
@@ -179,7 +180,13 @@ class CodedWeight(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise RuntimeError(WRITTEN)
-        super().__setattr__(name, value)
+        if isinstance(value, _REGISTERED) or any(
+            name in store for store in (self._parameters, self._modules, self._buffers)
+        ):
+            super().__setattr__(name, value)
+        else:
+            # Past torch's look at every store: layers have a dozen settings, models thousands.
+            object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         if name == "weight":

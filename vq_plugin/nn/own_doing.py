@@ -78,9 +78,8 @@ def take_over(layer: CodebookLayer, module: nn.Module, parameter: str, moved: An
             ours[name] = moved(value)
     layer._non_persistent_buffers_set |= module._non_persistent_buffers_set & layer._buffers.keys()
     for name in HOOKS:
-        getattr(layer, name).update(
-            {key: moved(hook) for key, hook in getattr(module, name).items()}
-        )
+        if hooks := getattr(module, name):
+            getattr(layer, name).update({key: moved(hook) for key, hook in hooks.items()})
     layer._is_full_backward_hook = module._is_full_backward_hook
     # Those that rebuild the float weight have nothing left to do.
     drop_weight_hooks(layer, parameter)

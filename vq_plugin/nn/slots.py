@@ -303,11 +303,7 @@ def layer_slot(module: nn.Module, name: str = "") -> Slot | None:
 
 def other_parameters(model: nn.Module, slots: Mapping[str, Slot]) -> dict[str, Slot]:
     """Slots for the float parameters of two dimensions or more that ``slots``, all, do not have."""
-    taken = {
-        (id(slot.module), slot.parameter + suffix)
-        for slot in slots.values()
-        for suffix in ("", *SOURCES)
-    }
+    taken = {(id(slot.module), slot.parameter) for slot in slots.values()}
     found = {}
     for path, module in model.named_modules():
         if isinstance(
@@ -318,6 +314,8 @@ def other_parameters(model: nn.Module, slots: Mapping[str, Slot]) -> dict[str, S
             if value is None or is_lazy(value) or (id(module), parameter) in taken:
                 continue
             if value.dim() < 2 or not value.is_floating_point():
+                continue
+            if any((id(module), parameter.removesuffix(part)) in taken for part in SOURCES):
                 continue
             [*names] = slot_names([path], module, parameter)
             kind = SlotKind(parameter)
@@ -369,12 +367,14 @@ def _there(module: nn.Module, name: str) -> str | None:
         owner = getattr(owner, step, None)
     if not isinstance(owner, nn.Module) or isinstance(owner, CodedWeight):
         return None
+    if owner._parameters.get(parameter) is not None:
+        return name  # what is computed, or coded, is none of them
     if parameter in coded_parameters(owner):
         return None
     if is_computed(owner, parameter):
         return name
     if parameter in owner._parameters:
-        return None if owner._parameters[parameter] is None else name
+        return None
     value = getattr(owner, parameter, None)
     shape = value.shape if isinstance(value, Tensor) else None
     parts = [

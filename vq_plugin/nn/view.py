@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class View:
             raise ValueError(f"a weight has 2 dimensions or more, not {self.shape}")
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def whole(cls, shape: tuple[int, ...]) -> View:
         """Of a parameter that is a weight as it stands."""
         return cls.ordered(shape, tuple(range(len(shape))))

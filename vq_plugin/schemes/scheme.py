@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -87,7 +88,7 @@ class Scheme:
         """
         shape = tuple(shape)
         length = math.prod(shape[1:]) if axis == "in" else shape[0]
-        cut = Geometry(
+        return _geometry(
             shape=shape,
             axis=axis,
             dim=min(dim or length, length),
@@ -98,7 +99,6 @@ class Scheme:
             codebook_dtype=self.codebook_dtype,
             scaled=self.scale == "row",
         )
-        return cut.with_centers(min(cut.k, cut.sub_vectors))
 
     def row_size(self, rows: Tensor) -> Tensor:
         """What ``scale="row"`` divides rows by: their root mean square.
@@ -150,6 +150,13 @@ class Scheme:
             if name not in always and getattr(self, name) != default
         ]
         return [(name, getattr(self, name)) for name in names]
+
+
+# Every layer asks several times, and models have thousands of the same shape.
+@lru_cache(maxsize=1024)
+def _geometry(**settings: Any) -> Geometry:
+    cut = Geometry(**settings)
+    return cut.with_centers(min(cut.k, cut.sub_vectors))
 
 
 def require_positive(scheme: Scheme, field: str) -> None:
