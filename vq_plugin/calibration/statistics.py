@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,15 +108,6 @@ class InputSquares(nn.Module):
             for rows, counts in read_rows(piece, int(self.count)):
                 self.total += counts * rows.square().sum(1).double()
             self.count += piece.shape[1]
-
-    def observe(
-        self, host: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]
-    ) -> None:
-        """A forward pre-hook, to be registered ``with_kwargs=True``; empty batches say nothing."""
-        arguments = inspect.signature(host.forward).bind(*positional, **keywords).arguments
-        value = next(iter(arguments.values()), None)
-        if not (isinstance(value, Tensor) and value.numel() == 0):
-            self.add(host, arguments)
 
     def importance(self) -> Tensor:
         """What every element counts; broadcasts to the weight. ``ValueError`` on NaN or none."""
