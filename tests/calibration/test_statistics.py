@@ -236,3 +236,26 @@ def test_the_threads_do_not_change_a_byte_of_the_moments(set_threads) -> None:
     for other in found[1:]:
         assert torch.equal(other.second, found[0].second)
         assert torch.equal(other.mean, found[0].mean)
+
+
+def test_inputs_are_read_once_for_pairs_and_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, calls = nn.MultiheadAttention(8, 2), []
+    forward = nn.MultiheadAttention.forward
+
+    def counted(self, query, key, value, need_weights=True):
+        calls.append(need_weights)
+        return forward(self, query, key, value, need_weights=need_weights)
+
+    monkeypatch.setattr(nn.MultiheadAttention, "forward", counted)
+    x = torch.randn(5, 3, 8)
+    input_moments(layer, find_slots(layer).values(), [(x, x, x)])
+    # What heads attended to takes a pass of its own.
+    assert calls == [False, True]
+
+
+def test_squares_of_places_do_not_depend_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "most_rows", lambda groups, inputs: 4)
+    layer, x = nn.Conv2d(6, 4, 1, groups=2), torch.randn(3, 6, 5, 5)
+    mean = x.square().mean((0, 2, 3))
+    found = of(layer, [x])[..., 0, 0]
+    assert torch.allclose(found[[0, 2]].flatten(), floored(mean), rtol=1e-5)

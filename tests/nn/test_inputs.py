@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from vq_plugin.calibration import input_moments
 from vq_plugin.nn import find_slots
 from vq_plugin.nn.inputs import Arguments, Patches
 
@@ -207,6 +208,22 @@ def test_hidden_states_of_gated_layers_are_their_outputs_a_step_before(
         before = torch.cat([torch.zeros(2, 1, 4), module(x)[0][:, :-1]], 1)
         expected = before.transpose(0, 1).reshape(-1, 4) @ module.weight_hh_l0.T
     assert torch.allclose(products(module, "weight_hh_l0", {"input": x}), expected, atol=1e-5)
+
+
+def test_a_call_runs_every_recurrent_layer_once_for_all_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, runs = nn.LSTM(3, 4, num_layers=3), []
+    forward = nn.LSTM.forward
+
+    def counted(self: nn.LSTM, input: Tensor, hx: object = None) -> object:
+        runs.append(self.input_size)
+        return forward(self, input, hx)
+
+    monkeypatch.setattr(nn.LSTM, "forward", counted)
+    input_moments(module, find_slots(module).values(), [torch.randn(5, 2, 3)])
+    # The three layers, and the module itself.
+    assert runs == [3, 4, 4, 3]
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])

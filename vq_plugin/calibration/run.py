@@ -21,6 +21,7 @@ from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import alone, as_it_was
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
+from vq_plugin.nn.inputs import call_arguments
 
 Calibration: TypeAlias = Iterable[object] | Callable[[nn.Module], object]
 
@@ -45,11 +46,12 @@ def input_moments(
     called: set[Slot] = set()
     # Calls on other threads may have the same model.
     with alone(model), as_it_was(model), _every_module_runs():
+        by_host: dict[nn.Module, dict[Slot, InputMoments]] = {}
+        for slot, each in observed.items():
+            by_host.setdefault(slot.host, {})[slot] = each
         handles = [
-            slot.host.register_forward_pre_hook(
-                partial(_observe, slot, each, called), with_kwargs=True
-            )
-            for slot, each in observed.items()
+            host.register_forward_pre_hook(partial(_observe, each, called), with_kwargs=True)
+            for host, each in by_host.items()
         ]
         try:
             with _computed_once(slots), calls:
@@ -66,30 +68,33 @@ def input_moments(
 
 
 def _observe(
-    slot: Slot,
-    moments: InputMoments,
+    statistics: Mapping[Slot, InputMoments],
     called: set[Slot],
     host: nn.Module,
     positional: tuple[Any, ...],
     keywords: Mapping[str, Any],
 ) -> None:
     """A forward pre-hook, but for what comes first; errors of a user's ``inputs`` name the slot."""
-    called.add(slot)
-    try:
-        with cpu_by_default():
-            moments.observe(host, positional, keywords)
-    except AssertionError:
-        # No tensor, where what is shipped looks for one.
+    called.update(statistics)
+    arguments = call_arguments(host, positional, keywords)
+    if arguments is None:
         return
-    except Exception as error:
-        inputs = slot.kind.inputs
-        # What is shipped fails on what the module itself will refuse, with a better message.
-        if inputs is None or inputs.__module__.startswith("vq_plugin."):
-            raise
-        raise ValueError(
-            f"layer {slot.shown}: the inputs= that {slot.kind.parameter!r} is registered with "
-            f"fails: {type(error).__name__}: {error}"
-        ) from error
+    for slot, moments in statistics.items():
+        try:
+            with cpu_by_default():
+                moments.add(host, arguments)
+        except AssertionError:
+            # No tensor, where what is shipped looks for one: the module itself will say so.
+            return
+        except Exception as error:
+            inputs = slot.kind.inputs
+            # What is shipped fails on what the module itself will refuse, with a better message.
+            if inputs is None or inputs.__module__.startswith("vq_plugin."):
+                raise
+            raise ValueError(
+                f"layer {slot.shown}: the inputs= that {slot.kind.parameter!r} is registered with "
+                f"fails: {type(error).__name__}: {error}"
+            ) from error
 
 
 _slow = threading.Lock()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +67,8 @@ class InputSquares(nn.Module):
         self._key, self._shape = slot.key, shape
         self._inputs, self._squares = kind.inputs, kind.squares or kind.inputs
         self._form = _of_call(call) if call is not None else _of_slot(slot)
-        self._groups, self._looks_up, by_channel = self._form
-        inputs = shape[1] if by_channel else slot.weight[0].numel()
+        self._groups, self._looks_up, self._by_channel = self._form
+        inputs = shape[1] if self._by_channel else slot.weight[0].numel()
         size = (shape[0],) if self._looks_up else (self._groups, inputs)
         self.register_buffer("total", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -103,21 +102,22 @@ class InputSquares(nn.Module):
 
     def _add_squares(self, pieces: Iterator[Tensor | Patches]) -> None:
         for piece in pieces:
-            if not _finite(piece):
-                # What a sample leaves out must not hide it.
-                self.total += torch.nan
-            for rows, counts in read_rows(piece, int(self.count)):
-                self.total += counts * rows.square().sum(1).double()
+            if isinstance(piece, Patches) and piece.plain:
+                # To sum all of them up takes less than to find a sample's rows.
+                self.total += piece.squares()
+            else:
+                self._check(piece)
+                for rows, counts in read_rows(piece, int(self.count)):
+                    self._add_rows(rows, counts)
             self.count += piece.shape[1]
 
-    def observe(
-        self, host: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]
-    ) -> None:
-        """A forward pre-hook, to be registered ``with_kwargs=True``; empty batches say nothing."""
-        arguments = inspect.signature(host.forward).bind(*positional, **keywords).arguments
-        value = next(iter(arguments.values()), None)
-        if not (isinstance(value, Tensor) and value.numel() == 0):
-            self.add(host, arguments)
+    def _add_rows(self, rows: Tensor, counts: float) -> None:
+        self.total += counts * rows.square().sum(1).double()
+
+    def _check(self, piece: Tensor | Patches) -> None:
+        # What a sample leaves out must not hide it.
+        if not _finite(piece):
+            self.total += torch.nan
 
     def importance(self) -> Tensor:
         """What every element counts; broadcasts to the weight. ``ValueError`` on NaN or none."""
@@ -185,14 +185,16 @@ class InputMoments(InputSquares):
 
     @torch.no_grad()
     def add(self, host: nn.Module, arguments: Arguments) -> None:  # noqa: D102 - inherited
-        super().add(host, arguments)
+        if self._looks_up or self._by_channel:
+            super().add(host, arguments)
         if not self._looks_up:
             assert self._inputs is not None
             self._add_pairs(self._inputs(host, arguments, self._key))
 
     @torch.no_grad()
     def add_call(self, call: Call) -> None:  # noqa: D102 - inherited
-        super().add_call(call)
+        if self._looks_up or self._by_channel:
+            super().add_call(call)
         if call.inputs is not None:
             self._add_pairs(call.inputs())
 
@@ -200,7 +202,13 @@ class InputMoments(InputSquares):
         # A product may round differently on several threads: pieces of it, each on one.
         with worker_pool():
             for piece in pieces:
+                if not self._by_channel:
+                    # The same inputs: their squares are not read on their own.
+                    self._check(piece)
+                    self.count += piece.shape[1]
                 for rows, counts in read_rows(piece, int(self.samples)):
+                    if not self._by_channel:
+                        self._add_rows(rows, counts)
                     if self._biased:
                         self.first += counts * rows.sum(1)
                     # Threads of a pool do not know that gradients are off here.

@@ -15,6 +15,7 @@ from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.hosting.plan import Plan
 from vq_plugin.hosting.statistics import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, find_slots, layer_slot
+from vq_plugin.nn.inputs import call_arguments
 from vq_plugin.nn.memory_format import by_elements
 from vq_plugin.rounding import round_centers
 from vq_plugin.straight_through import straight_through
@@ -135,7 +136,9 @@ class CodebookFollower(nn.Module):
         if self.moves:
             statistics = self.get_submodule(INPUT_STATS)
             assert isinstance(statistics, InputSquares)
-            statistics.observe(layer, arguments, keywords)
+            named = call_arguments(layer, arguments, keywords)
+            if named is not None:
+                statistics.add(layer, named)
 
     def extra_repr(self) -> str:  # noqa: D102 - inherited
         return str(self.plan.scheme)

@@ -14,6 +14,7 @@ from torch import nn
 from vq_plugin.calibration import InputMoments, named_moments
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
+from vq_plugin.nn.inputs import call_arguments
 
 # The submodule that holds them.
 INPUT_STATS = "input_stats"
@@ -76,5 +77,7 @@ def _leaf(slot: Slot) -> str:
 
 def _observe(host: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     # A plain function: deep copies of the hook must find the statistics of the copied module.
-    for moments in getattr(host, INPUT_STATS).values():
-        moments.observe(host, positional, keywords)
+    arguments = call_arguments(host, positional, keywords)
+    if arguments is not None:
+        for moments in getattr(host, INPUT_STATS).values():
+            moments.add(host, arguments)

@@ -288,3 +288,20 @@ def test_a_convolution_is_the_product_of_its_patches() -> None:
     with torch.no_grad():
         output = functional.conv2d(x, change, small.bias - layer.bias, padding=1, groups=2)
     assert output.mean((0, 2, 3)).abs().max() < 1e-4 * output.abs().max()
+
+
+def test_moments_of_any_size_are_fitted_by_normal_numbers() -> None:
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+    moments = moments_of(correlated_inputs(60, 16), bias=False)
+    assert moments.second is not None
+    hessians = []
+    # Products with numbers below float32's normal ones take 100 times as long.
+    for size in (2.0**-110, 1.0, 2.0**100):
+        sized = Moments(moments.importance, moments.second * size)
+        geometry = vq.KM(k=4).geometry((24, 16))
+        objective = Objective.build(weight, None, vq.KM(k=4), geometry, sized)
+        assert objective is not None
+        hessians.append(objective.hessian)
+        assert 0.5 <= float(objective.hessian.abs().max()) < 1
+    assert torch.equal(hessians[0], hessians[1])
+    assert torch.equal(hessians[2], hessians[1])

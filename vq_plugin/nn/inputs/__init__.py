@@ -10,7 +10,13 @@ of the module's ``forward``, by name, and ``parameter`` is the name of the weigh
 from vq_plugin.nn.inputs.attention import attended, projected
 from vq_plugin.nn.inputs.calls import Call, read_call
 from vq_plugin.nn.inputs.convolution import channels, convolved, transposed_convolved
-from vq_plugin.nn.inputs.matrix import Arguments, first_argument, multiplied, paired
+from vq_plugin.nn.inputs.matrix import (
+    Arguments,
+    call_arguments,
+    first_argument,
+    multiplied,
+    paired,
+)
 from vq_plugin.nn.inputs.patches import Patches
 from vq_plugin.nn.inputs.recurrent import cell_hidden, layer_hidden, layer_input
 
@@ -19,6 +25,7 @@ __all__ = [
     "Call",
     "Patches",
     "attended",
+    "call_arguments",
     "cell_hidden",
     "channels",
     "convolved",

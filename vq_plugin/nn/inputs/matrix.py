@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -12,6 +13,29 @@ Arguments: TypeAlias = Mapping[str, Any]
 
 # Numbers in one piece: 64 MB.
 PIECE = 1 << 24
+
+
+class CallArguments(dict[str, Any]):
+    """Arguments of one forward pass, and what was computed of them for all weights of the module.
+
+    Attributes:
+        computed: Filled and read by functions of this package, by a name of theirs.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        super().__init__(arguments)
+        self.computed: dict[str, Any] = {}
+
+
+def call_arguments(
+    host: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> CallArguments | None:
+    """Arguments of a forward pass by name; ``None`` for an empty batch, which says nothing."""
+    arguments = inspect.signature(host.forward).bind(*positional, **keywords).arguments
+    value = next(iter(arguments.values()), None)
+    if isinstance(value, Tensor) and value.numel() == 0:
+        return None
+    return CallArguments(arguments)
 
 
 def first_argument(arguments: Arguments) -> Tensor:

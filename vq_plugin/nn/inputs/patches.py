@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vq_plugin.fit.parallel import worker_pool
+
 
 @dataclass(frozen=True)
 class Patches:
@@ -53,6 +55,21 @@ class Patches:
         """``(groups, rows, inputs)``."""
         inputs = self.value.shape[1] // self.groups * math.prod(self.kernel)
         return self.groups, len(self.value) * math.prod(self.places), inputs
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rows are all the places of the input as they are."""
+        still = all(before == after == 0 for before, after in self.padding)
+        return still and {*self.kernel, *self.stride} == {1}
+
+    def squares(self) -> Tensor:
+        """Sums of squares over all rows of :attr:`plain` patches, float64, ``(groups, inputs)``."""
+        sums = torch.zeros(self.value.shape[1], dtype=torch.float64, device=self.value.device)
+        # One sample at a time, on one thread: sums may round differently on several.
+        with worker_pool():
+            for sample in self.value.detach():
+                sums += sample.float().square().flatten(1).sum(1)
+        return sums.reshape(self.groups, -1)
 
     def rows(self, index: Tensor) -> Tensor:
         """Some rows, float32, ``(groups, len(index), inputs)``; ``index`` is int64."""

@@ -28,33 +28,33 @@ def cell_hidden(module: nn.Module, arguments: Arguments, parameter: str) -> Iter
 
 def layer_input(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
     """What comes into one layer: the input, or the output of the layer before it."""
-    assert isinstance(module, nn.RNNBase)
-    match = _NAME.fullmatch(parameter)
-    assert match is not None
-    steps = _Steps.of(module, arguments)
-    value, _ = _outputs(module, steps, int(match[2]))
-    yield value[steps.real].unsqueeze(0).float()
+    run = _Run.of(module, arguments)
+    layer, _ = _place(parameter)
+    yield run.steps.rows(run.before(layer))
 
 
 def layer_hidden(module: nn.Module, arguments: Arguments, parameter: str) -> Iterator[Tensor]:
     """The hidden state of one layer and direction before each of its steps."""
-    assert isinstance(module, nn.RNNBase)
-    match = _NAME.fullmatch(parameter)
-    assert match is not None
-    layer, backward = int(match[2]), match[3] is not None
-    steps = _Steps.of(module, arguments)
-    value, start = _outputs(module, steps, layer)
-    output, initial = _run_layer(module, steps, layer, value, start)
-    hidden = output.chunk(2, -1)[backward] if module.bidirectional else output
-    before = initial[int(backward)].unsqueeze(0)
+    run = _Run.of(module, arguments)
+    layer, backward = _place(parameter)
+    steps, output = run.steps, run.before(layer + 1)
+    hidden = output.chunk(2, -1)[backward] if run.module.bidirectional else output
+    before = run.start(layer)[0][int(backward)].unsqueeze(0)
     if backward:
         # A sequence ends before the padding: its first step backwards has the initial state.
         later = torch.cat([hidden[1:], before])
         last = steps.lengths - 1
         later[last, torch.arange(len(last))] = before[0]
-        yield later[steps.real].unsqueeze(0).float()
+        yield steps.rows(later)
     else:
-        yield torch.cat([before, hidden[:-1]])[steps.real].unsqueeze(0).float()
+        yield steps.rows(torch.cat([before, hidden[:-1]]))
+
+
+def _place(parameter: str) -> tuple[int, bool]:
+    """Layer and direction of a parameter."""
+    match = _NAME.fullmatch(parameter)
+    assert match is not None
+    return int(match[2]), match[3] is not None
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,17 @@ class _Steps:
     state: tuple[Tensor, ...]
 
     @property
-    def real(self) -> Tensor:
-        """Which steps are no padding, ``(steps, sequences)``."""
-        return torch.arange(len(self.value)).unsqueeze(1) < self.lengths
+    def padded(self) -> bool:
+        """Whether any sequence is shorter than the longest."""
+        return bool((self.lengths < len(self.value)).any())
+
+    def rows(self, value: Tensor) -> Tensor:
+        """Steps that are no padding: ``(1, samples, ...)`` of ``(steps, sequences, ...)``."""
+        if self.padded:
+            value = value[torch.arange(len(value)).unsqueeze(1) < self.lengths]
+        else:
+            value = value.flatten(0, 1)
+        return value.unsqueeze(0).float()
 
     @classmethod
     def of(cls, module: nn.RNNBase, arguments: Arguments) -> _Steps:
@@ -100,37 +108,60 @@ class _Steps:
         return cls(value, lengths, states)
 
 
-def _outputs(module: nn.RNNBase, steps: _Steps, layer: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What comes into a layer, and the state that it starts with."""
-    directions = 1 + int(module.bidirectional)
-    value = steps.value
-    for before in range(layer):
-        start = tuple(each[before * directions :][:directions] for each in steps.state)
-        value, _ = _run_layer(module, steps, before, value, start)
-    return value, tuple(each[layer * directions :][:directions] for each in steps.state)
+class _Run:
+    """What comes into the layers of a module in one call; each runs once, when it is asked for."""
 
+    def __init__(self, module: nn.RNNBase, steps: _Steps) -> None:
+        self.module, self.steps = module, steps
+        self._values = [steps.value]
 
-def _run_layer(
-    module: nn.RNNBase, steps: _Steps, layer: int, value: Tensor, start: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """The output of one layer alone, ``(steps, sequences, ...)``, and its initial hidden state."""
-    kind = next(kind for kind in (nn.LSTM, nn.GRU, nn.RNN) if isinstance(module, kind))
-    single = kind(
-        value.shape[-1],
-        module.hidden_size,
-        bias=module.bias,
-        bidirectional=module.bidirectional,
-        device="meta",
-        dtype=value.dtype,
-        **({"proj_size": module.proj_size} if module.proj_size else {}),
-        **({"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}),
-    )
-    weights = {
-        name: getattr(module, re.sub(r"_l0", f"_l{layer}", name))
-        for name, _ in single.named_parameters()
-    }
-    packed = nn.utils.rnn.pack_padded_sequence(value, steps.lengths, enforce_sorted=False)
-    state = start if isinstance(module, nn.LSTM) else start[0]
-    output, _ = torch.func.functional_call(single, weights, (packed, state))
-    padded, _ = pad_packed_sequence(output, total_length=len(value))
-    return padded, start[0]
+    @classmethod
+    def of(cls, module: nn.Module, arguments: Arguments) -> _Run:
+        """The one of a call that all weights of the module share."""
+        assert isinstance(module, nn.RNNBase)
+        computed = getattr(arguments, "computed", {})
+        if "run" not in computed:
+            computed["run"] = cls(module, _Steps.of(module, arguments))
+        run: _Run = computed["run"]
+        return run
+
+    def start(self, layer: int) -> tuple[Tensor, ...]:
+        """The state that a layer starts with."""
+        directions = 1 + int(self.module.bidirectional)
+        return tuple(each[layer * directions :][:directions] for each in self.steps.state)
+
+    def before(self, layer: int) -> Tensor:
+        """What comes into a layer; of the number of layers, what comes out of the last."""
+        for at in range(len(self._values) - 1, layer):
+            self._values.append(self._output(at, self._values[at]))
+        return self._values[layer]
+
+    def _output(self, layer: int, value: Tensor) -> Tensor:
+        """The output of one layer alone, ``(steps, sequences, ...)``."""
+        module = self.module
+        kind = next(kind for kind in (nn.LSTM, nn.GRU, nn.RNN) if isinstance(module, kind))
+        single = kind(
+            value.shape[-1],
+            module.hidden_size,
+            bias=module.bias,
+            bidirectional=module.bidirectional,
+            device="meta",
+            dtype=value.dtype,
+            **({"proj_size": module.proj_size} if module.proj_size else {}),
+            **({"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}),
+        )
+        weights = {
+            name: getattr(module, re.sub(r"_l0", f"_l{layer}", name))
+            for name, _ in single.named_parameters()
+        }
+        start = self.start(layer)
+        state = start if isinstance(module, nn.LSTM) else start[0]
+        steps = self.steps
+        if not steps.padded:
+            whole, _ = torch.func.functional_call(single, weights, (value, state))
+            assert isinstance(whole, Tensor)
+            return whole
+        packed = nn.utils.rnn.pack_padded_sequence(value, steps.lengths, enforce_sorted=False)
+        output, _ = torch.func.functional_call(single, weights, (packed, state))
+        padded, _ = pad_packed_sequence(output, total_length=len(value))
+        return padded
