@@ -14,12 +14,10 @@ NETWORKS = {
     "resnet20": "ResNet-20",
 }
 ZOO = {
-    "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "minilm": "all-MiniLM-L6-v2",
     "speaker_encoder": "speaker encoder of resemblyzer",
     "crepe_tiny": "CREPE tiny, pitch",
     "text_recognition": "text recognition of EasyOCR",
-    "mtcnn": "MTCNN, faces",
     "voice_activity": "Silero VAD, speech or not",
 }
 # Columns, and how the settings begin whose best row stands there.
