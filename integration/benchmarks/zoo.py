@@ -44,11 +44,11 @@ def ours(network: Network, schemes: Any, calibrated: bool = False) -> Measured:
     return from_file(network, vq.compress(network.model, schemes, batches))
 
 
-def tuned(network: Network, timeout: float = 600, candidates: Any = None) -> Measured:
+def tuned(network: Network, timeout: float = 600) -> Measured:
     """`vq.tune` at 1 %; the file of what it found."""
     result = vq.tune(
         network.model, network.evaluate, vq.LossBudget(relative=0.01), network.calibration,
-        candidates=candidates, max_trials=25, timeout=timeout, rest="float16",
+        max_trials=25, timeout=timeout, rest="float16",
     )  # fmt: skip
     if not result.passed:
         raise ValueError(f"the tuner found nothing: {result.stopped}")
