@@ -67,18 +67,27 @@ SCHEMES: dict[str, Any] = {
     "KM(16)": vq.KM(16),
     "PQ(256, 4, tensor)": vq.PQ(256, 4, codebooks="tensor"),
 }
+# Those of the package, and changes between them: which loses 1 % depends on the network.
+PRESETS: dict[str, Any] = {
+    **{name: name for name in vq.PRESETS},
+    **{f"Preset({change})": vq.Preset(change) for change in (0.002, 0.005, 0.015, 0.02, 0.03)},
+}
 SETTINGS: dict[str, Make] = {
     **{f"ours {name}": partial(ours, schemes=scheme) for name, scheme in SCHEMES.items()},
     **{
         f"ours {name}, calibrated": partial(ours, schemes=scheme, calibrated=True)
         for name, scheme in SCHEMES.items()
     },
+    **{
+        f"ours {name}, calibrated": partial(ours, schemes=preset, calibrated=True)
+        for name, preset in PRESETS.items()
+    },
     "ours tuned at 1 %": tuned,
     **{
         f"coremltools {bits} bits, {where}{', sensitive' * sensitive}": partial(
             zoo_peers.coremltools, n_bits=bits, group=group, sensitive=sensitive
         )
-        for bits in (2, 3, 4)
+        for bits in (2, 3, 4, 6)
         for where, group in (("tensor", None), ("16 channels", 16))
         for sensitive in (False, True)
     },

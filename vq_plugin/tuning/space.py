@@ -17,8 +17,9 @@ Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
 
 # From about 120x to 4x of a large layer, then float. Along the outputs each input feature has
 # codebooks of its own, which suits large layers; one byte for each number keeps them small. Shared
-# codebooks weigh nothing even on small layers. Not here: what takes long to fit and is seldom
-# chosen.
+# codebooks weigh nothing even on small layers. Networks that others trained need most of their
+# weights between 16 and 256 centers, and scales where rows differ in size. Not here: what takes
+# long to fit and is seldom chosen.
 LADDER: tuple[Scheme | None, ...] = (
     PQ(k=4, dim=8, axis="out", codebook_dtype="int8"),
     PQ(k=8, dim=12, axis="out", codebook_dtype="int8"),
@@ -37,12 +38,8 @@ LADDER: tuple[Scheme | None, ...] = (
     PQ(k=32, dim=4, codebooks="tensor"),
     PQ(k=16, dim=2, codebooks="tensor"),
     RQ(k=16, stages=2, dim=4, codebooks="tensor"),
-    KM(k=2),
-    KM(k=4),
-    KM(k=8),
-    KM(k=16),
-    KM(k=32),
-    KM(k=256),
+    *(KM(k=k) for k in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)),
+    *(KM(k=k, scale="row") for k in (8, 16, 32, 64, 128, 256)),
     None,
 )
 
