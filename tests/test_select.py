@@ -167,9 +167,9 @@ def test_compressed_layers_are_not_compressed_again() -> None:
 @pytest.mark.parametrize(
     ("schemes", "message"),
     [
-        ("pq(k=4)", "must be a scheme or a mapping"),
-        (None, "must be a scheme or a mapping"),
-        ([A], "must be a scheme or a mapping"),
+        ("pq(k=4)", r"expected a scheme.*a preset.*parse_scheme"),
+        (3, "must be a scheme, a preset or a mapping"),
+        ([A], "must be a scheme, a preset or a mapping"),
         ({"fc1": "pq(k=4)"}, r"'fc1': expected a scheme.*parse_scheme"),
         ({"fc1": vq.PQ}, "expected a scheme"),
         ({3: A}, "a pattern is a name"),

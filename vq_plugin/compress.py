@@ -176,7 +176,7 @@ def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> No
         warnings.warn(
             f"codes are far off for many rows of {worst}{more}: give calibration=, a few batches "
             "of inputs, or choose a scheme with more centers or scale='row'",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

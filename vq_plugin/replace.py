@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
-from vq_plugin.eval_mode import paused
+from vq_plugin.eval_mode import alone, paused
 from vq_plugin.model_copy import copy_model, part_copies, rebinding
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, View, hold_coded
 from vq_plugin.nn.own_doing import take_over
@@ -44,17 +44,19 @@ def assemble(
         bias = slot.module._parameters.get("bias")
         if bias is not None and id(bias) not in shared:
             memo[id(bias)] = layer.bias
-    small = copy_model(model, memo)
-    copied = part_copies(model, memo)
-    for slot, layer in layers:
-        bias = slot.module._parameters.get("bias")
-        if id(bias) in shared:
-            layer.register_parameter("bias", copied(bias))
-        take_over(layer, slot.module, slot.parameter, copied)
-    for training in paused(model):
-        copied_module = memo.get(id(training))
-        if isinstance(copied_module, nn.Module):
-            copied_module.training = True
+    # Calls on other threads may have the same model in eval mode, or out of it again.
+    with alone(model):
+        small = copy_model(model, memo)
+        copied = part_copies(model, memo)
+        for slot, layer in layers:
+            bias = slot.module._parameters.get("bias")
+            if id(bias) in shared:
+                layer.register_parameter("bias", copied(bias))
+            take_over(layer, slot.module, slot.parameter, copied)
+        for training in paused(model):
+            copied_module = memo.get(id(training))
+            if isinstance(copied_module, nn.Module):
+                copied_module.training = True
     for slot, coded, shift in parameters:
         module = memo[id(slot.module)]
         assert isinstance(module, nn.Module)

@@ -37,5 +37,6 @@ def check_slot(slot: Slot) -> None:
 
 def check_not_lazy(slot: Slot) -> None:
     """Raises ``ValueError`` for a weight that is not there before its first batch."""
-    if any(is_lazy(parameter) for parameter in slot.module._parameters.values()):
+    parameters = slot.module._parameters.values()
+    if any(is_lazy(parameter) for parameter in parameters if parameter is not None):
         raise ValueError(f"layer {slot.shown} is lazy and has no weight yet: run one batch first")

@@ -289,7 +289,8 @@ def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
         shape=tuple(weight.shape),
         dtype=weight.dtype,
     )
-    holder = holder_of(find_slots(layer)[""], small)
+    slot = find_slots(layer)[""]
+    holder = holder_of(slot, small, slot.view, stays=False)
     assert isinstance(holder, CodebookLayer)
     return holder
 

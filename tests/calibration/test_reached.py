@@ -96,8 +96,7 @@ def test_a_tied_owner_that_ran_speaks_for_the_others(tmp_path: Path) -> None:
 
 def test_an_owner_that_is_no_layer() -> None:
     model = Table().eval()
-    with pytest.warns(UserWarning, match="no samples to 'embed'"):
-        small: Any = vq.compress(model, vq.KM(k=64), [TOKENS])
+    small: Any = vq.compress(model, vq.KM(k=64), [TOKENS])
     assert set(coded_weights(small)) == {"embed", "mix", "table"}
     assert torch.equal(small.table, small.embed.weight)
     assert float((small(TOKENS) - model(TOKENS)).norm() / model(TOKENS).norm()) < 0.05
@@ -106,7 +105,7 @@ def test_an_owner_that_is_no_layer() -> None:
 def test_a_bare_module_is_named_by_its_class() -> None:
     class Own(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
-            return 2 * super().forward(input)
+            return (input.unsqueeze(1) * self.weight).sum(2)
 
     with pytest.warns(UserWarning, match="does not know the inputs of Own"):
         vq.compress(Own(8, 8), vq.KM(k=4), [X])

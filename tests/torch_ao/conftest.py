@@ -67,7 +67,7 @@ def train():
 def count_fits(monkeypatch) -> Callable[[], int]:
     """How many weights were fitted so far."""
     fits: list[tuple[int, ...]] = []
-    module = importlib.import_module("vq_plugin.compress")
+    module = importlib.import_module("vq_plugin.slot_fit")
     real = module.quantize_weight
 
     def counted(weight, *args, **kwargs):

@@ -68,7 +68,7 @@ def test_precedence_equals_select(convert, schemes):
 @pytest.mark.parametrize(
     ("schemes", "error", "message"),
     [
-        ("pq", TypeError, "must be a scheme or a mapping"),
+        ("pq", TypeError, r"expected a scheme.*a preset.*parse_scheme"),
         ({3: ONE}, TypeError, "a pattern is a name"),
         ({"fc1": "km"}, TypeError, "'fc1': expected a scheme"),
         ({"re:fc(": ONE}, ValueError, r"'re:fc\(' is not a regular expression"),

@@ -68,10 +68,10 @@ def test_nothing_is_left_behind_when_training_fails(cache: Path) -> None:
 def test_nothing_is_left_behind_when_writing_fails(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: bytes) -> int:
+    def full(*names: object, **settings: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space left"):
         trained("linear", nn.Linear(2, 3), fill)
     assert list(cache.iterdir()) == []

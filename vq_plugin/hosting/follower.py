@@ -85,7 +85,10 @@ class CodebookFollower(nn.Module):
             return weight
         pinned = self.plan.scheme.pinned(weight.detach())
         latent = weight if pinned is None else weight.masked_fill(pinned, 0)
-        return straight_through(latent, self.small(weight).decode())
+        decoded = self.small(weight).decode()
+        if self.plan.zero_row is not None:
+            decoded = decoded.index_fill(0, torch.tensor(self.plan.zero_row).to(decoded.device), 0)
+        return straight_through(latent, decoded)
 
     def small(self, weight: Tensor) -> CodebookWeight:
         """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""

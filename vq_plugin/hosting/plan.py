@@ -23,13 +23,14 @@ class Plan:
     It travels inside the host's settings, hence deep copies of it are equal to it, and those that
     are made together share what they have fitted. The first class of ``rules`` that fits decides.
     ``name`` is that of the first layer of the weight; where the plan is for more, messages show a
-    layer's settings instead.
+    layer's settings instead. ``zero_row`` is the padding of an embedding, where it is zero.
     """
 
     rules: Rules
     seed: int
     conversion: Conversion = field(default_factory=Conversion, compare=False)
     name: str | None = None
+    zero_row: int | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -65,7 +66,8 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
         'CodebookLinear'
     """
     chosen = select(model, schemes)
-    for slot in slots_by_name(model, chosen).values():
+    slots = slots_by_name(model, chosen)
+    for slot in slots.values():
         if slot.layer is None:
             raise ValueError(
                 f"{slot.name!r} is a weight of {type(slot.module).__name__}, which no codebook "
@@ -76,5 +78,13 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
     by_name: dict[str, Plan] = {}
     for name, scheme in chosen.items():
         shared = by_name.get(ties.get(name, name))
-        by_name[name] = shared or Plan(((nn.Module, scheme),), seed, name=name)
+        by_name[name] = shared or Plan(
+            ((nn.Module, scheme),), seed, name=name, zero_row=_zero_row(slots[name].module)
+        )
     return by_name
+
+
+def _zero_row(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        return None if bool(module.weight[module.padding_idx].any()) else module.padding_idx
+    return None

@@ -320,7 +320,7 @@ def observed(
         warnings.warn(
             "no calibration data: what a layer costs in accuracy is guessed from the error of its "
             "weight alone; pass unlabelled inputs as calibration= to measure it",
-            stacklevel=3,
+            stacklevel=4,
         )
         return layers, None
     if deadline.passed:
