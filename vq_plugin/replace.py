@@ -36,16 +36,16 @@ def assemble(
     codebooks it shares; ``None`` is for those that share its float weight. ``ValueError`` names a
     slot that cannot take its weight.
     """
-    layers, parameters = _holders(model, weights, ties)
-    # A memo that knows the replaced layers copies everything but them, and puts them in place.
-    memo: dict[int, object] = {id(slot.module): layer for slot, layer in layers}
-    shared = _shared(model)
-    for slot, layer in layers:
-        bias = slot.module._parameters.get("bias")
-        if bias is not None and id(bias) not in shared:
-            memo[id(bias)] = layer.bias
-    # Calls on other threads may have the same model in eval mode, or out of it again.
+    # Calls on other threads may have the same model in eval mode.
     with alone(model):
+        layers, parameters = _holders(model, weights, ties)
+        # A memo that knows the replaced layers copies everything but them, and puts them in place.
+        memo: dict[int, object] = {id(slot.module): layer for slot, layer in layers}
+        shared = _shared(model)
+        for slot, layer in layers:
+            bias = slot.module._parameters.get("bias")
+            if bias is not None and id(bias) not in shared:
+                memo[id(bias)] = layer.bias
         small = copy_model(model, memo)
         copied = part_copies(model, memo)
         for slot, layer in layers:
@@ -57,11 +57,11 @@ def assemble(
             copied_module = memo.get(id(training))
             if isinstance(copied_module, nn.Module):
                 copied_module.training = True
-    for slot, coded, shift in parameters:
-        module = memo[id(slot.module)]
-        assert isinstance(module, nn.Module)
-        _hold(slot, coded, shift, module)
-    return small
+        for slot, coded, shift in parameters:
+            module = memo[id(slot.module)]
+            assert isinstance(module, nn.Module)
+            _hold(slot, coded, shift, module)
+        return small
 
 
 @torch.inference_mode(False)

@@ -181,7 +181,7 @@ class CodedWeight(nn.Module):
         if name == "weight":
             raise RuntimeError(WRITTEN)
         if isinstance(value, _REGISTERED) or any(
-            name in store for store in (self._parameters, self._modules, self._buffers)
+            name in vars(self).get(store, ()) for store in ("_parameters", "_modules", "_buffers")
         ):
             super().__setattr__(name, value)
         else:
