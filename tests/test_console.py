@@ -208,7 +208,8 @@ def test_a_signal_ends_the_search_its_workers_and_its_files(
             process.send_signal(number)
         _, shown = process.communicate(timeout=60)
         assert process.returncode == code, shown
-        assert shown.strip().splitlines()[-1:] == [f"vq-plugin: {word}"]
+        # After it, the tracker of joblib's workers may name what it cleaned up.
+        assert shown.splitlines().count(f"vq-plugin: {word}") == 1, shown
         assert "Traceback" not in shown
         for _ in range(100):
             if not any(map(is_running, busy)):
