@@ -14,6 +14,7 @@ NETWORKS = {
     "resnet20": "ResNet-20",
 }
 ZOO = {
+    "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "minilm": "all-MiniLM-L6-v2",
     "speaker_encoder": "speaker encoder of resemblyzer",
     "crepe_tiny": "CREPE tiny, pitch",
@@ -25,7 +26,7 @@ ZOO_SETTINGS = {
     "`KM(k=16)`": ("ours KM(16)",),
     "calibrated": ("ours KM(16), calibrated",),
     '`"auto"`': ("ours auto, calibrated",),
-    "a preset": ("ours faithful", "ours auto", "ours small", "ours Preset"),
+    '`"small"`': ("ours small, calibrated",),
     "`tune`": ("ours tuned at 1 %",),
     "coremltools": ("coremltools",),
     "torch.ao int8": ("torch.ao", "torchao"),
