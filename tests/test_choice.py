@@ -190,3 +190,12 @@ def test_bytes_are_those_of_the_file() -> None:
     for row in vq.summary(small).rows:
         layer = small.get_submodule(row.name)
         assert file_nbytes(layer.codebook_weight) <= row.nbytes
+
+
+def test_rows_of_a_table_that_calibration_never_looked_up_stay_good() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(400, 32), nn.Flatten(), nn.Linear(128, 8)).eval()
+    seen = [torch.randint(0, 40, (64, 4)) for _ in range(4)]
+    small = vq.compress(model, "small", seen)
+    wrong = (small[0].weight - model[0].weight).square().mean(1)
+    assert float(wrong[40:].mean()) < 2 * float(wrong[:40].mean())

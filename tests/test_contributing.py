@@ -18,7 +18,7 @@ from vq_plugin.schemes import registry
 
 PACKAGE = Path(vq.__file__).parent
 PAGE = PACKAGE.parent / "CONTRIBUTING.md"
-SHIPPED = {"KM", "PQ", "RQ", "Binary"}
+SHIPPED = {"KM", "PQ", "RQ", "Binary", "Uniform"}
 
 
 class Scores(nn.Module):

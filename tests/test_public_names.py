@@ -27,6 +27,7 @@ NAMES = {
     "Recovery",
     "Scheme",
     "Summary",
+    "Uniform",
     "TuneResult",
     "View",
     "choose_schemes",

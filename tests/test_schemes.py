@@ -22,10 +22,12 @@ SIDES = {
 }
 K = st.integers(1, 1 << 16)
 SMALL = st.integers(1, 300)
+CLASSES = (vq.KM, vq.PQ, vq.RQ, vq.Binary, vq.Uniform)
 SCHEMES: st.SearchStrategy[vq.Scheme] = st.one_of(
     st.builds(vq.KM, k=K, group=st.none() | SMALL, keep_zeros=st.booleans(), **COMMON),
     st.builds(vq.PQ, k=K, dim=SMALL, **SIDES, **COMMON),
     st.builds(vq.RQ, k=K, stages=SMALL, dim=st.none() | SMALL, **SIDES, **COMMON),
+    st.builds(vq.Uniform, step=st.floats(1e-6, 1e6), k=K, **COMMON),
     st.builds(vq.Binary, codebook_dtype=st.sampled_from(FLOATS), scale=SCALE),
 )
 
@@ -35,7 +37,7 @@ def test_text_dict_json_repr_copy_and_pickle_give_the_scheme_back(scheme: vq.Sch
     assert vq.parse_scheme(str(scheme)) == scheme
     assert vq.scheme_from_dict(scheme.to_dict()) == scheme
     assert vq.scheme_from_dict(json.loads(json.dumps(scheme.to_dict()))) == scheme
-    assert eval(repr(scheme), {c.__name__: c for c in (vq.KM, vq.PQ, vq.RQ, vq.Binary)}) == scheme
+    assert eval(repr(scheme), {c.__name__: c for c in CLASSES}) == scheme
     assert copy.deepcopy(scheme) == scheme
     assert pickle.loads(pickle.dumps(scheme)) == scheme
     assert hash(copy.deepcopy(scheme)) == hash(scheme)
@@ -51,7 +53,8 @@ def test_defaults_are_those_of_the_paper_and_the_contract() -> None:
     assert vq.PQ() == vq.PQ(k=16, dim=4, axis="in", codebooks="subspace")
     assert vq.RQ() == vq.RQ(k=256, stages=2, dim=None, axis="in")
     assert vq.Binary().k == 2
-    for scheme in (vq.KM(), vq.PQ(), vq.RQ(), vq.Binary()):
+    assert vq.Uniform() == vq.Uniform(step=0.5, k=256)
+    for scheme in (each() for each in CLASSES):
         assert scheme.codebook_dtype == "float16"
         assert scheme.torch_codebook_dtype is torch.float16
         assert scheme.scale is None
@@ -135,7 +138,7 @@ def test_settings_out_of_range_name_method_setting_and_value(
 
 @pytest.mark.parametrize("values", [{}, {"k": 4}, {"method": None}, {"method": "nope"}])
 def test_a_dict_without_a_known_method_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"unknown; .*known: km, binary, pq, rq"):
+    with pytest.raises(ValueError, match=r"unknown; .*known: km, uniform, binary, pq, rq"):
         vq.scheme_from_dict(values)
 
 

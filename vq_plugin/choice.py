@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,11 @@ from vq_plugin.slot_fit import fit_named
 # Weights of a sample, whose fits say how bytes and errors go on from scheme to scheme.
 _SAMPLE = 1 << 15
 # Rounds of choosing and fitting: after each, what was fitted corrects what is expected of the rest.
-_ROUNDS = 4
+_ROUNDS = 6
+# Where little more can be had, nothing is spent on it: harm may be this many times the least.
+_MORE = 1.5
+# Of rows, in the entropy coder.
+_CLASSES = 6
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class _Ladder:
             rows = live / torch.where(live, size, 1.0) / live.sum().clamp_min(1)
         # The harm of an error of each row, as large as its inputs make it.
         self._rows = rows
+        # Of a table, data move few rows; the others are as good as these.
+        if felt is not None and moments is not None and not slot.kind.looks_up:
+            self.moments = replace(moments, outputs=rows)
         self.fitted: dict[int, CodebookWeight] = {}
         self._measured: dict[int, _Size] = {}
         self._expected = self._sampled(weight)
@@ -65,7 +72,7 @@ class _Ladder:
         return [self._measured.get(at, each) for at, each in enumerate(self._expected)]
 
     def fit(self, at: int, seed: int) -> None:
-        """Fits a scheme, and expects of the others what it shows."""
+        """Fits a scheme, and expects of the others of its kind what it shows."""
         weight = self.slot.weight.detach()
         small = fit_named(self.slot.name, weight, self.schemes[at], moments=self.moments, seed=seed)
         change = small.decode().cpu().float() - weight.cpu().float()
@@ -74,10 +81,13 @@ class _Ladder:
             # Errors of calibrated fits go together over rows, which gradients see.
             harm = max(harm, self._felt.harm(change))
         found = _Size(file_nbytes(small), harm)
-        before = self._expected[at]
+        before, kind = self._expected[at], type(self.schemes[at])
         self.fitted[at], self._measured[at] = small, found
         larger, worse = _ratio(found.nbytes, before.nbytes), _ratio(found.harm, before.harm)
-        self._expected = [_Size(s.nbytes * larger, s.harm * worse) for s in self._expected]
+        self._expected = [
+            _Size(size.nbytes * larger, size.harm * worse) if type(scheme) is kind else size
+            for scheme, size in zip(self.schemes, self._expected, strict=True)
+        ]
 
     def _errors(self, change: Tensor) -> Tensor:
         """Squared errors of outputs, by row, on other inputs than those that the fit has seen.
@@ -100,13 +110,13 @@ class _Ladder:
             # Data look up few rows of a table, and a sample holds few of these.
             counts = counts.mean().expand(len(rows))
         sample, counts = rows[some], counts[some] * (len(rows) / count)
-        return [self._sample_size(scheme, sample, counts) for scheme in self.schemes]
+        seen = Moments(torch.ones(()), outputs=counts)
+        return [self._sample_size(scheme, sample, counts, seen) for scheme in self.schemes]
 
-    def _sample_size(self, scheme: Scheme, sample: Tensor, counts: Tensor) -> _Size:
-        small = fit_named(self.slot.name, sample, scheme)
-        geometry = scheme.geometry(self.slot.view.shape)
-        share = torch.bincount(small.codes.flatten().long()).double() / small.codes.numel()
-        bits = float(torch.special.entr(share).sum()) / math.log(2)
+    def _sample_size(self, scheme: Scheme, sample: Tensor, counts: Tensor, seen: Moments) -> _Size:
+        small = fit_named(self.slot.name, sample, scheme, moments=seen)
+        geometry = scheme.geometry(self.slot.view.shape).with_centers(small.k)
+        bits = sum(map(_bits, small.codes)) / len(small.codes)
         codes = geometry.stages * geometry.rows * geometry.subspaces
         errors = (small.decode().double() - sample.double()).square().sum(1)
         return _Size(geometry.table_bytes + codes * bits / 8, float(counts @ errors))
@@ -166,6 +176,8 @@ def _chosen(
 
 def _smallest(layers: Sequence[Sequence[_Size]], change: float) -> list[int]:
     """The choice of every layer that together do no more harm, the least harmful if none do."""
+    least = sum(min(s.harm for s in layer) for layer in layers)
+    change = max(change, _MORE * least)
     setting, following = steps([[(s.nbytes, s.harm) for s in layer] for layer in layers])
     harm = sum(layer[at].harm for layer, at in zip(layers, setting, strict=True))
     for layer, at in following:
@@ -174,6 +186,17 @@ def _smallest(layers: Sequence[Sequence[_Size]], change: float) -> list[int]:
             break
         setting[layer] = at
     return setting
+
+
+def _bits(codes: Tensor) -> float:
+    """Of a code, about: rows of like spread have tables of their own (:mod:`vq_plugin.coding`)."""
+    common = codes.flatten().mode().values
+    order = (codes != common).sum(1).argsort(stable=True)
+    total = 0.0
+    for some in order.chunk(_CLASSES):
+        share = torch.bincount(codes[some].flatten().long()).double() / codes[some].numel()
+        total += float(torch.special.entr(share).sum()) / math.log(2) * len(some)
+    return total / len(codes)
 
 
 def _ratio(found: float, expected: float) -> float:

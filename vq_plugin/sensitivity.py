@@ -69,8 +69,9 @@ class Sensitivity:
         2015, arXiv 1503.05671).
         """
         found = torch.zeros(self.shape[0], dtype=torch.float64, device="cpu")
-        squares = self.gradients.float().square().sum(2, dtype=torch.float64)
-        found[self.reached] = squares.mean(0)
+        with worker_pool():
+            squares = self.gradients.float().square().sum(2, dtype=torch.float64)
+            found[self.reached] = squares.mean(0)
         return found
 
 
@@ -138,7 +139,8 @@ def sensitivities(
     for slot in slots:
         each = [call[slot.name] for call in calls if slot.name in call]
         if each:
-            with cpu_by_default():
+            # On one thread: the work of two, in many small parts, waits for the second.
+            with cpu_by_default(), worker_pool():
                 found[slot.name] = _joined(each, len(calls), slot.view.shape)
     blind = [slot.name for slot in slots if slot.name not in found]
     if blind:

@@ -21,13 +21,20 @@ from vq_plugin.inc import (
     KMConfig,
     PQConfig,
     RQConfig,
+    UniformConfig,
     VQConfig,
     load,
     scheme_config,
 )
 from vq_plugin.schemes import SCHEMES
 
-SHIPPED = {vq.KM: KMConfig, vq.PQ: PQConfig, vq.RQ: RQConfig, vq.Binary: BinaryConfig}
+SHIPPED = {
+    vq.KM: KMConfig,
+    vq.PQ: PQConfig,
+    vq.RQ: RQConfig,
+    vq.Binary: BinaryConfig,
+    vq.Uniform: UniformConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, PQ, RQ, Binary, Geometry
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Geometry, Uniform, torch_code_dtype
 
 # An element without importance still has to go somewhere: to the nearest center.
 LEAST_IMPORTANCE = 1e-8
@@ -45,6 +45,23 @@ def fit_km(
     k = max(table.shape[1] for table in centers)
     codebooks = torch.stack([vector.repeat_last(table, k) for table in centers], 1).unsqueeze(2)
     return torch.cat(codes).reshape(1, *matrix.shape), codebooks
+
+
+def fit_uniform(
+    matrix: Tensor, scheme: Uniform, importance: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The nearest multiples of the step, each then moved to the mean of what is nearest to it."""
+    del seed
+    size = 1.0 if scheme.scale else float(matrix.double().square().mean().sqrt())
+    step, most = scheme.step * size or 1.0, (scheme.k - 1) // 2
+    numbers = (matrix / step).round_().clamp_(-most, most)
+    first, last = (int(end) for end in torch.aminmax(numbers))
+    codes = (numbers - first).to(torch_code_dtype(last - first + 1)).unsqueeze(0)
+    points = matrix.reshape(1, -1, 1)
+    batch = Batch(points, None if importance is None else importance.reshape(1, -1, 1))
+    means, mass = best_kernels().means(batch, codes.reshape(1, -1), last - first + 1)
+    centers = torch.arange(first, last + 1).reshape(1, -1, 1) * step
+    return codes, torch.where(mass > 0, means.float(), centers)[None, None]
 
 
 def fit_pq(

@@ -77,6 +77,9 @@ def quantize_weight(
         if importance is not None:
             raise ValueError("give importance or moments, not both: moments hold an importance")
         importance = moments.importance
+        if moments.outputs is not None:
+            mass = moments.output_mass(weight.shape[0])
+            importance = importance.cpu() * mass.reshape(-1, *[1] * (weight.dim() - 1))
     # Workers are outside the caller's inference mode, and could not write to its tensors.
     with torch.inference_mode(False), worker_pool():
         return _quantize(weight, scheme, importance, moments, seed)
@@ -90,7 +93,8 @@ def _quantize(
     weights = None if importance is None else importance_view(importance, geometry)
     row_scale = None
     if geometry.scaled:
-        row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme)
+        outputs = moments.outputs if moments is not None and geometry.axis == "in" else None
+        row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme, outputs)
     check_range(matrix)
     codes, centers = fit_of(scheme)(matrix, scheme, weights, seed)
     ends = torch.aminmax(codes.byte() if codes.dtype is torch.bool else codes)
@@ -119,7 +123,7 @@ def _quantize(
 
 
 def _normalize_rows(
-    matrix: Tensor, importance: Tensor | None, scheme: Scheme
+    matrix: Tensor, importance: Tensor | None, scheme: Scheme, outputs: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row scales, the rows divided by them, and the importance that keeps the error the same.
 
@@ -128,7 +132,9 @@ def _normalize_rows(
     # Relative to the largest of the row first: squares of extreme weights leave float32.
     largest = matrix.abs().amax(1)
     largest = torch.where(largest > 0, largest, 1.0)
-    scale = largest * scheme.row_size(matrix / largest.unsqueeze(1))
+    if outputs is not None:
+        outputs = outputs.cpu().double() * largest.double().square()
+    scale = largest * scheme.row_size(matrix / largest.unsqueeze(1), outputs)
     scale = scale.to(scheme.torch_codebook_dtype)
     if not bool(scale.isfinite().all()):
         raise ValueError(

@@ -18,7 +18,7 @@ from vq_plugin.inc.engine import compress_in_place
 from vq_plugin.inc.files import load
 from vq_plugin.inc.schemes import register_known, scheme_config
 from vq_plugin.inc.tuning import tuning_config
-from vq_plugin.schemes import KM, PQ, RQ, Binary
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Uniform
 
 register_algo(VQConfig.name)(compress_in_place)
 register_known()
@@ -27,12 +27,14 @@ KMConfig = scheme_config(KM)
 PQConfig = scheme_config(PQ)
 RQConfig = scheme_config(RQ)
 BinaryConfig = scheme_config(Binary)
+UniformConfig = scheme_config(Uniform)
 
 __all__ = [
     "BinaryConfig",
     "KMConfig",
     "PQConfig",
     "RQConfig",
+    "UniformConfig",
     "VQConfig",
     "load",
     "scheme_config",

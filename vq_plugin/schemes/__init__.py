@@ -1,4 +1,4 @@
-"""What to do to one weight: the schemes ``KM``, ``PQ``, ``RQ``, ``Binary``, and a user's own.
+"""What to do to one weight: ``KM``, ``PQ``, ``RQ``, ``Uniform``, ``Binary``, and a user's own.
 
 The names follow Gong et al. 2014 (arXiv 1412.6115): k-means on single weights, product and residual
 quantization, and binarization.
@@ -14,7 +14,7 @@ from vq_plugin.schemes.registry import (
     register_scheme,
     scheme_from_dict,
 )
-from vq_plugin.schemes.scalar import KM, Binary
+from vq_plugin.schemes.scalar import KM, Binary, Uniform
 from vq_plugin.schemes.scheme import Scheme
 from vq_plugin.schemes.vector import PQ, RQ
 
@@ -31,6 +31,7 @@ __all__ = [
     "Geometry",
     "Preset",
     "Scheme",
+    "Uniform",
     "fit_of",
     "parse_scheme",
     "register_scheme",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vq_plugin.schemes.scalar import KM
+from vq_plugin.schemes.scalar import KM, Uniform
 from vq_plugin.schemes.scheme import Scheme
 
-# Single weights into so many centers, in files of variable length: what is between the powers of
-# two pays there.
-_CENTERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+_CENTERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# From 0.05 to 3.2 times the size of a weight: about half to seven bits each.
+_STEPS = tuple(round(0.05 * 2 ** (at / 3), 3) for at in range(19))
 
 
 def _ladder() -> tuple[Scheme, ...]:
-    return tuple(KM(k=k, scale=scale) for k in _CENTERS for scale in (None, "row"))
+    centers = (KM(k=k) for k in _CENTERS)
+    return (*centers, *(Uniform(step=step, scale="row") for step in _STEPS))
 
 
 @dataclass(frozen=True)

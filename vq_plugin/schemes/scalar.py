@@ -1,10 +1,12 @@
-"""Schemes of single weights: ``KM`` and ``Binary``."""
+"""Schemes of single weights: ``KM``, ``Uniform`` and ``Binary``."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vq_plugin.schemes.geometry import CodebookDtype, Geometry
@@ -16,6 +18,9 @@ from vq_plugin.schemes.scheme import (
     require_choice,
     require_positive,
 )
+
+# A row that the outputs hardly feel, on the data at hand, counts like this part of the mean.
+_LEAST_FELT = 0.3
 
 
 @register_scheme(fit="vq_plugin.fit.schemes:fit_km")
@@ -55,6 +60,61 @@ class KM(Scheme):
         return centers == 0 if self.keep_zeros else None
 
 
+@register_scheme(fit="vq_plugin.fit.schemes:fit_uniform")
+@dataclass(frozen=True, repr=False)
+class Uniform(Scheme):
+    """Centers at equal distances: for files, whose codes take as many bits as they tell.
+
+    An entropy coder makes codes near 0 cheap, and then equal steps lose least: no quantizer of
+    single weights does better at many bits (Gish & Pierce 1968, "Asymptotically efficient
+    quantizing"). Its centers are many, its bits few. With ``scale="row"``, rows have steps of their
+    own: long where the outputs of the model feel little of their errors, if that is known (see
+    :attr:`vq_plugin.fit.output.moments.Moments.outputs`), else as long as the rows are.
+
+    Attributes:
+        step: Distance of two centers, over the root mean square of the weights; with row scales,
+            over that of a typical row.
+        k: Most centers of the codebook, the one in the middle being 0; weights beyond the last are
+            moved there. Reduced to those between the smallest and the largest weight.
+
+    Example:
+        >>> import torch
+        >>> import vq_plugin as vq
+        >>> weight = torch.tensor([[-1.0, 1.0], [0.25, -1.25]])
+        >>> small = vq.quantize_weight(weight, Uniform(step=1.0))
+        >>> small.codebooks.flatten().tolist(), small.codes.tolist()
+        ([-0.953125, 0.0, 0.953125], [[[0, 2], [1, 0]]])
+    """
+
+    method: ClassVar[str] = "uniform"
+
+    step: float = 0.5
+    k: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_centers(self)
+        numeric = isinstance(self.step, int | float) and not isinstance(self.step, bool)
+        if not numeric or not 0 < self.step < math.inf:
+            raise ValueError(f"uniform: step must be a finite number above 0, got {self.step!r}")
+
+    def row_size(self, rows: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """Steps of equal harm where it is known how much ``outputs`` count, else by size.
+
+        No step is so short that the largest weight of a row is beyond the last center.
+        """
+        size = super().row_size(rows)
+        live = size > 0
+        if outputs is not None and bool(live.any()):
+            felt = outputs.double() * size.double().square()
+            whole = felt[live].mean()
+            if bool(whole > 0):
+                # What is left is, in the mean, as large as 1.
+                size = size * (whole / felt.maximum(whole * _LEAST_FELT)).sqrt().float()
+        last = rows.abs().amax(1) / (self.step * max(1, (self.k - 1) // 2))
+        return torch.maximum(size, last)
+
+
 @register_scheme(fit="vq_plugin.fit.schemes:fit_binary")
 @dataclass(frozen=True, repr=False)
 class Binary(Scheme):
@@ -82,6 +142,7 @@ class Binary(Scheme):
         """One codebook of two centers, even for a single weight."""
         return self.cut(shape).with_centers(2)
 
-    def row_size(self, rows: Tensor) -> Tensor:
+    def row_size(self, rows: Tensor, outputs: Tensor | None = None) -> Tensor:
         """The mean absolute weight."""
+        del outputs
         return rows.abs().mean(1)

@@ -100,15 +100,18 @@ class Scheme:
             scaled=self.scale == "row",
         )
 
-    def row_size(self, rows: Tensor) -> Tensor:
+    def row_size(self, rows: Tensor, outputs: Tensor | None = None) -> Tensor:
         """What ``scale="row"`` divides rows by: their root mean square.
 
         Args:
             rows: Float32, ``(rows, length)``.
+            outputs: What a squared error of each row does to the outputs of the model, float64
+                ``(rows,)``, where that is known.
 
         Returns:
             Float32, ``(rows,)``.
         """
+        del outputs
         return rows.square().mean(1).sqrt()
 
     def pinned(self, centers: Tensor) -> Tensor | None:
@@ -141,7 +144,7 @@ class Scheme:
 
     def _shown(self) -> list[tuple[str, object]]:
         """The settings that tell schemes apart at a glance, then all that are not the default."""
-        always = ("k", "stages", "dim")
+        always = ("step", "k", "stages", "dim")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         names = [name for name in always if name in defaults]
         names += [

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from vq_plugin.fit.parallel import worker_pool
 
+# What an output counts of which nothing is felt.
+_LEAST = 1e-8
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -23,11 +26,24 @@ class Moments:
             known: then the fit goes by ``importance``.
         mean: ``E[x]``, float32, ``(groups, inputs)``, where the layer has a bias, which takes up
             the mean of the output's error; ``None`` where it has none.
+        outputs: What a squared error of each output does to the outputs of the model, float64
+            ``(out,)``, up to a factor; ``None`` where that is not known: then all count alike.
     """
 
     importance: Tensor
     second: Tensor | None = None
     mean: Tensor | None = None
+    outputs: Tensor | None = None
+
+    def output_mass(self, count: int) -> Tensor:
+        """How much the error of each of ``count`` outputs counts: float32 ``(count,)``, at most 1.
+
+        What nothing is felt of counts a little.
+        """
+        if self.outputs is None or not bool((self.outputs > 0).any()):
+            return torch.ones(count, dtype=torch.float32, device="cpu")
+        each = self.outputs.cpu().double()
+        return (each / each.max()).clamp_min(_LEAST).float()
 
     def output_error(self, change: Tensor) -> float:
         """The mean squared change of the layer's outputs, summed over outputs.

@@ -82,7 +82,7 @@ class Objective:
         along_out, dim = geometry.axis == "out", geometry.dim
         groups, inputs, _ = hessian.shape
         weight = matrix.T if along_out else matrix
-        mass = torch.ones(len(weight), dtype=torch.float32)
+        mass = moments.output_mass(len(weight))
         if row_scale is not None:
             wide = row_scale.float()
             # Dead rows have a scale of 0, which would leave inputs without moments.
@@ -91,7 +91,7 @@ class Objective:
             if along_out:
                 hessian = hessian * scale.unsqueeze(1) * scale
             else:
-                mass = scale.square()
+                mass = mass * scale.square()
         padding = -matrix.shape[1] % dim
         if along_out:
             if groups > 1 and len(weight) // groups % dim:
