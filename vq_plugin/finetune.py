@@ -43,8 +43,9 @@ def finetune(
     Args:
         model: From :func:`vq_plugin.compress` or a host; trained in place, its modules in training
             mode where they are now.
-        loader: Batches: inputs alone, as a tensor, a list of one or a mapping of keyword arguments,
-            or pairs of inputs and targets. Read once each epoch; what it draws from torch's
+        loader: Batches: inputs alone, as a tensor (or what else the model takes as one argument), a
+            list of one or a mapping of keyword arguments, or pairs of inputs and targets. Those
+            without samples are passed over. Read once each epoch; what it draws from torch's
             generator is seeded.
         teacher: The float model; run in eval mode without gradients, then left as it was.
         loss: Of the model's output and the teacher's, or, without a teacher, the target. By

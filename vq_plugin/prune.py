@@ -52,8 +52,9 @@ def prune(
     Args:
         model: Float model; it is not changed. Modules train in training mode where they are in it
             now: batch norms learn new statistics after ``model.train()``.
-        loader: Batches: inputs alone, as a tensor, a list of one or a mapping of keyword arguments,
-            or pairs of inputs and targets. Read once each epoch; what it draws from torch's
+        loader: Batches: inputs alone, as a tensor (or what else the model takes as one argument), a
+            list of one or a mapping of keyword arguments, or pairs of inputs and targets. Those
+            without samples are passed over. Read once each epoch; what it draws from torch's
             generator is seeded. Small batches (32 to 64) do best: there are few
             epochs.
         sparsity: Share of zeros among the weights of all chosen layers, at least 0, below 1.

@@ -88,6 +88,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
             raise ValueError(
                 f"{key!r} holds a {type(value).__name__}, which a file without pickle cannot keep"
             )
+        if value.is_meta:
+            raise ValueError(f"{key!r} is on the meta device: there are no values to save")
         if key in own:
             continue
         if first.setdefault(id(value), key) != key:
