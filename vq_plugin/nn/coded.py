@@ -20,6 +20,8 @@ from vq_plugin.straight_through import straight_through
 
 Memory = Literal["weight", "codes"]
 _REGISTERED = (Tensor, nn.Module)
+# Rows that are zero whatever their codes say; files without a model want to know them.
+_ZERO_ROWS = "zero_rows"
 
 
 class CodedWeight(nn.Module):
@@ -46,6 +48,9 @@ class CodedWeight(nn.Module):
     keeps_packed: ClassVar[bool] = True
 
     memory: Memory = "weight"
+    # The row of a table that stands for padding; zero where it was, whatever its codes say.
+    _padding: int | None = None
+    _zero_row: bool = False
     # No buffer, as averages of weights take buffers in.
     _codes: Tensor
     codebooks: nn.Parameter
@@ -124,6 +129,9 @@ class CodedWeight(nn.Module):
         # A copy: averages that are written into the tensors of a state_dict must not reach codes.
         codes = self.codes
         destination[prefix + "codes"] = codes.clone() if codes is self._codes else codes
+        if self._padding is not None:
+            rows = [self._padding] if self._zero_row else []
+            destination[prefix + _ZERO_ROWS] = torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     def _load_from_state_dict(
         self,
@@ -139,8 +147,11 @@ class CodedWeight(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         key = prefix + "codes"
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
+        own = {key, prefix + _ZERO_ROWS} if self._padding is not None else {key}
+        unexpected_keys[:] = [each for each in unexpected_keys if each not in own]
+        rows = state_dict.get(prefix + _ZERO_ROWS)
+        if self._padding is not None and rows is not None:
+            self._zero_row = rows.numel() > 0
         codes = state_dict.get(key)
         if codes is None:
             if strict:
@@ -201,7 +212,7 @@ class CodedWeight(nn.Module):
                 self._codes, codebooks.detach(), None if scale is None else scale.detach()
             )
         # Programs that are recorded keep torch's own operators, and derivatives of every kind flow.
-        return decode(
+        weight = decode(
             self.codes.to(codebooks.device),
             self._rounded_codebooks(codebooks),
             None if scale is None else self._rounded_scale(scale),
@@ -209,11 +220,18 @@ class CodedWeight(nn.Module):
             axis=self.geometry.axis,
             group=self.geometry.group,
         )
+        return self._with_padding(weight)
+
+    def _with_padding(self, weight: Tensor) -> Tensor:
+        if self._padding is None or not self._zero_row:
+            return weight
+        rows = torch.arange(len(weight), device=weight.device).unsqueeze(1)
+        return weight.masked_fill(rows.eq(self._padding), 0)
 
     def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
         """The decoded weight, without gradients."""
         cut = self.geometry
-        return dequantize_codebook(
+        weight = dequantize_codebook(
             codes.to(codebooks.device),
             self._rounded_codebooks(codebooks),
             None if scale is None else self._rounded_scale(scale),
@@ -221,6 +239,7 @@ class CodedWeight(nn.Module):
             along_out=cut.axis == "out",
             group=cut.group,
         )
+        return self._with_padding(weight)
 
     def _rounded_codebooks(self, codebooks: Tensor) -> Tensor:
         dtype = self.scheme.codebook_dtype
