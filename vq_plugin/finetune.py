@@ -12,6 +12,7 @@ from torch.optim import Adam
 from torch.utils.hooks import RemovableHandle
 
 from vq_plugin.nn import CodedWeight
+from vq_plugin.select import check_model
 from vq_plugin.training import Loss, Stop, Training
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -83,6 +84,7 @@ def finetune(
         >>> error() < before
         True
     """
+    check_model(model)
     tables, rest = _trained(model)
     sizes = [max(float(p.detach().double().square().mean().sqrt()), 1e-8) for p in tables]
     groups = [{"params": [p], "lr": lr * size} for p, size in zip(tables, sizes, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from vq_plugin.replace import assemble
-from vq_plugin.select import Pattern, match, slots_by_name
+from vq_plugin.select import Pattern, check_model, match, slots_by_name
 from vq_plugin.training import Loss, Training
 
 # Weights are chosen anew this often while more and more of them go.
@@ -88,6 +88,7 @@ def prune(
         (77, 768)
         >>> small = vq.compress(sparse, vq.KM(k=5, keep_zeros=True))
     """
+    check_model(model)
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
     if not isinstance(loader, Sized) and epochs < _LEAST_EPOCHS:

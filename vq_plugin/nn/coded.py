@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ from vq_plugin.codebook import CodebookWeight, decode
 from vq_plugin.nn.decoded import Decoded
 from vq_plugin.nn.memory_format import by_elements
 from vq_plugin.nn.read_only import WRITTEN, read_only
-from vq_plugin.ops import dequantize_codebook, pack_codes, packs, recording, unpack_codes
+from vq_plugin.ops import dequantize_codebook, pack_codes, packs, recording, stacked, unpack_codes
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import Geometry, Scheme, torch_code_dtype
 from vq_plugin.straight_through import straight_through
@@ -22,6 +23,11 @@ Memory = Literal["weight", "codes"]
 _REGISTERED = (Tensor, nn.Module)
 # Rows that are zero whatever their codes say; files without a model want to know them.
 _ZERO_ROWS = "zero_rows"
+_STACKED = (
+    "vmap has a codebook for each of several models, and the codes of one, which all take: "
+    "torch.func.stack_module_state stacks no codes. Where models have other codes, stack the "
+    "tensors of their state_dicts for torch.func.functional_call"
+)
 
 
 class CodedWeight(nn.Module):
@@ -174,6 +180,8 @@ class CodedWeight(nn.Module):
                 "have no average. Average tensors of float dtypes only, of models that have the "
                 "same codes, and take the codes of one of them"
             )
+        if codes.dtype is torch.bool:
+            return "is of dtype bool, which has lost all but two places of the codebook"
         if not self._fit(codes):
             return f"holds codes outside the codebook, which has {self.geometry.k} centers"
         if codes.is_meta and not (assigned or self._codes.is_meta):
@@ -211,6 +219,7 @@ class CodedWeight(nn.Module):
             return self._dequantized(
                 self._codes, codebooks.detach(), None if scale is None else scale.detach()
             )
+        self._warn_if_stacked(codebooks)
         # Programs that are recorded keep torch's own operators, and derivatives of every kind flow.
         weight = decode(
             self.codes.to(codebooks.device),
@@ -221,6 +230,10 @@ class CodedWeight(nn.Module):
             group=self.geometry.group,
         )
         return self._with_padding(weight)
+
+    def _warn_if_stacked(self, codebooks: Tensor) -> None:
+        if stacked(codebooks) and not stacked(self._codes):
+            warnings.warn(_STACKED, stacklevel=2)
 
     def _with_padding(self, weight: Tensor) -> Tensor:
         if self._padding is None or not self._zero_row:

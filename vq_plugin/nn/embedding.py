@@ -52,6 +52,7 @@ class CodebookEmbedding(CodebookLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Embedding``: integers ``(...)`` to ``(..., embedding_dim)``."""
         codebooks, scale = self._tables()
+        self._warn_if_stacked(codebooks)
         # Frequencies are known to torch's own gradient alone.
         if input.is_nested or (self.scale_grad_by_freq and self._trains()):
             return functional.embedding(
