@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import CellType, FunctionType, MethodType
@@ -100,8 +101,8 @@ def _parts(model: nn.Module) -> set[int]:
 def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[Any], Any]:
     """What makes functions follow parts of a model, by their ids, to their places in another.
 
-    That is, the object of a bound method, the arguments of a ``functools.partial``, and what a
-    function has as defaults and from around it. All else stays the same object.
+    That is, the object of a bound method or of a weak reference, the arguments of a
+    ``functools.partial``, and what a function has as defaults and from around it. All else stays the same object.
     """
 
     def rebound(value: Any, above: tuple[int, ...] = ()) -> Any:
@@ -123,6 +124,10 @@ def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[An
                 return value if _same(old, new) else type(value)(function, *arguments, **keywords)
             case FunctionType():
                 return _function(value, follow)
+            case weakref.ref() if type(value) is weakref.ref:
+                target = value()
+                moved = follow(target)
+                return value if moved is target else weakref.ref(moved)
             case _WrappedHook():
                 hook, owner = follow(value.hook), value.with_module and value.module()
                 moved = follow(owner) if owner else None
