@@ -102,8 +102,8 @@ def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[An
     """What makes functions follow parts of a model, by their ids, to their places in another.
 
     That is, the object of a bound method or of a weak reference, the arguments of a
-    ``functools.partial``, and what a function has as defaults and from around it. All else stays the
-    same object.
+    ``functools.partial``, and what a function has as defaults and from around it. All else stays
+    the same object.
     """
 
     def rebound(value: Any, above: tuple[int, ...] = ()) -> Any:
