@@ -6,11 +6,12 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from vq_plugin.atomic import write_atomically
+from vq_plugin.atomic import check_target, remove, write_atomically
 
 
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
@@ -56,6 +57,23 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
     write_atomically(tmp_path / "dangling", b"new")
     assert (tmp_path / "store" / "new").read_bytes() == b"new"
     assert [path.name for path in sorted((tmp_path / "store").iterdir())] == ["new", "target"]
+
+
+def test_links_that_lead_in_a_circle_stay_and_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    for work in (partial(write_atomically, data=b"new"), check_target, remove):
+        with pytest.raises(OSError, match=r"symbolic links.*one"):
+            work(tmp_path / "one")
+    assert (tmp_path / "one").is_symlink()
+
+
+def test_what_a_link_leads_to_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    for _ in range(2):
+        remove(tmp_path / "link")
+        assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755, 0o400])

@@ -162,6 +162,17 @@ def test_compress_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f" {8 * coded / (512 * 256):.2f} " in shown
 
 
+def test_compress_takes_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, model = tmp_path / "model.vq", "vq_plugin.workloads.digits:model"
+    layer = ["--layer", "classifier.0", "small"]
+    assert main(["compress", model, "--scheme", "auto", *layer, "--output", str(file)]) == 0
+    chosen = vq.choose_schemes(digits.model(), {"classifier.0": "small", "*": "auto"})
+    header = read_header(file)[0]
+    assert {n: entry.scheme for n, entry in header.layers.items()} == {
+        n: str(scheme) for n, scheme in chosen.items()
+    }
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -185,10 +185,22 @@ def is_running(number: int) -> bool:
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def wait_for_end(processes: list[int]) -> None:
+    for _ in range(100):
+        if not any(map(is_running, processes)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers are still running")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_a_signal_ends_the_search_its_workers_and_its_files(
     number: signal.Signals, code: int, word: str, workers: int, folder: Path
@@ -211,15 +223,48 @@ def test_a_signal_ends_the_search_its_workers_and_its_files(
         # After it, the tracker of joblib's workers may name what it cleaned up.
         assert shown.splitlines().count(f"vq-plugin: {word}") == 1, shown
         assert "Traceback" not in shown
-        for _ in range(100):
-            if not any(map(is_running, busy)):
-                break
-            time.sleep(0.1)
-        assert not any(map(is_running, busy))
+        wait_for_end(busy)
         assert not list(folder.glob("**/.vq_plugin.*"))
     finally:
+        clean_up(folder, process)
+
+
+def test_workers_end_after_a_search_that_was_killed(folder: Path) -> None:
+    process = command(
+        folder,
+        *("tune", "slow.yaml", "--workers", "2", "--output", "killed"),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        busy = wait_for_workers(folder, process, 2)
+        assert process.pid not in busy
         process.kill()
-        for path in folder.glob("*.busy"):
-            if is_running(int(path.stem)):
-                os.kill(int(path.stem), signal.SIGKILL)
-            path.unlink()
+        wait_for_end(busy)
+    finally:
+        clean_up(folder, process)
+
+
+def test_a_command_that_outlives_its_terminal_goes_on(folder: Path) -> None:
+    process = command(
+        folder,
+        *("tune", "slow.yaml", "--output", "nohup"),
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    try:
+        wait_for_workers(folder, process, 1)
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+    finally:
+        clean_up(folder, process)
+
+
+def clean_up(folder: Path, process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
+    for path in folder.glob("*.busy"):
+        if is_running(int(path.stem)):
+            os.kill(int(path.stem), signal.SIGKILL)
+        path.unlink()

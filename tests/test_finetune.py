@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_sequence
 
 import vq_plugin as vq
 from vq_plugin.nn import CodebookLayer
@@ -165,6 +166,12 @@ def test_what_cannot_train_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="no checkpoint of finetune"):
         vq.finetune(small, [batch], teacher=teacher, checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"a pair \(inputs, targets\), got list of list, Tensor"):
+        vq.finetune(small, [[[batch, batch], batch]], teacher=teacher)
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        vq.finetune(small, [batch], teacher=teacher, checkpoint=tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        vq.finetune(small, [batch], teacher=teacher, checkpoint=tmp_path / "gone" / "run")
 
 
 def test_a_checkpoint_of_another_run_is_an_error(tmp_path: Path) -> None:
@@ -254,6 +261,59 @@ def test_outputs_and_batches_of_other_forms(
     vq.compensate(vq.compress(model, {"first": vq.KM(k=2)}), model, batches)
     with pytest.raises(ValueError, match=r"the model gives a \w+.*not one tensor: give loss="):
         vq.finetune(small, batches, teacher=model)
+
+
+@dataclass
+class Sample:
+    value: Tensor
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.out = nn.GRU(8, 8), nn.Linear(8, 4)
+
+    def forward(self, inputs: object, mask: Tensor | None = None) -> Tensor:
+        inputs = inputs.value if isinstance(inputs, Sample) else inputs
+        assert mask is None
+        return self.out(self.recurrent(inputs)[1][-1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda x: pack_sequence([x[:5], x[:3]]),
+        lambda x: [pack_sequence([x[:5], x[:3]])],
+        lambda x: (pack_sequence([x[:5], x[:3]]), torch.zeros(2)),
+        lambda x: Sample(x),
+        lambda x: [Sample(x)],
+        lambda x: (x, None),
+        lambda x: {"inputs": x, "mask": None},
+    ],
+)
+def test_batches_of_what_the_model_takes(batch: Callable[[Tensor], object]) -> None:
+    model = Sequences().eval()
+    batches = [batch(torch.randn(6, 8)) for _ in range(3)]
+    small = vq.compress(model, vq.KM(k=3))
+    before = copy.deepcopy(small.state_dict())
+    vq.finetune(small, batches, teacher=model)
+    assert not torch.equal(small.state_dict()["out.codebooks"], before["out.codebooks"])
+
+
+def test_batches_without_samples_are_passed_over() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)).train()
+    x = torch.randn(16, 8)
+    for empty in (x[:0], [x[:0]], (x[:0], torch.zeros(0)), {"input": x[:0]}):
+        small = vq.compress(model, vq.KM(k=3))
+        vq.finetune(small, [empty, x, empty, x], teacher=model)
+        other = vq.compress(model, vq.KM(k=3))
+        vq.finetune(other, [x, x], teacher=model)
+        # The same but for the learning rate of the second step.
+        assert all(parameter.isfinite().all() for parameter in small.parameters())
+        assert small[1].num_batches_tracked == other[1].num_batches_tracked
+        assert vq.prune(model, [empty, x], 0.5)[0].weight.isfinite().all()
+        with pytest.raises(ValueError, match="no batches"):
+            vq.finetune(small, [empty], teacher=model)
 
 
 def test_targets_of_other_forms() -> None:

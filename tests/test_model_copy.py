@@ -1,5 +1,6 @@
 """Copies of models: hooks and functions are the copy's, kept activations are no obstacle."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,25 @@ def test_a_load_hook_that_wants_its_module_finds_the_copys(tmp_path: Path) -> No
     small: Any = vq.compress(build(), vq.KM(k=4))
     small.load_state_dict(small.state_dict())
     assert small[0].owners == [small[0]]
+
+
+class Weak(nn.Module):
+    """Weak references, as those of modules that would be in a circle else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.more = nn.Linear(8, 8), nn.Module()
+        self.more.owner = weakref.ref(self)  # type: ignore[assignment]
+        self.first, self.other = weakref.ref(self.fc), weakref.ref(nn.Module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first()(x)  # type: ignore[misc, no-any-return]
+
+
+def test_weak_references_are_to_the_copys_parts() -> None:
+    model = Weak()
+    small = vq.compress(model, vq.KM(k=4))
+    assert small.first() is small.fc  # type: ignore[operator]
+    assert small.more.owner() is small  # type: ignore[operator, union-attr]
+    assert small.other is model.other
+    assert model.first() is model.fc

@@ -1,5 +1,6 @@
 """Models that no call can compress, and results that disappoint: messages say what to do."""
 
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,37 @@ def test_what_is_no_module(tmp_path: Path) -> None:
         vq.load(tmp_path / "m.vq", program)
     with pytest.raises(TypeError, match="the model is a list"):
         vq.compress([net()], vq.KM(k=4))  # type: ignore[arg-type]
+    for call in (
+        vq.summary,
+        lambda program: vq.save(program, tmp_path / "other.vq"),
+        lambda program: vq.finetune(program, [X], teacher=net()),
+        lambda program: vq.prune(program, [X], 0.5),
+    ):
+        with pytest.raises(TypeError, match=r"ExportedProgram.*compress the float model"):
+            call(program)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_layers_that_torch_ao_has_quantized() -> None:
+    small = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
+    with pytest.raises(ValueError, match=r"torch\.ao has quantized its layers"):
+        vq.compress(small, vq.KM(k=4))
+
+
+def test_files_of_wrapped_models(tmp_path: Path) -> None:
+    for saved, model in ((nn.DataParallel(net()), net()), (net(), nn.DataParallel(net()))):
+        vq.save(vq.compress(saved, vq.KM(k=4)), tmp_path / "m.vq")
+        with pytest.raises(vq.CheckpointError, match=r"DataParallel; save.*\.module"):
+            vq.load(tmp_path / "m.vq", model)
+
+
+@pytest.mark.parametrize("path", ["", "fc"])
+def test_models_that_cannot_be_copied(path: str) -> None:
+    model = net()
+    model.get_submodule(path).lock = threading.Lock()  # type: ignore[assignment]
+    full = f"{path}.lock" if path else "lock"
+    with pytest.raises(TypeError, match=rf"attribute '{full}', a lock .*__deepcopy__"):
+        vq.compress(model, {"out": vq.KM(k=4)})
 
 
 def test_a_scripted_part_is_left_and_named() -> None:

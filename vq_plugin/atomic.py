@@ -27,9 +27,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         ...     (Path(folder) / "codes").read_bytes()
         b'0123'
     """
-    with _naming(path):
+    with naming(path):
         check_target(path)
-        target = Path(os.path.realpath(path))
+        target = _leads_to(path)
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         if mode is not None and not target.is_file():
             target.write_bytes(data)
@@ -37,11 +37,25 @@ def write_atomically(path: Path, data: bytes) -> None:
             _replace(target, data, mode)
 
 
+def _leads_to(path: Path) -> Path:
+    """What links lead to, which need not be there; a loop of them is an ``OSError``."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if there is one; a link that leads to it stays, as when it is written."""
+    with naming(path):
+        _leads_to(path).unlink(missing_ok=True)
+
+
 def check_target(path: Path) -> None:
     """Raises ``OSError`` if there can be no such file, before the work that makes its content."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(path))
-    folder = Path(os.path.realpath(path)).parent
+    folder = _leads_to(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "its folder does not exist", str(path))
 
@@ -83,7 +97,7 @@ def _free_name(target: Path) -> Path:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Has errors name a file: those of a full disk name none, others that of a temporary one."""
     try:
         yield

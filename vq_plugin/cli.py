@@ -27,7 +27,8 @@ from vq_plugin.recipe import run_recipe
 from vq_plugin.recipe.commands import add_recipe_commands
 from vq_plugin.recipe.references import resolve
 from vq_plugin.recipe.run import Outcome
-from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.schemes import PRESETS, parse_scheme
+from vq_plugin.select import Choice
 from vq_plugin.summary import summary
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.cluster import dask_cluster
@@ -35,8 +36,8 @@ from vq_plugin.tuning.report import format_result
 from vq_plugin.tuning.tracking import TrackingError, ensure_experiment, log_run
 
 WITHIN_BUDGET, BAD_INPUT, NOT_REACHED = 0, 2, 3
-# As shells have it: 128 and the number of the signal.
-INTERRUPTED, TERMINATED = 130, 143
+# As shells have it: 128 and the number of the signal, as for others that end a command.
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; ``None`` takes the process's own.
 
     Returns:
-        0 = done, within budget; 2 = bad input; 3 = budget not reached; 130 and 143 = ended by
-        Ctrl-C and by SIGTERM. Output that nobody takes changes none of them.
+        0 = done, within budget; 2 = bad input; 3 = budget not reached; 130, 143 and 129 = ended by
+        Ctrl-C, by SIGTERM, and with its terminal. Output that nobody takes changes none of them.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -63,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("vq-plugin: interrupted")
         return INTERRUPTED
-    except Terminated:
+    except Terminated as error:
         complain("vq-plugin: terminated")
-        return TERMINATED
+        return 128 + error.number
     return status
 
 
@@ -109,14 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     squeeze.add_argument(
         "model", metavar="MODULE:FUNCTION", help="function that returns the trained float model"
     )
-    squeeze.add_argument("--scheme", help="scheme for all layers, such as 'pq(k=16,dim=4)'")
+    squeeze.add_argument(
+        "--scheme",
+        help="scheme for all layers, such as 'pq(k=16,dim=4)', or a preset: 'auto', 'small'",
+    )
     squeeze.add_argument(
         "--layer",
         nargs=2,
         action="append",
         default=[],
         metavar=("PATTERN", "SCHEME"),
-        help="scheme for a layer's name or 're:…'; 'none' leaves it; may be repeated",
+        help="scheme or preset for a layer's name or 're:…'; 'none' leaves it; may be repeated",
     )
     squeeze.add_argument(
         "--calibration", metavar="MODULE:FUNCTION", help="function that returns input batches"
@@ -176,12 +180,12 @@ def _track(outcome: Outcome, recipe: Path, experiment: str) -> None:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    schemes: dict[str | type[nn.Module], Scheme | None] = {
-        pattern: None if text.lower() == "none" else parse_scheme(text)
+    schemes: dict[str | type[nn.Module], Choice | None] = {
+        pattern: None if text.lower() == "none" else _choice(text)
         for pattern, text in options.layer
     }
     if options.scheme is not None:
-        schemes["*"] = parse_scheme(options.scheme)
+        schemes["*"] = _choice(options.scheme)
     if not any(schemes.values()):
         raise ValueError("nothing to do: give --scheme or --layer")
     check_target(Path(options.output))
@@ -198,6 +202,10 @@ def _compress(options: argparse.Namespace) -> int:
         evaluate = resolve(options.evaluate)
         say(f"metric: {evaluate(model):.4f} -> {evaluate(small):.4f}")
     return WITHIN_BUDGET
+
+
+def _choice(text: str) -> Choice:
+    return PRESETS.get(text) or parse_scheme(text)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -16,7 +16,11 @@ from vq_plugin.table import printable
 
 
 class Terminated(BaseException):
-    """SIGTERM. As an exception it lets files be removed and workers be ended."""
+    """SIGTERM, or a terminal that is gone. It lets files be removed and workers be ended."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
 
 
 def say(text: str) -> None:
@@ -52,7 +56,10 @@ def _close(descriptor: int) -> None:
 
 @contextmanager
 def terminated_by_signal() -> Iterator[None]:
-    """Raises :class:`Terminated` at SIGTERM; in the main thread, as Python has it."""
+    """Raises :class:`Terminated` at SIGTERM and SIGHUP; in the main thread, as Python has it.
+
+    What is ignored stays so: ``nohup`` has commands outlive their terminal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -60,10 +67,15 @@ def terminated_by_signal() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         # A second one does not wait for files and workers.
         signal.signal(number, signal.SIG_DFL)
-        raise Terminated
+        raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {each: signal.getsignal(each) for each in ends}
+    before = {each: way for each, way in before.items() if way not in (signal.SIG_IGN, None)}
+    for each in before:
+        signal.signal(each, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, way in before.items():
+            signal.signal(each, way)

@@ -12,6 +12,7 @@ from torch.optim import Adam
 from torch.utils.hooks import RemovableHandle
 
 from vq_plugin.nn import CodedWeight
+from vq_plugin.select import check_model
 from vq_plugin.training import Loss, Stop, Training
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -43,8 +44,9 @@ def finetune(
     Args:
         model: From :func:`vq_plugin.compress` or a host; trained in place, its modules in training
             mode where they are now.
-        loader: Batches: inputs alone, as a tensor, a list of one or a mapping of keyword arguments,
-            or pairs of inputs and targets. Read once each epoch; what it draws from torch's
+        loader: Batches: inputs alone, as a tensor (or what else the model takes as one argument), a
+            list of one or a mapping of keyword arguments, or pairs of inputs and targets. Those
+            without samples are passed over. Read once each epoch; what it draws from torch's
             generator is seeded.
         teacher: The float model; run in eval mode without gradients, then left as it was.
         loss: Of the model's output and the teacher's, or, without a teacher, the target. By
@@ -82,6 +84,7 @@ def finetune(
         >>> error() < before
         True
     """
+    check_model(model)
     tables, rest = _trained(model)
     sizes = [max(float(p.detach().double().square().mean().sqrt()), 1e-8) for p in tables]
     groups = [{"params": [p], "lr": lr * size} for p, size in zip(tables, sizes, strict=True)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -28,8 +29,17 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """
     for key, empty in _empty_mappings(model).items():
         memo.setdefault(key, empty)
+    known = dict(memo)
     with _Values():
-        copied: nn.Module = copy.deepcopy(model, memo)
+        try:
+            copied: nn.Module = copy.deepcopy(model, memo)
+        except Exception as error:
+            if (found := _uncopied(model, known)) is None:
+                raise
+            raise TypeError(
+                f"the model cannot be copied, for its attribute {found} ({error}): delete it "
+                "before, or define its __deepcopy__"
+            ) from error
     rebound = rebinding(_parts(model), memo)
     for module in copied.modules():
         for store in (vars(module), *(getattr(module, name) for name in HOOKS)):
@@ -41,6 +51,26 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             }
             store.update(changes)
     return copied
+
+
+def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str | None:
+    """The first attribute of a module that cannot be copied, with its name and type."""
+    parts = {id(part): part for module in model.modules() for part in (module, *_stored(module))}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, {**parts, **memo})
+            except Exception:  # noqa: BLE001 - whatever an object of the user raises
+                full = f"{path}.{name}" if path else name
+                return f"{full!r}, a {type(value).__name__}"
+    return None
+
+
+def _stored(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module itself."""
+    for part in (*module._parameters.values(), *module._buffers.values()):
+        if part is not None:
+            yield part
 
 
 def _empty_mappings(model: nn.Module) -> dict[int, object]:
@@ -71,8 +101,9 @@ def _parts(model: nn.Module) -> set[int]:
 def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[Any], Any]:
     """What makes functions follow parts of a model, by their ids, to their places in another.
 
-    That is, the object of a bound method, the arguments of a ``functools.partial``, and what a
-    function has as defaults and from around it. All else stays the same object.
+    That is, the object of a bound method or of a weak reference, the arguments of a
+    ``functools.partial``, and what a function has as defaults and from around it. All else stays
+    the same object.
     """
 
     def rebound(value: Any, above: tuple[int, ...] = ()) -> Any:
@@ -94,6 +125,10 @@ def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[An
                 return value if _same(old, new) else type(value)(function, *arguments, **keywords)
             case FunctionType():
                 return _function(value, follow)
+            case weakref.ref() if type(value) is weakref.ref:
+                target = value()
+                moved = follow(target)
+                return value if moved is target else weakref.ref(moved)
             case _WrappedHook():
                 hook, owner = follow(value.hook), value.with_module and value.module()
                 moved = follow(owner) if owner else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from vq_plugin.replace import assemble
-from vq_plugin.select import Pattern, match, slots_by_name
+from vq_plugin.select import Pattern, check_model, match, slots_by_name
 from vq_plugin.training import Loss, Training
 
 # Weights are chosen anew this often while more and more of them go.
@@ -52,8 +52,9 @@ def prune(
     Args:
         model: Float model; it is not changed. Modules train in training mode where they are in it
             now: batch norms learn new statistics after ``model.train()``.
-        loader: Batches: inputs alone, as a tensor, a list of one or a mapping of keyword arguments,
-            or pairs of inputs and targets. Read once each epoch; what it draws from torch's
+        loader: Batches: inputs alone, as a tensor (or what else the model takes as one argument), a
+            list of one or a mapping of keyword arguments, or pairs of inputs and targets. Those
+            without samples are passed over. Read once each epoch; what it draws from torch's
             generator is seeded. Small batches (32 to 64) do best: there are few
             epochs.
         sparsity: Share of zeros among the weights of all chosen layers, at least 0, below 1.
@@ -87,6 +88,7 @@ def prune(
         (77, 768)
         >>> small = vq.compress(sparse, vq.KM(k=5, keep_zeros=True))
     """
+    check_model(model)
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
     if not isinstance(loader, Sized) and epochs < _LEAST_EPOCHS:

@@ -107,10 +107,12 @@ class Layer(Generic[ArrayT]):
         """The parameter: of :attr:`shape`, or in the order of dimensions that its module wants."""
         weight = self._library.decode(self)
         # The padding of an embedding; a tied layer has it not.
-        name = join(self.name, "zero_rows")
-        kind = self._file.header.tensors.get(name)
-        if kind is None:
+        kinds, leaves = self._file.header.tensors, ("", "parametrizations.weight.0.")
+        names = (join(self.name, f"{leaf}zero_rows") for leaf in leaves)
+        name = next((each for each in names if each in kinds), None)
+        if name is None:
             return weight
+        kind = kinds[name]
         rows = array_of(kind, self._file.raw(name))
         if rows.dtype.kind != "i" or not ((rows >= 0) & (rows < len(weight))).all():  # type: ignore[arg-type]
             raise CheckpointError(f"{self._file.path}: {name!r} are no rows of the weight")

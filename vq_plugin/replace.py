@@ -152,7 +152,12 @@ def holder_of(
         raise ValueError(
             f"the codebook weight has shape {small.shape}, the layer's is {view.shape}"
         )
-    return CodedParameter(small, view, trains=slot.trains)
+    # As a table's rows are those of the weight.
+    padding = (
+        getattr(slot.module, "padding_idx", None) if slot.kind.looks_up and view.plain else None
+    )
+    zero = padding is not None and not bool(slot.value[padding].any())
+    return CodedParameter(small, view, trains=slot.trains, padding=padding, zero=zero)
 
 
 def _hold(slot: Slot, coded: CodedParameter, shift: Tensor | None, module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
+from vq_plugin.select import check_model
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes, weight_float_nbytes
 from vq_plugin.table import format_bytes, format_table
 
@@ -165,6 +166,7 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
         compressed weights: 4.1 kB -> 544 B (layer rate 7.5x), 544 B in a file; everything else: 0 B
     """
     check_rest(rest)
+    check_model(model)
     rows: list[LayerRow] = []
     counted: dict[int, str] = {}
     for name, coded in coded_weights(model).items():

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Adam
 
-from vq_plugin.atomic import write_atomically
+from vq_plugin.atomic import check_target, remove, write_atomically
 from vq_plugin.eval_mode import as_it_was, eval_mode
 from vq_plugin.progress import progress
 from vq_plugin.seeded import seeded
@@ -80,6 +81,8 @@ class Training:
         the share of the training that is done.
         """
         path = None if checkpoint is None else Path(checkpoint)
+        if path is not None:
+            check_target(path)
         done = 0 if path is None else self._load(path)
         with as_it_was(self.teacher) if self.teacher is not None else nullcontext():
             for epoch in range(done, self.epochs):
@@ -93,7 +96,7 @@ class Training:
                         if stop(self.model):
                             break
         if path is not None:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def _epoch(
         self,
@@ -108,11 +111,14 @@ class Training:
         title = f"{self.title} {epoch + 1}/{self.epochs}"
         with progress(loader, desc=title, total=total, unit="batch", leave=False) as bar:
             for batch in bar:
+                inputs, target = _pair(batch)
+                if _is_empty(inputs):
+                    continue
                 # Without a length the rate falls from epoch to epoch.
                 done = (epoch + (steps / total if total else 0.0)) / self.epochs
                 self._set_rate((1 + math.cos(math.pi * done)) / 2)
                 before_step(done)
-                loss = self._loss(*(_to(part, device) for part in _pair(batch)))
+                loss = self._loss(_to(inputs, device), _to(target, device))
                 if not bool(loss.isfinite()):
                     raise ValueError(
                         f"the loss is {loss.item()} at batch {steps + 1} of epoch {epoch + 1}: "
@@ -168,7 +174,7 @@ class Training:
             with safe_open(path, "pt") as file:
                 header = json.loads(file.metadata()[self.title])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no checkpoint of {self.title}: {error}") from error
         if header["settings"] != self.settings:
             raise ValueError(
@@ -212,21 +218,32 @@ def soft_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 def _pair(batch: object) -> tuple[object, object]:
     """Inputs and targets of a batch; ``None`` where it has no targets."""
-    match batch:
-        case Tensor() | Mapping():
-            return batch, None
-        case [Tensor() as inputs]:
-            return inputs, None
-        case (Tensor() | Mapping() as inputs, Tensor() | Mapping() | list() | tuple() as target):
-            return inputs, target
-    raise ValueError(
-        "a batch is a tensor of inputs, a mapping of keyword arguments, or a pair (inputs, "
-        f"targets), got {_shown(batch)}"
-    )
+    inputs, target = batch, None
+    if _is_list(batch) and len(batch) in (1, 2):
+        inputs, target = (*batch, None)[:2]
+    if _is_list(inputs) or inputs is None:
+        raise ValueError(
+            "a batch is a tensor of inputs, or what else the model takes as one argument, a "
+            "mapping of keyword arguments, or a pair (inputs, targets), got " + _shown(batch)
+        )
+    return inputs, target
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple) and not isinstance(value, PackedSequence)
+
+
+def _is_empty(inputs: object) -> bool:
+    """Whether inputs are tensors without a sample."""
+    parts = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def _to(value: Any, device: torch.device) -> Any:
     match value:
+        case PackedSequence():
+            return value.to(device)  # type: ignore[arg-type]
         case Tensor():
             return (value.clone() if value.is_inference() else value).to(device)
         case Mapping():

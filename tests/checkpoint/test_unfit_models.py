@@ -81,6 +81,14 @@ def test_state_that_is_no_tensor_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_without_values_is_an_error_that_names_them(tmp_path: Path) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), vq.KM())
+    small[1].to("meta")
+    with pytest.raises(ValueError, match=r"'1\.\S+' is on the meta device"):
+        vq.save(small, tmp_path / "m.vq")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_tensor_that_the_format_cannot_hold_is_an_error_that_names_it(tmp_path: Path) -> None:
     small = vq.compress(nn.Sequential(nn.Linear(4, 4)), vq.KM())
     small.register_buffer("phases", torch.zeros(3, dtype=torch.complex128))

@@ -171,3 +171,14 @@ def test_names_that_inc_cannot_read_back(tmp_path):
     small = quantize(model, KMConfig().set_local("it's", RTNConfig(use_layer_wise=False)))
     with pytest.raises(ValueError, match="a name with a quote"):
         save(small, tmp_path)
+
+
+def test_into_a_model_that_keeps_activations(tmp_path):
+    def fresh():
+        return nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+
+    small = quantize(fresh(), KMConfig(k=4))
+    save(small, tmp_path)
+    model, x = fresh(), torch.randn(2, 16)
+    model[0].kept = model[0](x)
+    assert torch.equal(load(tmp_path, model)(x), small(x))

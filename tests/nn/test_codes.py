@@ -2,13 +2,14 @@
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import vq_plugin as vq
@@ -159,3 +160,26 @@ def test_channels_last_is_for_images(scheme: vq.Scheme) -> None:
             assert_near(small(input), expected)
         assert small.double()(x.double()).dtype is torch.float64
         assert small.share_memory()(x.double()).dtype is torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:.*batching rule:UserWarning")
+@pytest.mark.parametrize("name", ["linear", "table", "transposed"])
+def test_codes_of_stacked_models_are_stacked_or_missed(name: str) -> None:
+    build, x = {
+        "linear": (lambda: nn.Linear(8, 8), torch.randn(3, 8)),
+        "table": (lambda: nn.Embedding(20, 8), torch.arange(5)),
+        "transposed": (lambda: nn.ConvTranspose1d(4, 4, 3), torch.randn(2, 4, 9)),
+    }[name]
+    models = [vq.compress(nn.Sequential(build()), vq.KM(k=16)).eval() for _ in range(3)]
+    parameters, buffers = stack_module_state(models)
+    with pytest.warns(UserWarning, match="stack the tensors of their state_dicts"):
+        vmap(lambda state: functional_call(models[0], (state, buffers), (x,)))(parameters)
+    states = [model.state_dict() for model in models]
+    stack = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*stack_module_state")
+        outputs = vmap(lambda state: functional_call(models[0], state, (x,)))(stack)
+        # Codebooks of one model are nobody's.
+        vmap(models[0])(torch.stack([x, x]))
+    for output, model in zip(outputs, models, strict=True):
+        assert_near(output, model(x))

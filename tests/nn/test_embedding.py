@@ -1,6 +1,9 @@
 """``CodebookEmbedding`` against the float embedding with the decoded weight."""
 
 import copy
+import functools
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import vq_plugin as vq
+from vq_plugin import reader
 from vq_plugin.nn import CodebookEmbedding
 
 SCHEMES = [
@@ -156,3 +160,54 @@ def test_a_padding_row_that_is_not_zero_is_coded_as_others_are(zero: bool, tmp_p
     for each in (small, loaded, other):
         assert bool(each(torch.tensor([3])).any()) is not zero
         assert torch.equal(each(torch.arange(50)), small(torch.arange(50)))
+
+
+class Scaled(nn.Embedding):
+    """As those of BART."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def renamed() -> nn.Module:
+    layer = nn.Embedding(50, 12, padding_idx=3)
+    layer.forward = functools.partial(nn.Embedding.forward, layer)  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("scheme", [*SCHEMES, vq.Binary()], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Scaled(50, 12, padding_idx=3),
+        renamed,
+        lambda: nn.EmbeddingBag(50, 12, padding_idx=3),
+    ],
+    ids=["subclass", "instance", "bag"],
+)
+def test_tables_that_stay_what_they_are_keep_the_row_of_their_padding(
+    make: Callable[[], nn.Module], scheme: vq.Scheme, zero: bool, tmp_path: Path
+) -> None:
+    source, fresh = make(), make()
+    if not zero:
+        nn.init.normal_(source.weight)  # type: ignore[arg-type]
+    small = vq.compress(nn.Sequential(source), scheme)
+    vq.save(small, tmp_path / "m.vq")
+    other = vq.compress(nn.Sequential(fresh), scheme)
+    other.load_state_dict(small.state_dict())
+    loaded = vq.load(tmp_path / "m.vq", nn.Sequential(make()))
+    copied = pickle.loads(pickle.dumps(small)) if make is not renamed else copy.deepcopy(small)
+    x = torch.tensor([[3, 4], [5, 3]])
+    for each in (small, loaded, other, copied):
+        assert bool(each[0].weight[3].any()) is not zero
+        assert torch.equal(each[0].weight, small[0].weight)
+        assert torch.equal(each(x), small(x))
+        with torch.no_grad():
+            assert torch.equal(each[0].weight, small[0].weight)
+    for file in (vq.open_file(tmp_path / "m.vq"), reader.open_file(tmp_path / "m.vq")):
+        read = torch.as_tensor(file.layers["0"].decode())
+        assert torch.equal(read, small[0].weight.detach())
+    small(x).sum().backward()
+    if zero:
+        assert not small[0].weight[3].any()

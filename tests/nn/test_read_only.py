@@ -83,6 +83,10 @@ def test_reading_is_as_ever() -> None:
     with pytest.raises(ValueError, match="read-only"):
         array[0, 0] = 1
     assert type(copy.deepcopy(weight.detach())) is Tensor
+    # Also of one that is computed with gradients.
+    copied = copy.deepcopy([weight, weight])
+    assert copied[0] is copied[1]
+    assert torch.equal(copied[0].zero_(), torch.zeros_like(weight))
     assert type(pickle.loads(pickle.dumps(weight.detach()))) is Tensor
     file = io.BytesIO()
     torch.save({"weight": weight.detach()}, file)

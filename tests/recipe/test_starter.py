@@ -1,5 +1,7 @@
 """``vq-plugin recipe init`` writes a recipe that is right as it stands."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,21 @@ def test_an_existing_file_stays_as_it_is(
     assert main(["recipe", "init", str(path)]) == 2
     assert path.read_text() == "precious"
     assert "name another file" in capsys.readouterr().err
+
+
+def test_a_recipe_that_cannot_be_written_leaves_no_part_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main(["recipe", "init", str(tmp_path / "new.yaml")]) == 2
+    assert str(tmp_path / "new.yaml") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "link.yaml").symlink_to("gone")
+    assert main(["recipe", "init", str(tmp_path / "link.yaml")]) == 2
+    assert "stays as it is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reference", ["model", "a:b:c", "a: b", "a:b # c", "{a:b"])

@@ -11,6 +11,7 @@ import vq_plugin as vq
 from vq_plugin.torch_ao import (
     assign_qconfigs,
     check_converted,
+    fused_float,
     get_eager_mapping,
     observe_inputs,
 )
@@ -116,3 +117,14 @@ def test_weights_that_are_not_finite_are_named():
         model[4].weight[0, 0] = torch.inf
     with pytest.raises(ValueError, match="layer '4'"):
         eager(model)
+
+
+def test_models_that_keep_activations() -> None:
+    model = network()
+    model[4].register_forward_hook(lambda layer, _, output: setattr(layer, "kept", output))
+    model(BATCHES[0])
+    assert not model[4].kept.is_leaf
+    small = eager(model, batches=BATCHES)
+    assert type(small[4]).__name__ == "CodebookLinear"
+    alone = nn.Sequential(model[4]).eval()
+    assert fused_float(alone).state_dict().keys() == {"0.weight", "0.bias"}

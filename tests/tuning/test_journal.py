@@ -121,6 +121,14 @@ def test_a_damaged_journal_is_a_clear_error(tmp_path: Path, line: str, place: st
             Journal(tmp_path).__enter__()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        (tmp_path / "journal.jsonl").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=r"No space left.*journal\.jsonl"):
+            journal.add("a", Evaluation(Metric(0.5), 1.0))
+
+
 def test_lines_of_another_format_are_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, example())
     path.write_text(json.dumps({"format": 2, "key": "key 9"}) + "\n" + path.read_text())

@@ -76,6 +76,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         True
     """
     check_rest(rest)
+    check_model(model)
     coded = list(saved_weights(model))
     if not coded:
         raise ValueError("the model has no coded weight; compress it first")
@@ -88,6 +89,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
             raise ValueError(
                 f"{key!r} holds a {type(value).__name__}, which a file without pickle cannot keep"
             )
+        if value.is_meta:
+            raise ValueError(f"{key!r} is on the meta device: there are no values to save")
         if key in own:
             continue
         if first.setdefault(id(value), key) != key:
@@ -185,6 +188,12 @@ def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
         )
     if "_orig_mod" in modules:
         raise ValueError("the model is compiled: give load() model._orig_mod, compile the result")
+    for known in (name.removeprefix("module."), f"module.{name}"):
+        if known != name and known in slots:
+            raise ValueError(
+                f"the model has no layer {name!r} but {known!r}: one of the two is wrapped, as by "
+                "DataParallel; save, and load into, what such a wrapper has as .module"
+            )
     near = difflib.get_close_matches(name, slots, n=3)
     hint = f"; the nearest names are {', '.join(near)}" if near else ""
     raise ValueError(f"the model has no layer {name!r}{hint}")

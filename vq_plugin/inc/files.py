@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from vq_plugin.checkpoint import save as save_file
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.schemes import register_known
 from vq_plugin.nn import CodebookLayer
+from vq_plugin.replace import assemble
 
 LayerKey: TypeAlias = tuple[str, str]
 
@@ -135,7 +135,7 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
             f"{folder}: no {MODEL_FILE} in it; folders without codebooks are read by "
             "neural_compressor.torch.quantization.load"
         )
-    model = copy.deepcopy(original_model)
+    model = assemble(original_model, {})
     settings = _read_settings(folder / QCONFIG_NAME)
     register_known()
     configs = {key: _config(layer_settings) for key, layer_settings in settings.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -13,13 +14,20 @@ from vq_plugin.codebook import CodebookWeight, decode
 from vq_plugin.nn.decoded import Decoded
 from vq_plugin.nn.memory_format import by_elements
 from vq_plugin.nn.read_only import WRITTEN, read_only
-from vq_plugin.ops import dequantize_codebook, pack_codes, packs, recording, unpack_codes
+from vq_plugin.ops import dequantize_codebook, pack_codes, packs, recording, stacked, unpack_codes
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import Geometry, Scheme, torch_code_dtype
 from vq_plugin.straight_through import straight_through
 
 Memory = Literal["weight", "codes"]
 _REGISTERED = (Tensor, nn.Module)
+# Rows that are zero whatever their codes say; files without a model want to know them.
+_ZERO_ROWS = "zero_rows"
+_STACKED = (
+    "vmap has a codebook for each of several models, and the codes of one, which all take: "
+    "torch.func.stack_module_state stacks no codes. Where models have other codes, stack the "
+    "tensors of their state_dicts for torch.func.functional_call"
+)
 
 
 class CodedWeight(nn.Module):
@@ -46,6 +54,9 @@ class CodedWeight(nn.Module):
     keeps_packed: ClassVar[bool] = True
 
     memory: Memory = "weight"
+    # The row of a table that stands for padding; zero where it was, whatever its codes say.
+    _padding: int | None = None
+    _zero_row: bool = False
     # No buffer, as averages of weights take buffers in.
     _codes: Tensor
     codebooks: nn.Parameter
@@ -124,6 +135,9 @@ class CodedWeight(nn.Module):
         # A copy: averages that are written into the tensors of a state_dict must not reach codes.
         codes = self.codes
         destination[prefix + "codes"] = codes.clone() if codes is self._codes else codes
+        if self._padding is not None:
+            rows = [self._padding] if self._zero_row else []
+            destination[prefix + _ZERO_ROWS] = torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     def _load_from_state_dict(
         self,
@@ -139,8 +153,11 @@ class CodedWeight(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         key = prefix + "codes"
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
+        own = {key, prefix + _ZERO_ROWS} if self._padding is not None else {key}
+        unexpected_keys[:] = [each for each in unexpected_keys if each not in own]
+        rows = state_dict.get(prefix + _ZERO_ROWS)
+        if self._padding is not None and rows is not None:
+            self._zero_row = rows.numel() > 0
         codes = state_dict.get(key)
         if codes is None:
             if strict:
@@ -163,6 +180,8 @@ class CodedWeight(nn.Module):
                 "have no average. Average tensors of float dtypes only, of models that have the "
                 "same codes, and take the codes of one of them"
             )
+        if codes.dtype is torch.bool:
+            return "is of dtype bool, which has lost all but two places of the codebook"
         if not self._fit(codes):
             return f"holds codes outside the codebook, which has {self.geometry.k} centers"
         if codes.is_meta and not (assigned or self._codes.is_meta):
@@ -200,8 +219,9 @@ class CodedWeight(nn.Module):
             return self._dequantized(
                 self._codes, codebooks.detach(), None if scale is None else scale.detach()
             )
+        self._warn_if_stacked(codebooks)
         # Programs that are recorded keep torch's own operators, and derivatives of every kind flow.
-        return decode(
+        weight = decode(
             self.codes.to(codebooks.device),
             self._rounded_codebooks(codebooks),
             None if scale is None else self._rounded_scale(scale),
@@ -209,11 +229,22 @@ class CodedWeight(nn.Module):
             axis=self.geometry.axis,
             group=self.geometry.group,
         )
+        return self._with_padding(weight)
+
+    def _warn_if_stacked(self, codebooks: Tensor) -> None:
+        if stacked(codebooks) and not stacked(self._codes):
+            warnings.warn(_STACKED, stacklevel=2)
+
+    def _with_padding(self, weight: Tensor) -> Tensor:
+        if self._padding is None or not self._zero_row:
+            return weight
+        rows = torch.arange(len(weight), device=weight.device).unsqueeze(1)
+        return weight.masked_fill(rows.eq(self._padding), 0)
 
     def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
         """The decoded weight, without gradients."""
         cut = self.geometry
-        return dequantize_codebook(
+        weight = dequantize_codebook(
             codes.to(codebooks.device),
             self._rounded_codebooks(codebooks),
             None if scale is None else self._rounded_scale(scale),
@@ -221,6 +252,7 @@ class CodedWeight(nn.Module):
             along_out=cut.axis == "out",
             group=cut.group,
         )
+        return self._with_padding(weight)
 
     def _rounded_codebooks(self, codebooks: Tensor) -> Tensor:
         dtype = self.scheme.codebook_dtype

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.codebook import decode_rows
 from vq_plugin.nn.layer import CodebookLayer
-
-# Rows that are zero whatever their codes say; files without a model want to know them.
-_ZERO_ROWS = "zero_rows"
 
 
 class CodebookEmbedding(CodebookLayer):
@@ -39,7 +34,7 @@ class CodebookEmbedding(CodebookLayer):
                 "set max_norm=None (renormalize the weight once) before compressing it"
             )
         self.num_embeddings, self.embedding_dim = self.weight_shape
-        self.padding_idx = source.padding_idx
+        self.padding_idx = self._padding = source.padding_idx
         self._zero_row = self.padding_idx is not None and not bool(
             source.weight[self.padding_idx].any()
         )
@@ -57,6 +52,7 @@ class CodebookEmbedding(CodebookLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Embedding``: integers ``(...)`` to ``(..., embedding_dim)``."""
         codebooks, scale = self._tables()
+        self._warn_if_stacked(codebooks)
         # Frequencies are known to torch's own gradient alone.
         if input.is_nested or (self.scale_grad_by_freq and self._trains()):
             return functional.embedding(
@@ -82,42 +78,6 @@ class CodebookEmbedding(CodebookLayer):
         if self._zero_row:
             return vectors.masked_fill(padding, 0)
         return torch.where(padding, vectors.detach(), vectors)
-
-    def _weight(self) -> Tensor:
-        weight = super()._weight()
-        if not self._zero_row:
-            return weight
-        return self._padded(weight, torch.arange(self.num_embeddings, device=weight.device))
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.padding_idx is not None:
-            rows = [self.padding_idx] if self._zero_row else []
-            destination[prefix + _ZERO_ROWS] = torch.tensor(rows, dtype=torch.int64, device="cpu")
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if self.padding_idx is None:
-            return
-        key = prefix + _ZERO_ROWS
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
-        rows = state_dict.get(key)
-        if rows is not None:
-            self._zero_row = rows.numel() > 0
 
     def _settings_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

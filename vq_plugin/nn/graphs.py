@@ -19,6 +19,8 @@ def graph_hint(module: nn.Module) -> str | None:
             "TorchScript has no layers that can be changed: compress the eager model, and script "
             "or trace the result"
         )
+    if type(module).__module__.startswith("torch.ao.nn.quantized."):
+        return "torch.ao has quantized its layers: compress the float model that they come from"
     exported = isinstance(module, fx.GraphModule) or type(module).__module__.startswith(
         "torch.export"
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.weight import quantize_weight
@@ -65,6 +65,26 @@ class CodebookLayer(CodedWeight):
         )
         self._take_settings(source)
         self.train(source.training)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """As every layer of torch: whole, a node of its own, in what ``torch.fx`` traces."""
+        for value in arguments or keywords.values():
+            if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
+                return self._traced(value.tracer, arguments, keywords)
+        return super().__call__(*arguments, **keywords)
+
+    def _traced(
+        self, tracer: fx.Tracer, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> fx.Proxy:
+        path = tracer.path_of_module(self)
+
+        def node(*arguments: Any, **keywords: Any) -> fx.Proxy:
+            proxy: fx.Proxy = tracer.create_proxy("call_module", path, arguments, keywords)
+            return proxy
+
+        # It knows what module the node is of.
+        traced: fx.Proxy = tracer.call_module(self, node, arguments, keywords)
+        return traced
 
     @classmethod
     def from_float(

@@ -26,10 +26,13 @@ class CodedParameter(CodedWeight):
         view: Between the parameter and its weight.
     """
 
-    def __init__(self, small: CodebookWeight, view: View, *, trains: bool) -> None:
-        """As :class:`CodedWeight`."""
+    def __init__(
+        self, small: CodebookWeight, view: View, *, trains: bool, padding: int | None, zero: bool
+    ) -> None:
+        """As :class:`CodedWeight`; the row of the padding of a table may be ``zero``."""
         super().__init__(small, trains=trains)
         self.view = view
+        self._padding, self._zero_row = padding, zero
         self._owner = ""
         self._held = False
         # What all that read the parameter in one pass get, by thread: passes may overlap.

@@ -86,7 +86,9 @@ class _ReadOnly(Tensor):
         return _plain(self).tolist()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copied: Tensor = _plain(self).__deepcopy__(memo)
+        # By its values, as that of a float layer, although it may be computed with gradients.
+        copied: Tensor = _plain(self).detach().clone()
+        memo[id(self)] = copied
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -10,7 +10,7 @@ from vq_plugin.ops.library import (
     unpack_codes,
 )
 from vq_plugin.ops.native import isa, isas, native, use_isa, warn_without_native
-from vq_plugin.ops.recording import recording, tracing, transforming
+from vq_plugin.ops.recording import recording, stacked, tracing, transforming
 
 __all__ = [
     "KERNEL_CENTERS",
@@ -23,6 +23,7 @@ __all__ = [
     "pack_codes",
     "packs",
     "recording",
+    "stacked",
     "tracing",
     "transforming",
     "unpack_codes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -16,6 +17,21 @@ def transforming() -> bool:
         tensor([1., 1.])
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def stacked(tensor: Tensor) -> bool:
+    """Whether ``torch.func.vmap`` has one such tensor for each of its items.
+
+    Example:
+        >>> torch.func.vmap(lambda x: x + stacked(x))(torch.zeros(2))
+        tensor([1., 1.])
+    """
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return functorch.is_batchedtensor(tensor)
 
 
 def tracing() -> bool:

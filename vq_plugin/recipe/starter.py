@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from string import Template
 
+from vq_plugin.atomic import write_atomically
 from vq_plugin.recipe.fields import check_reference
 
 
@@ -34,8 +36,6 @@ def write_starter(
         calibration=f"{'' if calibration else '# '}calibration: "
         f"{calibration or 'my_package:calibration'}",
     )
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise FileExistsError(f"{path} exists and stays as it is; name another file") from None
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists and stays as it is; name another file")
+    write_atomically(path, text.encode())

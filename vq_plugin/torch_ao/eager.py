@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.ao.nn import intrinsic
 
 from vq_plugin.hosting.plan import plans
+from vq_plugin.replace import assemble
 from vq_plugin.select import Schemes
 from vq_plugin.torch_ao.backend import LAYERS, CodebookReference
 from vq_plugin.torch_ao.qconfig import plan_of, plan_qconfig
@@ -68,7 +67,7 @@ def assign_qconfigs(model: nn.Module, schemes: Schemes, *, seed: int = 0) -> nn.
         [False, True]
     """
     by_name = plans(model, schemes, seed)
-    model = copy.deepcopy(model)
+    model = assemble(model, {})
     for name, plan in by_name.items():
         qconfig = plan_qconfig(plan)
         parent = model.get_submodule(name.rpartition(".")[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.ao.quantization.quantize_fx import fuse_fx
@@ -12,6 +10,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from vq_plugin.replace import assemble
 from vq_plugin.torch_ao.backend import get_backend_config
 
 _AFTER = (nn.ReLU, _BatchNorm)
@@ -39,7 +38,7 @@ def fused_float(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before fusing it")
-    fused: GraphModule = fuse_fx(copy.deepcopy(model), backend_config=get_backend_config())
+    fused: GraphModule = fuse_fx(assemble(model, {}), backend_config=get_backend_config())
     split_fused(fused)
     return fused
 

@@ -27,6 +27,7 @@ from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.forecast import expected_error, forecast
+from vq_plugin.tuning.orphans import EndsWithItsCaller
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
 
 # A candidate: the index of its layer, and its own there.
@@ -221,7 +222,7 @@ class Fits:
                 for pair in pairs:
                     if begin(pair):
                         begun.append(pair)
-                        yield joblib.delayed(self._task(pair))()
+                        yield joblib.delayed(EndsWithItsCaller(self._task(pair)))()
 
             with bar, joblib.parallel_config(backend=self.backend, n_jobs=self.workers):
                 results = joblib.Parallel(return_as="generator")(calls())

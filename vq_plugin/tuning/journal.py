@@ -14,6 +14,7 @@ from typing import Any, Self
 import filelock
 import torch
 
+from vq_plugin.atomic import naming
 from vq_plugin.tuning.metric import Metric
 
 _NAME, _LOCK, _FILES = "journal.jsonl", "journal.lock", "journal.files"
@@ -99,7 +100,8 @@ class Journal:
         if self._folder is None:
             return
         record = {"format": _FORMAT, "key": key, **_as_json(evaluation)}
-        with (self._folder / _NAME).open("ab") as file:
+        path = self._folder / _NAME
+        with naming(path), path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -11,6 +11,7 @@ from torch import nn
 from vq_plugin.replace import assemble
 from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric, read_metric
+from vq_plugin.tuning.orphans import EndsWithItsCaller
 
 # One number, or one result per sample as a vector.
 Evaluate = Callable[[nn.Module], object]
@@ -58,7 +59,7 @@ class Evaluator:
 
         with joblib.parallel_config(backend=self.backend, n_jobs=self.workers):
             calls = [
-                joblib.delayed(evaluate_once)(self.function, model, self.name)
+                joblib.delayed(EndsWithItsCaller(evaluate_once))(self.function, model, self.name)
                 for model in models.values()
             ]
             results = joblib.Parallel(return_as="generator")(calls)
