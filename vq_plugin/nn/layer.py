@@ -64,7 +64,7 @@ class CodebookLayer(CodedWeight):
             *(geometry.books == 1, packed, along_out, len(shape) > 2),
         )
         self._take_settings(source)
-        self.train(source.training)
+        self.training = source.training
 
     @classmethod
     def from_float(
