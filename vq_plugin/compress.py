@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration, input_moments
@@ -183,11 +184,13 @@ def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> No
 def _lost_rows(weight: Tensor, small: CodebookWeight) -> float:
     """The share of the rows that are lost, of those that are not zero."""
     rows = weight.flatten(1).float()
-    size = rows.square().sum(1)
-    change = (small.decode().flatten(1).float() - rows).square().sum(1)
-    lost = (change > _LOST**2 * size) & (size > 0)
-    count = int(lost.sum())
-    return count / int((size > 0).sum()) if count else 0.0
+    change = small.decode().flatten(1).float() - rows
+    size = torch.linalg.vecdot(rows, rows)
+    lost = torch.linalg.vecdot(change, change) > _LOST**2 * size
+    if not bool(lost.any()):
+        return 0.0
+    live = size > 0
+    return int((lost & live).sum()) / max(1, int(live.sum()))
 
 
 def _warn_of_left(small: nn.Module, schemes: Choices) -> None:

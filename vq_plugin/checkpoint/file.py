@@ -11,7 +11,6 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         kept = stored_rest(value.detach(), rest)
         kind, data = _stored(key, kept)
         rounded = _name(value.dtype) if kept.dtype != value.dtype else None
-        tensors[key] = replace(kind, rounded=rounded), data
+        tensors[key] = kind._replace(rounded=rounded), data
     for each in coded:
         books = id(each.holder.codebooks)
         if first.setdefault(books, each.name) != each.name:

@@ -34,17 +34,26 @@ def fit_scalar(
     65,536 cells or more above 4 M weights, with native kernels above 262,144). With ``keep_zeros``
     one center is pinned at 0 where some weight is exactly 0.
     """
-    fit = _fit_beside_zero if keep_zeros and bool((values == 0).any()) else _fit
-    return torch.from_numpy(fit(best_kernels().points(values, importance, k), k))
+    beside_zero = keep_zeros and bool((values == 0).any())
+    kernels = best_kernels()
+    if importance is None and not beside_zero and len(values) <= _EXACT_POINTS:
+        centers = kernels.few_centers(values, k)
+        if centers is not None:
+            return centers
+    fit = _fit_beside_zero if beside_zero else _fit
+    return torch.from_numpy(fit(kernels.points(values, importance, k), k))
 
 
 def assign_scalar(values: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest of ascending ``centers``, ``(k,)``, of every value, ``(n,)``."""
-    codes = torch.empty(len(values), dtype=torch_code_dtype(len(centers)))
-    wide = centers.double()
+    wide, inner = centers.double(), len(centers) - 1
     # float32 boundaries: comparing in float64 would copy the weights.
-    boundaries = ((wide[1:] + wide[:-1]) / 2).float()
+    boundaries = ((wide.narrow(0, 0, inner) + wide.narrow(0, 1, inner)) / 2).float()
     search = best_kernels().code_search(boundaries)
+    dtype = torch_code_dtype(len(centers))
+    if len(values) <= _BLOCK:
+        return search(values).to(dtype)
+    codes = torch.empty(len(values), dtype=dtype)
 
     def fill(start: int) -> None:
         block = slice(start, start + _BLOCK)

@@ -40,7 +40,7 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     # Every tensor of a safetensors file starts at a multiple of its item's size.
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0].dtype][1], name))
     kinds = {
-        name: replace(tensors[name][0], checksum=zlib.crc32(tensors[name][1].data))
+        name: tensors[name][0]._replace(checksum=zlib.crc32(tensors[name][1].data))
         for name in order
     }
     text = header_json(replace(header, tensors=kinds))

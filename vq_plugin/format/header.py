@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from vq_plugin.coding.entropy import Coding
 
@@ -72,8 +72,7 @@ class Entry:
         return (first, rest) if self.axis == "in" else (rest, first)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """What the header says of one tensor.
 
     Attributes:

@@ -97,6 +97,8 @@ def parse_header(path: str | os.PathLike[str], text: str, most_names: int) -> He
 
 
 def _check_names(header: Header) -> None:
+    if not header.aliases:
+        return
     names = {*header.layers, *(name for name, _ in header.others() if name in header.tensors)}
     if not names >= {*header.aliases.values()}:
         raise ValueError("an alias names no weight and no tensor")
@@ -190,16 +192,17 @@ class _Text:
             raise ValueError(f"there is no dtype {dtype!r}")
         if rounded is not None and (dtype != "float16" or rounded not in ("float32", "float64")):
             raise ValueError(f"a tensor cannot be rounded from {rounded!r} to {dtype}")
-        numbers = self._shape(shape)
-        # Libraries multiply the other numbers of an empty tensor, too.
-        if 0 in numbers and math.prod(filter(None, numbers)) >= 1 << 60:
-            raise ValueError(f"a tensor of shape {numbers} is beyond all memory")
-        return Stored(dtype, numbers, _number(checksum), rounded)
+        return Stored(dtype, self._shape(shape), _number(checksum), rounded)
 
     def _shape(self, text: str) -> tuple[int, ...]:
-        if text not in self._shapes:
-            self._shapes[text] = tuple(map(_number, text.split(","))) if text else ()
-        return self._shapes[text]
+        shape = self._shapes.get(text)
+        if shape is None:
+            shape = tuple(map(_number, text.split(","))) if text else ()
+            # Libraries multiply the other numbers of an empty tensor, too.
+            if 0 in shape and math.prod(filter(None, shape)) >= 1 << 60:
+                raise ValueError(f"a tensor of shape {shape} is beyond all memory")
+            self._shapes[text] = shape
+        return shape
 
 
 def _along(text: str) -> Along:

@@ -199,8 +199,12 @@ class CodedWeight(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise RuntimeError(WRITTEN)
-        if isinstance(value, _REGISTERED) or any(
-            name in vars(self).get(store, ()) for store in ("_parameters", "_modules", "_buffers")
+        held = vars(self)
+        if (
+            isinstance(value, _REGISTERED)
+            or name in held["_parameters"]
+            or name in held["_modules"]
+            or name in held["_buffers"]
         ):
             super().__setattr__(name, value)
         else:

@@ -64,7 +64,7 @@ class CodebookLayer(CodedWeight):
             *(geometry.books == 1, packed, along_out, len(shape) > 2),
         )
         self._take_settings(source)
-        self.train(source.training)
+        self.training = source.training
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """As every layer of torch: whole, a node of its own, in what ``torch.fx`` traces."""

@@ -45,6 +45,9 @@ for _schema in (
     "scalar_codes(Tensor values, Tensor boundaries) -> Tensor",
     # First points of the k best intervals, int64; running sums are float64, (m + 1,).
     "optimal_intervals(Tensor mass, Tensor moment, int k) -> Tensor",
+    # Ascending float64 centers of the optimum for float32 values that count alike, (k,), or (m,)
+    # where only m are distinct.
+    "few_centers(Tensor values, int k) -> Tensor",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 

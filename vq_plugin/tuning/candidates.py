@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -66,13 +66,20 @@ class Layer:
     def measured(self, small: CodebookWeight, nbytes: int) -> LayerCandidate:
         """A candidate after its fit."""
         change = small.decode() - self.weight
-        seen = self.moments or Moments(torch.ones((), device="cpu"))
-        size = seen.output_error(self.weight)
-        error = seen.output_error(change) / size if size > 0 else 0.0
+        error = self._seen.output_error(change) / self._size if self._size > 0 else 0.0
         harm = error * self.whole
         if self.sensitivity is not None:
             harm = self.sensitivity.harm(change)
         return LayerCandidate(small.scheme, nbytes, error, harm)
+
+    @property
+    def _seen(self) -> Moments:
+        return self.moments or Moments(torch.ones((), device="cpu"))
+
+    @cached_property
+    def _size(self) -> float:
+        """The error that would be as large as the outputs."""
+        return self._seen.output_error(self.weight)
 
 
 class _Fitted(NamedTuple):

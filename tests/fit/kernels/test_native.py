@@ -17,6 +17,7 @@ from vq_plugin.fit.optimal import optimal_starts
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.feedback import descend
 from vq_plugin.fit.output.objective import Objective, Quantized
+from vq_plugin.fit.scalar import fit_scalar
 from vq_plugin.fit.vector import fit_vector, plus_plus
 from vq_plugin.ops import fit, isa, isas, use_isa
 from vq_plugin.ops.fit import operators
@@ -286,3 +287,21 @@ def test_a_sweep_chooses_the_codes_that_it_chooses_in_torch(
         return found.quantized.codes
 
     assert float((codes() == in_torch(codes)).float().mean()) > 0.999
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 64, 1000, 4096])
+@pytest.mark.parametrize("digits", [1, 8])
+def test_centers_of_few_weights_are_those_of_the_general_fit(
+    n: int, digits: int, in_torch: InTorch
+) -> None:
+    """Bit for bit: where the call ends that takes few weights is no border of results."""
+    values = torch.randn(n, generator=torch.Generator().manual_seed(n)).round(decimals=digits)
+    for k in (1, 2, 3, 16, 256):
+        ours, theirs = fit_scalar(values, k), in_torch(lambda k=k: fit_scalar(values, k))
+        assert torch.equal(ours, theirs)
+
+
+def test_few_weights_of_no_kind_are_refused() -> None:
+    for values, k in ((torch.zeros(0), 1), (torch.zeros(3), 0), (torch.zeros(3).double(), 1)):
+        with pytest.raises(RuntimeError, match=r"values|centers"):
+            operators().few_centers(values, k)

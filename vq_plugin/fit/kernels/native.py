@@ -94,6 +94,11 @@ class NativeKernels(TorchKernels):
         )
         return better.to(codes.dtype)
 
+    def few_centers(self, values: Tensor, k: int) -> Tensor | None:
+        """In one call: NumPy takes longer for each of its own than small layers for all."""
+        centers: Tensor = operators().few_centers(values.contiguous(), k)
+        return centers
+
     def points(self, values: Tensor, importance: Tensor | None, k: int) -> line.Points:
         """Many values in cells that their bits choose: one pass, no sorting."""
         if len(values) > min(line.SORT_LIMIT, _SORT_LIMIT):

@@ -95,6 +95,9 @@ class Kernels(Protocol):
     def exchange(self, batch: Batch, codes: Tensor, k: int, *, sweeps: int) -> Tensor:
         """At most ``sweeps`` of Hartigan's exchange: see :func:`vq_plugin.fit.exchange.improve`."""
 
+    def few_centers(self, values: Tensor, k: int) -> Tensor | None:
+        """Optimal centers of single weights, ascending, float64; ``None``: no kernel of its own."""
+
     def points(self, values: Tensor, importance: Tensor | None, k: int) -> Points:
         """Single weights as points, or means of many; what ``k`` centers could hold stays apart."""
 

@@ -142,6 +142,11 @@ class TorchKernels(Kernels):
             best_gain = torch.maximum(gain, best_gain)
         return (best - clusters.first).to(codes.dtype)
 
+    def few_centers(self, values: Tensor, k: int) -> Tensor | None:
+        """As of many."""
+        del values, k
+        return None
+
     def points(self, values: Tensor, importance: Tensor | None, k: int) -> Points:
         """Sorted."""
         del k

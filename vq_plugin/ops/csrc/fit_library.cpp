@@ -276,6 +276,18 @@ void optimal_intervals(Value* stack, uint64_t, uint64_t) {
   give(stack, std::move(starts));
 }
 
+// values, k
+void few_centers_of(Value* stack, uint64_t, uint64_t) {
+  const Tensor values = take(stack[0]);
+  const auto k = static_cast<int64_t>(stack[1]);
+  expect(values, "values", functions().float32, {-1});
+  if (k < 1 || values.sizes[0] < 1) fail("few_centers: no centers or no values");
+  const std::vector<double> found = few_centers(values.as<float>(), values.sizes[0], k);
+  Tensor centers = empty({static_cast<int64_t>(found.size())}, functions().float64);
+  std::copy(found.begin(), found.end(), centers.as<double>());
+  give(stack, std::move(centers));
+}
+
 }  // namespace
 
 void register_fit_operators(torch_abi::LibraryHandle library) {
@@ -291,6 +303,7 @@ void register_fit_operators(torch_abi::LibraryHandle library) {
   add("scalar_cells", scalar_cells);
   add("scalar_codes", scalar_codes);
   add("optimal_intervals", optimal_intervals);
+  add("few_centers", few_centers_of);
 }
 
 }  // namespace vq

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -146,6 +147,44 @@ void optimal_starts(const double* mass, const double* moment, int64_t m, int64_t
     end = q == 0 ? 0 : cuts[static_cast<size_t>(q) * width + static_cast<size_t>(end)];
     starts[q] = end;
   }
+}
+
+std::vector<double> few_centers(const float* values, int64_t n, int64_t k) {
+  std::vector<float> x(values, values + n);
+  std::sort(x.begin(), x.end());
+  // The first points of runs of equal ones, and one past the last.
+  std::vector<int64_t> runs;
+  std::vector<double> total(static_cast<size_t>(n) + 1);
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (i == 0 || x[i] != x[i - 1]) runs.push_back(static_cast<int64_t>(i));
+    total[i + 1] = total[i] + x[i];
+  }
+  const auto m = static_cast<int64_t>(runs.size());
+  std::vector<double> centers;
+  if (m <= k) {
+    // No -0, whichever zero was first.
+    for (const int64_t run : runs) centers.push_back(x[static_cast<size_t>(run)] + 0.0);
+    return centers;
+  }
+  runs.push_back(n);
+  const double middle = total.back() / static_cast<double>(n);
+  const double spread = std::max(std::abs(x.front() - middle), std::abs(x.back() - middle));
+  std::vector<double> mass, moment;
+  for (const int64_t run : runs) {
+    mass.push_back(static_cast<double>(run));
+    moment.push_back((total[static_cast<size_t>(run)] - middle * mass.back()) / spread);
+  }
+  std::vector<int64_t> starts(static_cast<size_t>(k));
+  optimal_starts(mass.data(), moment.data(), m, k, starts.data());
+  starts.push_back(m);
+  for (size_t q = 0; q + 1 < starts.size(); ++q) {
+    const auto first = static_cast<size_t>(runs[static_cast<size_t>(starts[q])]),
+               end = static_cast<size_t>(runs[static_cast<size_t>(starts[q + 1])]);
+    const double mean = (total[end] - total[first]) / static_cast<double>(end - first);
+    // A mean can leave its interval by rounding; ascending centers must stay ascending.
+    centers.push_back(std::min(std::max(mean, double{x[first]}), double{x[end - 1]}));
+  }
+  return centers;
 }
 
 }  // namespace vq

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fit.h"
 
@@ -29,5 +30,8 @@ void count_below(const FitKernels&, const float* values, int64_t n, const float*
 // starts: (k), 1 <= k <= m.
 void optimal_starts(const double* mass, const double* moment, int64_t m, int64_t k,
                     int64_t* starts);
+
+// The centers of that optimum, ascending, for single weights that count alike; k >= 1.
+std::vector<double> few_centers(const float* values, int64_t n, int64_t k);
 
 }  // namespace vq
