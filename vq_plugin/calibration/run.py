@@ -81,7 +81,8 @@ def _observe(
         return
     for slot, moments in statistics.items():
         try:
-            with cpu_by_default():
+            # What statistics compute is no call of the model's for `WeightCalls` to look at.
+            with cpu_by_default(), torch._C.DisableTorchFunction():
                 moments.add(host, arguments)
         except AssertionError:
             # No tensor, where what is shipped looks for one: the module itself will say so.
