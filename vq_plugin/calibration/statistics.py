@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration.sample import most_rows, sample_of
-from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.moments import Moments, Samples
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.nn.inputs import Arguments, Call, Patches, first_argument
@@ -22,6 +22,10 @@ _FLOOR = 1e-3
 
 # The second moments of so many inputs take 85 MB, and a fit by them seconds to minutes.
 MOST_INPUTS = 4608
+# Of so many inputs, samples are kept while there are so many times fewer of them than inputs: a fit
+# by them takes less than one by their square.
+_MANY_INPUTS = 1024
+_FEWER = 4
 # Numbers in the rows that are read at a time, and rows of second moments that one thread sums up.
 _PIECE = 1 << 22
 _ROWS = 128
@@ -154,7 +158,8 @@ class InputMoments(InputSquares):
     Attributes:
         first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for tables.
         second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two, in blocks on
-            and right of the diagonal; empty where they are left out.
+            and right of the diagonal; the samples themselves, in its first rows, while they are
+            few and inputs many; empty where pairs are left out.
         samples: Float64 buffer, number of samples in ``first`` and ``second``.
     """
 
@@ -206,16 +211,34 @@ class InputMoments(InputSquares):
                     # The same inputs: their squares are not read on their own.
                     self._check(piece)
                     self.count += piece.shape[1]
-                for rows, counts in read_rows(piece, int(self.samples)):
+                before = int(self.samples)
+                few = self._few(before + piece.shape[1])
+                if self._few(before) and not few:
+                    kept = self.second[:, :before].clone()
+                    self.second[:, :before] = 0
+                    self._add_products(kept, 1.0)
+                for rows, counts in read_rows(piece, before):
                     if not self._by_channel:
                         self._add_rows(rows, counts)
                     if self._biased:
                         self.first += counts * rows.sum(1)
-                    # Threads of a pool do not know that gradients are off here.
-                    block = partial(self._add_block, rows.detach(), counts)
-                    pairs = self.second.shape[1] if len(self.second) else 0
-                    deterministic_map(block, range(0, pairs, _ROWS))
+                    if few:
+                        self.second[:, before : before + rows.shape[1]] = rows
+                        before += rows.shape[1]
+                    else:
+                        self._add_products(rows, counts)
                 self.samples += piece.shape[1]
+
+    def _few(self, samples: int) -> bool:
+        """Whether so many samples are kept as they are."""
+        inputs = self.second.shape[1] if len(self.second) else 0
+        return inputs >= _MANY_INPUTS and _FEWER * samples <= inputs
+
+    def _add_products(self, rows: Tensor, counts: float) -> None:
+        # Threads of a pool do not know that gradients are off here.
+        block = partial(self._add_block, rows.detach(), counts)
+        pairs = self.second.shape[1] if len(self.second) else 0
+        deterministic_map(block, range(0, pairs, _ROWS))
 
     def _add_block(self, inputs: Tensor, counts: float, start: int) -> None:
         rows = slice(start, start + _ROWS)
@@ -229,11 +252,13 @@ class InputMoments(InputSquares):
             return Moments(importance)
         return Moments(
             importance,
-            self._second_moments() if len(self.second) else None,
+            self._pairs() if len(self.second) else None,
             (self.first / self.samples).float() if self._biased else None,
         )
 
-    def _second_moments(self) -> Tensor:
+    def _pairs(self) -> Tensor | Samples:
+        if self._few(int(self.samples)):
+            return Samples(self.second[:, : int(self.samples)].clone())
         second = self.second / self.samples.float()
         # The blocks left of the diagonal are those right of it, turned.
         for start in range(0, second.shape[1], _ROWS):
