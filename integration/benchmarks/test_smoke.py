@@ -59,6 +59,14 @@ def test_fit(tmp_path: Path) -> None:
     assert result["environment"]["torch"]
 
 
+def test_calibrated_cost(tmp_path: Path) -> None:
+    _, result = run_quick("calibrated_cost", tmp_path / "cost.json")
+    [seconds] = values(result, "calibrated vq.compress", "calibrated s")
+    [peak] = values(result, "calibrated vq.compress", "peak MB")
+    assert seconds > 0
+    assert peak > 0
+
+
 def test_rate_accuracy(tmp_path: Path) -> None:
     for peer in ("coremltools", "torchao"):
         pytest.importorskip(peer, reason=f"the benchmark compares with {peer}")
