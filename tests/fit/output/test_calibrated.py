@@ -13,6 +13,7 @@ from torch.nn import functional
 import vq_plugin as vq
 from tests.fit.problems import correlated_inputs, kept_moments_of, matrix_of, moments_of
 from vq_plugin.fit.output import coupling
+from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.feedback import Factor, descend, feedback
 from vq_plugin.fit.output.metric import row_errors
 from vq_plugin.fit.output.moments import Moments
@@ -355,3 +356,12 @@ def test_samples_count_as_their_square_does(groups: int, bias: bool) -> None:
     assert torch.allclose(kept.row_errors(change), square.row_errors(change), rtol=1e-3)
     assert torch.allclose(kept.row_inputs((4, 30)), square.row_inputs((4, 30)), rtol=1e-3)
     assert torch.allclose(matrix_of(damped(kept)), matrix_of(damped(square)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_codes_that_a_fit_starts_from_stay_as_they_are(scheme: vq.Scheme) -> None:
+    objective, quantized = problem(scheme)
+    start = Quantized(quantized.codes.byte(), quantized.codebooks)
+    before = start.codes.clone()
+    calibrate(objective, start, "float16")
+    assert torch.equal(start.codes, before)

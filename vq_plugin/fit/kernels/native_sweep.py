@@ -37,7 +37,7 @@ class NativeChooser:
             by_group = codes.view(stages, inputs, -1, self._points).permute(2, 0, 1, 3)
         else:
             by_group = codes.view(stages, -1, self._points, codes.shape[2]).permute(1, 0, 3, 2)
-        self._by_group = by_group.contiguous()
+        self._by_group = by_group.clone(memory_format=torch.contiguous_format)
         self._kept = None if sweep.zeros is None else self._codes_of_zeros(sweep.zeros)
 
     @property
@@ -45,7 +45,7 @@ class NativeChooser:
         """See :class:`vq_plugin.fit.kernels.protocol.Chooser`."""
         order = (1, 2, 0, 3) if self._sweep.along_out else (1, 0, 3, 2)
         by_row = self._by_group.permute(order).contiguous()
-        return by_row.reshape(self._sweep.codes.shape).long()
+        return by_row.reshape(self._sweep.codes.shape).to(self._sweep.codes.dtype)
 
     def _codes_of_zeros(self, zeros: Tensor) -> Tensor:
         is_zero = self._codebooks[0, :, :, 0] == 0

@@ -44,7 +44,7 @@ class SweepBlock:
 
 
 class Chooser(Protocol):
-    """Chooses the codes, int64 ``(stages, rows, subspaces)``, ``strip`` outputs at a time."""
+    """Chooses the codes, ``(stages, rows, subspaces)``, ``strip`` outputs at a time."""
 
     strip: int
 

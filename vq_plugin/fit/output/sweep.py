@@ -25,8 +25,8 @@ def sweep(
 
     ``coupling``, how the error of one input counts at another, and all below are in ``order``: each
     step's lower ``factor``, ``(groups, steps, dim, dim)``, and ``base``,
-    ``(groups, inputs, outputs)``. The coupling's state becomes that of what is chosen. Gives codes,
-    int64, and ``base`` less the centers chosen.
+    ``(groups, inputs, outputs)``. The coupling's state becomes that of what is chosen. Gives codes
+    and ``base`` less the centers chosen.
     """
     dim = factor.shape[2]
     inverse = torch.linalg.inv(coupling.blocks(dim).double()).float()
