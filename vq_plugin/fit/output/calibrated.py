@@ -22,6 +22,8 @@ def calibrate(
     factor = Factor.of(objective, start)
     least = factor.value(objective, start)
     placed = feedback(objective, start, factor)
+    # It is as large as the second moments.
+    del factor
     if objective.value(placed) > least:
         placed = objective.place(start)
     placed = descend(objective, refit(objective, placed))

@@ -120,8 +120,12 @@ class LowRank:
 
     def by_output(self, error: Tensor, product: Tensor) -> Tensor:
         """``errorᵀ·H·error``: float64 ``(groups, outputs)``."""
-        own = (error.square() * self.own.unsqueeze(2)).sum(1, dtype=torch.float64)
-        return own + product.square().sum(1, dtype=torch.float64)
+        total = product.square().sum(1, dtype=torch.float64)
+        for some, own in zip(
+            error.split(PRODUCT_ROWS, 1), self.own.unsqueeze(2).split(PRODUCT_ROWS, 1), strict=True
+        ):
+            total += (some.square() * own).sum(1, dtype=torch.float64)
+        return total
 
     def coupling(self, error: Tensor, product: Tensor, dim: int) -> Coupling:
         """How a sweep over errors that are there reaches the others, ``dim`` inputs a step."""
