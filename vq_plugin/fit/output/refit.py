@@ -58,7 +58,8 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         value -= float(length * size)
         lengths.append(float(length))
         codebooks, residual = codebooks + length * direction, residual - length * along
-        error, product = error - length.float() * added, product - length.float() * more
+        error = error.sub(added, alpha=float(length))
+        product = product.sub(more, alpha=float(length))
         step = scale * residual
         before, size = size, (residual * step).sum()
         direction = step + size / before * direction
