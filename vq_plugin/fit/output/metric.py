@@ -122,7 +122,9 @@ class LowRank:
         """``errorᵀ·H·error``: float64 ``(groups, outputs)``."""
         total = product.square().sum(1, dtype=torch.float64)
         for some, own in zip(
-            error.split(PRODUCT_ROWS, 1), self.own.unsqueeze(2).split(PRODUCT_ROWS, 1), strict=True
+            torch.split(error, PRODUCT_ROWS, 1),
+            torch.split(self.own.unsqueeze(2), PRODUCT_ROWS, 1),
+            strict=True,
         ):
             total += (some.square() * own).sum(1, dtype=torch.float64)
         return total
