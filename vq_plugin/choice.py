@@ -13,6 +13,7 @@ from vq_plugin.allocation import steps
 from vq_plugin.calibration import Calibration
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.fit.output.metric import row_errors
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import damped
 from vq_plugin.nn import Slot
@@ -97,7 +98,7 @@ class _Ladder:
         """
         if self.moments is None or self.moments.second is None:
             return self._known.row_errors(change)
-        return Moments(self.moments.importance, damped(self.moments)).row_errors(change)
+        return row_errors(damped(self.moments), change)
 
     def _sampled(self, weight: Tensor) -> list[_Size]:
         """Fits of some rows, by their weights alone."""

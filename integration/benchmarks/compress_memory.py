@@ -1,9 +1,10 @@
-"""Peak memory of ``vq.compress`` on one large Linear; every scheme in a process of its own.
+"""Peak memory of ``vq.compress`` on large Linears; every scheme in a process of its own.
 
-    python -m integration.benchmarks.compress_memory "km(k=16)" 4096 25088
+    python -m integration.benchmarks.compress_memory "km(k=16)" 4096 25088 1
 
-prints the figures of one scheme as JSON. Memory is that of Linux' ``/proc/self/status``:
-``getrusage`` would count what the parent process held when it started this one.
+prints the figures of one scheme, and of one layer of that size, as JSON. Memory is that of Linux'
+``/proc/self/status``: ``getrusage`` would count what the parent process held when it started this
+one.
 """
 
 from __future__ import annotations
@@ -30,40 +31,47 @@ SCHEMES = (
 _STATUS = Path("/proc/self/status")
 
 
-def peak_memory(report: Report, out: int, in_: int, schemes: tuple[str, ...] = SCHEMES) -> None:
-    """Peak resident memory over the weight's bytes, the weight itself included."""
+def peak_memory(
+    report: Report, out: int, in_: int, schemes: tuple[str, ...] = SCHEMES, *, layers: int = 1,
+    most: float = 3,
+) -> None:  # fmt: skip
+    """Peak resident memory over the weights' bytes, the weights themselves included."""
     if not _STATUS.exists():
         report.note("no /proc/self/status: peak memory is left out")
         return
+    megabytes = layers * out * in_ * 4 / 1e6
+    which = "one" if layers == 1 else f"{layers} layers of"
     table = Table(
-        f"vq.compress of one {out}x{in_} Linear ({out * in_ * 4 / 1e6:.0f} MB)",
+        f"vq.compress of {which} {out}x{in_} Linear ({megabytes:.0f} MB)",
         {"scheme": "", "peak / weight": ".2f", "peak MB": ".0f", "seconds": ".1f", "rate": ".1f"},
     )
     for scheme in schemes:
-        command = [sys.executable, "-m", __spec__.name, scheme, str(out), str(in_)]
+        command = [sys.executable, "-m", __spec__.name, scheme, *map(str, (out, in_, layers))]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         table.rows.append(json.loads(done.stdout))
         report.checks.append(
-            Check(f"memory of {scheme}: peak over weight", table.rows[-1]["peak / weight"], 3)
+            Check(f"memory of {scheme}: peak over weight", table.rows[-1]["peak / weight"], most)
         )
     report.add(table)
 
 
-def _measure(scheme: str, out: int, in_: int) -> dict[str, Any]:
+def _measure(scheme: str, out: int, in_: int, layers: int) -> dict[str, Any]:
     parsed = vq.parse_scheme(scheme)
     # The first fit starts thread pools and loads what is loaded lazily.
     vq.compress(nn.Linear(64, 64), parsed)
     before = resident("VmRSS")
-    layer = nn.Linear(in_, out, bias=False)
+    model = nn.Sequential(*[nn.Linear(in_, out, bias=False) for _ in range(layers)])
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        layer.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+        for weight in model.parameters():
+            weight.normal_(std=0.02, generator=generator)
     start = time.perf_counter()
-    small = vq.compress(layer, parsed)
+    small = vq.compress(model, parsed)
     seconds = time.perf_counter() - start
     peak = resident("VmHWM") - before
     return {
         "scheme": scheme,
-        "peak / weight": peak / layer.weight.nbytes,
+        "peak / weight": peak / (layers * out * in_ * 4),
         "peak MB": peak / 1e6,
         "seconds": seconds,
         "rate": vq.summary(small).layer_rate,
@@ -76,4 +84,4 @@ def resident(key: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(_measure(sys.argv[1], *map(int, sys.argv[2:]))))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from integration.benchmarks.compress_memory import SCHEMES, peak_memory
+from integration.benchmarks.fit_model import large_model
 from integration.benchmarks.fit_scalar import against_optimum, against_sklearn, large_layer
 from integration.benchmarks.fit_vector import (
     VGG_DENSE,
@@ -49,6 +50,9 @@ PARTS: dict[str, Callable[[Report, int, bool], None]] = {
     ),
     "memory": lambda report, rounds, quick: peak_memory(
         report, *((64, 128) if quick else (4096, 25088)), SCHEMES[:1] if quick else SCHEMES
+    ),
+    "model": lambda report, rounds, quick: large_model(
+        report, *((2, (64, 64)) if quick else (72, (4096, 1024))), 4 if quick else 256, 4
     ),
     "import": lambda report, rounds, quick: import_time(report, 1 if quick else 10),
 }

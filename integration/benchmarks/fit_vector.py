@@ -77,9 +77,9 @@ def shared_product(report: Report, shape: tuple[int, int], k: int, dim: int, rou
         return
     weight = normal_weight(*shape)
     _ours(normal_weight(64, 64), vq.PQ(k=4, dim=4, codebooks="tensor"))
-    _faiss_shared(normal_weight(64, 64), 4, 4, 64)
+    faiss_shared(normal_weight(64, 64), 4, 4, 64)
     peers = {f"faiss Kmeans, {points} points for each center": points for points in (256, 1 << 20)}
-    contenders = {name: partial(_faiss_shared, weight, k, dim, n) for name, n in peers.items()}
+    contenders = {name: partial(faiss_shared, weight, k, dim, n) for name, n in peers.items()}
     ours = partial(_ours, weight, vq.PQ(k=k, dim=dim, codebooks="tensor"))
     timed = race({"vq_plugin": ours, **contenders}, rounds)
     _tabulate(report, f"PQ k={k} dim={dim}, one codebook", weight, timed)
@@ -235,7 +235,7 @@ def _faiss_pq(weight: Tensor, k: int, dim: int) -> Decoded:
     return _faiss(quantizer, weight)
 
 
-def _faiss_shared(weight: Tensor, k: int, dim: int, points: int) -> Decoded:
+def faiss_shared(weight: Tensor, k: int, dim: int, points: int) -> Decoded:
     import faiss
 
     values = weight.reshape(-1, dim).numpy()

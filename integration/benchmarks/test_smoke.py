@@ -51,10 +51,20 @@ def test_fit(tmp_path: Path) -> None:
     assert len(values(result, "Large PQ", "SSE")) == 2
     assert values(result, "Dense layers of 14336 weights", "measured on") == [14336, 2048]
     assert values(result, "vq.compress", "scheme") == ["km(k=16)"]
+    assert values(result, "vq.compress of 2 layers", "scheme")
+    assert len(values(result, "Large model", "SSE")) == 3
     assert values(result, "import", "import")[-1] == "added by vq_plugin"
     assert all(f"## {title}" in printed for title in result["tables"])
     assert result["checks"]
     assert result["environment"]["torch"]
+
+
+def test_calibrated_cost(tmp_path: Path) -> None:
+    _, result = run_quick("calibrated_cost", tmp_path / "cost.json")
+    [seconds] = values(result, "calibrated vq.compress", "calibrated s")
+    [peak] = values(result, "calibrated vq.compress", "peak MB")
+    assert seconds > 0
+    assert peak > 0
 
 
 def test_rate_accuracy(tmp_path: Path) -> None:

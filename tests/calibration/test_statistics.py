@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
+from tests.fit.problems import correlated_inputs
 from vq_plugin.calibration import input_moments, sample, statistics
 from vq_plugin.calibration.sample import sample_of
-from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.moments import Moments, Samples
 from vq_plugin.nn import find_slots
 from vq_plugin.nn.inputs import convolved
 
@@ -236,6 +237,36 @@ def test_the_threads_do_not_change_a_byte_of_the_moments(set_threads) -> None:
     for other in found[1:]:
         assert torch.equal(other.second, found[0].second)
         assert torch.equal(other.mean, found[0].mean)
+
+
+@pytest.mark.parametrize("batches", [[6], [3, 3, 1], [10, 3], [4, 20]])
+def test_few_samples_of_many_inputs_are_kept(
+    batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_MANY_INPUTS", 40)
+    layer = nn.Linear(40, 4)
+    x = torch.randn(sum(batches), 40) + 1
+    found = moments(layer, list(x.split(batches)))
+    if len(x) <= 10:
+        assert isinstance(found.second, Samples)
+        assert torch.equal(found.second.rows[0], x)
+    else:
+        # Those of earlier batches are part of the square.
+        assert isinstance(found.second, Tensor)
+        assert torch.allclose(found.second[0], x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+    assert found.mean is not None
+    assert torch.allclose(found.mean[0], x.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_kept_samples_fit_as_their_square_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Linear(256, 24), correlated_inputs(64, 256)
+    error = []
+    for many in (256, 257):
+        monkeypatch.setattr(statistics, "_MANY_INPUTS", many)
+        small = vq.compress(layer, vq.KM(k=4), [x])
+        with torch.no_grad():
+            error.append(float((small(x) - layer(x)).square().mean()))
+    assert error[0] == pytest.approx(error[1], rel=0.02)
 
 
 def test_inputs_are_read_once_for_pairs_and_squares(monkeypatch: pytest.MonkeyPatch) -> None:

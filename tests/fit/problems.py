@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.metric import LowRank, Metric
+from vq_plugin.fit.output.moments import Moments, Samples
 
 
 def correlated_inputs(count: int, features: int, seed: int = 0) -> Tensor:
@@ -22,3 +23,16 @@ def moments_of(inputs: Tensor, groups: int = 1, *, bias: bool = True) -> Moments
     x = inputs.reshape(len(inputs), groups, -1).transpose(0, 1)
     mean = x.mean(1) if bias else None
     return Moments(torch.ones(()), x.mT @ x / len(inputs), mean)
+
+
+def kept_moments_of(inputs: Tensor, groups: int = 1, *, bias: bool = True) -> Moments:
+    """The same, with the samples kept as they are."""
+    x = inputs.reshape(len(inputs), groups, -1).transpose(0, 1)
+    return Moments(torch.ones(()), Samples(x), x.mean(1) if bias else None)
+
+
+def matrix_of(metric: Metric) -> Tensor:
+    """What a quadratic form is, ``(groups, inputs, inputs)``."""
+    if isinstance(metric, LowRank):
+        return metric.rows.mT @ metric.rows + metric.own.diag_embed()
+    return metric.matrix

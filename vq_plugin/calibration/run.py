@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from vq_plugin.calibration.calls import WeightCalls
 from vq_plugin.calibration.reached import moments_by_name
+from vq_plugin.calibration.shared import shared_sums
 from vq_plugin.calibration.statistics import InputMoments
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import alone, as_it_was
@@ -54,7 +55,7 @@ def input_moments(
             for host, each in by_host.items()
         ]
         try:
-            with _computed_once(slots), calls:
+            with _computed_once(slots), shared_sums(), calls:
                 run_calibration(model, calibration)
         finally:
             for handle in handles:
@@ -81,7 +82,8 @@ def _observe(
         return
     for slot, moments in statistics.items():
         try:
-            with cpu_by_default():
+            # What statistics compute is no call of the model's for `WeightCalls` to look at.
+            with cpu_by_default(), torch._C.DisableTorchFunction():
                 moments.add(host, arguments)
         except AssertionError:
             # No tensor, where what is shipped looks for one: the module itself will say so.

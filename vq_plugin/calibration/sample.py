@@ -11,7 +11,7 @@ from vq_plugin.fit.sample import stratified
 # nine tenths only. Numbers in the rows of a sample (16 MB), and rows for an input.
 _NUMBERS = 1 << 22
 _ROWS_FOR_INPUT = 4
-_LEAST, _MOST = 512, 1 << 14
+_LEAST, _MOST = 512, 1 << 13
 
 
 def most_rows(groups: int, inputs: int) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration.sample import most_rows, sample_of
-from vq_plugin.fit.output.moments import Moments
+from vq_plugin.calibration.shared import once
+from vq_plugin.fit.output.moments import Moments, Samples
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.nn import Slot
 from vq_plugin.nn.inputs import Arguments, Call, Patches, first_argument
@@ -22,6 +22,10 @@ _FLOOR = 1e-3
 
 # The second moments of so many inputs take 85 MB, and a fit by them seconds to minutes.
 MOST_INPUTS = 4608
+# Of so many inputs, samples are kept while there are so many times fewer of them than inputs: a fit
+# by them takes less than one by their square.
+_MANY_INPUTS = 1024
+_FEWER = 4
 # Numbers in the rows that are read at a time, and rows of second moments that one thread sums up.
 _PIECE = 1 << 22
 _ROWS = 128
@@ -144,6 +148,15 @@ class InputSquares(nn.Module):
         return mean.repeat_interleave(self._shape[0] // self._groups, 0)
 
 
+class _Sums(NamedTuple):
+    """What a piece of inputs adds: products of pairs in blocks, or the inputs themselves."""
+
+    squares: Tensor
+    first: Tensor
+    products: list[Tensor]
+    kept: Tensor | None
+
+
 class InputMoments(InputSquares):
     """Running first and second moments of the inputs of a weight, beside their mean squares.
 
@@ -154,7 +167,8 @@ class InputMoments(InputSquares):
     Attributes:
         first: Float64 buffer, ``(groups, inputs)``: sums of the inputs; empty for tables.
         second: Float32 buffer, ``(groups, inputs, inputs)``: sums of products of two, in blocks on
-            and right of the diagonal; empty where they are left out.
+            and right of the diagonal; the samples themselves, in its first rows, while they are
+            few and inputs many; empty where pairs are left out.
         samples: Float64 buffer, number of samples in ``first`` and ``second``.
     """
 
@@ -202,25 +216,70 @@ class InputMoments(InputSquares):
         # A product may round differently on several threads: pieces of it, each on one.
         with worker_pool():
             for piece in pieces:
-                if not self._by_channel:
-                    # The same inputs: their squares are not read on their own.
-                    self._check(piece)
-                    self.count += piece.shape[1]
-                for rows, counts in read_rows(piece, int(self.samples)):
-                    if not self._by_channel:
-                        self._add_rows(rows, counts)
-                    if self._biased:
-                        self.first += counts * rows.sum(1)
-                    # Threads of a pool do not know that gradients are off here.
-                    block = partial(self._add_block, rows.detach(), counts)
-                    pairs = self.second.shape[1] if len(self.second) else 0
-                    deterministic_map(block, range(0, pairs, _ROWS))
-                self.samples += piece.shape[1]
+                self._add_piece(piece)
 
-    def _add_block(self, inputs: Tensor, counts: float, start: int) -> None:
-        rows = slice(start, start + _ROWS)
-        product = inputs[:, :, rows].mT @ inputs[:, :, start:]
-        self.second[:, rows, start:].add_(product, alpha=counts)
+    def _add_piece(self, piece: Tensor | Patches) -> None:
+        before, count = int(self.samples), piece.shape[1]
+        few = self._few(before + count)
+        if self._few(before) and not few:
+            kept = self.second[:, :before].clone()
+            self.second[:, :before] = 0
+            self._add_products(self._products(kept))
+        pairs = len(self.second) > 0
+        kind = (before, few, pairs, self._by_channel)
+        sums = once(piece, kind, lambda: self._sums(piece, before, few))
+        if not self._by_channel:
+            # The same inputs: their squares are not read on their own.
+            self.total += sums.squares
+            self.count += count
+        if self._biased:
+            self.first += sums.first
+        if sums.kept is not None:
+            self.second[:, before : before + count] = sums.kept
+        self._add_products(sums.products)
+        self.samples += count
+
+    def _sums(self, piece: Tensor | Patches, before: int, few: bool) -> _Sums:
+        squares = torch.zeros_like(self.first)
+        if not (self._by_channel or _finite(piece)):
+            # What a sample leaves out must not hide it.
+            squares += torch.nan
+        first, products, kept = torch.zeros_like(self.first), list[Tensor](), list[Tensor]()
+        for some, counts in read_rows(piece, before):
+            # Threads of a pool do not know that gradients are off here.
+            rows = some.detach()
+            if not self._by_channel:
+                squares += counts * rows.square().sum(1).double()
+            first += counts * rows.sum(1)
+            if few:
+                kept.append(rows)
+            elif len(self.second):
+                products = self._products(rows, counts, products)
+        return _Sums(squares, first, products, torch.cat(kept, 1) if kept else None)
+
+    def _few(self, samples: int) -> bool:
+        """Whether so many samples are kept as they are."""
+        inputs = self.second.shape[1] if len(self.second) else 0
+        return inputs >= _MANY_INPUTS and _FEWER * samples <= inputs
+
+    def _products(
+        self, rows: Tensor, counts: float = 1.0, before: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Products of all pairs, in blocks, beside those of other rows."""
+
+        def block(at: int) -> Tensor:
+            start = at * _ROWS
+            product = rows[:, :, start : start + _ROWS].mT @ rows[:, :, start:]
+            return before[at].add_(product, alpha=counts) if before else product.mul_(counts)
+
+        return deterministic_map(block, range(-(-rows.shape[2] // _ROWS)))
+
+    def _add_products(self, blocks: Sequence[Tensor]) -> None:
+        def add(at: int) -> None:
+            start = at * _ROWS
+            self.second[:, start : start + _ROWS, start:] += blocks[at]
+
+        deterministic_map(add, range(len(blocks)))
 
     def moments(self) -> Moments:
         """What the fit of the weight wants to know; as :meth:`importance` raises."""
@@ -229,11 +288,13 @@ class InputMoments(InputSquares):
             return Moments(importance)
         return Moments(
             importance,
-            self._second_moments() if len(self.second) else None,
+            self._pairs() if len(self.second) else None,
             (self.first / self.samples).float() if self._biased else None,
         )
 
-    def _second_moments(self) -> Tensor:
+    def _pairs(self) -> Tensor | Samples:
+        if self._few(int(self.samples)):
+            return Samples(self.second[:, : int(self.samples)].clone())
         second = self.second / self.samples.float()
         # The blocks left of the diagonal are those right of it, turned.
         for start in range(0, second.shape[1], _ROWS):

@@ -16,7 +16,6 @@ class NativeChooser:
     """Chooses by the operator ``sweep_block``; see the protocol."""
 
     def __init__(self, sweep: Sweep) -> None:
-        self.codes = sweep.codes.long().clone()
         self._sweep = sweep
         stages, groups, books, k, dim = sweep.codebooks.shape
         _, inputs, outputs = sweep.shape
@@ -33,13 +32,20 @@ class NativeChooser:
             assert sweep.row_group is not None
             self._rows = sweep.row_group
         # (groups, stages, steps, points)
+        codes = sweep.codes.byte()
         if sweep.along_out:
-            shape = (stages, inputs, -1, self._points)
-            self._by_group = self.codes.view(shape).permute(2, 0, 1, 3)
+            by_group = codes.view(stages, inputs, -1, self._points).permute(2, 0, 1, 3)
         else:
-            shape = (stages, -1, self._points, self.codes.shape[2])
-            self._by_group = self.codes.view(shape).permute(1, 0, 3, 2)
+            by_group = codes.view(stages, -1, self._points, codes.shape[2]).permute(1, 0, 3, 2)
+        self._by_group = by_group.clone(memory_format=torch.contiguous_format)
         self._kept = None if sweep.zeros is None else self._codes_of_zeros(sweep.zeros)
+
+    @property
+    def codes(self) -> Tensor:
+        """See :class:`vq_plugin.fit.kernels.protocol.Chooser`."""
+        order = (1, 2, 0, 3) if self._sweep.along_out else (1, 0, 3, 2)
+        by_row = self._by_group.permute(order).contiguous()
+        return by_row.reshape(self._sweep.codes.shape).to(self._sweep.codes.dtype)
 
     def _codes_of_zeros(self, zeros: Tensor) -> Tensor:
         is_zero = self._codebooks[0, :, :, 0] == 0
@@ -63,7 +69,7 @@ class NativeChooser:
             scored = (codebooks @ factor.unsqueeze(1)).flatten(0, 1)
         points = slice(outputs.start // self._width, outputs.stop // self._width)
         several = len(codebooks) > 1
-        before = self._by_group[:, :, steps, points].byte().contiguous() if several else None
+        before = self._by_group[:, :, steps, points].contiguous() if several else None
         kept = None if self._kept is None else self._kept[:, steps, points].contiguous()
         padding = 0
         if self._sweep.along_out:
@@ -76,5 +82,5 @@ class NativeChooser:
             before, kept, self._sweep.along_out, padding,
             int(self._by_step or size > 1), points.start, self._points, self._rows,
         )  # fmt: skip
-        self._by_group[:, :, steps, points] = codes.long()
+        self._by_group[:, :, steps, points] = codes
         return change

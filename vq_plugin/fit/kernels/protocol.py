@@ -44,10 +44,13 @@ class SweepBlock:
 
 
 class Chooser(Protocol):
-    """Chooses the codes, int64 ``(stages, rows, subspaces)``, ``strip`` outputs at a time."""
+    """Chooses the codes, ``(stages, rows, subspaces)``, ``strip`` outputs at a time."""
 
-    codes: Tensor
     strip: int
+
+    @property
+    def codes(self) -> Tensor:
+        """What was chosen so far, and elsewhere what was there."""
 
     def choose(self, steps: Tensor, outputs: slice, block: SweepBlock) -> Tensor:
         """Chooses the codes of some steps; returns ``base`` less the centers chosen."""

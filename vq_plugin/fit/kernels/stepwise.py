@@ -17,7 +17,7 @@ class Stepwise:
     """Chooses in torch, for all outputs at once; see the protocol."""
 
     def __init__(self, sweep: Sweep) -> None:
-        self.codes = sweep.codes.long().clone()
+        self.codes = sweep.codes.clone()
         self.strip = sweep.shape[2]
         self._sweep = sweep
         self._importance: Tensor | None = None

@@ -18,10 +18,12 @@ def calibrate(
     re-assigned to the codebooks, in turn, as in Lloyd's algorithm, and a last time after the
     centers are rounded. ``quantized`` itself where nothing is better.
     """
-    start = Quantized(quantized.codes.long(), quantized.codebooks.float())
+    start = Quantized(quantized.codes, quantized.codebooks.float())
     factor = Factor.of(objective, start)
     least = factor.value(objective, start)
     placed = feedback(objective, start, factor)
+    # It is as large as the second moments.
+    del factor
     if objective.value(placed) > least:
         placed = objective.place(start)
     placed = descend(objective, refit(objective, placed))

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.parallel import worker_pool
+from vq_plugin.fit.output.metric import Dense, LowRank, Metric, row_errors
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``E[x xᵀ]`` of few samples as they are: ``rows``, float32, ``(groups, samples, inputs)``."""
+
+    rows: Tensor
 
 # What an output counts of which nothing is felt.
 _LEAST = 1e-8
@@ -22,8 +29,9 @@ class Moments:
 
     Attributes:
         importance: ``E[x²]`` of the input that every weight meets; broadcasts to the weight.
-        second: ``E[x xᵀ]``, float32, ``(groups, inputs, inputs)``, or ``None`` where it is not
-            known: then the fit goes by ``importance``.
+        second: ``E[x xᵀ]``, float32, ``(groups, inputs, inputs)``, or the samples themselves
+            where they are few; ``None`` where it is not known: then the fit goes by
+            ``importance``.
         mean: ``E[x]``, float32, ``(groups, inputs)``, where the layer has a bias, which takes up
             the mean of the output's error; ``None`` where it has none.
         outputs: What a squared error of each output does to the outputs of the model, float64
@@ -31,7 +39,7 @@ class Moments:
     """
 
     importance: Tensor
-    second: Tensor | None = None
+    second: Tensor | Samples | None = None
     mean: Tensor | None = None
     outputs: Tensor | None = None
 
@@ -59,14 +67,10 @@ class Moments:
 
     def row_errors(self, change: Tensor) -> Tensor:
         """:meth:`output_error`, output by output: float64 ``(out,)``."""
-        change = change.detach().cpu().float()
         if self.second is None:
-            squares = change.square() * self.importance.cpu()
+            squares = change.detach().cpu().float().square() * self.importance.cpu()
             return squares.flatten(1).sum(1, dtype=torch.float64)
-        rows = change.reshape(len(self.second), -1, self.second.shape[1])
-        # On one thread: a product may round differently on several.
-        with worker_pool():
-            return ((rows @ self.centered()) * rows).sum(2, dtype=torch.float64).flatten()
+        return row_errors(self.centered(), change)
 
     def row_inputs(self, shape: tuple[int, ...]) -> Tensor:
         """Squares of the inputs of each output of a weight of this shape: float64 ``(out,)``.
@@ -76,17 +80,25 @@ class Moments:
         """
         if self.second is None:
             return self.importance.cpu().expand(shape).flatten(1).sum(1, dtype=torch.float64)
-        traces = self.centered().diagonal(0, 1, 2).sum(1, dtype=torch.float64)
+        traces = self.centered().diagonal.sum(1, dtype=torch.float64)
         return traces.repeat_interleave(shape[0] // len(traces))
 
-    def centered(self) -> Tensor:
+    def raw(self) -> Metric:
+        """``second``, on the CPU."""
+        assert self.second is not None
+        if isinstance(self.second, Samples):
+            return _of_samples(self.second.rows.cpu())
+        return Dense(self.second.cpu())
+
+    def centered(self) -> Metric:
         """``second``, less the square of the mean where a bias takes it up; on the CPU."""
         assert self.second is not None
-        second = self.second.cpu()
         if self.mean is None:
-            return second
+            return self.raw()
         mean = self.mean.cpu()
-        return second - mean.unsqueeze(2) * mean.unsqueeze(1)
+        if isinstance(self.second, Samples):
+            return _of_samples(self.second.rows.cpu() - mean.unsqueeze(1))
+        return Dense(self.second.cpu() - mean.unsqueeze(2) * mean.unsqueeze(1))
 
     def bias_shift(self, change: Tensor) -> Tensor | None:
         """What a layer's bias takes up when ``change`` is added to its weight: ``−Δw·E[x]``.
@@ -102,3 +114,9 @@ class Moments:
         mean = self.mean.cpu().double().unsqueeze(2)
         rows = change.detach().cpu().double().reshape(len(mean), -1, mean.shape[1])
         return -(rows @ mean).flatten().float()
+
+
+def _of_samples(rows: Tensor) -> LowRank:
+    groups, samples, inputs = rows.shape
+    own = torch.zeros(groups, inputs, dtype=rows.dtype, device=rows.device)
+    return LowRank(own, rows / samples**0.5)

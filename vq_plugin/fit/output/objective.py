@@ -13,8 +13,8 @@ from torch.nn import functional
 from vq_plugin.codebook import decode
 from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.kernels import best_kernels
+from vq_plugin.fit.output.metric import Metric
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.schemes import Axis, Geometry, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
@@ -24,8 +24,6 @@ _FLOOR = 1e-3
 _ROUNDING = 1e-5
 # What padding counts beside a true input or output.
 _LEAST = 1e-8
-# Rows of a matrix product that one thread computes.
-PRODUCT_ROWS = 512
 
 
 class Quantized(NamedTuple):
@@ -36,11 +34,11 @@ class Quantized(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Codes and codebooks, the error they leave, ``(groups, inputs, outputs)``, and its pull."""
+    """Codes and codebooks, the error they leave, ``(groups, inputs, outputs)``, and its product."""
 
     quantized: Quantized
     error: Tensor
-    pull: Tensor
+    product: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,12 @@ class Objective:
     Matrices are inputs first: what is assigned together, the weights of an input, is contiguous.
     Outputs (``axis="out"``) or inputs (``axis="in"``) are padded to whole sub-vectors; ``mass``,
     ``(outputs of all groups,)``, is 0 there. ``weight`` is normalized by its row scales,
-    ``(groups, inputs, outputs)``, with the groups of a convolution; ``hessian`` the damped second
-    moments, ``(groups, inputs, inputs)``, up to a factor; ``row_group`` rows share a codebook;
-    ``zeros`` stay 0.
+    ``(groups, inputs, outputs)``, with the groups of a convolution; ``metric`` H, the damped second
+    moments up to a factor; ``row_group`` rows share a codebook; ``zeros`` stay 0.
     """
 
     weight: Tensor
-    hessian: Tensor
+    metric: Metric
     mass: Tensor
     along_out: bool
     row_group: int | None
@@ -76,11 +73,11 @@ class Objective:
         ``None`` where second moments are not known or all 0, or where sub-vectors along the outputs
         reach from one group of a convolution into the next.
         """
-        if moments.second is None or not bool((moments.second.diagonal(0, 1, 2) > 0).any()):
+        if moments.second is None or not bool((moments.raw().diagonal > 0).any()):
             return None
-        hessian = _scaled(damped(moments))
+        metric = _scaled(damped(moments))
         along_out, dim = geometry.axis == "out", geometry.dim
-        groups, inputs, _ = hessian.shape
+        groups = len(metric.diagonal)
         weight = matrix.T if along_out else matrix
         mass = moments.output_mass(len(weight))
         if row_scale is not None:
@@ -89,7 +86,7 @@ class Objective:
             largest = wide.max().clamp_min(torch.finfo(torch.float32).tiny)
             scale = (wide / largest).clamp_min(_LEAST**0.5)
             if along_out:
-                hessian = hessian * scale.unsqueeze(1) * scale
+                metric = metric.scaled(scale)
             else:
                 mass = mass * scale.square()
         padding = -matrix.shape[1] % dim
@@ -100,12 +97,10 @@ class Objective:
             mass = functional.pad(mass, (0, padding))
         elif padding:
             weight = functional.pad(weight, (0, padding))
-            diagonal = hessian.diagonal(0, 1, 2).mean(1, keepdim=True) * _LEAST
-            hessian = functional.pad(hessian, (0, padding, 0, padding))
-            hessian.diagonal(0, 1, 2)[:, inputs:] = diagonal
-        weight = weight.reshape(groups, -1, weight.shape[1]).transpose(1, 2).contiguous()
+            metric = metric.padded(padding, metric.diagonal.mean(1, keepdim=True) * _LEAST)
+        weight = _turned(weight.reshape(groups, -1, weight.shape[1]))
         zeros = scheme.pinned(weight)
-        return cls(weight, hessian, mass, along_out, geometry.group, zeros)
+        return cls(weight, metric, mass, along_out, geometry.group, zeros)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,32 +116,24 @@ class Objective:
         matrix = decode(
             quantized.codes, quantized.codebooks, None, shape=shape, axis=axis, group=self.row_group
         )
-        return matrix.reshape(groups, -1, inputs).transpose(1, 2).contiguous()
-
-    def pull(self, error: Tensor) -> Tensor:
-        """``H·error``, half the gradient with respect to the weight, where all outputs count 1."""
-        result = torch.empty_like(error)
-
-        def fill(start: int) -> None:
-            rows = slice(start, start + PRODUCT_ROWS)
-            result[:, rows] = self.hessian[:, rows] @ error
-
-        deterministic_map(fill, range(0, error.shape[1], PRODUCT_ROWS))
-        return result
+        return _turned(matrix.reshape(groups, -1, inputs))
 
     def place(self, quantized: Quantized) -> Placed:
         """What codes and codebooks are in this objective."""
         error = self.weight - self.decode(quantized)
-        return Placed(quantized, error, self.pull(error))
+        return Placed(quantized, error, self.metric.product(error))
 
     def value(self, placed: Placed) -> float:
         """The objective."""
-        by_output = (placed.error * placed.pull).sum(1, dtype=torch.float64).flatten()
-        return float(by_output @ self.mass.double())
+        return self.total(self.metric.by_output(placed.error, placed.product))
+
+    def total(self, by_output: Tensor) -> float:
+        """Of what outputs add to it, float64 ``(groups, outputs)``, where all count 1."""
+        return float(by_output.flatten() @ self.mass.double())
 
     def gather(self, gradient: Tensor, quantized: Quantized) -> Tensor:
         """Sums of a gradient, ``(groups, inputs, outputs)``, over the weights of each center."""
-        matrix = gradient.transpose(1, 2).reshape(len(self.mass), -1)
+        matrix = _turned(gradient).reshape(len(self.mass), -1)
         view = matrix.T if self.along_out else matrix
         _, groups, books, k, dim = quantized.codebooks.shape
         points = self._by_book(view.reshape(len(view), -1, dim), groups, books)
@@ -168,23 +155,26 @@ class Objective:
         return values.reshape(groups, -1, values.shape[2])
 
 
-def _scaled(hessian: Tensor) -> Tensor:
-    """By the power of two that leaves the largest number near 1, which rounds nothing.
+def _turned(matrices: Tensor) -> Tensor:
+    if len(matrices) == 1:
+        # Torch turns a single matrix in tiles, which takes a fifth of the time.
+        return matrices[0].T.contiguous().unsqueeze(0)
+    return matrices.mT.contiguous()
+
+
+def _scaled(metric: Metric) -> Metric:
+    """By an even power of two that leaves the largest number near 1, which rounds nothing.
 
     Products with the numbers below float32's normal ones, of tiny inputs, take 100 times as long.
     """
-    _, exponent = torch.frexp(hessian.abs().amax())
-    shift = int(exponent.clamp(-126, 126))
-    return hessian * math.ldexp(1.0, -shift)
+    # No number of a positive form is larger than those on its diagonal.
+    _, exponent = torch.frexp(metric.diagonal.amax())
+    shift = int(exponent.clamp(-126, 126)) // 2
+    return metric.scaled(math.ldexp(1.0, -shift))
 
 
-def damped(moments: Moments) -> Tensor:
+def damped(moments: Moments) -> Metric:
     """Second moments shrunk towards their diagonal (Ledoit & Wolf 2004), with a floor under it."""
-    assert moments.second is not None
-    centered = moments.centered()
-    diagonal = centered.diagonal(0, 1, 2).clamp_min(0)
     # Of the raw moments: of an input that hardly varies the centered ones are rounding errors.
-    raw = moments.second.cpu().diagonal(0, 1, 2)
-    hessian = centered * (1 - _SHRINKAGE)
-    hessian.diagonal(0, 1, 2).copy_(diagonal + _ROUNDING * raw + _FLOOR * raw.mean())
-    return hessian
+    raw = moments.raw().diagonal
+    return moments.centered().damped(_SHRINKAGE, _ROUNDING * raw + _FLOOR * raw.mean())

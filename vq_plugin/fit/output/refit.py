@@ -24,20 +24,20 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
     norm of the preconditioner) is this part of what it was. Centers without weights, and zeros that
     stay, are kept.
     """
-    quantized, error, pull = placed
+    quantized, error, product = placed
+    metric = objective.metric
     free = torch.ones_like(quantized.codebooks)
     if objective.zeros is not None:
         free = (quantized.codebooks != 0).float()
     # Inputs first, all groups' outputs last: as objective.weight.
     mass = objective.mass.reshape(len(objective.weight), 1, -1)
-    diagonal = objective.hessian.diagonal(0, 1, 2).unsqueeze(2)
-    scale = objective.gather(diagonal * mass, quantized)
+    scale = objective.gather(metric.diagonal.unsqueeze(2) * mass, quantized)
     scale = torch.where(scale > 0, free / scale, 0.0)
 
-    def gather(pull: Tensor) -> Tensor:
-        return objective.gather(pull * mass, quantized).double()
+    def gather(error: Tensor, product: Tensor) -> Tensor:
+        return objective.gather(metric.pull(error, product) * mass, quantized).double()
 
-    codebooks, residual = quantized.codebooks.double(), gather(pull)
+    codebooks, residual = quantized.codebooks.double(), gather(error, product)
     step = scale * residual
     direction, size = step, (residual * step).sum()
     goal, value = float(size) * tolerance**2, objective.value(placed)
@@ -47,10 +47,10 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         gain = float(size) * max(lengths, default=1.0)
         if not (float(size) > goal and gain > value * tolerance):
             break
-        # Everything is linear in the codebooks, the error and its pull too.
+        # Everything is linear in the codebooks, the error and its product too.
         added = objective.decode(Quantized(quantized.codes, direction.float()))
-        pulled = objective.pull(added)
-        along = gather(pulled)
+        more = metric.product(added)
+        along = gather(added, more)
         curvature = (direction * along).sum()
         if not bool(curvature > 0):
             break
@@ -58,8 +58,9 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         value -= float(length * size)
         lengths.append(float(length))
         codebooks, residual = codebooks + length * direction, residual - length * along
-        error, pull = error - length.float() * added, pull - length.float() * pulled
+        error = error.sub(added, alpha=float(length))
+        product = product.sub(more, alpha=float(length))
         step = scale * residual
         before, size = size, (residual * step).sum()
         direction = step + size / before * direction
-    return Placed(Quantized(quantized.codes, codebooks.float()), error, pull)
+    return Placed(Quantized(quantized.codes, codebooks.float()), error, product)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq_plugin.fit.parallel import worker_pool
+from vq_plugin.fit.parallel import deterministic_map, worker_pool
+
+# Numbers that are read at a time: near a core's second-level cache.
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -64,33 +67,49 @@ class Patches:
 
     def squares(self) -> Tensor:
         """Sums of squares over all rows of :attr:`plain` patches, float64, ``(groups, inputs)``."""
-        sums = torch.zeros(self.value.shape[1], dtype=torch.float64, device=self.value.device)
-        # One sample at a time, on one thread: sums may round differently on several.
+        # On one thread: sums may round differently on several.
         with worker_pool():
-            for sample in self.value.detach():
-                sums += sample.float().square().flatten(1).sum(1)
-        return sums.reshape(self.groups, -1)
+            by_place = self.value.detach().flatten(2)
+            norms: Tensor = torch.linalg.vector_norm(by_place, dim=2, dtype=torch.float32)
+            return norms.double().square().sum(0).reshape(self.groups, -1)
 
     def rows(self, index: Tensor) -> Tensor:
         """Some rows, float32, ``(groups, len(index), inputs)``; ``index`` is int64."""
-        count, device = len(index), index.device
+        groups, _, inputs = self.shape
+        # Places last, in which loops are long.
+        taken = self.value.new_empty(groups, inputs, len(index), dtype=torch.float32)
+        values = self.value.detach().flatten()
+        step = max(1, _PIECE // max(1, groups * inputs))
+
+        def fill(start: int) -> None:
+            some = slice(start, start + step)
+            taken[:, :, some] = self._read(values, index[some])
+
+        deterministic_map(fill, range(0, len(index), step))
+        return taken.mT
+
+    def _read(self, values: Tensor, index: Tensor) -> Tensor:
+        """``(groups, inputs, len(index))`` of all ``values``."""
+        device, channels = index.device, self.value.shape[1]
         # Where each position of the kernel reads, and whether that is no padding; ``rest`` becomes
         # the samples.
-        reads, inside, step, rest = index.new_zeros(count, 1), None, 1, index
+        reads, inside, size, rest = index.new_zeros(1, len(index)), None, 1, index
         for at in reversed(range(len(self.kernel))):
-            size, (before, _) = self.value.shape[2 + at], self.padding[at]
+            length, (before, _) = self.value.shape[2 + at], self.padding[at]
             positions = torch.arange(self.kernel[at], device=device) * self.dilation[at] - before
             if self.backward:
                 positions = positions.flip(0)
-            read = (rest % self.places[at] * self.stride[at]).unsqueeze(1) + positions
+            read = positions.unsqueeze(1) + rest % self.places[at] * self.stride[at]
             rest = rest // self.places[at]
-            there = ((read >= 0) & (read < size)).unsqueeze(2)
-            inside = (there if inside is None else there & inside.unsqueeze(1)).flatten(1)
-            reads = (read.clamp(0, size - 1).unsqueeze(2) * step + reads.unsqueeze(1)).flatten(1)
-            step *= size
-        by_channel = self.value.flatten(2)
-        channels = torch.arange(by_channel.shape[1], device=device).unsqueeze(1)
-        taken = by_channel[rest.reshape(-1, 1, 1), channels, reads.unsqueeze(1)].float()
+            there = ((read >= 0) & (read < length)).unsqueeze(1)
+            inside = (there if inside is None else there & inside).flatten(0, 1)
+            reads = (read.clamp(0, length - 1).unsqueeze(1) * size + reads).flatten(0, 1)
+            size *= length
+        # Number by number: an index for every dimension takes three times as long.
+        reads += rest * (channels * size)
+        first = torch.arange(channels, device=device).reshape(self.groups, -1, 1, 1) * size
+        every = reads + first
+        taken = values.index_select(0, every.flatten()).float().reshape(every.shape)
         if inside is not None and any(before > 0 or after > 0 for before, after in self.padding):
-            taken *= inside.unsqueeze(1)
-        return taken.reshape(count, self.groups, -1).transpose(0, 1).contiguous()
+            taken *= inside
+        return taken.flatten(1, 2)
