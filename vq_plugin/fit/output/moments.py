@@ -16,6 +16,7 @@ class Samples:
 
     rows: Tensor
 
+
 # What an output counts of which nothing is felt.
 _LEAST = 1e-8
 
