@@ -14,7 +14,7 @@ from neural_compressor.torch.utils.utility import algos_mapping
 
 from vq_plugin import inc
 
-NAMES = {"vq", "vq_km", "vq_pq", "vq_rq", "vq_binary"}
+NAMES = {"vq", "vq_km", "vq_pq", "vq_rq", "vq_binary", "vq_uniform"}
 
 # INC's own autotune over everything it would try by default, in a process without us and in one
 # with us.
@@ -50,7 +50,9 @@ def test_names_are_registered():
     registered = config_registry.get_cls_configs()["torch"]
     assert registered.keys() >= NAMES
     assert algos_mapping.keys() >= NAMES
-    classes = (inc.VQConfig, inc.KMConfig, inc.PQConfig, inc.RQConfig, inc.BinaryConfig)
+    classes = (
+        inc.VQConfig, inc.KMConfig, inc.PQConfig, inc.RQConfig, inc.BinaryConfig, inc.UniformConfig,
+    )  # fmt: skip
     assert {cls.name: cls for cls in classes} == {name: registered[name] for name in NAMES}
 
 
@@ -83,6 +85,7 @@ def test_public_names():
         "KMConfig",
         "PQConfig",
         "RQConfig",
+        "UniformConfig",
         "VQConfig",
         "load",
         "scheme_config",

@@ -35,7 +35,7 @@ def key_lines(text: str) -> list[tuple[int, str]]:
     [
         ("km(k=4)", "km(K=4)", 7, ["'K' is unknown", "did you mean 'k'"]),
         ("km(k=4)", "km(k=0)", 7, ["scheme[0]: km: k must be a whole number of at least 1"]),
-        ("km(k=4)", "int8", 7, ["'int8' is unknown", "known: km, binary, pq, rq"]),
+        ("km(k=4)", "int8", 7, ["'int8' is unknown", "known: km, uniform, binary, pq, rq"]),
         ('"pq(k=16,dim=4)"', "pq(k=16,dim=4)", 7, ["in quotes"]),
         ("km(k=4)", "7", 7, ["a scheme is a text", "got 7"]),
         ('[km(k=4), "pq(k=16,dim=4)", null]', "[]", 7, ["names no scheme", "write null"]),

@@ -202,9 +202,9 @@ class CodedWeight(nn.Module):
         held = vars(self)
         if (
             isinstance(value, _REGISTERED)
-            or name in held["_parameters"]
-            or name in held["_modules"]
-            or name in held["_buffers"]
+            or name in held.get("_parameters", ())
+            or name in held.get("_modules", ())
+            or name in held.get("_buffers", ())
         ):
             super().__setattr__(name, value)
         else:
