@@ -83,7 +83,7 @@ class Uniform(Scheme):
         >>> weight = torch.tensor([[-1.0, 1.0], [0.25, -1.25]])
         >>> small = vq.quantize_weight(weight, Uniform(step=1.0))
         >>> small.codebooks.flatten().tolist(), small.codes.tolist()
-        ([-0.953125, 0.0, 0.953125], [[[0, 2], [1, 0]]])
+        ([-1.125, 0.25, 1.0], [[[0, 2], [1, 0]]])
     """
 
     method: ClassVar[str] = "uniform"
