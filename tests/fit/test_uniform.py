@@ -61,10 +61,12 @@ def test_of_rows_that_nothing_is_felt_of_something_is_left() -> None:
     assert errors[2] < errors[3] < 0.2
 
 
-def test_the_last_center_reaches_the_largest_weight_of_every_row() -> None:
+@pytest.mark.parametrize("scale", [None, "row"])
+def test_the_last_center_reaches_the_largest_weight(scale: str | None) -> None:
     weight = laplacian(16, 64)
     weight[:, 0] = 100
-    small = vq.quantize_weight(weight, vq.Uniform(0.01, k=63, scale="row"))
+    scheme = vq.Uniform(0.01, k=63, scale=scale)  # type: ignore[arg-type]
+    small = vq.quantize_weight(weight, scheme)
     assert small.k <= 63
     assert torch.allclose(small.decode()[:, 0], weight[:, 0], rtol=2e-3)
 

@@ -53,7 +53,8 @@ def fit_uniform(
     """The nearest multiples of the step, each then moved to the mean of what is nearest to it."""
     del seed
     size = 1.0 if scheme.scale else float(matrix.double().square().mean().sqrt())
-    step, most = scheme.step * size or 1.0, (scheme.k - 1) // 2
+    most = (scheme.k - 1) // 2
+    step = max(scheme.step * size, float(matrix.abs().max()) / max(1, most)) or 1.0
     numbers = (matrix / step).round_().clamp_(-most, most)
     first, last = (int(end) for end in torch.aminmax(numbers))
     codes = (numbers - first).to(torch_code_dtype(last - first + 1)).unsqueeze(0)

@@ -74,8 +74,8 @@ class Uniform(Scheme):
     Attributes:
         step: Distance of two centers, over the root mean square of the weights; with row scales,
             over that of a typical row.
-        k: Most centers of the codebook, the one in the middle being 0; weights beyond the last are
-            moved there. Reduced to those between the smallest and the largest weight.
+        k: Most centers of the codebook, those between the smallest and the largest weight. Where
+            they would not reach, steps are longer.
 
     Example:
         >>> import torch
