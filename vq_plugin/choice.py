@@ -51,8 +51,8 @@ class _Ladder:
         self.moments = moments
         self._known, self._felt = moments or Moments(torch.ones(())), felt
         weight = slot.weight.detach().cpu().float()
+        trace = self._known.row_inputs(weight.shape)
         if felt is not None:
-            trace = self._known.row_inputs(weight.shape)
             rows = torch.where(trace > 0, felt.rows() / trace, 0.0)
         else:
             # Of every row that is not dead its size counts alike.
@@ -66,7 +66,7 @@ class _Ladder:
             self.moments = replace(moments, outputs=rows)
         self.fitted: dict[int, CodebookWeight] = {}
         self._measured: dict[int, _Size] = {}
-        self._expected = self._sampled(weight)
+        self._expected = self._sampled(weight, rows * trace)
 
     def sizes(self) -> list[_Size]:
         """Of every scheme, as fitted or else as expected."""
@@ -100,13 +100,13 @@ class _Ladder:
             return self._known.row_errors(change)
         return row_errors(damped(self.moments), change)
 
-    def _sampled(self, weight: Tensor) -> list[_Size]:
-        """Fits of some rows, by their weights alone."""
+    def _sampled(self, weight: Tensor, felt: Tensor) -> list[_Size]:
+        """Fits of some rows, by their weights alone, and by what is ``felt`` of each row."""
         rows = weight.flatten(1)
         generator = torch.Generator().manual_seed(0)
         count = max(1, min(len(rows), _SAMPLE // rows.shape[1]))
         some = torch.randperm(len(rows), generator=generator)[:count].sort().values
-        counts = self._rows * self._known.row_inputs(weight.shape) / rows.shape[1]
+        counts = felt / rows.shape[1]
         if self.slot.kind.looks_up:
             # Data look up few rows of a table, and a sample holds few of these.
             counts = counts.mean().expand(len(rows))
@@ -176,7 +176,10 @@ def _chosen(
 
 
 def _smallest(layers: Sequence[Sequence[_Size]], change: float) -> list[int]:
-    """The choice of every layer that together do no more harm, the least harmful if none do."""
+    """The choice of every layer that together do no more harm.
+
+    If hardly any or none do, those that do no more than ``_MORE`` times the least.
+    """
     least = sum(min(s.harm for s in layer) for layer in layers)
     change = max(change, _MORE * least)
     setting, following = steps([[(s.nbytes, s.harm) for s in layer] for layer in layers])

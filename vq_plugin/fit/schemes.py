@@ -54,7 +54,7 @@ def fit_uniform(
     del seed
     size = 1.0 if scheme.scale else float(matrix.double().square().mean().sqrt())
     most = (scheme.k - 1) // 2
-    step = max(scheme.step * size, float(matrix.abs().max()) / max(1, most)) or 1.0
+    step = max(scheme.step * size, float(matrix.abs().max()) / scheme.reach) or 1.0
     numbers = (matrix / step).round_().clamp_(-most, most)
     first, last = (int(end) for end in torch.aminmax(numbers))
     codes = (numbers - first).to(torch_code_dtype(last - first + 1)).unsqueeze(0)

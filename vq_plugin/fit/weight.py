@@ -134,7 +134,7 @@ def _normalize_rows(
     largest = torch.where(largest > 0, largest, 1.0)
     if outputs is not None:
         outputs = outputs.cpu().double() * largest.double().square()
-    scale = largest * scheme.row_size(matrix / largest.unsqueeze(1), outputs)
+    scale = largest * scheme.row_size_for(matrix / largest.unsqueeze(1), outputs)
     scale = scale.to(scheme.torch_codebook_dtype)
     if not bool(scale.isfinite().all()):
         raise ValueError(

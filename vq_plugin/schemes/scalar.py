@@ -98,12 +98,17 @@ class Uniform(Scheme):
         if not numeric or not 0 < self.step < math.inf:
             raise ValueError(f"uniform: step must be a finite number above 0, got {self.step!r}")
 
-    def row_size(self, rows: Tensor, outputs: Tensor | None = None) -> Tensor:
+    @property
+    def reach(self) -> int:
+        """Steps from the middle to the last center, at least 1."""
+        return max(1, (self.k - 1) // 2)
+
+    def row_size_for(self, rows: Tensor, outputs: Tensor | None) -> Tensor:
         """Steps of equal harm where it is known how much ``outputs`` count, else by size.
 
         No step is so short that the largest weight of a row is beyond the last center.
         """
-        size = super().row_size(rows)
+        size = self.row_size(rows)
         live = size > 0
         if outputs is not None and bool(live.any()):
             felt = outputs.double() * size.double().square()
@@ -111,7 +116,7 @@ class Uniform(Scheme):
             if bool(whole > 0):
                 # What is left is, in the mean, as large as 1.
                 size = size * (whole / felt.maximum(whole * _LEAST_FELT)).sqrt().float()
-        last = rows.abs().amax(1) / (self.step * max(1, (self.k - 1) // 2))
+        last = rows.abs().amax(1) / (self.step * self.reach)
         return torch.maximum(size, last)
 
 
@@ -142,7 +147,6 @@ class Binary(Scheme):
         """One codebook of two centers, even for a single weight."""
         return self.cut(shape).with_centers(2)
 
-    def row_size(self, rows: Tensor, outputs: Tensor | None = None) -> Tensor:
+    def row_size(self, rows: Tensor) -> Tensor:
         """The mean absolute weight."""
-        del outputs
         return rows.abs().mean(1)

@@ -100,19 +100,30 @@ class Scheme:
             scaled=self.scale == "row",
         )
 
-    def row_size(self, rows: Tensor, outputs: Tensor | None = None) -> Tensor:
+    def row_size(self, rows: Tensor) -> Tensor:
         """What ``scale="row"`` divides rows by: their root mean square.
 
         Args:
             rows: Float32, ``(rows, length)``.
+
+        Returns:
+            Float32, ``(rows,)``.
+        """
+        return rows.square().mean(1).sqrt()
+
+    def row_size_for(self, rows: Tensor, outputs: Tensor | None) -> Tensor:
+        """:meth:`row_size`, unless a scheme goes by what outputs feel.
+
+        Args:
+            rows: Float32, ``(rows, length)``.
             outputs: What a squared error of each row does to the outputs of the model, float64
-                ``(rows,)``, where that is known.
+                ``(rows,)``; ``None`` where that is not known.
 
         Returns:
             Float32, ``(rows,)``.
         """
         del outputs
-        return rows.square().mean(1).sqrt()
+        return self.row_size(rows)
 
     def pinned(self, centers: Tensor) -> Tensor | None:
         """Which centers never move, a mask of the shape of ``centers``; ``None`` for none."""
