@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +15,18 @@ from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.metric import row_errors
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import damped
+from vq_plugin.forecast import Sample
 from vq_plugin.nn import Slot
 from vq_plugin.progress import progress
-from vq_plugin.schemes import Preset, Scheme
-from vq_plugin.sensitivity import Sensitivity, sensitivities, values
+from vq_plugin.schemes import Preset
+from vq_plugin.sensitivity import Sensitivity, felt_moments, sensitivities, values
 from vq_plugin.sizes import file_nbytes
 from vq_plugin.slot_fit import fit_named
 
-# Weights of a sample, whose fits say how bytes and errors go on from scheme to scheme.
-_SAMPLE = 1 << 15
 # Rounds of choosing and fitting: after each, what was fitted corrects what is expected of the rest.
 _ROUNDS = 6
 # Where little more can be had, nothing is spent on it: harm may be this many times the least.
 _MORE = 1.5
-# Of rows, in the entropy coder.
-_CLASSES = 6
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class _Ladder:
         weight = slot.weight.detach().cpu().float()
         trace = self._known.row_inputs(weight.shape)
         if felt is not None:
-            rows = torch.where(trace > 0, felt.rows() / trace, 0.0)
+            rows = felt.of_row_errors(self._known)
         else:
             # Of every row that is not dead its size counts alike.
             size = weight.double().square().flatten(1).sum(1)
@@ -61,9 +57,6 @@ class _Ladder:
             rows = live / torch.where(live, size, 1.0) / live.sum().clamp_min(1)
         # The harm of an error of each row, as large as its inputs make it.
         self._rows = rows
-        # Of a table, data move few rows; the others are as good as these.
-        if felt is not None and moments is not None and not slot.kind.looks_up:
-            self.moments = replace(moments, outputs=rows)
         self.fitted: dict[int, CodebookWeight] = {}
         self._measured: dict[int, _Size] = {}
         self._expected = self._sampled(weight, rows * trace)
@@ -102,25 +95,12 @@ class _Ladder:
 
     def _sampled(self, weight: Tensor, felt: Tensor) -> list[_Size]:
         """Fits of some rows, by their weights alone, and by what is ``felt`` of each row."""
-        rows = weight.flatten(1)
-        generator = torch.Generator().manual_seed(0)
-        count = max(1, min(len(rows), _SAMPLE // rows.shape[1]))
-        some = torch.randperm(len(rows), generator=generator)[:count].sort().values
-        counts = felt / rows.shape[1]
+        counts = felt / weight.flatten(1).shape[1]
         if self.slot.kind.looks_up:
             # Data look up few rows of a table, and a sample holds few of these.
-            counts = counts.mean().expand(len(rows))
-        sample, counts = rows[some], counts[some] * (len(rows) / count)
-        seen = Moments(torch.ones(()), outputs=counts)
-        return [self._sample_size(scheme, sample, counts, seen) for scheme in self.schemes]
-
-    def _sample_size(self, scheme: Scheme, sample: Tensor, counts: Tensor, seen: Moments) -> _Size:
-        small = fit_named(self.slot.name, sample, scheme, moments=seen)
-        geometry = scheme.geometry(self.slot.view.shape).with_centers(small.k)
-        bits = sum(map(_bits, small.codes)) / len(small.codes)
-        codes = geometry.stages * geometry.rows * geometry.subspaces
-        errors = (small.decode().double() - sample.double()).square().sum(1)
-        return _Size(geometry.table_bytes + codes * bits / 8, float(counts @ errors))
+            counts = counts.mean().expand(len(weight))
+        sample, shape = Sample.of(weight, counts), self.slot.view.shape
+        return [_Size(*sample.expected(self.slot.name, scheme, shape)) for scheme in self.schemes]
 
 
 def choose(
@@ -142,6 +122,7 @@ def choose(
         felt = sensitivities(
             model, slots.values(), calibration, moments, projected=values, seed=seed
         )
+        moments = {**moments, **felt_moments(slots.values(), moments, felt)}
     return _chosen(slots, preset, moments, felt, seed)
 
 
@@ -190,17 +171,6 @@ def _smallest(layers: Sequence[Sequence[_Size]], change: float) -> list[int]:
             break
         setting[layer] = at
     return setting
-
-
-def _bits(codes: Tensor) -> float:
-    """Of a code, about: rows of like spread have tables of their own (:mod:`vq_plugin.coding`)."""
-    common = codes.flatten().mode().values
-    order = (codes != common).sum(1).argsort(stable=True)
-    total = 0.0
-    for some in order.chunk(_CLASSES):
-        share = torch.bincount(codes[some].flatten().long()).double() / codes[some].numel()
-        total += float(torch.special.entr(share).sum()) / math.log(2) * len(some)
-    return total / len(codes)
 
 
 def _ratio(found: float, expected: float) -> float:

@@ -22,6 +22,7 @@ from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.schemes import Preset, Scheme
 from vq_plugin.select import Choices, asks_for_all, leaves, select_choices, slots_by_name
+from vq_plugin.sensitivity import felt_moments, sensitivities
 from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.ties import tied_weights
 
@@ -127,7 +128,7 @@ def _fit(
     moments: dict[str, Moments] = {}
     if calibration is not None:
         if isinstance(calibration, Iterator):
-            # Presets look at it twice.
+            # It may be looked at twice.
             calibration = list(calibration)
         moments = input_moments(model, slots.values(), calibration)
         known = {
@@ -153,6 +154,10 @@ def _fit(
         its = {name: slots[name] for name, each in own.items() if each == preset}
         weights |= choose(model, its, preset, moments, calibration, seed)
     plain = {name: each for name, each in own.items() if isinstance(each, Scheme)}
+    feeling = [slots[name] for name, each in plain.items() if each.feels]
+    if feeling and calibration is not None:
+        felt = sensitivities(model, feeling, calibration, moments, seed=seed)
+        moments |= felt_moments(feeling, moments, felt)
     with worker_pool():
         for name, scheme in progress(plain.items(), desc="compress", unit="layer", leave=False):
             weights[name] = fit_named(

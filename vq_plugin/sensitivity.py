@@ -74,6 +74,11 @@ class Sensitivity:
             found[self.reached] = squares.mean(0)
         return found
 
+    def of_row_errors(self, moments: Moments) -> Tensor:
+        """The harm of an error of each row, over :meth:`Moments.row_errors`: float64 ``(out,)``."""
+        inputs = moments.row_inputs(self.shape)
+        return torch.where(inputs > 0, self.rows() / inputs, 0.0)
+
 
 def sensitivities(
     model: nn.Module,
@@ -130,7 +135,8 @@ def sensitivities(
         (slot, moments[slot.name].mean if slot.name in moments and slot.bias else None)
         for slot in slots
     ]
-    weights = sum(slot.value.numel() for slot in slots)
+    # Of the whole model: the same gradients, whoever asks for some of them.
+    weights = sum(parameter.numel() for parameter in model.parameters())
     most = max(_FEW, min(_GRADIENTS, _MOST_BYTES // (2 * weights)))
     calls = _gradients(
         model, centered, calibration, projected or decisions_or_values, seed, most, late
@@ -150,6 +156,23 @@ def sensitivities(
             stacklevel=2,
         )
     return found
+
+
+def felt_moments(
+    slots: Iterable[Slot], moments: Mapping[str, Moments], felt: Mapping[str, Sensitivity]
+) -> dict[str, Moments]:
+    """Moments with what the outputs of the model feel of each row, by the names of ``slots``.
+
+    Of those that are in both. Of a table, data move few rows; the others are as good as these, and
+    it goes without.
+    """
+    return {
+        slot.name: dataclasses.replace(
+            moments[slot.name], outputs=felt[slot.name].of_row_errors(moments[slot.name])
+        )
+        for slot in slots
+        if slot.name in moments and slot.name in felt and not slot.kind.looks_up
+    }
 
 
 # The rows of a gradient that are not 0, and their indexes.

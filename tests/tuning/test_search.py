@@ -50,6 +50,18 @@ def test_the_result_is_a_model_that_was_evaluated_and_can_be_made_again(task: "T
     assert all(torch.equal(v, before[key]) for key, v in task.model.state_dict().items())
 
 
+def test_equal_steps_by_what_outputs_feel_can_be_made_again(task: "Task") -> None:
+    ladder = [vq.Uniform(step, scale="row") for step in (0.1, 0.2, 0.4, 0.8, 1.6)]
+    calibration = task.settings["calibration"]
+    result = vq.tune(task.model, task.accuracy, BUDGET, calibration, candidates=ladder)
+    assert result.passed
+    assert result.schemes is not None
+    again = vq.compress(task.model, result.schemes, calibration)
+    assert same_state(again, result.model)
+    without = vq.compress(task.model, result.schemes)
+    assert not same_state(without, result.model)
+
+
 def test_trials_tell_the_truth(task: "Task") -> None:
     result = vq.tune(task.model, task.accuracy, BUDGET, **task.settings)
     float_nbytes = 4 * sum(p.numel() for p in task.model.parameters())

@@ -68,8 +68,8 @@ class Uniform(Scheme):
     An entropy coder makes codes near 0 cheap, and then equal steps lose least: no quantizer of
     single weights does better at many bits (Gish & Pierce 1968, "Asymptotically efficient
     quantizing"). Its centers are many, its bits few. With ``scale="row"``, rows have steps of their
-    own: long where the outputs of the model feel little of their errors, if that is known (see
-    :attr:`vq_plugin.fit.output.moments.Moments.outputs`), else as long as the rows are.
+    own: long where the outputs of the model feel little of their errors, which calibration of
+    :func:`vq_plugin.compress` and of the tuner finds out, else as long as the rows are.
 
     Attributes:
         step: Distance of two centers, over the root mean square of the weights; with row scales,
@@ -87,6 +87,7 @@ class Uniform(Scheme):
     """
 
     method: ClassVar[str] = "uniform"
+    trains: ClassVar[bool] = False
 
     step: float = 0.5
     k: int = 256
@@ -97,6 +98,11 @@ class Uniform(Scheme):
         numeric = isinstance(self.step, int | float) and not isinstance(self.step, bool)
         if not numeric or not 0 < self.step < math.inf:
             raise ValueError(f"uniform: step must be a finite number above 0, got {self.step!r}")
+
+    @property
+    def feels(self) -> bool:
+        """With row scales."""
+        return self.scale == "row"
 
     @property
     def reach(self) -> int:
@@ -137,6 +143,7 @@ class Binary(Scheme):
     codebook_dtypes: ClassVar[tuple[CodebookDtype, ...]] = FLOATS
     # Its centers have a closed form.
     calibrates: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     @property
     def k(self) -> int:

@@ -38,6 +38,13 @@ class Scheme:
     codebook_dtypes: ClassVar[tuple[CodebookDtype, ...]] = (*FLOATS, "int8")
     #: Whether codes and centers may be moved to lower the error of the layer's output.
     calibrates: ClassVar[bool] = True
+    #: Whether centers are trained on many weights, so that fits take long and samples say little.
+    trains: ClassVar[bool] = True
+
+    @property
+    def feels(self) -> bool:
+        """Whether a calibrated fit goes by what the outputs of the model feel of each row."""
+        return False
 
     if TYPE_CHECKING:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias
@@ -18,15 +18,15 @@ from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
+from vq_plugin.forecast import Guess, Sample, expected_error, expected_nbytes, forecast
 from vq_plugin.progress import progress
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
-from vq_plugin.sensitivity import Sensitivity, pieces, sensitivities
+from vq_plugin.sensitivity import Sensitivity, felt_moments, pieces, sensitivities
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
 from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.deadline import Deadline
-from vq_plugin.tuning.forecast import expected_error, forecast
 from vq_plugin.tuning.orphans import EndsWithItsCaller
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
 
@@ -54,14 +54,29 @@ class Layer:
     sensitivity: Sensitivity | None = None
     whole: float = 1.0
 
-    def forecast(self, choice: int) -> LayerCandidate:
-        """A candidate before its fit."""
-        scheme = self.schemes[choice]
-        if scheme is None:
-            return LayerCandidate(None, self.stored_nbytes, 0.0, 0.0)
-        geometry = scheme.geometry(tuple(self.weight.shape))
-        error = expected_error(geometry)
-        return LayerCandidate(scheme, geometry.nbytes, error, error * self.whole)
+    @cached_property
+    def forecasts(self) -> list[LayerCandidate]:
+        """All candidates before their fits.
+
+        What is trained goes by its geometry, what is not by a fit of a sample, which costs little.
+        """
+        shape = tuple(self.weight.shape)
+        counts = None if self.moments is None else self.moments.outputs
+        sample = Sample.of(self.weight, torch.ones(shape[0]).double() if counts is None else counts)
+        found = []
+        for scheme in self.schemes:
+            if scheme is None:
+                found.append(LayerCandidate(None, self.stored_nbytes, 0.0, 0.0))
+                continue
+            if scheme.trains:
+                geometry = scheme.geometry(shape)
+                nbytes, error = expected_nbytes(geometry, self.weight), expected_error(geometry)
+            else:
+                expected = sample.expected(self.name, scheme, shape)
+                nbytes = expected.nbytes
+                error = expected.error / sample.size if sample.size > 0 else 0.0
+            found.append(LayerCandidate(scheme, round(nbytes), error, error * self.whole))
+        return found
 
     def measured(self, small: CodebookWeight, nbytes: int) -> LayerCandidate:
         """A candidate after its fit."""
@@ -98,9 +113,10 @@ class _Task:
 
     def __call__(self) -> _Fitted:
         start, layer = time.monotonic(), self.layer
-        small = fit_named(
-            layer.name, layer.weight, self.scheme, moments=layer.moments, seed=self.seed
-        )
+        moments = layer.moments
+        if moments is not None and not self.scheme.feels:
+            moments = replace(moments, outputs=None)
+        small = fit_named(layer.name, layer.weight, self.scheme, moments=moments, seed=self.seed)
         found = layer.measured(small, file_nbytes(small))
         return _Fitted(small, found, time.monotonic() - start)
 
@@ -141,7 +157,7 @@ class Fits:
         """The candidate of each layer that is expected to have the least error, but for float."""
 
         def error(layer: Layer, choice: int) -> tuple[bool, float]:
-            return layer.schemes[choice] is None, layer.forecast(choice).error
+            return layer.schemes[choice] is None, layer.forecasts[choice].error
 
         return tuple(
             min(range(len(layer.schemes)), key=partial(error, layer)) for layer in self.layers
@@ -149,20 +165,25 @@ class Fits:
 
     def candidates(self, known: Collection[Pair]) -> list[list[LayerCandidate]]:
         """All candidates by layer: those ``known`` as they were fitted, the others as forecast."""
-        ladders = [
-            [layer.forecast(choice) for choice in range(len(layer.schemes))]
-            for layer in self.layers
-        ]
-        measured: list[dict[int, float]] = [{} for _ in self.layers]
+        ladders = [layer.forecasts for layer in self.layers]
+        found: list[dict[int, LayerCandidate]] = [{} for _ in self.layers]
         for layer, choice in known:
             if (layer, choice) in self.fitted:
-                measured[layer][choice] = self.fitted[layer, choice].candidate.harm
-        harms = forecast([[c.harm for c in ladder] for ladder in ladders], measured)
+                found[layer][choice] = self.fitted[layer, choice].candidate
+
+        def corrected(value: Callable[[LayerCandidate], float]) -> list[list[float]]:
+            return forecast(
+                [
+                    [Guess(str(c.scheme).partition("(")[0], c.error, value(c)) for c in ladder]
+                    for ladder in ladders
+                ],
+                [{at: value(c) for at, c in layer.items()} for layer in found],
+            )
+
+        sizes, harms = corrected(lambda c: c.nbytes), corrected(lambda c: c.harm)
         return [
             [
-                self.fitted[i, j].candidate
-                if j in measured[i]
-                else LayerCandidate(each.scheme, each.nbytes, each.error, harms[i][j])
+                found[i].get(j, replace(each, nbytes=round(sizes[i][j]), harm=harms[i][j]))
                 for j, each in enumerate(ladder)
             ]
             for i, ladder in enumerate(ladders)
@@ -171,7 +192,7 @@ class Fits:
     def measured(self, setting: Setting) -> list[LayerCandidate]:
         """The candidates of a setting whose fits are there."""
         return [
-            self.layers[pair[0]].forecast(pair[1])
+            self.layers[pair[0]].forecasts[pair[1]]
             if self._scheme(pair) is None
             else self.fitted[pair].candidate
             for pair in enumerate(setting)
@@ -187,7 +208,7 @@ class Fits:
                 tuple(
                     sorted(
                         (
-                            layer.forecast(j) if scheme is None else self.fitted[i, j].candidate
+                            layer.forecasts[j] if scheme is None else self.fitted[i, j].candidate
                             for j, scheme in enumerate(layer.schemes)
                             if scheme is None or (i, j) in known
                         ),
@@ -350,6 +371,7 @@ def observed(
     found = sensitivities(
         model, changing, calibration, moments, seed=seed, late=lambda: until.passed
     )
+    moments |= felt_moments(changing, moments, found)
     wholes = {name: each.harm(slots[name].weight) for name, each in found.items()}
     typical = statistics.median(wholes.values()) if wholes else 1.0
     return tuple(
@@ -364,5 +386,5 @@ def observed(
 
 
 def _ordered(layer: Layer) -> Layer:
-    order = sorted(range(len(layer.schemes)), key=lambda i: -layer.forecast(i).nbytes)
-    return replace(layer, schemes=tuple(layer.schemes[i] for i in order))
+    forecasts = sorted(layer.forecasts, key=lambda each: -each.nbytes)
+    return replace(layer, schemes=tuple(each.scheme for each in forecasts))

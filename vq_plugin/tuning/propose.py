@@ -128,7 +128,8 @@ def _between(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setti
     most = _FAR * landscape.limit
     known = sorted(end for end in ends.values() if end[0] > 0 and 0 < end[1] < most)
     if not known or len(outcomes) % 3 == 0:
-        return points[(len(points) - 1) // 2]
+        ends_apart = landscape.nbytes(points[0]) * landscape.nbytes(points[-1])
+        return min(points, key=lambda s: abs(math.log(landscape.nbytes(s) ** 2 / ends_apart)))
     (harm, level), power = known[-1], 1.0
     if len(known) > 1 and known[0][1] < level:
         power = math.log(level / known[0][1]) / math.log(harm / known[0][0])

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.schemes import KM, PQ, RQ, Scheme
+from vq_plugin.schemes import PQ, PRESETS, RQ, Scheme
 from vq_plugin.select import Pattern, check_pattern_type, match, slots_by_name
 from vq_plugin.slot_fit import check_not_lazy
 from vq_plugin.ties import sharing
@@ -17,9 +17,8 @@ Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
 
 # From about 120x to 4x of a large layer, then float. Along the outputs each input feature has
 # codebooks of its own, which suits large layers; one byte for each number keeps them small. Shared
-# codebooks weigh nothing even on small layers. Networks that others trained need most of their
-# weights between 16 and 256 centers, and scales where rows differ in size. Not here: what takes
-# long to fit and is seldom chosen.
+# codebooks weigh nothing even on small layers. Networks that others trained need what presets
+# choose from. Not here: what takes long to fit and is seldom chosen.
 LADDER: tuple[Scheme | None, ...] = (
     PQ(k=4, dim=8, axis="out", codebook_dtype="int8"),
     PQ(k=8, dim=12, axis="out", codebook_dtype="int8"),
@@ -38,8 +37,7 @@ LADDER: tuple[Scheme | None, ...] = (
     PQ(k=32, dim=4, codebooks="tensor"),
     PQ(k=16, dim=2, codebooks="tensor"),
     RQ(k=16, stages=2, dim=4, codebooks="tensor"),
-    *(KM(k=k) for k in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)),
-    *(KM(k=k, scale="row") for k in (8, 16, 32, 64, 128, 256)),
+    *PRESETS["auto"].schemes,
     None,
 )
 
