@@ -33,8 +33,8 @@ _MOST_BYTES, _FEW = 1 << 29, 8
 T = TypeVar("T")
 #: A random number whose mean square is the harm of a small change of an output.
 Projected: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-# The positional arguments of a call, and those by name.
-_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+#: The positional arguments of a call, and those by name.
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
 
@@ -197,13 +197,13 @@ def _gradients(
     late: Callable[[], bool],
 ) -> list[dict[str, _Rows]]:
     """Gradients with respect to the slots that any reaches, of some of the data each."""
-    calls = _calls(model, calibration)
-    samples = min(_SAMPLES, max(1, sum(map(_samples, calls)) // most))
-    parts = [part for call in calls for part in pieces(call, samples)]
+    whole = calls(model, calibration)
+    samples = min(_SAMPLES, max(1, sum(map(samples_of, whole)) // most))
+    parts = [part for call in whole for part in pieces(call, samples)]
     step = max(1.0, len(parts) / most)
     chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
 
-    def run(item: tuple[int, list[_Call]]) -> dict[str, _Rows] | None:
+    def run(item: tuple[int, list[Call]]) -> dict[str, _Rows] | None:
         index, ways = item
         if index and late():
             return None
@@ -221,25 +221,25 @@ def _gradients(
     return [each for each in found if each is not None]
 
 
-def _calls(model: nn.Module, calibration: Calibration) -> list[_Call]:
+def calls(model: nn.Module, calibration: Calibration) -> list[Call]:
     """What the model is called with."""
-    calls: list[_Call] = []
+    found: list[Call] = []
     if isinstance(calibration, Iterable):
         for batch in calibration:
             match batch:
                 case PackedSequence():
-                    calls.append(((batch,), {}))
+                    found.append(((batch,), {}))
                 case Mapping():
-                    calls.append(((), dict(batch)))
+                    found.append(((), dict(batch)))
                 case tuple() | list():
-                    calls.append((tuple(batch), {}))
+                    found.append((tuple(batch), {}))
                 case _:
-                    calls.append(((batch,), {}))
-        return calls
+                    found.append(((batch,), {}))
+        return found
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # The caller may use one buffer for all.
-        calls.append(tree_map(_copied, (args, kwargs)))
+        found.append(tree_map(_copied, (args, kwargs)))
 
     handle = model.register_forward_pre_hook(record, with_kwargs=True)
     try:
@@ -247,12 +247,12 @@ def _calls(model: nn.Module, calibration: Calibration) -> list[_Call]:
             run_calibration(model, calibration)
     finally:
         handle.remove()
-    return calls
+    return found
 
 
 def pieces(batch: T, samples: int = _SAMPLES) -> Iterator[list[T]]:
     """Some samples of a batch after others, each with the batch itself as the way out."""
-    count = _samples(batch)
+    count = samples_of(batch)
     if count <= samples:
         yield [batch]
         return
@@ -261,7 +261,7 @@ def pieces(batch: T, samples: int = _SAMPLES) -> Iterator[list[T]]:
         yield [tree_map(lambda leaf, rows=rows: _cut(leaf, rows), batch), batch]
 
 
-def _samples(batch: object) -> int:
+def samples_of(batch: object) -> int:
     """How many samples a batch seems to have: the length that all its tensors have, else 0."""
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     lengths = {len(each) if each.dim() else 0 for each in tensors}
@@ -273,7 +273,7 @@ def _cut(leaf: object, rows: slice) -> object:
 
 
 def _of_call(
-    model: nn.Module, slots: list[_Centered], call: _Call, projected: Projected, seed: int
+    model: nn.Module, slots: list[_Centered], call: Call, projected: Projected, seed: int
 ) -> dict[str, _Rows]:
     # The fused recurrence of cuDNN has no pass back in eval mode.
     with (

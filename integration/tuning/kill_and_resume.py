@@ -17,6 +17,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -119,13 +120,17 @@ class Run:
 
     @property
     def repeated(self) -> int:
-        """Evaluations that began although the journal had them."""
-        kept: set[str] = set()
+        """Evaluations that began although the journal had them.
+
+        The float model, which comes first, is evaluated twice: does the metric say so again?
+        """
+        kept: Counter[str] = Counter()
+        twice = self.sessions[0].began[:1]
         repeated = 0
         for session in self.sessions:
-            repeated += len(session.began) - len(set(session.began))
-            repeated += len(kept & set(session.began))
-            kept |= set(session.ended[: session.journaled])
+            for name, count in Counter(session.began).items():
+                repeated += max(0, kept[name] + count - (2 if name in twice else 1))
+            kept.update(session.ended[: session.journaled])
         return repeated
 
 

@@ -58,10 +58,52 @@ def test_what_is_no_number_never_holds(score: float, higher_is_better: bool) -> 
 
 
 @pytest.mark.parametrize("limit", [0, 1, -0.01, 1.0, 5, math.nan, math.inf, "1%", True, False])
-@pytest.mark.parametrize("kind", ["relative", "absolute"])
-def test_limits_outside_0_to_1_are_refused(kind: str, limit: Any) -> None:
+def test_relative_limits_outside_0_to_1_are_refused(limit: Any) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1, got .*1 % is 0\.01"):
-        LossBudget(**{kind: limit})
+        LossBudget(relative=limit)
+
+
+@pytest.mark.parametrize("limit", [0, -0.01, math.nan, math.inf, "1%", True, False])
+def test_absolute_limits_that_are_no_sizes_are_refused(limit: Any) -> None:
+    with pytest.raises(ValueError, match="an absolute budget is a number above 0, got"):
+        LossBudget(absolute=limit)
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1, 50, math.nan, True])
+def test_floors_of_agreement_outside_0_to_1_are_refused(floor: Any) -> None:
+    with pytest.raises(ValueError, match="min_agreement is from 0 to 1, or None"):
+        LossBudget(relative=0.01, min_agreement=floor)
+
+
+@pytest.mark.parametrize(
+    ("budget", "baseline", "message"),
+    [
+        (LossBudget(absolute=1), 0.924, "one point is absolute=0.01"),
+        (LossBudget(absolute=0.01), 92.4, "0.01 is 0.01 points; one point is absolute=1"),
+    ],
+)
+def test_a_limit_in_another_unit_than_the_metric_is_an_error(
+    budget: LossBudget, baseline: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        budget.check_unit(baseline)
+
+
+@pytest.mark.parametrize(
+    ("budget", "baseline"),
+    [
+        (LossBudget(absolute=1), 92.4),
+        (LossBudget(absolute=0.01), 0.924),
+        (LossBudget(absolute=0.01), 1.0),
+        (LossBudget(relative=0.01), 92.4),
+        (LossBudget(absolute=0.01, higher_is_better=False), 20.5),
+        (LossBudget(absolute=1, higher_is_better=False), 0.3),
+        (LossBudget(absolute=0.1), -2.0),
+        (LossBudget(absolute=0.1), 0.0),
+    ],
+)
+def test_limits_in_the_unit_of_the_metric(budget: LossBudget, baseline: float) -> None:
+    budget.check_unit(baseline)
 
 
 @pytest.mark.parametrize("limits", [{}, {"relative": 0.01, "absolute": 0.01}])

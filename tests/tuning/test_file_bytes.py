@@ -76,7 +76,7 @@ def test_rounded_biases_and_layers_count_half_and_are_what_was_evaluated(
     best = min(result.trials, key=lambda trial: trial.nbytes)
     assert result.rate == best.rate
     # The float model is not rounded, every other model that was seen is.
-    baseline, *tried = seen
+    baseline, _, *tried = seen
     assert all(torch.equal(baseline[key], value) for key, value in before.items())
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     assert not torch.equal(before["2.weight"], before["2.weight"].half().float())

@@ -27,7 +27,7 @@ def test_an_evaluation_that_fails_is_a_trial_and_the_search_goes_on(
         nonlocal calls
         calls += 1
         right = task.correct(model)
-        if calls % 2:
+        if calls == 1 or calls % 2 == 0:
             return right
         match problem:
             case "raise":
@@ -52,7 +52,7 @@ def test_an_evaluation_that_fails_is_a_trial_and_the_search_goes_on(
     }[problem]
     result = vq.tune(task.model, evaluate, BUDGET, **task.settings, max_trials=8)
     assert len(result.trials) > 3
-    # The float model's was the first call.
+    # The float model's were the first two calls.
     for trial in result.trials[::2]:
         assert message in str(trial.error)
         assert math.isnan(trial.score)

@@ -21,6 +21,10 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_the_model_and_the_reports(task: "Task", tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     result = vq.tune(task.model, task.correct, BUDGET, **task.settings, folder=folder)
@@ -38,25 +42,28 @@ def test_a_model_of_an_earlier_run_does_not_pass_for_the_result(
     task: "Task", tmp_path: Path
 ) -> None:
     vq.tune(task.model, task.correct, BUDGET, **task.settings, folder=str(tmp_path))
-    assert (tmp_path / "model.vq").exists()
+    before = contents(tmp_path)
 
     def bad(model: nn.Module) -> float:
         return float(task.is_float(model))
 
     result = vq.tune(task.model, bad, BUDGET, [task.inputs], candidates=vq.KM(k=4), folder=tmp_path)
     assert not result.passed
-    assert names(tmp_path) - {"journal.lock"} == {"report.json", "report.html"}
+    assert names(tmp_path) - {"journal.lock"} == {"report.json", "report.html", "previous"}
+    # Yet it is not lost.
+    assert contents(tmp_path / "previous") == before
 
 
-def test_nor_after_an_error(task: "Task", tmp_path: Path) -> None:
-    (tmp_path / "model.vq").write_bytes(b"old")
+def test_an_error_destroys_nothing(task: "Task", tmp_path: Path) -> None:
+    vq.tune(task.model, task.correct, BUDGET, **task.settings, folder=tmp_path)
+    before = contents(tmp_path)
 
     def broken(_: nn.Module) -> float:
         raise OSError("no data")
 
     with pytest.raises(ValueError, match=r"evaluate of the float model: OSError.*no data"):
         vq.tune(task.model, broken, BUDGET, **task.settings, folder=tmp_path)
-    assert not (tmp_path / "model.vq").exists()
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_in_use_is_left_alone(task: "Task", tmp_path: Path) -> None:
@@ -82,7 +89,8 @@ def test_a_run_that_was_stopped_goes_on(task: "Task", tmp_path: Path) -> None:
     assert (tmp_path / "journal.jsonl").exists()
     result = vq.tune(task.model, evaluate, BUDGET, **task.settings, folder=tmp_path)
     assert result.resumed == 4
-    assert calls == 1 + len(result.trials) + 1  # the float model, and the one that was stopped
+    # The float model twice, and the one that was stopped.
+    assert calls == 2 + len(result.trials) + 1
     assert [t.score for t in result.trials] == [t.score for t in alone.trials]
     assert result.schemes == alone.schemes
     assert not (tmp_path / "journal.jsonl").exists()
@@ -97,13 +105,13 @@ def test_a_journal_of_another_model_is_of_no_use(task: "Task", tmp_path: Path) -
     def stop(model: nn.Module) -> object:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 4:
             raise KeyboardInterrupt
         return task.correct(model)
 
     with pytest.raises(KeyboardInterrupt):
         vq.tune(task.model, stop, BUDGET, [task.inputs], candidates=candidates, folder=tmp_path)
-    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 3
     with torch.no_grad():
         task.model[4].bias.add_(1)  # type: ignore[index,union-attr,operator]
     result = vq.tune(

@@ -36,6 +36,11 @@ def _check_confidence(value: float) -> float:
     return value
 
 
+def _check_min_agreement(value: float) -> float:
+    LossBudget(relative=0.5, min_agreement=value)
+    return value
+
+
 def _check_sparsity(value: float) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"a sparsity is at least 0 and below 1, got {value}; 97 % is 0.97")
@@ -110,7 +115,9 @@ class AccuracyCriterion(_Keys):
         json_schema_extra=_UNIT,
     )
     absolute: Annotated[float, AfterValidator(_check_absolute)] | None = Field(
-        default=None, description="Largest loss in the metric's own unit.", json_schema_extra=_UNIT
+        default=None,
+        description="Largest loss in the metric's own unit: 0.01 of a fraction, 1 of percents.",
+        json_schema_extra={"exclusiveMinimum": 0},
     )
     higher_is_better: bool = Field(
         default=True, description="Whether the metric grows as the model gets better."
@@ -121,6 +128,12 @@ class AccuracyCriterion(_Keys):
         "must return one result per sample.",
         json_schema_extra={"exclusiveMinimum": 0.5, "exclusiveMaximum": 1},
     )
+    min_agreement: Annotated[float, AfterValidator(_check_min_agreement)] | None = Field(
+        default=0.5,
+        description="How far outputs on the calibration data must agree with the float model's, "
+        "from 0 to 1, whatever the metric says; null for no such floor.",
+        json_schema_extra={"minimum": 0, "maximum": 1},
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> AccuracyCriterion:
@@ -130,7 +143,9 @@ class AccuracyCriterion(_Keys):
 
     def budget(self) -> LossBudget:
         """The criterion as a budget."""
-        return LossBudget(self.relative, self.absolute, self.higher_is_better, self.confidence)
+        return LossBudget(
+            self.relative, self.absolute, self.higher_is_better, self.confidence, self.min_agreement
+        )
 
 
 _Loader = Annotated[

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# Metrics above this are no parts of 1, and budgets below this are hardly meant in percent.
+_PERCENT, _POINT = 2.0, 0.05
+
 
 @dataclass(frozen=True)
 class LossBudget:
@@ -13,11 +16,14 @@ class LossBudget:
     Attributes:
         relative: Part of the baseline metric, in (0, 1): 0.01 lets an accuracy of 0.920 fall to
             0.9108 (the rule of Intel Neural Compressor).
-        absolute: Difference in the metric's own unit, in (0, 1): 0.01 lets 0.920 fall to 0.910
-            (the rule of Gong et al. 2014, "1 % loss").
+        absolute: Difference in the metric's own unit, above 0: 0.01 lets 0.920 fall to 0.910 (the
+            rule of Gong et al. 2014, "1 % loss"), and 1.0 lets 92.0 fall to 91.0.
         higher_is_better: Whether the metric grows as the model gets better.
         confidence: If given, in (0.5, 1): a model is accepted only if the one-sided bound of its
             loss at this confidence is within the limit. Needs a metric that is given per sample.
+        min_agreement: Whatever the metric says, outputs on the calibration data must agree with the
+            float model's at least so far, see :mod:`vq_plugin.tuning.agreement`; ``None`` asks for
+            none.
 
     Example:
         >>> budget = LossBudget(relative=0.01)
@@ -29,18 +35,27 @@ class LossBudget:
     absolute: float | None = None
     higher_is_better: bool = True
     confidence: float | None = None
+    min_agreement: float | None = 0.5
 
     def __post_init__(self) -> None:
         limits = [value for value in (self.relative, self.absolute) if value is not None]
         if len(limits) != 1:
             raise ValueError("give exactly one of relative= and absolute=")
         limit = limits[0]
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
-            raise ValueError(f"a budget is a number between 0 and 1, got {limit!r}; 1 % is 0.01")
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if self.relative is not None and not (number and 0 < limit < 1):
+            raise ValueError(
+                f"a relative budget is a number between 0 and 1, got {limit!r}; 1 % is 0.01"
+            )
+        if not (number and 0 < limit < math.inf):
+            raise ValueError(f"an absolute budget is a number above 0, got {limit!r}")
         if self.confidence is not None and not (
             isinstance(self.confidence, float) and 0.5 < self.confidence < 1
         ):
             raise ValueError(f"a confidence is between 0.5 and 1, got {self.confidence!r}")
+        floor = self.min_agreement
+        if floor is not None and (isinstance(floor, bool) or not 0 <= floor <= 1):
+            raise ValueError(f"min_agreement is from 0 to 1, or None for no floor, got {floor!r}")
 
     @property
     def limit(self) -> float:
@@ -61,6 +76,22 @@ class LossBudget:
         if baseline == 0:
             raise ValueError("a relative budget needs a baseline other than 0; use absolute=")
         return difference / abs(baseline)
+
+    def check_unit(self, baseline: float) -> None:
+        """Raises ``ValueError`` if the limit seems to be in another unit than the baseline."""
+        if self.absolute is None or not self.higher_is_better:
+            return
+        if 0 < baseline <= self.absolute:
+            raise ValueError(
+                f"absolute={self.absolute:.4g} allows all of the baseline {baseline:.4g} to be "
+                "lost; of a metric from 0 to 1, one point is absolute=0.01"
+            )
+        if _PERCENT < baseline <= 100 and self.absolute < _POINT:
+            raise ValueError(
+                f"the baseline {baseline:.4g} seems to be in percent, of which absolute="
+                f"{self.absolute:.4g} is {self.absolute:.4g} points; one point is absolute=1, and "
+                "a budget as small as this can be given as relative="
+            )
 
     def holds(self, baseline: float, score: float) -> bool:
         """Whether ``score`` is a number and its loss is within the limit."""

@@ -128,6 +128,8 @@ class TuneResult:
         test_score: The metric there of the setting that held on the tuning split.
         test_loss: Its loss there.
         test_interval: Interval of that loss.
+        agreement: How far the outputs of the setting that held agree with the float model's on the
+            calibration data, from 0 to 1; ``None`` without such data.
         cut: What limits on trials or time cut off, or ``None``.
         stopped: Why the budget was not reached, or ``None``.
         search_seconds: Time of everything but the user's evaluations.
@@ -153,6 +155,7 @@ class TuneResult:
     test_score: float | None = None
     test_loss: float | None = None
     test_interval: Interval | None = None
+    agreement: float | None = None
     cut: str | None = None
     stopped: str | None = None
     search_seconds: float = 0.0

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from vq_plugin.calibration import Calibration
 from vq_plugin.checkpoint import Rest, check_rest, save
+from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits, layers_of, observed
 from vq_plugin.tuning.confidence import Judge
@@ -20,11 +21,15 @@ from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.recovery import Recovery, Trainer
-from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, TuneResult
+from vq_plugin.tuning.release import complete, release
+from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
+
+# Of the time that is left, what a second evaluation of the float model may take.
+_REPEATED = 0.1
 
 
 def tune(
@@ -90,7 +95,8 @@ def tune(
             ``model.vq``.
         folder: Where ``model.vq``, ``report.json`` and ``report.html`` are written, and meanwhile
             a journal of the evaluations: a run that was killed goes on from there when it is
-            started again. ``None`` keeps everything in memory.
+            started again. What an earlier run left there stays until all is written, and then in
+            the folder ``previous``. ``None`` keeps everything in memory.
         recipe: The recipe that the run came from, to be quoted in the reports.
 
     Returns:
@@ -98,7 +104,9 @@ def tune(
 
     Raises:
         TypeError: If a pattern or a candidate is of the wrong type.
-        ValueError: If the float model's metric is not finite, a limit is not positive, a pattern
+        ValueError: If the float model's metric is not finite, is in another unit than the budget or
+            changes from call to call, a compressed model seems to be better although its outputs
+            are others, a limit is not positive, a pattern
             of the candidates matches nothing, a layer cannot be compressed, ``start`` is of
             another architecture, ``rest`` is none of the above, or another run is using the folder.
 
@@ -133,12 +141,10 @@ def tune(
     recipe = None if recipe is None else recipe.absolute()
     with Journal(place) as journal:
         if place is not None:
-            # Files of an earlier run must not pass for the result of this one.
-            for file in (MODEL_FILE, REPORT_FILE, PAGE_FILE):
-                (place / file).unlink(missing_ok=True)
+            complete(place)
         tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
         name = model_digest(model)
-        judge = Judge(budget, tuning.baseline(model, name))
+        judge = _judge(tuning, model, name, budget, deadline)
         testing = None if test is None else Evaluator(test, "test", journal)
         before = time.monotonic()
         test_baseline = None if testing is None else testing.baseline(model, name)
@@ -154,7 +160,8 @@ def tune(
         training = () if trainer is None else trainer.settings
         fits = Fits(layers, seed, workers, backend)
         identity = Identity(model_digest(start), fits, training, rest)
-        session = Session(start, identity, judge, tuning, max_trials, deadline, trainer)
+        agreement = None if calibration is None else Agreement(model, calibration)
+        session = Session(start, identity, judge, tuning, max_trials, deadline, trainer, agreement)
         cut = _search(session, start, calibration, seed)
         if trainer is not None:
             session.recover(trainer)
@@ -165,13 +172,7 @@ def tune(
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
-            model_path = place / MODEL_FILE if result.passed else None
-            if model_path is not None:
-                save(result.model, model_path, rest=rest)
-            # The schemas of reports take longer to import than all else.
-            from vq_plugin.tuning.report import write_report
-
-            write_report(place, result, model_path, recipe=recipe)
+            _write(place, result, recipe)
         journal.finish()
     return result
 
@@ -186,6 +187,30 @@ def _search(
     session.observe(layers)
     session.run()
     return cut
+
+
+def _judge(
+    tuning: Evaluator, model: nn.Module, name: str, budget: LossBudget, deadline: Deadline
+) -> Judge:
+    """The float model's metric, which a budget can be a part of and a second call repeats."""
+    before = deadline.left
+    judge = Judge(budget, tuning.baseline(model, name))
+    budget.check_unit(judge.baseline.mean)
+    if not deadline.limited or before - deadline.left < _REPEATED * deadline.left:
+        tuning.check_repeats(model, name, budget)
+    return judge
+
+
+def _write(place: Path, result: TuneResult, recipe: Path | None) -> None:
+    """The files of a result."""
+    # The schemas of reports take longer to import than all else.
+    from vq_plugin.tuning.report import write_report
+
+    with release(place) as new:
+        model_path = new / MODEL_FILE if result.passed else None
+        if model_path is not None:
+            save(result.model, model_path, rest=result.rest)
+        write_report(new, result, model_path, recipe=recipe)
 
 
 def _check_alike(model: nn.Module, start: nn.Module) -> None:

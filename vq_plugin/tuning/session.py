@@ -13,6 +13,7 @@ from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
+from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, Layer, Pair
 from vq_plugin.tuning.confidence import Judge
@@ -24,16 +25,19 @@ from vq_plugin.tuning.recovery import Trainer, next_to_train
 from vq_plugin.tuning.result import Trial
 from vq_plugin.tuning.trials import Evaluator
 
+# Parts of its baseline that a metric hardly gains by compression.
+_MUCH_BETTER = 0.5
+
 
 @dataclass
 class Session:
     """One search.
 
     ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
-    training. ``landscape`` is what is known of the candidates that were asked for, and what is
-    forecast of the others; ``cut`` says what a limit cut off; ``metrics`` has what could be
-    evaluated, ``outcomes`` what the search knows of settings as they were fitted, ``trials`` all in
-    order.
+    training. ``agreement`` is with the float model, where there is data for it. ``landscape`` is
+    what is known of the candidates that were asked for, and what is forecast of the others; ``cut``
+    says what a limit cut off; ``metrics`` has what could be evaluated, ``outcomes`` what the search
+    knows of settings as they were fitted, ``trials`` all in order.
     """
 
     model: nn.Module
@@ -43,6 +47,7 @@ class Session:
     max_trials: int
     deadline: Deadline
     trainer: Trainer | None = None
+    agreement: Agreement | None = None
     cut: str | None = None
     metrics: dict[Tried, Metric] = field(default_factory=dict)
     outcomes: dict[Setting, Outcome] = field(default_factory=dict)
@@ -208,6 +213,8 @@ class Session:
             self.metrics[tried] = metric
             score, loss = metric.mean, budget.loss(baseline.mean, metric.mean)
             interval = loss_interval(budget, baseline, metric)
+            if loss < -budget.limit:
+                self._check_better(tried, loss)
         self.trials[tried] = Trial(
             schemes={
                 other: scheme
@@ -226,6 +233,28 @@ class Session:
             error=error,
         )
         return outcome
+
+    def _check_better(self, tried: Tried, loss: float) -> None:
+        """Raises ValueError where a model seems to be better that can hardly be.
+
+        One that agrees with the float model may well be; of others a metric that is read the wrong
+        way round speaks best.
+        """
+        found = None if self.agreement is None else self.agreement(self.compressed(tried))
+        floor = self.judge.budget.min_agreement
+        size = abs(self.judge.baseline.mean) if self.judge.budget.relative is None else 1.0
+        unlike = loss < -_MUCH_BETTER * size
+        if found is not None and floor is not None:
+            unlike = found < floor
+        if unlike:
+            other = not self.judge.budget.higher_is_better
+            agree = "" if found is None else f", while {found:.0%} of its outputs agree"
+            raise ValueError(
+                f"by evaluate a compressed model is better than the float model by {-loss:.4g}"
+                f"{agree}: if the metric is better when it is "
+                f"{'higher' if other else 'lower'}, say higher_is_better={other}; otherwise "
+                "evaluate does not measure what the model is for"
+            )
 
     def _known(self, setting: Setting, trained: bool = False) -> bool:
         if self.fits.missing([setting]):

@@ -28,7 +28,7 @@ _PARAM_NAME = re.compile(r"[\w.\- ]{0,200}")
 _MAX_TAG = 5000
 _RESULT_METRICS = (
     "baseline", "score", "loss", "interval", "test_baseline", "test_score", "test_loss",
-    "test_interval", "rate", "resumed", "search_seconds",
+    "test_interval", "agreement", "rate", "resumed", "search_seconds",
 )  # fmt: skip
 _TRIAL_METRICS = ("score", "loss", "interval", "rate", "nbytes", "harm", "held", "seconds")
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from vq_plugin.replace import assemble
+from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.journal import Evaluation, Journal
-from vq_plugin.tuning.metric import Metric, read_metric
+from vq_plugin.tuning.metric import Metric, mismatch, read_metric
 from vq_plugin.tuning.orphans import EndsWithItsCaller
 
+# Parts of the budget that a metric may differ by from call to call.
+_APART = 0.1
 # One number, or one result per sample as a vector.
 Evaluate = Callable[[nn.Module], object]
 
@@ -44,6 +47,17 @@ class Evaluator:
             raise ValueError(f"{self.name} of the float model: {_raised(error)}") from error
         self.journal.add(self._key(key), Evaluation(metric, time.monotonic() - start))
         return metric
+
+    def check_repeats(self, model: nn.Module, key: str, budget: LossBudget) -> None:
+        """Raises ValueError where a second call of the float model says something else."""
+        first, second = self.baseline(model, key), self.baseline(model, f"{key} again")
+        apart = abs(budget.loss(first.mean, second.mean))
+        if mismatch(first, second, self.name) or apart > _APART * budget.limit:
+            raise ValueError(
+                f"{self.name} of the float model is {first.mean:.6g}, and {second.mean:.6g} when "
+                "it is called again: a loss cannot be told from chance; seed what is random in it, "
+                "and use the same samples every time"
+            )
 
     def known(self, key: str) -> Evaluation | None:
         """What the journal has of a model."""

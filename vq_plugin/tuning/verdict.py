@@ -46,6 +46,11 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     if result.stopped:
         return result
     trial, small = trials[best], session.compressed(best)
+    if session.agreement is not None:
+        found, floor = session.agreement(small), session.judge.budget.min_agreement
+        result = replace(result, agreement=found)
+        if found is not None and floor is not None and found < floor:
+            return replace(result, stopped=_diverged(found, floor))
     return replace(
         result,
         model=small,
@@ -56,6 +61,14 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         interval=trial.interval,
         rate=trial.rate,
         left_float=left_float(small),
+    )
+
+
+def _diverged(found: float, floor: float) -> str:
+    return (
+        f"the smallest setting that held agrees with the float model on {found:.0%} of the "
+        f"calibration data's outputs, and min_agreement={floor:.4g}: evaluate does not see what "
+        "compression has done"
     )
 
 

@@ -210,6 +210,8 @@ def _losses(report: Report, source: Split | Trial) -> str:
         if exists(split.loss):
             loss = f"on the untouched test split {loss_text(budget, split.loss)}"
             clauses.append(with_interval(loss, split.interval))
+    if exists(report.result.agreement):
+        clauses.append(f"agreement with the float model {report.result.agreement:.2f}")
     return "; ".join(clauses)
 
 

@@ -1,0 +1,92 @@
+"""How far the outputs of a model agree with those of the float model, whatever a metric says."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from vq_plugin.calibration import Calibration
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.sensitivity import Call, calls, float_tensors, samples_of
+
+# Samples that are enough to tell a good model from a ruined one, and bytes of their outputs.
+_SAMPLES, _MOST_BYTES = 256, 1 << 27
+
+
+class Agreement:
+    """Agreement with one float model on some of its calibration data, from 0 to 1.
+
+    Of each output it is what speaks better for the model: by how much decisions agree beyond chance
+    (the largest of two or more columns, dimension 1; kappa of Cohen 1960, "A coefficient of
+    agreement for nominal scales"), or the part of the variance that is explained. Outputs that are
+    not finite agree with nothing.
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        """The model runs, on at most 256 samples, when another is first compared with it."""
+        self.model, self.calibration = model, calibration
+
+    @cached_property
+    def _expected(self) -> list[tuple[Call, list[Tensor]]]:
+        found: list[tuple[Call, list[Tensor]]] = []
+        seen = kept = 0
+        for call in calls(self.model, self.calibration):
+            outputs = _run(self.model, call)
+            found.append((call, outputs))
+            seen += max(1, samples_of(call))
+            kept += sum(y.numel() * y.element_size() for y in outputs)
+            if seen >= _SAMPLES or kept >= _MOST_BYTES:
+                break
+        return found
+
+    def __call__(self, small: nn.Module) -> float | None:
+        """Of a compressed model; ``None`` if there is nothing to compare."""
+        expected = [outputs for _, outputs in self._expected]
+        found = [_run(small, call) for call, _ in self._expected]
+        try:
+            pairs = [
+                (_joined(one), _joined(other))
+                for one, other in zip(
+                    zip(*expected, strict=True), zip(*found, strict=True), strict=True
+                )
+            ]
+        except (ValueError, RuntimeError):
+            # Outputs of other numbers or shapes from call to call.
+            return None
+        each = [
+            _agreement(one, other)
+            for one, other in pairs
+            if one.numel() and one.shape == other.shape
+        ]
+        return sum(each) / len(each) if each else None
+
+
+def _run(model: nn.Module, call: Call) -> list[Tensor]:
+    args, kwargs = call
+    with eval_mode(model), torch.no_grad():
+        return [y.detach().cpu() for y in float_tensors(model(*args, **kwargs))]
+
+
+def _joined(outputs: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([y.unsqueeze(0) if y.dim() == 0 else y for y in outputs]).double()
+
+
+def _agreement(expected: Tensor, output: Tensor) -> float:
+    if not bool(output.isfinite().all()):
+        return 0.0
+    spread = (expected - expected.mean(0)).square().sum()
+    error = (output - expected).square().sum()
+    explained = max(0.0, float(1 - error / spread)) if bool(spread > 0) else float(error == 0)
+    if expected.dim() < 2 or expected.shape[1] < 2:
+        return explained
+    return max(explained, _kappa(expected.argmax(1).flatten(), output.argmax(1).flatten()))
+
+
+def _kappa(expected: Tensor, found: Tensor) -> float:
+    same = float((expected == found).double().mean())
+    parts = [torch.bincount(each, minlength=int(expected.max()) + 1) for each in (expected, found)]
+    shared = min(map(len, parts))
+    chance = float((parts[0][:shared] * parts[1][:shared]).sum()) / len(expected) ** 2
+    return same if chance == 1 else (same - chance) / (1 - chance)

@@ -1,0 +1,63 @@
+"""The results of a run in its folder: all new or all old, and the old ones are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE
+
+#: Folder of the results before, inside that of the run.
+PREVIOUS: Final = "previous"
+
+# Results that are being written, and those that are whole.
+_WRITTEN, _WHOLE = "journal.results", "journal.whole"
+_FILES = (MODEL_FILE, REPORT_FILE, PAGE_FILE)
+
+
+@contextmanager
+def release(folder: Path) -> Iterator[Path]:
+    """A folder for new results, which take the place of those in ``folder`` at the end.
+
+    Nothing of ``folder`` changes before all of them are there. What was there, down to a model that
+    has no successor, is then in its folder ``previous``.
+    """
+    complete(folder)
+    written = folder / _WRITTEN
+    _remove(written)
+    written.mkdir()
+    yield written
+    old = [folder / name for name in _FILES if (folder / name).exists()]
+    if old:
+        (written / PREVIOUS).mkdir()
+        for path in old:
+            shutil.copy2(path, written / PREVIOUS)
+    written.rename(folder / _WHOLE)
+    complete(folder)
+
+
+def complete(folder: Path) -> None:
+    """Puts whole results in place; again, where a kill has come between."""
+    whole = folder / _WHOLE
+    if not whole.exists():
+        return
+    if (whole / PREVIOUS).exists():
+        _remove(folder / PREVIOUS)
+        (whole / PREVIOUS).rename(folder / PREVIOUS)
+    for name in _FILES:
+        if (whole / name).exists():
+            copy = folder / f".{name}.new"
+            shutil.copy2(whole / name, copy)
+            os.replace(copy, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    _remove(whole)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
