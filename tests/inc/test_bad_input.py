@@ -101,7 +101,7 @@ def test_patterns_that_match_nothing(mlp):
 
 @pytest.mark.parametrize("limit", [0, 1, -0.01, 1.5, float("nan"), True, "0.01"])
 def test_budgets_outside_0_and_1(mlp, limit):
-    with pytest.raises(ValueError, match="a budget is a number between 0 and 1"):
+    with pytest.raises(ValueError, match="a relative budget is a number between 0 and 1"):
         tuning_config(mlp, [vq.KM()], limit)
 
 
