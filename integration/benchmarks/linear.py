@@ -191,7 +191,7 @@ def overhead(report: Report, seconds: float) -> None:
         "F.linear": partial(nn.functional.linear, x, layer.weight, layer.bias),
         "vq::codebook_linear": partial(
             *(torch.ops.vq.codebook_linear.inference, x, small._codes, small.codebooks, None),
-            *(small.bias, *small._settings, False),
+            *(small.bias, *small._settings, 0),
         ),
         "CodebookLinear": partial(small, x),
     }

@@ -15,6 +15,7 @@ from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.decoded import Decoded
 from vq_plugin.ops import (
     KERNEL_CENTERS,
+    PRECISIONS,
     Precision,
     native,
     tracing,
@@ -31,8 +32,8 @@ class CodebookLayer(CodedWeight):
 
     Attributes:
         bias: Parameter, or ``None``.
-        precision: ``"exact"``, or ``"fast"`` for 8-bit arithmetic where a kernel has it; a setting
-            of this run, not of the file.
+        precision: ``"exact"``, or ``"high"`` or ``"fast"`` for fewer bits where a kernel is faster
+            so; a setting of this run, not of the file.
     """
 
     float_type: ClassVar[type[nn.Module]]
@@ -137,7 +138,8 @@ class CodebookLayer(CodedWeight):
             # While codebooks train no weight can be kept: the kernel saves decoding it.
             and (
                 module.faster_than_float(
-                    input.numel() // max(length, 1), *self._kernel_shape, self.precision == "fast"
+                    input.numel() // max(length, 1),
+                    *(*self._kernel_shape, PRECISIONS[self.precision]),
                 )
                 or self._trains()
             )
@@ -158,7 +160,7 @@ class CodebookLayer(CodedWeight):
             self._optional("scale"),
             self._optional("bias"),
             *self._settings,
-            self.precision == "fast",
+            PRECISIONS[self.precision],
         )
 
     def _operand(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from vq_plugin.ops.library import (
     KERNEL_CENTERS,
+    PRECISIONS,
     Precision,
     codebook_linear,
     dequantize_codebook,
@@ -14,6 +15,7 @@ from vq_plugin.ops.recording import recording, stacked, tracing, transforming
 
 __all__ = [
     "KERNEL_CENTERS",
+    "PRECISIONS",
     "Precision",
     "codebook_linear",
     "dequantize_codebook",

@@ -21,7 +21,9 @@ from vq_plugin.ops.native import native
 from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unpack
 from vq_plugin.ops.recording import transforming
 
-Precision = Literal["exact", "fast"]
+Precision = Literal["exact", "high", "fast"]
+# What operators call them.
+PRECISIONS: dict[Precision, int] = {"exact": 0, "high": 1, "fast": 2}
 # The native kernels read codes of a byte at most.
 KERNEL_CENTERS = 256
 
@@ -60,8 +62,9 @@ def codebook_linear(
         group: Rows per codebook group; ``None`` when there is one group.
         codebook_dtype: What codebooks and scale are rounded to before they are used; gradients
             pass through.
-        precision: ``"exact"`` sums float32 products. ``"fast"`` allows 8-bit tables and inputs
-            where a kernel has them; docs/kernels.md gives the bound.
+        precision: ``"exact"`` is as near to the products' sums as float32 is. ``"high"`` and
+            ``"fast"`` may be off by 1e-4 and 2e-2 of the outputs' root mean square where a kernel
+            is faster so; docs/kernels.md says how.
 
     Returns:
         Floats, ``(..., out_features)``, in the dtype of ``input``.
@@ -80,7 +83,7 @@ def codebook_linear(
     _load_kernels()
     result: Tensor = torch.ops.vq.codebook_linear(
         input, codes, codebooks, scale, bias,
-        out_features, along_out, group or 0, codebook_dtype, precision == "fast",
+        out_features, along_out, group or 0, codebook_dtype, PRECISIONS[precision],
     )  # fmt: skip
     return result
 
@@ -240,7 +243,7 @@ def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> 
 
 _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
-    "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
+    "int out_features, bool along_out, int group, ScalarType codebook_dtype, int precision) -> Tensor"
 )
 _DEQUANTIZE = (
     "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "

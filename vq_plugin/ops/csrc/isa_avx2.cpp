@@ -22,6 +22,7 @@
 #pragma GCC target("avx2,fma,f16c,bmi2")
 #endif
 
+#include "planes_avx2.h"
 #include "vec_avx2.h"
 //
 #include "instantiate.h"
@@ -32,7 +33,9 @@ namespace {
 // For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
 // adjusted by hand against integration/benchmarks/linear.py.
 constexpr Costs kCosts = {
-    {60, 0, 45, 13, 272},   // lookup_nibbles
+    {60, 0, 45, 13, 272},  // lookup_nibbles
+    {30, 0, 45, 13, 272},  // lookup_nibbles_high
+    {20, 0, 45, 13, 272},  // lookup_nibbles_fast
     {31, 0, 0, 38, 0},      // scalar_nibbles
     {0, 33, 52, 63, 1530},  // outward_nibbles
     {235, 0, 173, 1, 14},   // lookup_bytes
@@ -44,7 +47,7 @@ constexpr Costs kCosts = {
 
 }  // namespace
 
-extern const Kernels kAvx2 = exact_kernels("avx2", kCosts);
+extern const Kernels kAvx2 = common_kernels("avx2", kCosts);
 
 }  // namespace vq
 

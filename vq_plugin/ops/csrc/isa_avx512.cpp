@@ -25,10 +25,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c,bmi2")
 #endif
 
+#include "planes_avx512.h"
 #include "vec_avx512.h"
 //
 #include "instantiate.h"
-#include "lookup_nibbles_fast.h"
 #include "scalar_nibbles_fast.h"
 
 namespace vq {
@@ -37,7 +37,9 @@ namespace {
 // For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
 // adjusted by hand against integration/benchmarks/linear.py.
 constexpr Costs kCosts = {
-    {31, 0, 50, 12, 116},   // lookup_nibbles
+    {31, 0, 50, 12, 116},  // lookup_nibbles
+    {18, 0, 50, 12, 116},  // lookup_nibbles_high
+    {9, 0, 59, 4, 100},  // lookup_nibbles_fast
     {22, 0, 0, 11, 0},      // scalar_nibbles
     {0, 23, 117, 29, 290},  // outward_nibbles
     {250, 0, 150, 3, 26},   // lookup_bytes
@@ -48,8 +50,7 @@ constexpr Costs kCosts = {
 };
 
 constexpr Kernels make() {
-  Kernels kernels = exact_kernels("avx512", kCosts);
-  kernels.lookup_nibbles_fast = {lookup_nibbles_fast, {9, 0, 59, 4, 100}, {}};
+  Kernels kernels = common_kernels("avx512", kCosts);
   kernels.scalar_nibbles_fast = {scalar_nibbles_fast, {6, 0, 0, 2, 40}, {}};
   return kernels;
 }

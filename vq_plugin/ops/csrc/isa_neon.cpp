@@ -1,16 +1,18 @@
 #if defined(__aarch64__)
 #include "isa.h"
+#include "planes_neon.h"
 #include "vec_neon.h"
 //
 #include "instantiate.h"
-#include "lookup_nibbles_fast.h"
 
 namespace vq {
 namespace {
 
 // Estimates: twice the costs of AVX2, whose registers are twice as wide.
 constexpr Costs kCosts = {
-    {120, 0, 90, 26, 544},    // lookup_nibbles
+    {120, 0, 90, 26, 544},  // lookup_nibbles
+    {60, 0, 90, 7, 540},  // lookup_nibbles_high
+    {30, 0, 90, 7, 540},  // lookup_nibbles_fast
     {62, 0, 0, 76, 0},        // scalar_nibbles
     {0, 66, 104, 126, 3060},  // outward_nibbles
     {470, 0, 346, 2, 28},     // lookup_bytes
@@ -20,15 +22,9 @@ constexpr Costs kCosts = {
     {282, 0, 120, 0, 0},      // outward_bytes, sixteen
 };
 
-constexpr Kernels make() {
-  Kernels kernels = exact_kernels("neon", kCosts);
-  kernels.lookup_nibbles_fast = {lookup_nibbles_fast, {30, 0, 90, 7, 540}, {}};
-  return kernels;
-}
-
 }  // namespace
 
-extern const Kernels kNeon = make();
+extern const Kernels kNeon = common_kernels("neon", kCosts);
 
 }  // namespace vq
 #endif

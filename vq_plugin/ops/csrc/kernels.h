@@ -69,14 +69,16 @@ struct Kernel {
   Cost sixteen;  // from four samples on, where 16 are then taken together; otherwise zeros
 };
 
-// The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
-// they would not be faster.
+// How far a kernel may be from float32 products; see docs/kernels.md.
+enum class Precision : int32_t { exact = 0, high = 1, fast = 2 };
+
+// The kernels of one instruction set. What is null is computed exactly.
 struct Kernels {
   const char* name;
   Kernel lookup_nibbles;  // k <= 16, sub-vectors of 2 or more along the inputs
-  Kernel lookup_nibbles_fast;
+  Kernel lookup_nibbles_high, lookup_nibbles_fast;
   Kernel scalar_nibbles;  // k <= 16, single weights
-  Kernel scalar_nibbles_fast;
+  Kernel scalar_nibbles_fast;  // with 8-bit inputs and weights
   Kernel outward_nibbles;  // k <= 16, sub-vectors along the outputs
   Kernel lookup_bytes;     // k <= 256, sub-vectors of 2 or more along the inputs
   Kernel scalar_bytes;     // k <= 256, single weights

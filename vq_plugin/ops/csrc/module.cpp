@@ -29,13 +29,13 @@ PyObject* has_fast(PyObject*, PyObject*) {
 
 PyObject* faster_than_float(PyObject*, PyObject* arguments) {
   long long n[7];
-  int is[5];
-  if (!PyArg_ParseTuple(arguments, "LLLLLLLppppp", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
-                        is + 1, is + 2, is + 3, is + 4))
+  int is[4], precision;
+  if (!PyArg_ParseTuple(arguments, "LLLLLLLppppi", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
+                        is + 1, is + 2, is + 3, &precision))
     return nullptr;
   const vq::Shape shape{n[0], n[1],       n[2],       n[3],       n[4],      n[5],
                         n[6], is[0] != 0, is[1] != 0, is[2] != 0, is[3] != 0};
-  return PyBool_FromLong(vq::faster_than_float(shape, is[4] != 0));
+  return PyBool_FromLong(vq::faster_than_float(shape, static_cast<vq::Precision>(precision)));
 }
 
 PyObject* same_bytes(PyObject*, PyObject* arguments) {
@@ -69,7 +69,7 @@ PyMethodDef methods[] = {
      "Whether sub-vectors, and single weights, have kernels of 8 bits."},
     {"faster_than_float", faster_than_float, METH_VARARGS,
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
-     "fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
+     "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
     {"same_bytes", same_bytes, METH_VARARGS,
      "(address, address, bytes) -> whether they are equal."},
     {"pack_bits", vq::pack_bits_of, METH_VARARGS,

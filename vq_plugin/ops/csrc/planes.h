@@ -1,0 +1,149 @@
+// Look-ups of table entries as integers, exact on every instruction set.
+//
+// The products of a sample's pieces with their centers, of some subspaces (a tile), become integers
+// with one step: entry ≈ step · integer. Registers choose among 16 bytes, so the integers are cut
+// into planes of few bits each and looked up plane by plane; sums of integers are exact, and become
+// one float multiply-add at the end of the tile. How integers are cut is up to the instruction set
+// (planes_*.h): their sum, and so every output, is the same bits on all of them.
+//
+// Nothing here knows of layers. A strip of row blocks is decoded once (decode_strip) and then looked
+// up by any number of samples (add_planes), each with pointers to its own tables. Their subspaces
+// may come in segments that lie apart: a convolution's places share the tables of input places.
+#pragma once
+
+#include "common.h"
+#include "plane_sample.h"
+
+namespace vq {
+namespace {
+
+// The largest |entry| of each subspace, and the sum of all entries' squares, which is not finite
+// where an entry is not. In one order everywhere.
+struct Spread {
+  float most[kPlaneTile];
+  float largest, squares;
+};
+
+// Of a tile's tables, (subspaces, 16), with zeros up to a multiple of 16 subspaces.
+inline void find_spread(const float* tables, int64_t subspaces, Spread* spread) {
+  static_assert(kPlaneTile % kLanes == 0);
+  Vec::F squares[2 * kVectors];  // of even and odd subspaces
+  for (Vec::F& sum : squares) sum = Vec::zero();
+  for (int64_t s = 0; s < subspaces; s += Vec::kWidth) {
+    Vec::F most[Vec::kWidth];
+    for (int i = 0; i < Vec::kWidth; ++i) {
+      most[i] = Vec::zero();
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec::F value = Vec::load(tables + (s + i) * kLanes + v * Vec::kWidth);
+        most[i] = Vec::max_abs(most[i], value);
+        Vec::F& sum = squares[i % 2 * kVectors + v];
+        sum = Vec::fused(value, value, sum);
+      }
+    }
+    // Of pairs of neighbours the larger one, until a register holds one value of each subspace.
+    for (int count = Vec::kWidth / 2; count > 0; count /= 2)
+      for (int i = 0; i < count; ++i)
+        most[i] = Vec::max_abs(Vec::even(most[2 * i], most[2 * i + 1]),
+                               Vec::odd(most[2 * i], most[2 * i + 1]));
+    Vec::store(spread->most + s, most[0]);
+  }
+  float lanes[2 * kLanes];
+  for (int i = 0; i < 2 * kVectors; ++i) Vec::store(lanes + i * Vec::kWidth, squares[i]);
+  spread->squares = 0;
+  for (float sum : lanes) spread->squares += sum;
+  spread->largest = 0;
+  for (int64_t s = 0; s < subspaces; ++s)
+    spread->largest = std::max(spread->largest, spread->most[s]);
+}
+
+// The entries of one column whose bytes are added before they are widened, of the largest sum:
+// of 8 bits two subspaces; of 16 the eight of two columns that one half of a register holds.
+template <int kBits>
+inline float most_together(const float* most, int64_t subspaces) {
+  float r = 0;
+  if (kBits == kFastBits) {
+    for (int64_t s = 0; s < subspaces; s += 2) r = std::max(r, most[s] + most[s + 1]);
+  } else {
+    const auto four = [&](int64_t s) { return (most[s] + most[s + 1]) + (most[s + 4] + most[s + 5]); };
+    for (int64_t s = 0; s < subspaces; s += 2 * kNibbles)
+      for (int64_t half = 0; half < 4; half += 2)
+        r = std::max(r, four(s + half) + four(s + half + kNibbles));
+  }
+  return r;
+}
+
+// What entries are multiplied with to become integers; the step is its inverse. Each is at most
+// half of what its bits hold, and those that are added together at most half of what a byte (of
+// 8 bits) or a byte of the highest plane (of 16) holds, less the error of rounding.
+template <int kBits>
+inline float entries_per_unit(const Spread& spread, int64_t subspaces) {
+  constexpr float kExact = 8388600.0f, kHigh = 32766.0f, kHighTogether = 131060.0f,
+                  kFastTogether = 126.9f;
+  if (kBits == kExactBits) return kExact / spread.largest;
+  const float together = most_together<kBits>(spread.most, subspaces);
+  if (kBits == kFastBits) return kFastTogether / together;
+  return std::min(kHigh / spread.largest, kHighTogether / together);
+}
+
+// Whether integers of one step are as good as floats for n entries: finite, neither so large nor so
+// small that their squares are not, and the largest at most kPeak times the root of the mean square. All zeros are as good, too.
+template <int kBits>
+inline bool fits_planes(const Spread& spread, int64_t n) {
+  constexpr float kPeak = kBits == kFastBits ? 20.0f : 10.0f, kSmall = 1e-18f, kLarge = 1e36f;
+  if (spread.squares == 0.0f) return spread.largest == 0.0f;
+  if (!(spread.squares < kLarge && spread.largest > kSmall)) return false;
+  return spread.largest * spread.largest * static_cast<float>(n) <= kPeak * kPeak * spread.squares;
+}
+
+// Tables of `columns` times 8 subspaces, whose largest entries are `most` -> integers in planes,
+// kColumnBytes<kBits> a column. Returns what was added to them together.
+template <int kBits>
+inline uint32_t store_planes(const float* tables, int64_t columns, const float* most,
+                             float per_unit, uint8_t* to) {
+  uint32_t sum = 0;
+  for (int64_t c = 0; c < columns; ++c) {
+    int32_t offsets[kNibbles];
+    for (int64_t s = 0; s < kNibbles; ++s) {
+      offsets[s] = kBits == kExactBits
+                       ? 1 << (kBits - 1)
+                       : static_cast<int32_t>(most[c * kNibbles + s] * per_unit + 0.5f);
+      sum += static_cast<uint32_t>(offsets[s]);
+    }
+    Planes::store_column<kBits>(tables + c * kNibbles * kLanes, per_unit, offsets,
+                                to + c * Planes::kColumnBytes<kBits>);
+  }
+  return sum;
+}
+
+// The codes of kBlocks row blocks and `columns` times 8 subspaces, as indices into the planes:
+// columns · kBlocks · kIndexBytes at `to`. Blocks of one row block follow each other.
+template <int kBlocks>
+inline void decode_strip(const int32_t* codes, int64_t row_step, int64_t columns, uint8_t* to) {
+  for (int64_t c = 0; c < columns; ++c)
+    for (int64_t b = 0; b < kBlocks; ++b, to += kIndexBytes)
+      Planes::decode(codes + b * row_step + c * kLanes, to);
+}
+
+// sums[row + 16 · kBlocks rows] += step · (the sum of the entries at the codes), for every sample.
+// `indices` are of segments · columns columns, at most kMostColumns.
+template <int kBits, int kBlocks, int kAtOnce = Planes::kSamples<kBits>>
+inline void add_planes(const uint8_t* indices, int64_t segments, int64_t columns,
+                       const PlaneSample* samples, int64_t count, int64_t row) {
+  for (; count >= kAtOnce; samples += kAtOnce, count -= kAtOnce)
+    Planes::add<kBits, kBlocks, kAtOnce>(indices, segments, columns, samples, row);
+  if constexpr (kAtOnce > 1)
+    if (count > 0)
+      add_planes<kBits, kBlocks, kAtOnce / 2>(indices, segments, columns, samples, count, row);
+}
+
+// Calls f(kStrip blocks at a time), then one by one: f(integral_constant, first block).
+template <typename F>
+inline void each_plane_strip(int64_t first, int64_t last, F f) {
+  constexpr int kStrip = Planes::kStrip;
+  for (; first + kStrip <= last; first += kStrip) f(std::integral_constant<int, kStrip>{}, first);
+  if constexpr (kStrip > 1)
+    for (; first < last; ++first) f(std::integral_constant<int, 1>{}, first);
+}
+
+}  // namespace
+}  // namespace vq
