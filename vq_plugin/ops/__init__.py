@@ -1,5 +1,6 @@
 """How codebook layers are computed: operators of torch, with native kernels on the CPU."""
 
+from vq_plugin.ops.convolution import codebook_conv
 from vq_plugin.ops.library import (
     KERNEL_CENTERS,
     PRECISIONS,
@@ -17,6 +18,7 @@ __all__ = [
     "KERNEL_CENTERS",
     "PRECISIONS",
     "Precision",
+    "codebook_conv",
     "codebook_linear",
     "dequantize_codebook",
     "isa",

@@ -1,6 +1,7 @@
 // The function table of one instruction set; included last, inside its target.
 #pragma once
 
+#include "convolve_nibbles.h"
 #include "decode.h"
 #include "fit_kernels.h"
 #include "lookup_bytes.h"
@@ -17,6 +18,8 @@ namespace {
 struct Costs {
   Cost lookup_nibbles, lookup_nibbles_high, lookup_nibbles_fast, scalar_nibbles, outward_nibbles, lookup_bytes, lookup_bytes_sixteen,
       scalar_bytes, outward_bytes, outward_bytes_sixteen;
+  ConvolutionCost convolve[3];
+  FloatConvolutionCost float_convolution;
 };
 
 constexpr Kernels common_kernels(const char* name, const Costs& costs) {
@@ -33,6 +36,10 @@ constexpr Kernels common_kernels(const char* name, const Costs& costs) {
   kernels.transpose = transpose;
   kernels.round = round_all;
   kernels.decode = decode;
+  kernels.convolve[0] = {convolve_nibbles<kExactBits>, costs.convolve[0]};
+  kernels.convolve[1] = {convolve_nibbles<kHighBits>, costs.convolve[1]};
+  kernels.convolve[2] = {convolve_nibbles<kFastBits>, costs.convolve[2]};
+  kernels.float_convolution = costs.float_convolution;
   kernels.fit = &kFit;
   return kernels;
 }

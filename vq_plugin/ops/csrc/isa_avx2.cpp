@@ -43,6 +43,11 @@ constexpr Costs kCosts = {
     {35, 0, 0, 273, 35},    // scalar_bytes
     {567, 0, 208, 0, 0},    // outward_bytes
     {141, 0, 60, 0, 0},     // outward_bytes, sixteen
+    // Convolutions, exact, high and fast.
+    {{125000, 2700, 880, 5900, 4600, 7000, 100},
+     {135000, 2600, 800, 5800, 3000, 7000, 100},
+     {90000, 2800, 820, 3000, 1300, 12000, 100}},
+    {20, 250},  // torch's convolutions
 };
 
 }  // namespace

@@ -47,6 +47,11 @@ constexpr Costs kCosts = {
     {22, 0, 0, 82, 43},     // scalar_bytes
     {570, 0, 200, 0, 40},   // outward_bytes
     {110, 0, 90, 0, 0},     // outward_bytes, sixteen
+    // Convolutions, exact, high and fast.
+    {{110000, 1700, 500, 2700, 2100, 9000, 100},
+     {120000, 1600, 500, 2000, 1350, 9000, 100},
+     {110000, 2000, 400, 1450, 700, 12000, 100}},
+    {12, 330},  // torch's convolutions
 };
 
 constexpr Kernels make() {

@@ -20,6 +20,11 @@ constexpr Costs kCosts = {
     {70, 0, 0, 546, 70},      // scalar_bytes
     {1134, 0, 416, 0, 0},     // outward_bytes
     {282, 0, 120, 0, 0},      // outward_bytes, sixteen
+    // Convolutions, exact, high and fast.
+    {{250000, 5400, 1760, 11800, 9200, 14000, 200},
+     {270000, 5200, 1600, 11600, 6000, 14000, 200},
+     {180000, 5600, 1640, 6000, 2600, 24000, 200}},
+    {40, 500},  // torch's convolutions
 };
 
 }  // namespace

@@ -21,6 +21,11 @@ constexpr Costs kCosts = {
     {282, 0, 0, 296, 0},      // scalar_bytes
     {654, 0, 1720, 0, 5000},  // outward_bytes
     {120, 0, 400, 0, 5000},   // outward_bytes, sixteen
+    // Convolutions, exact, high and fast.
+    {{110000, 40000, 5000, 40000, 400000, 150000, 1000},
+     {110000, 40000, 5000, 40000, 400000, 150000, 1000},
+     {110000, 40000, 5000, 40000, 400000, 150000, 1000}},
+    {12, 330},  // torch's convolutions, which take the widest registers there are
 };
 
 }  // namespace

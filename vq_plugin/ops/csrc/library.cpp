@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "convolution_library.h"
 #include "cost.h"
 #include "decode_library.h"
 #include "fit_library.h"
@@ -257,6 +258,7 @@ bool register_operators() {
   add("codebook_linear.pointwise", codebook_pointwise);
   add("pack_codes", pack_codes);
   add("unpack_codes", unpack_codes);
+  register_convolution_operator(library);
   register_decode_operator(library);
   register_fit_operators(library);
   return true;

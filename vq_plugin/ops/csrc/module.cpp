@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "coding_library.h"
+#include "convolution_library.h"
 #include "library.h"
 
 namespace {
@@ -38,6 +39,18 @@ PyObject* faster_than_float(PyObject*, PyObject* arguments) {
   return PyBool_FromLong(vq::faster_than_float(shape, static_cast<vq::Precision>(precision)));
 }
 
+PyObject* convolution_faster_than_float(PyObject*, PyObject* arguments) {
+  long long n[10];
+  int shared, precision;
+  if (!PyArg_ParseTuple(arguments, "LLLLLLLLLLpi", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6,
+                        n + 7, n + 8, n + 9, &shared, &precision))
+    return nullptr;
+  const vq::ConvolutionShape shape{n[0], n[1], n[2], n[3], n[4],       n[5],
+                                   n[6], n[7], n[8], n[9], shared != 0};
+  return PyBool_FromLong(
+      vq::convolution_faster_than_float(shape, static_cast<vq::Precision>(precision)));
+}
+
 PyObject* same_bytes(PyObject*, PyObject* arguments) {
   unsigned long long a, b;
   Py_ssize_t bytes;
@@ -70,6 +83,9 @@ PyMethodDef methods[] = {
     {"faster_than_float", faster_than_float, METH_VARARGS,
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
      "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
+    {"convolution_faster_than_float", convolution_faster_than_float, METH_VARARGS,
+     "(images, in, out, groups, input places, output places, kernel positions, stages, k, dim, "
+     "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},
     {"same_bytes", same_bytes, METH_VARARGS,
      "(address, address, bytes) -> whether they are equal."},
     {"pack_bits", vq::pack_bits_of, METH_VARARGS,

@@ -24,10 +24,24 @@ struct Spread {
   float largest, squares;
 };
 
+// By halves: on every instruction set in the same order, and side by side where registers are wide.
+template <int kCount, typename F>
+inline float reduced(float* values, F two) {
+  for (int half = kCount / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] = two(values[i], values[i + half]);
+  return values[0];
+}
+
+inline float largest_of(Vec::F values) {
+  float lanes[Vec::kWidth];
+  Vec::store(lanes, values);
+  return reduced<Vec::kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
+}
+
 // Of a tile's tables, (subspaces, 16), with zeros up to a multiple of 16 subspaces.
 inline void find_spread(const float* tables, int64_t subspaces, Spread* spread) {
   static_assert(kPlaneTile % kLanes == 0);
-  Vec::F squares[2 * kVectors];  // of even and odd subspaces
+  Vec::F largest = Vec::zero(), squares[2 * kVectors];  // of even and odd subspaces
   for (Vec::F& sum : squares) sum = Vec::zero();
   for (int64_t s = 0; s < subspaces; s += Vec::kWidth) {
     Vec::F most[Vec::kWidth];
@@ -46,14 +60,12 @@ inline void find_spread(const float* tables, int64_t subspaces, Spread* spread) 
         most[i] = Vec::max_abs(Vec::even(most[2 * i], most[2 * i + 1]),
                                Vec::odd(most[2 * i], most[2 * i + 1]));
     Vec::store(spread->most + s, most[0]);
+    largest = Vec::max_abs(largest, most[0]);
   }
   float lanes[2 * kLanes];
   for (int i = 0; i < 2 * kVectors; ++i) Vec::store(lanes + i * Vec::kWidth, squares[i]);
-  spread->squares = 0;
-  for (float sum : lanes) spread->squares += sum;
-  spread->largest = 0;
-  for (int64_t s = 0; s < subspaces; ++s)
-    spread->largest = std::max(spread->largest, spread->most[s]);
+  spread->squares = reduced<2 * kLanes>(lanes, [](float a, float b) { return a + b; });
+  spread->largest = largest_of(largest);
 }
 
 // The entries of one column whose bytes are added before they are widened, of the largest sum:
@@ -62,7 +74,12 @@ template <int kBits>
 inline float most_together(const float* most, int64_t subspaces) {
   float r = 0;
   if (kBits == kFastBits) {
-    for (int64_t s = 0; s < subspaces; s += 2) r = std::max(r, most[s] + most[s + 1]);
+    Vec::F pairs = Vec::zero();
+    for (int64_t s = 0; s < subspaces; s += Vec::kWidth) {
+      const Vec::F each = Vec::load(most + s);
+      pairs = Vec::max_abs(pairs, Vec::add(Vec::even(each, each), Vec::odd(each, each)));
+    }
+    return largest_of(pairs);
   } else {
     const auto four = [&](int64_t s) { return (most[s] + most[s + 1]) + (most[s + 4] + most[s + 5]); };
     for (int64_t s = 0; s < subspaces; s += 2 * kNibbles)
