@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,15 @@ _SETTINGS = (
     "groups",
     "padding_mode",
 )
+# What the kernels read beside contiguous inputs.
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@lru_cache(maxsize=1024)
+def _places(size: torch.Size, reach: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """How many places inputs of a size have, and outputs; 0 where there is no output."""
+    outputs = (max((n + r) // step + 1, 0) for n, (r, step) in zip(size, reach, strict=True))
+    return math.prod(size), math.prod(outputs)
 
 
 class _CodebookConv(CodebookLayer):
@@ -49,11 +59,21 @@ class _CodebookConv(CodebookLayer):
         self._pad_widths: list[int] = list(source._reversed_padding_repeated_twice)  # type: ignore[arg-type]
         # Of each dimension both ends, as torch pads it: the last dimension comes first.
         ends = [self._pad_widths[at : at + 2] for at in range(0, len(self._pad_widths), 2)][::-1]
-        self._added = [sum(each) for each in ends]
+        self._reach = tuple(
+            (sum(each) - spread * (width - 1) - 1, step)
+            for each, spread, width, step in zip(
+                ends, self.dilation, self.kernel_size, self.stride, strict=True
+            )
+        )
         self._pads_alike = self.padding_mode == "zeros" and all(a == b for a, b in ends)
         self._sides = [a if self._pads_alike else 0 for a, _ in ends]
         group = self.out_channels // self.groups if self.groups > 1 else None
-        self._by_position = self.geometry.axis == "channels" and packs(self.geometry.k, group)
+        cut = self.geometry
+        self._by_position = cut.axis == "channels" and packs(cut.k, group)
+        self._products = (
+            *(self.in_channels, self.out_channels, self.groups),
+            *(cut.positions, cut.stages, cut.k, cut.dim, cut.books == 1),
+        )
 
     def _float_like(self, device: torch.device) -> nn.Module:
         settings = {name: getattr(self, name) for name in _SETTINGS}
@@ -95,19 +115,12 @@ class _CodebookConv(CodebookLayer):
         module = self._kernels(input)
         if module is None:
             return False
-        size = input.shape[-space:]
-        settings = (size, self._added, self.kernel_size, self.dilation, self.stride)
-        places = [
-            (length + added - spread * (width - 1) - 1) // step + 1
-            for length, added, width, spread, step in zip(*settings, strict=True)
-        ]
-        if input.numel() == 0 or min(places) < 1:
+        inputs, places = _places(input.shape[-space:], self._reach)
+        if inputs == 0 or places == 0:
             return False
-        cut, inputs = self.geometry, math.prod(size)
+        images = input.numel() // (self.in_channels * inputs)
         faster: bool = module.convolution_faster_than_float(
-            *(input.numel() // (self.in_channels * inputs), self.in_channels, self.out_channels),
-            *(self.groups, inputs, math.prod(places), cut.positions, cut.stages, cut.k, cut.dim),
-            *(cut.books == 1, PRECISIONS[self.precision]),
+            images, inputs, places, *self._products, PRECISIONS[self.precision]
         )
         return faster
 
@@ -118,6 +131,9 @@ class _CodebookConv(CodebookLayer):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = functional.pad(input, self._pad_widths, mode=mode)
         alone = input.dim() == space + 1
+        last = _LAST.get(input.dim())
+        if not input.is_contiguous() and not (last and input.is_contiguous(memory_format=last)):
+            input = input.contiguous()
         operators = torch.ops.vq.codebook_conv
         # A trace may run where gradients are on.
         differentiable = torch.is_grad_enabled() or tracing()

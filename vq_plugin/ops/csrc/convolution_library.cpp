@@ -59,12 +59,9 @@ const ConvolutionKernel& choose(const Kernels& kernels, Precision precision) {
 
 ConvolutionShape shape_of(const Convolution& c) {
   const auto product = [](const int64_t* three) { return three[0] * three[1] * three[2]; };
-  return {c.images,          c.in,
-          c.out,             c.groups,
-          product(c.size),   product(c.places),
-          product(c.kernel), c.books.stages,
-          c.books.k,         c.books.dim,
-          c.books.book_step == 0};
+  return {c.images,       product(c.size),   product(c.places), c.in,
+          c.out,          c.groups,          product(c.kernel), c.books.stages,
+          c.books.k,      c.books.dim,       c.books.book_step == 0};
 }
 
 void codebook_conv(Value* stack, uint64_t, uint64_t) {

@@ -8,9 +8,9 @@ namespace vq {
 
 // What decides how long a convolution takes.
 struct ConvolutionShape {
-  int64_t images, in, out, groups;
-  int64_t inputs, places, positions;  // of an image; of the kernel
-  int64_t stages, k, dim;
+  int64_t images, inputs, places;  // of an image, of an output
+  int64_t in, out, groups;
+  int64_t positions, stages, k, dim;
   bool shared;  // one codebook for all pieces of a position
 };
 

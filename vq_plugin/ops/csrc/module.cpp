@@ -84,7 +84,7 @@ PyMethodDef methods[] = {
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
      "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
     {"convolution_faster_than_float", convolution_faster_than_float, METH_VARARGS,
-     "(images, in, out, groups, input places, output places, kernel positions, stages, k, dim, "
+     "(images, input places, output places, in, out, groups, kernel positions, stages, k, dim, "
      "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},
     {"same_bytes", same_bytes, METH_VARARGS,
      "(address, address, bytes) -> whether they are equal."},
