@@ -102,7 +102,7 @@ def _decoded(
     stages, groups, books, _, dim = codebooks.shape
     pieces = -(-shape[1] // dim)
     length = math.prod(shape[2:]) * pieces * dim
-    plain = canonical(codes, shape[0], length, dim, False)
+    plain = canonical(codes, shape[0], length, dim)
     if plain.shape != (stages, shape[0], length // dim) or groups > 1 or books not in (1, pieces):
         raise RuntimeError(
             f"codes {tuple(codes.shape)} and codebooks {tuple(codebooks.shape)} do not make a "
@@ -163,8 +163,8 @@ _SCHEMA = (
     "ScalarType codebook_dtype, int precision) -> Tensor"
 )
 _library = Library("vq", "FRAGMENT")  # type: ignore[no-untyped-call]
-# The second, without a gradient: what autograd adds costs more than a small layer. The third is what
-# the native kernel leaves to torch.
+# The second, without a gradient: what autograd adds costs more than a small layer. The third is
+# what the native kernel leaves to torch.
 for _name in ("codebook_conv", "codebook_conv.inference", "decoded_conv"):
     _library.define(_name + _SCHEMA, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
     _library.impl(_name, _conv, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -201,7 +201,7 @@ class _Conv(torch.autograd.Function):
             matrix = by_position.reshape(shape[0], -1)
             grad_codebooks, grad_scale = codebook_gradients(
                 matrix,
-                canonical(codes, *matrix.shape, dim, False),
+                canonical(codes, shape[0], matrix.shape[1], dim),
                 rounded(codebooks, dtype),
                 None if scale is None else rounded(scale, dtype),
                 0,

@@ -29,6 +29,7 @@ KERNEL_CENTERS = 256
 
 
 def load_kernels() -> None:
+    """Registers the native kernels, where there are any."""
     # Nothing that torch.compile could trace; layers loaded them when they packed their codes.
     if not torch.compiler.is_compiling():
         native()
@@ -164,7 +165,8 @@ def unpack_codes(packed: Tensor, *, rows: int, subspaces: int, along_out: bool =
     return codes
 
 
-def canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool) -> Tensor:
+def canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool = False) -> Tensor:
+    """Codes ``(stages, rows, subspaces)``, of those or of packed ones."""
     if codes.dim() != 4:
         return codes
     unpacked: Tensor = torch.ops.vq.unpack_codes(codes, rows, -(-length // dim), along_out)
@@ -172,6 +174,7 @@ def canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool) 
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values of ``dtype`` in the dtype that they have; differentiable."""
     return values if dtype == torch.float32 else values.to(dtype).to(values.dtype)
 
 
@@ -243,7 +246,8 @@ def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> 
 
 _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
-    "int out_features, bool along_out, int group, ScalarType codebook_dtype, int precision) -> Tensor"
+    "int out_features, bool along_out, int group, ScalarType codebook_dtype, int precision) "
+    "-> Tensor"
 )
 _DEQUANTIZE = (
     "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "

@@ -117,14 +117,14 @@ class ConvolvedStrip {
         find_spread(table, div_up(last - s, kLanes) * kLanes, &spread);
         // Zeros are integers as they are: places with few channels above 0 are no peaks.
         int64_t some = 0;
-        for (int64_t p = 0; p < last - s; ++p) some += spread.most[p] > 0;
+        for (int64_t p = 0; p < last - s; ++p) some += spread.low[p] != 0 || spread.range[p] != 0;
         const bool fits = fits_planes<kBits>(spread, some * kLanes);
         kinds[i] = !fits ? Tables::floats : spread.largest > 0 ? Tables::planes : Tables::zero;
         any_floats |= !fits;
         if (kinds[i] != Tables::planes) continue;
         const float per_unit = entries_per_unit<kBits>(spread, columns_ * kNibbles);
         steps[i] = 1 / per_unit;
-        offsets[i] = store_planes<kBits>(table, columns_, spread.most, per_unit,
+        offsets[i] = store_planes<kBits>(table, columns_, spread.low, per_unit,
                                          planes + i * table_bytes);
       }
     }

@@ -69,8 +69,9 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
                         const float* tables, int64_t table_step, float* sums, int64_t sum_step) {
   constexpr int kRows = kBlocks * kVectors;
   Vec::F total[kRows][kBatch];
-  for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::load(sums + b * sum_step + r * Vec::kWidth);
+  // From zero: a sum of sums loses less than one long sum.
+  for (auto& of_row : total)
+    for (auto& sum : of_row) sum = Vec::zero();
   for (int64_t column = 0; column < columns; ++column) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
@@ -90,8 +91,12 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
       for (int r = 0; r < kRows; ++r) code[r] = Vec::next_nibble(code[r]);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b) Vec::store(sums + b * sum_step + r * Vec::kWidth, total[r][b]);
+  for (int r = 0; r < kRows; ++r) {
+    for (int b = 0; b < kBatch; ++b) {
+      float* sum = sums + b * sum_step + r * Vec::kWidth;
+      Vec::store(sum, Vec::add(Vec::load(sum), total[r][b]));
+    }
+  }
 }
 
 // Calls f(kSamples at a time), then what is left in halves: f(integral_constant, first sample).
@@ -156,7 +161,7 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
             } else if (spread.largest > 0) {
               tables[count] = planes + b * kBytes;
               const float per_unit = entries_per_unit<kBits>(spread, columns * kNibbles);
-              const uint32_t offset = store_planes<kBits>(table, columns, spread.most, per_unit,
+              const uint32_t offset = store_planes<kBits>(table, columns, spread.low, per_unit,
                                                           planes + b * kBytes);
               whole[count] = {tables + count, 1 / per_unit, offset, sums + b * rows};
               ++count;

@@ -17,11 +17,11 @@
 namespace vq {
 namespace {
 
-// The largest |entry| of each subspace, and the sum of all entries' squares, which is not finite
-// where an entry is not. In one order everywhere.
+// Between what the entries of each subspace lie, and the sum of all entries' squares, which is not
+// finite where an entry is not. In one order everywhere.
 struct Spread {
-  float most[kPlaneTile];
-  float largest, squares;
+  float low[kPlaneTile], range[kPlaneTile];
+  float largest, squares;  // largest |entry|
 };
 
 // By halves: on every instruction set in the same order, and side by side where registers are wide.
@@ -41,26 +41,33 @@ inline float largest_of(Vec::F values) {
 // Of a tile's tables, (subspaces, 16), with zeros up to a multiple of 16 subspaces.
 inline void find_spread(const float* tables, int64_t subspaces, Spread* spread) {
   static_assert(kPlaneTile % kLanes == 0);
-  Vec::F largest = Vec::zero(), squares[2 * kVectors];  // of even and odd subspaces
+  Vec::F squares[2 * kVectors];  // of even and odd subspaces
   for (Vec::F& sum : squares) sum = Vec::zero();
+  Vec::F largest = Vec::zero();
   for (int64_t s = 0; s < subspaces; s += Vec::kWidth) {
-    Vec::F most[Vec::kWidth];
+    Vec::F low[Vec::kWidth], high[Vec::kWidth];
     for (int i = 0; i < Vec::kWidth; ++i) {
-      most[i] = Vec::zero();
       for (int v = 0; v < kVectors; ++v) {
         const Vec::F value = Vec::load(tables + (s + i) * kLanes + v * Vec::kWidth);
-        most[i] = Vec::max_abs(most[i], value);
+        low[i] = v == 0 ? value : Vec::min(low[i], value);
+        high[i] = v == 0 ? value : Vec::max(high[i], value);
         Vec::F& sum = squares[i % 2 * kVectors + v];
         sum = Vec::fused(value, value, sum);
       }
     }
-    // Of pairs of neighbours the larger one, until a register holds one value of each subspace.
-    for (int count = Vec::kWidth / 2; count > 0; count /= 2)
-      for (int i = 0; i < count; ++i)
-        most[i] = Vec::max_abs(Vec::even(most[2 * i], most[2 * i + 1]),
-                               Vec::odd(most[2 * i], most[2 * i + 1]));
-    Vec::store(spread->most + s, most[0]);
-    largest = Vec::max_abs(largest, most[0]);
+    // Of pairs of neighbours, until a register holds one value of each subspace.
+    for (int count = Vec::kWidth / 2; count > 0; count /= 2) {
+      for (int i = 0; i < count; ++i) {
+        low[i] = Vec::min(Vec::even(low[2 * i], low[2 * i + 1]),
+                          Vec::odd(low[2 * i], low[2 * i + 1]));
+        high[i] = Vec::max(Vec::even(high[2 * i], high[2 * i + 1]),
+                           Vec::odd(high[2 * i], high[2 * i + 1]));
+      }
+    }
+    const Vec::F minus = Vec::mul(low[0], Vec::set1(-1.0f));
+    largest = Vec::max(largest, Vec::max(minus, high[0]));
+    Vec::store(spread->low + s, low[0]);
+    Vec::store(spread->range + s, Vec::add(high[0], minus));
   }
   float lanes[2 * kLanes];
   for (int i = 0; i < 2 * kVectors; ++i) Vec::store(lanes + i * Vec::kWidth, squares[i]);
@@ -68,20 +75,22 @@ inline void find_spread(const float* tables, int64_t subspaces, Spread* spread) 
   spread->largest = largest_of(largest);
 }
 
-// The entries of one column whose bytes are added before they are widened, of the largest sum:
-// of 8 bits two subspaces; of 16 the eight of two columns that one half of a register holds.
+// The largest sum of the ranges of subspaces whose bytes are added before they are widened: of
+// 8 bits two subspaces; of 16 the eight of two columns that one half of a register holds.
 template <int kBits>
-inline float most_together(const float* most, int64_t subspaces) {
+inline float most_together(const float* range, int64_t subspaces) {
   float r = 0;
   if (kBits == kFastBits) {
     Vec::F pairs = Vec::zero();
     for (int64_t s = 0; s < subspaces; s += Vec::kWidth) {
-      const Vec::F each = Vec::load(most + s);
-      pairs = Vec::max_abs(pairs, Vec::add(Vec::even(each, each), Vec::odd(each, each)));
+      const Vec::F each = Vec::load(range + s);
+      pairs = Vec::max(pairs, Vec::add(Vec::even(each, each), Vec::odd(each, each)));
     }
     return largest_of(pairs);
   } else {
-    const auto four = [&](int64_t s) { return (most[s] + most[s + 1]) + (most[s + 4] + most[s + 5]); };
+    const auto four = [&](int64_t s) {
+      return (range[s] + range[s + 1]) + (range[s + 4] + range[s + 5]);
+    };
     for (int64_t s = 0; s < subspaces; s += 2 * kNibbles)
       for (int64_t half = 0; half < 4; half += 2)
         r = std::max(r, four(s + half) + four(s + half + kNibbles));
@@ -89,17 +98,20 @@ inline float most_together(const float* most, int64_t subspaces) {
   return r;
 }
 
-// What entries are multiplied with to become integers; the step is its inverse. Each is at most
-// half of what its bits hold, and those that are added together at most half of what a byte (of
-// 8 bits) or a byte of the highest plane (of 16) holds, less the error of rounding.
+// What entries are multiplied with to become integers; its inverse is the step. Less the error of
+// rounding, integers of 24 bits are at most 2^23; of fewer bits each lies in a range of its bits,
+// those that are added together in one of a byte (8 bits), or of a byte above 10 others (16), and
+// all below 2^22, so that 32 bits hold their sum.
 template <int kBits>
 inline float entries_per_unit(const Spread& spread, int64_t subspaces) {
-  constexpr float kExact = 8388600.0f, kHigh = 32766.0f, kHighTogether = 131060.0f,
-                  kFastTogether = 126.9f;
+  constexpr float kExact = 8388600.0f, kSize = 4.0e6f, kHigh = 65532.0f,
+                  kHighTogether = 262100.0f, kFastTogether = 252.9f;
   if (kBits == kExactBits) return kExact / spread.largest;
-  const float together = most_together<kBits>(spread.most, subspaces);
-  if (kBits == kFastBits) return kFastTogether / together;
-  return std::min(kHigh / spread.largest, kHighTogether / together);
+  const float together = most_together<kBits>(spread.range, subspaces);
+  const float size = kSize / spread.largest;
+  if (kBits == kFastBits) return std::min(size, kFastTogether / together);
+  const float widest = *std::max_element(spread.range, spread.range + subspaces);
+  return std::min(size, std::min(kHigh / widest, kHighTogether / together));
 }
 
 // Whether integers of one step are as good as floats for n entries: finite, neither so large nor so
@@ -112,18 +124,19 @@ inline bool fits_planes(const Spread& spread, int64_t n) {
   return spread.largest * spread.largest * static_cast<float>(n) <= kPeak * kPeak * spread.squares;
 }
 
-// Tables of `columns` times 8 subspaces, whose largest entries are `most` -> integers in planes,
-// kColumnBytes<kBits> a column. Returns what was added to them together.
+// Tables of `columns` times 8 subspaces, each no lower than `low` -> integers in planes,
+// kColumnBytes<kBits> a column. Returns what was added to them together, so that none is below 0.
 template <int kBits>
-inline uint32_t store_planes(const float* tables, int64_t columns, const float* most,
+inline uint32_t store_planes(const float* tables, int64_t columns, const float* low,
                              float per_unit, uint8_t* to) {
+  constexpr float kWhole = 12582912.0f;  // adding 1.5 · 2^23 rounds as conversions to integers do
   uint32_t sum = 0;
   for (int64_t c = 0; c < columns; ++c) {
     int32_t offsets[kNibbles];
     for (int64_t s = 0; s < kNibbles; ++s) {
-      offsets[s] = kBits == kExactBits
-                       ? 1 << (kBits - 1)
-                       : static_cast<int32_t>(most[c * kNibbles + s] * per_unit + 0.5f);
+      offsets[s] = kBits == kExactBits ? 1 << (kBits - 1)
+                                       : -static_cast<int32_t>(
+                                             (low[c * kNibbles + s] * per_unit + kWhole) - kWhole);
       sum += static_cast<uint32_t>(offsets[s]);
     }
     Planes::store_column<kBits>(tables + c * kNibbles * kLanes, per_unit, offsets,
@@ -136,9 +149,14 @@ inline uint32_t store_planes(const float* tables, int64_t columns, const float* 
 // columns · kBlocks · kIndexBytes at `to`. Blocks of one row block follow each other.
 template <int kBlocks>
 inline void decode_strip(const int32_t* codes, int64_t row_step, int64_t columns, uint8_t* to) {
-  for (int64_t c = 0; c < columns; ++c)
-    for (int64_t b = 0; b < kBlocks; ++b, to += kIndexBytes)
-      Planes::decode(codes + b * row_step + c * kLanes, to);
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t b = 0; b < kBlocks; ++b, to += kIndexBytes) {
+      const int32_t* here = codes + b * row_step + c * kLanes;
+      // Of the next strip, a step that processors do not foresee.
+      __builtin_prefetch(here + kBlocks * row_step);
+      Planes::decode(here, to);
+    }
+  }
 }
 
 // sums[row + 16 · kBlocks rows] += step · (the sum of the entries at the codes), for every sample.

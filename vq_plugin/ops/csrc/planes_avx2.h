@@ -206,7 +206,11 @@ struct Planes {
   template <int kBlocks>
   static inline __attribute__((always_inline)) void in_order(__m256i* sum) {
 #pragma GCC unroll 4
-    for (int b = 0; b < kBlocks; ++b) asm volatile("" : "+x"(sum[b]));
+    for (int b = 0; b < kBlocks; ++b) {
+      __m256i here = sum[b];
+      asm volatile("" : "+x"(here));
+      sum[b] = here;
+    }
   }
 
   // Sums of rows 0 to 7, then 8 to 15.

@@ -68,10 +68,12 @@ struct Planes {
               const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
 #pragma GCC unroll 4
               for (int b = 0; b < kBlocks; ++b) {
-                __m512i& sum = total[i][plane][b][odd % kChains];
-                sum = _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(index[b], four), ones);
+                const int chain = odd % kChains;
+                __m512i sum = _mm512_dpbusd_epi32(total[i][plane][b][chain],
+                                                  _mm512_permutexvar_epi8(index[b], four), ones);
                 // One after another: compilers would load more first and run out of registers.
-                if constexpr (kAtOnce == 1) asm volatile("" : "+v"(sum));
+                asm volatile("" : "+v"(sum));
+                total[i][plane][b][chain] = sum;
               }
             }
           }

@@ -51,6 +51,8 @@ struct Vec {
         a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
   }
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
   static float max(F v) { return _mm512_reduce_max_ps(v); }

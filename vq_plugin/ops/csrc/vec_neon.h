@@ -44,7 +44,8 @@ struct Vec : PlainBytes {
   static F even(F a, F b) { return vuzp1q_f32(a, b); }
   static F odd(F a, F b) { return vuzp2q_f32(a, b); }
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
-  static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
+  static F min(F a, F b) { return vminq_f32(a, b); }
+  static F max(F a, F b) { return vmaxq_f32(a, b); }
   static float sum(F v) { return vaddvq_f32(v); }
   static F round_half(F v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
   static F round_bfloat(F v) {
