@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "convolutions.h"
 #include "decodings.h"
 #include "fits.h"
 #include "packing.h"
@@ -167,6 +168,8 @@ int main(int count, char** arguments) {
     check_packing(number);
     if (const int wrong = decodings::check(isas, {kThreads, run_on_threads}, number))
       failures["decode"] += wrong;
+    if (const int wrong = convolutions::check(isas, {kThreads, run_on_threads}, number))
+      failures["convolutions"] += wrong;
     if (const int wrong = fits::check(isas, number)) failures["fits"] += wrong;
   }
   std::printf("%d problems, %d calls on several threads;", problems, divided);

@@ -114,11 +114,10 @@ class ConvolvedStrip {
       for (int64_t i = start; i < end; ++i) {
         const float* table = place_tables(i - start, s, last);
         Spread spread;
-        find_spread(table, div_up(last - s, kLanes) * kLanes, &spread);
+        find_spread<kBits>(table, div_up(last - s, kLanes) * kLanes, &spread);
         // Zeros are integers as they are: places with few channels above 0 are no peaks.
-        int64_t some = 0;
-        for (int64_t p = 0; p < last - s; ++p) some += spread.low[p] != 0 || spread.range[p] != 0;
-        const bool fits = fits_planes<kBits>(spread, some * kLanes);
+        const bool fits = fits_planes<kBits>(spread, (last - s) * kLanes) ||
+                          fits_planes<kBits>(spread, entries_not_zero(table, last - s));
         kinds[i] = !fits ? Tables::floats : spread.largest > 0 ? Tables::planes : Tables::zero;
         any_floats |= !fits;
         if (kinds[i] != Tables::planes) continue;
@@ -159,6 +158,14 @@ class ConvolvedStrip {
       }
     }
     if (any_floats) add_floats(stage, s, last, first_block, last_block, kinds);
+  }
+
+  // Of subspaces that are not all zero.
+  static int64_t entries_not_zero(const float* table, int64_t subspaces) {
+    int64_t count = 0;
+    for (int64_t s = 0; s < subspaces; ++s, table += kLanes)
+      count += std::any_of(table, table + kLanes, [](float entry) { return entry != 0; });
+    return count * kLanes;
   }
 
   // What integers do not fit, place by place.

@@ -151,7 +151,7 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
           for (int64_t b = 0; b < samples; ++b) {
             const float* table = floats + b * kStep;
             Spread spread;
-            find_spread(table, div_up(last - s, kLanes) * kLanes, &spread);
+            find_spread<kBits>(table, div_up(last - s, kLanes) * kLanes, &spread);
             if (!fits_planes<kBits>(spread, (last - s) * kLanes)) {
               each_blocks<1>(part.first, part.last, [&](auto blocks, int64_t block) {
                 add_lookups<blocks.value, 1>(here + block * layout.row_step(), layout.row_step(),

@@ -24,55 +24,70 @@ struct Spread {
   float largest, squares;  // largest |entry|
 };
 
-// By halves: on every instruction set in the same order, and side by side where registers are wide.
-template <int kCount, typename F>
-inline float reduced(float* values, F two) {
-  for (int half = kCount / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) values[i] = two(values[i], values[i + half]);
-  return values[0];
+// Neighbours first: in the same order on every instruction set.
+inline float sum_of(Vec::F* values) {
+  for (int count = kVectors / 2; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i)
+      values[i] = Vec::add(Vec::even(values[2 * i], values[2 * i + 1]),
+                           Vec::odd(values[2 * i], values[2 * i + 1]));
+  for (int lanes = Vec::kWidth; lanes > 1; lanes /= 2)
+    values[0] = Vec::add(Vec::even(values[0], values[0]), Vec::odd(values[0], values[0]));
+  float lanes[Vec::kWidth];
+  Vec::store(lanes, values[0]);
+  return lanes[0];
 }
 
 inline float largest_of(Vec::F values) {
+  for (int lanes = Vec::kWidth; lanes > 1; lanes /= 2)
+    values = Vec::max(Vec::even(values, values), Vec::odd(values, values));
   float lanes[Vec::kWidth];
   Vec::store(lanes, values);
-  return reduced<Vec::kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
+  return lanes[0];
 }
 
-// Of a tile's tables, (subspaces, 16), with zeros up to a multiple of 16 subspaces.
+// Of a tile's tables, (subspaces, 16), with zeros up to a multiple of 16 subspaces; `low` and
+// `range` of fewer than a float's bits alone.
+template <int kBits>
 inline void find_spread(const float* tables, int64_t subspaces, Spread* spread) {
   static_assert(kPlaneTile % kLanes == 0);
   Vec::F squares[2 * kVectors];  // of even and odd subspaces
   for (Vec::F& sum : squares) sum = Vec::zero();
-  Vec::F largest = Vec::zero();
+  Vec::F lowest = Vec::zero(), highest = Vec::zero();
   for (int64_t s = 0; s < subspaces; s += Vec::kWidth) {
     Vec::F low[Vec::kWidth], high[Vec::kWidth];
     for (int i = 0; i < Vec::kWidth; ++i) {
       for (int v = 0; v < kVectors; ++v) {
         const Vec::F value = Vec::load(tables + (s + i) * kLanes + v * Vec::kWidth);
-        low[i] = v == 0 ? value : Vec::min(low[i], value);
-        high[i] = v == 0 ? value : Vec::max(high[i], value);
+        if constexpr (kBits == kExactBits) {
+          lowest = Vec::min(lowest, value);
+          highest = Vec::max(highest, value);
+        } else {
+          low[i] = v == 0 ? value : Vec::min(low[i], value);
+          high[i] = v == 0 ? value : Vec::max(high[i], value);
+        }
         Vec::F& sum = squares[i % 2 * kVectors + v];
         sum = Vec::fused(value, value, sum);
       }
     }
-    // Of pairs of neighbours, until a register holds one value of each subspace.
-    for (int count = Vec::kWidth / 2; count > 0; count /= 2) {
-      for (int i = 0; i < count; ++i) {
-        low[i] = Vec::min(Vec::even(low[2 * i], low[2 * i + 1]),
-                          Vec::odd(low[2 * i], low[2 * i + 1]));
-        high[i] = Vec::max(Vec::even(high[2 * i], high[2 * i + 1]),
-                           Vec::odd(high[2 * i], high[2 * i + 1]));
+    if constexpr (kBits != kExactBits) {
+      // Of pairs of neighbours, until a register holds one value of each subspace.
+      for (int count = Vec::kWidth / 2; count > 0; count /= 2) {
+        for (int i = 0; i < count; ++i) {
+          low[i] = Vec::min(Vec::even(low[2 * i], low[2 * i + 1]),
+                            Vec::odd(low[2 * i], low[2 * i + 1]));
+          high[i] = Vec::max(Vec::even(high[2 * i], high[2 * i + 1]),
+                             Vec::odd(high[2 * i], high[2 * i + 1]));
+        }
       }
+      lowest = Vec::min(lowest, low[0]);
+      highest = Vec::max(highest, high[0]);
+      Vec::store(spread->low + s, low[0]);
+      Vec::store(spread->range + s, Vec::add(high[0], Vec::mul(low[0], Vec::set1(-1.0f))));
     }
-    const Vec::F minus = Vec::mul(low[0], Vec::set1(-1.0f));
-    largest = Vec::max(largest, Vec::max(minus, high[0]));
-    Vec::store(spread->low + s, low[0]);
-    Vec::store(spread->range + s, Vec::add(high[0], minus));
   }
-  float lanes[2 * kLanes];
-  for (int i = 0; i < 2 * kVectors; ++i) Vec::store(lanes + i * Vec::kWidth, squares[i]);
-  spread->squares = reduced<2 * kLanes>(lanes, [](float a, float b) { return a + b; });
-  spread->largest = largest_of(largest);
+  for (int v = 0; v < kVectors; ++v) squares[v] = Vec::add(squares[v], squares[kVectors + v]);
+  spread->squares = sum_of(squares);
+  spread->largest = largest_of(Vec::max(Vec::mul(lowest, Vec::set1(-1.0f)), highest));
 }
 
 // The largest sum of the ranges of subspaces whose bytes are added before they are widened: of
