@@ -35,11 +35,12 @@ namespace vq {
 namespace {
 
 // For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
-// adjusted by hand against integration/benchmarks/linear.py.
+// adjusted by hand against integration/benchmarks/linear.py. Those of lookup_nibbles are for an Intel
+// Xeon (Sapphire Rapids), one thread of a busy machine.
 constexpr Costs kCosts = {
-    {31, 0, 50, 12, 116},  // lookup_nibbles
-    {18, 0, 50, 12, 116},  // lookup_nibbles_high
-    {9, 0, 59, 4, 100},  // lookup_nibbles_fast
+    {22, 0, 10, 3, 570, 5700},  // lookup_nibbles
+    {14, 0, 20, 3, 570, 6500},  // lookup_nibbles_high
+    {7, 0, 10, 5, 540, 7500},  // lookup_nibbles_fast
     {22, 0, 0, 11, 0},      // scalar_nibbles
     {0, 23, 117, 29, 290},  // outward_nibbles
     {250, 0, 150, 3, 26},   // lookup_bytes

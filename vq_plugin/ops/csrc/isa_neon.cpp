@@ -10,9 +10,9 @@ namespace {
 
 // Estimates: twice the costs of AVX2, whose registers are twice as wide.
 constexpr Costs kCosts = {
-    {120, 0, 90, 26, 544},  // lookup_nibbles
-    {60, 0, 90, 7, 540},  // lookup_nibbles_high
-    {30, 0, 90, 7, 540},  // lookup_nibbles_fast
+    {88, 0, 40, 14, 1380, 12600},  // lookup_nibbles
+    {62, 0, 40, 14, 1380, 16000},  // lookup_nibbles_high
+    {28, 0, 40, 16, 1320, 13000},  // lookup_nibbles_fast
     {62, 0, 0, 76, 0},        // scalar_nibbles
     {0, 66, 104, 126, 3060},  // outward_nibbles
     {470, 0, 346, 2, 28},     // lookup_bytes

@@ -97,6 +97,7 @@ struct FitKernels;  // see fit.h
 struct Cost {
   double code, weight, value;    // of each code, weight and value of a center, a sample
   double code_once, value_once;  // of each code and value of a center, whatever the batch
+  double table = 0;              // of each subspace, a sample
 };
 
 struct Kernel {
