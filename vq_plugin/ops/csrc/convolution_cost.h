@@ -8,6 +8,7 @@ namespace vq {
 
 // About how long a kernel takes on one thread.
 inline double picoseconds(const ConvolutionCost& cost, const ConvolutionShape& s) {
+  constexpr double kCall = 12e6;  // more than a call of torch's
   const double pieces = double(div_up(s.in / s.groups, s.dim));
   const double columns = double(div_up(static_cast<int64_t>(pieces), kNibbles));
   const double blocks = double(div_up(s.out / s.groups, kLanes));
@@ -17,14 +18,14 @@ inline double picoseconds(const ConvolutionCost& cost, const ConvolutionShape& s
       double(s.places) * double(s.positions) * (blocks * (columns * cost.column + cost.block));
   const double outputs = double(s.places) * double(s.out) * cost.output;
   const double codes = columns * double(s.positions) * blocks * cost.decode;
-  return double(s.images) *
-         (double(s.groups) * double(s.stages) * (tables + lookups + codes) + outputs);
+  return kCall + double(s.images) * (double(s.groups) * double(s.stages) *
+                                         (tables + lookups + codes) + outputs);
 }
 
 // The same of a layer with a kept weight in torch. At every pass codebooks are compared with those
 // that the weight was decoded from.
 inline double float_picoseconds(const FloatConvolutionCost& cost, const ConvolutionShape& s) {
-  constexpr double kPass = 10e6, kCompare = 100;
+  constexpr double kPass = 5e6, kCompare = 100;
   const double books = s.shared ? 1.0 : double(div_up(s.in / s.groups, s.dim));
   const double products = double(s.images) * double(s.places) * double(s.out) *
                           double(s.in / s.groups) * double(s.positions);

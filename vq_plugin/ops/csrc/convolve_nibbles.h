@@ -8,9 +8,9 @@
 namespace vq {
 namespace {
 
-// Output places that are computed from the same tables: whole lines of the first dimension. What
-// they read overlaps, so few and large strips repeat least.
-constexpr int64_t kStripPlaces = 1024;
+// Tables that are there at the same time, half a megabyte to two: of whole lines of the first
+// dimension. What strips of output lines read overlaps, so few and large ones repeat least.
+constexpr int64_t kStripTables = 1 << 15;
 // Places side by side, whose tables stay in the nearest cache from position to position.
 constexpr int64_t kPlacesAtOnce = 16;
 
@@ -289,10 +289,13 @@ class ConvolvedStrip {
 template <int kBits>
 void convolve_nibbles(const Convolution& c, const Pool& pool) {
   constexpr double kWorthAThread = 15e6;
-  const int64_t lines = std::max<int64_t>(kStripPlaces / (c.places[1] * c.places[2]), 1);
-  const int64_t strips = div_up(c.places[0], lines), blocks = div_up(c.out / c.groups, kLanes);
+  const int64_t blocks = div_up(c.out / c.groups, kLanes);
   const auto worth = static_cast<int64_t>(c.picoseconds / kWorthAThread);
   const int64_t threads = std::clamp<int64_t>(worth, 1, std::max(pool.threads, 1));
+  const int64_t pieces = std::min(div_up(c.in / c.groups, c.books.dim), kPlaneTile);
+  const int64_t needed = std::max(div_up(product(c.size) * pieces, kStripTables),
+                                  div_up(threads, c.images * c.groups));
+  const int64_t strips = std::min(needed, c.places[0]);
   // Threads that share a strip compute its tables each.
   const int64_t parts =
       std::min(blocks, std::max<int64_t>(threads / (c.images * c.groups * strips), 1));
