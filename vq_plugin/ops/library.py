@@ -243,7 +243,8 @@ def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> 
 
 _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
-    "int out_features, bool along_out, int group, ScalarType codebook_dtype, int precision) -> Tensor"
+    "int out_features, bool along_out, int group, ScalarType codebook_dtype, int precision) "
+    "-> Tensor"
 )
 _DEQUANTIZE = (
     "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
