@@ -85,8 +85,14 @@ def test_version_is_that_of_the_distribution() -> None:
     ("cls", "settings"),
     [
         (vq.KM, {"k": 16, "group": None, "keep_zeros": False}),
-        (vq.PQ, {"k": 16, "dim": 4, "axis": "in", "codebooks": "subspace"}),
-        (vq.RQ, {"k": 256, "stages": 2, "dim": None, "axis": "in", "codebooks": "subspace"}),
+        (vq.PQ, {"k": 16, "dim": 4, "axis": "in", "codebooks": "subspace", "layout": "flat"}),
+        (
+            vq.RQ,
+            {
+                **{"k": 256, "stages": 2, "dim": None, "axis": "in"},
+                **{"codebooks": "subspace", "layout": "flat"},
+            },
+        ),
         (vq.Binary, {}),
     ],
 )

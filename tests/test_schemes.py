@@ -19,6 +19,7 @@ COMMON = {"codebook_dtype": st.sampled_from([*FLOATS, "int8"]), "scale": SCALE}
 SIDES = {
     "axis": st.sampled_from(["in", "out"]),
     "codebooks": st.sampled_from(["subspace", "tensor"]),
+    "layout": st.sampled_from(["flat", "channels"]),
 }
 K = st.integers(1, 1 << 16)
 SMALL = st.integers(1, 300)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq_plugin.schemes import Axis, Geometry, Scheme
+from vq_plugin.schemes import CutAxis, Geometry, Scheme
+from vq_plugin.schemes.geometry import weight_of
 
 
 def decode(
@@ -18,18 +19,19 @@ def decode(
     scale: Tensor | None,
     *,
     shape: tuple[int, ...],
-    axis: Axis,
+    axis: CutAxis,
     group: int | None = None,
 ) -> Tensor:
     """Rebuilds a weight from codes and codebooks; differentiable in ``codebooks`` and ``scale``.
 
-    ``W[r, s·dim:(s+1)·dim] = scale[r] · Σ_t codebooks[t, r // group, s or 0, codes[t, r, s]]``,
-    cropped to the row's length, transposed back for ``axis="out"``, in the dtype of ``codebooks``.
+    ``W[r, s·dim:(s+1)·dim] = scale[r] · Σ_t codebooks[t, r // group, s % books, codes[t, r, s]]``,
+    cropped to the row's length (for ``axis="channels"`` at every kernel position), in the order of
+    ``shape``, in the dtype of ``codebooks``.
     Shapes are those of :class:`CodebookWeight`.
     """
-    stages, groups, books, k, dim = codebooks.shape
+    stages, *_, dim = codebooks.shape
     _, rows, subspaces = codes.shape
-    offset = table_offsets(rows, groups, books, k, group, codes.device)
+    offset = table_offsets(rows, subspaces, codebooks.shape, group, codes.device)
     matrix: Tensor | None = None
     for stage in range(stages):
         # F.embedding, not indexing: it exports to ONNX as a Gather of uint8 codes.
@@ -39,11 +41,10 @@ def decode(
         vectors = functional.embedding(index, codebooks[stage].reshape(-1, dim))
         matrix = vectors if matrix is None else matrix + vectors
     assert matrix is not None
-    length = shape[0] if axis == "out" else math.prod(shape[1:])
-    matrix = matrix.reshape(rows, subspaces * dim)[:, :length]
+    matrix = matrix.reshape(rows, subspaces * dim)
     if scale is not None:
         matrix = matrix * scale.unsqueeze(1)
-    return (matrix if axis == "in" else matrix.T).reshape(shape)
+    return weight_of(matrix, shape, axis)
 
 
 def decode_rows(
@@ -53,7 +54,7 @@ def decode_rows(
     rows: Tensor,
     *,
     shape: tuple[int, ...],
-    axis: Axis,
+    axis: CutAxis,
     group: int | None = None,
 ) -> Tensor:
     """Some rows of the weight that :func:`decode` gives, ``(out, in)``; no others are decoded.
@@ -64,7 +65,7 @@ def decode_rows(
     stages, groups, books, k, dim = codebooks.shape
     look_up, device = functional.embedding, codes.device
     offset: Tensor | int = 0
-    if axis == "in":
+    if axis != "out":
         lists, tables = codes, codebooks.reshape(stages, -1, dim)
         at, owners = rows, rows.int().unsqueeze(-1)
         if books > 1:
@@ -95,12 +96,16 @@ def decode_rows(
 
 
 def table_offsets(
-    rows: int, groups: int, books: int, k: int, group: int | None, device: torch.device
+    rows: int, subspaces: int, table: torch.Size, group: int | None, device: torch.device
 ) -> Tensor | None:
-    """Where each code's codebook starts in the flattened table; ``None`` where all start at 0."""
+    """Where each code's codebook starts in the flattened table; ``None`` where all start at 0.
+
+    ``table`` is the shape of the codebooks.
+    """
+    _, groups, books, k, _ = table
     offsets: Tensor | None = None
     if books > 1:
-        offsets = torch.arange(books, dtype=torch.int32, device=device) * k
+        offsets = torch.arange(subspaces, dtype=torch.int32, device=device) % books * k
     if groups > 1:
         assert group is not None
         owner = torch.arange(rows, dtype=torch.int32, device=device) // group

@@ -216,7 +216,7 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
 
     Args:
         model: A model with codebook layers.
-        precision: ``"exact"`` or ``"fast"``: see :func:`vq_plugin.ops.codebook_linear`.
+        precision: ``"exact"``, ``"high"`` or ``"fast"``: see :func:`vq_plugin.ops.codebook_linear`.
 
     Raises:
         ValueError: If the model has no codebook layer, or ``precision`` is another word.
@@ -227,7 +227,7 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
         >>> vq.set_precision(small, "fast")
     """
     if precision not in get_args(Precision):
-        raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
+        raise ValueError(f"precision must be 'exact', 'high' or 'fast', got {precision!r}")
     layers = [module for module in model.modules() if isinstance(module, CodebookLayer)]
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")

@@ -49,7 +49,8 @@ class Layer(Generic[ArrayT]):
         view: How the parameter of the module differs from it: its own shape, the shape before
             dimensions change places, and their order; ``None`` where it does not.
         axis: ``"in"`` where sub-vectors run along the rows of the weight's 2-D view, ``"out"``
-            where they run along its columns.
+            where they run along its columns, ``"channels"`` where rows have the channels of one
+            kernel position after the other.
         group: Rows that share codebooks; ``None`` where all do.
         dtype: Dtype of the weight in the model, such as ``float32``.
     """
@@ -178,9 +179,9 @@ class _Numpy:
         dtype = np.dtype("float32" if layer.dtype == "bfloat16" else layer.dtype)
         codes, codebooks = layer.codes, layer.codebooks.astype(dtype)
         rows, length = layer._entry.matrix
-        along_rows = layer.axis == "in"
+        along_rows, positions = layer.axis != "out", layer._entry.positions
         weight = np.empty((rows, length) if along_rows else (length, rows), dtype)
-        # A book for every subspace, or one for all.
+        # A book for every subspace (of a kernel position), or one for all.
         book = np.arange(codes.shape[2]) % codebooks.shape[2]
         step = max(1, _RUN // (codes.shape[2] * codebooks.shape[4]))
         for start in range(0, rows, step):
@@ -189,12 +190,15 @@ class _Numpy:
             matrix = codebooks[0][group, book, codes[0, part]]
             for stage in range(1, len(codes)):
                 matrix = matrix + codebooks[stage][group, book, codes[stage, part]]
-            matrix = matrix.reshape(len(group), -1)[:, :length]
+            pieces = matrix.reshape(len(group), positions, -1)[:, :, : length // positions]
+            matrix = pieces.reshape(len(group), length)
             if layer.scale is not None:
                 matrix = matrix * layer.scale[part].astype(dtype)[:, None]
             weight[(part,) if along_rows else (slice(None), part)] = (
                 matrix if along_rows else matrix.T
             )
+        if layer.axis == "channels":
+            weight = np.ascontiguousarray(weight.reshape(rows, positions, -1).swapaxes(1, 2))
         if layer.view is None:
             return weight.reshape(layer.shape)
         parameter, split, order = layer.view

@@ -2,8 +2,8 @@
 
     python -m integration.benchmarks.conv [--quick]
 
-1x1 convolutions run through the linear kernels, others keep their decoded weight. For these the
-table also gives what unfolding the input and the linear kernel would take.
+1x1 convolutions run through the linear kernels. Others keep their decoded weight, but for those
+whose sub-vectors are channels: a second table, on one thread, beside torch.ao's int8.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import vq_plugin as vq
 from integration.benchmarks.harness import (
@@ -50,6 +51,19 @@ _SCHEMES: Mapping[str, tuple[vq.Scheme, ops.Precision]] = {
     "KM k=256": (vq.KM(k=256), "exact"),
 }
 _NOISE = 0.95
+# Channels, side, output channels, stride of 3x3 convolutions of one image.
+_BY_POSITION = (
+    (64, 56, 64, 1),
+    (128, 28, 128, 1),
+    (256, 14, 256, 1),
+    (512, 7, 512, 1),
+    (64, 56, 128, 2),
+    (128, 28, 256, 2),
+    (256, 14, 512, 2),
+)
+_QUICK_BY_POSITION = ((16, 6, 32, 1),)
+_PRECISIONS: tuple[ops.Precision, ...] = ("exact", "high", "fast")
+_CHANNELS = {f"dim {dim}": vq.PQ(k=16, dim=dim, layout="channels") for dim in (4, 8)}
 
 
 def main() -> None:
@@ -63,12 +77,13 @@ def main() -> None:
             f"nn.Conv2d float32 / layer, {torch.get_num_threads()} threads, {isa}",
             {
                 "images": "d", "input": "", "outputs": "d", "kernel": "", "float32 ms": ".2f",
-                "again": ".2f", **dict.fromkeys(_SCHEMES, ".2f"), "unfolded": ".2f",
+                "again": ".2f", **dict.fromkeys(_SCHEMES, ".2f"),
             },
         )  # fmt: skip
         for shape in shapes:
             table.rows.append(_race(shape, seconds))
         report.add(table)
+        report.add(_by_position(isa, arguments.quick, seconds))
         worst = min(row[name] for row in table.rows for name in _SCHEMES)
         report.checks.append(
             Check(f"{isa}: the slowest layer, less noise", worst, _NOISE, at_least=True)
@@ -89,13 +104,6 @@ def _race(shape: tuple[int, int, int, int, int], seconds: float) -> dict[str, ob
         layer = random_codes(plain, scheme).eval()
         layer.precision = precision
         layers[name] = layer
-    if kernel > 1:
-        flat = random_codes(
-            nn.Linear(channels * kernel * kernel, outputs), vq.PQ(k=16, dim=4)
-        ).eval()
-        layers["unfolded"] = lambda x: flat(
-            functional.unfold(x, kernel, padding=kernel // 2).transpose(1, 2).contiguous()
-        )
     x = torch.randn(images, channels, side, side)
     with torch.no_grad():
         median = medians({name: partial(call, x) for name, call in layers.items()}, seconds)
@@ -104,6 +112,58 @@ def _race(shape: tuple[int, int, int, int, int], seconds: float) -> dict[str, ob
         "kernel": f"{kernel}x{kernel}", "float32 ms": median["float32 ms"] * 1e3,
     }  # fmt: skip
     return row | {name: median["float32 ms"] / median[name] for name in layers if name not in row}
+
+
+def _by_position(isa: str, quick: bool, seconds: float) -> Table:
+    """3x3 convolutions of one image whose sub-vectors are channels, on one thread."""
+    columns = [f"{dim} {precision}" for dim in _CHANNELS for precision in _PRECISIONS]
+    table = Table(
+        f"nn.Conv2d float32 / 3x3 on codes, 1 thread, {isa}",
+        {
+            "input": "", "outputs": "d", "stride": "d", "float32 ms": ".2f", "again": ".2f",
+            **dict.fromkeys(columns, ".2f"), "torch.ao int8": ".2f",
+        },
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for shape in _QUICK_BY_POSITION if quick else _BY_POSITION:
+            table.rows.append(_race_by_position(shape, seconds))
+    finally:
+        torch.set_num_threads(threads)
+    return table
+
+
+def _race_by_position(shape: tuple[int, int, int, int], seconds: float) -> dict[str, object]:
+    channels, side, outputs, stride = shape
+    plain = nn.Conv2d(channels, outputs, 3, stride, padding=1).eval()
+    x = torch.randn(1, channels, side, side).relu()
+    layers: dict[str, Callable[[Tensor], Tensor]] = {
+        "float32 ms": plain,
+        "again": copy.deepcopy(plain),
+        "torch.ao int8": _int8(plain, x),
+    }
+    for dim, scheme in _CHANNELS.items():
+        for precision in _PRECISIONS:
+            layer = random_codes(plain, scheme).eval()
+            layer.precision = precision
+            layers[f"{dim} {precision}"] = layer
+    with torch.no_grad():
+        median = medians({name: partial(call, x) for name, call in layers.items()}, seconds)
+    row: dict[str, object] = {
+        "input": f"{channels}x{side}x{side}", "outputs": outputs, "stride": stride,
+        "float32 ms": median["float32 ms"] * 1e3,
+    }  # fmt: skip
+    return row | {name: median["float32 ms"] / median[name] for name in layers if name not in row}
+
+
+def _int8(plain: nn.Module, x: Tensor) -> nn.Module:
+    """The same layer by torch.ao, with what turns its input into int8 and its output back."""
+    model = nn.Sequential(copy.deepcopy(plain))
+    prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))
+    prepared(x)
+    converted: nn.Module = convert_fx(prepared)
+    return converted
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m integration.benchmarks.kernel_costs [--isa avx512]
 
 Kernels run on one thread, on layers of several sizes with random codes, and non-negative least
-squares of the relative error finds the picoseconds of each code, weight and value of a center for
-each sample, and of each code and value whatever the batch. The last column says how far the sum is
-from the measured time: at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from
-such a fit and were then adjusted by hand against ``integration.benchmarks.linear``.
+squares of the relative error finds the picoseconds of each code, weight, value of a center and
+table for each sample, and of each code and value whatever the batch. The last column says how far
+the sum is from the measured time: at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp
+started from such a fit and were then adjusted by hand against ``integration.benchmarks.linear``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vq_plugin import ops
 _SHAPES = ((512, 512), (2048, 1024), (1024, 4096))
 _BATCHES = (1, 2, 3, 8, 16, 32, 128)
 _FEW, _TOGETHER = 4, 16
-_TERMS = ("code", "weight", "value", "code once", "value once")
+_TERMS = ("code", "weight", "value", "code once", "value once", "table")
 _INPUT, _OUTPUT = 200.0, 300.0  # cost.h
 _KERNELS: dict[str, tuple[vq.Scheme, ...]] = {
     "lookup_nibbles": tuple(vq.PQ(k=16, dim=dim) for dim in (2, 4, 8)),
@@ -42,6 +42,11 @@ _KERNELS: dict[str, tuple[vq.Scheme, ...]] = {
     "lookup_bytes": (vq.PQ(k=64, dim=4), vq.PQ(k=256, dim=4), vq.PQ(k=256, dim=8)),
     "scalar_bytes": (vq.KM(k=256),),
     "outward_bytes": tuple(vq.PQ(k=k, dim=d, axis="out") for k, d in ((64, 4), (256, 4), (256, 8))),
+}
+
+_PRECISIONS: dict[str, tuple[ops.Precision, ...]] = {
+    "lookup_nibbles": ("exact", "high", "fast"),
+    "scalar_nibbles": ("exact", "fast"),
 }
 
 
@@ -58,10 +63,8 @@ def main() -> None:
     )
     with torch_threads(1), torch.no_grad():
         for kernel, schemes in _KERNELS.items():
-            for fast in (False, True) if kernel.endswith("_nibbles") else (False,):
-                if fast and kernel == "outward_nibbles":
-                    continue
-                rows = list(_measure(schemes, fast, arguments.quick))
+            for precision in _PRECISIONS.get(kernel, ("exact",)):
+                rows = list(_measure(schemes, precision, arguments.quick))
                 by_sixteen = kernel in ("lookup_bytes", "outward_bytes")
                 for sixteen in (False, True) if by_sixteen else (False,):
                     some = [
@@ -69,7 +72,8 @@ def main() -> None:
                         for batch, numbers, picoseconds in rows
                         if not by_sixteen or (batch >= _FEW) == sixteen
                     ]
-                    name = kernel + "_fast" * fast + ", sixteen" * sixteen
+                    named = kernel if precision == "exact" else f"{kernel}_{precision}"
+                    name = named + ", sixteen" * sixteen
                     table.rows.append({"kernel": name, **_solve(some)})
     if before is not None:
         ops.use_isa(before)
@@ -78,15 +82,18 @@ def main() -> None:
 
 
 def _measure(
-    schemes: tuple[vq.Scheme, ...], fast: bool, quick: bool
+    schemes: tuple[vq.Scheme, ...], precision: ops.Precision, quick: bool
 ) -> Iterator[tuple[int, tuple[float, ...], float]]:
-    """Batch, (batch, codes, weights, values), picoseconds without those of inputs and outputs."""
+    """Batch, (batch, codes, weights, values, tables), picoseconds less inputs' and outputs'."""
     for scheme in schemes:
         for out, in_ in _SHAPES[:1] if quick else _SHAPES:
             layer = random_codes(nn.Linear(in_, out, bias=False), scheme)
-            layer.precision = "fast" if fast else "exact"
+            layer.precision = precision
             dim = layer.codebooks.shape[4]
-            numbers = (out * in_ / dim, float(out * in_), float(layer.codebooks.numel()))
+            numbers = (
+                *(out * in_ / dim, float(out * in_), float(layer.codebooks.numel())),
+                in_ / dim,
+            )
             for batch in _BATCHES[::3] if quick else _BATCHES:
                 call = partial(layer._multiply, torch.randn(batch, in_))
                 seconds = medians({"": call}, 0.005 if quick else 0.05)[""]
@@ -95,9 +102,12 @@ def _measure(
 
 
 def _terms(numbers: tuple[float, ...], sixteen: bool) -> list[float]:
-    batch, codes, weights, values = numbers
+    batch, codes, weights, values, tables = numbers
     samples = -(-batch // _TOGETHER) * _TOGETHER if sixteen else batch
-    return [samples * codes, samples * weights, samples * values, codes, values]
+    return [
+        *(samples * codes, samples * weights, samples * values, codes, values),
+        samples * tables,
+    ]
 
 
 def _solve(rows: list[tuple[list[float], float]]) -> dict[str, float]:

@@ -36,7 +36,11 @@ FLOAT = "nn.Linear float32"
 BATCHES = (1, 8, 32, 128)
 _OURS: Mapping[str, tuple[vq.Scheme, ops.Precision]] = {
     "PQ k=16 dim=4": (vq.PQ(k=16, dim=4), "exact"),
+    "PQ k=16 dim=4, high": (vq.PQ(k=16, dim=4), "high"),
     "PQ k=16 dim=4, fast": (vq.PQ(k=16, dim=4), "fast"),
+    "PQ k=16 dim=8": (vq.PQ(k=16, dim=8), "exact"),
+    "PQ k=16 dim=8, high": (vq.PQ(k=16, dim=8), "high"),
+    "PQ k=16 dim=8, fast": (vq.PQ(k=16, dim=8), "fast"),
     "PQ k=16 dim=4 axis=out": (vq.PQ(k=16, dim=4, axis="out"), "exact"),
     "PQ k=256 dim=8": (vq.PQ(k=256, dim=8), "exact"),
     "PQ k=256 dim=8 codebooks=tensor": (vq.PQ(k=256, dim=8, codebooks="tensor"), "exact"),
@@ -191,7 +195,7 @@ def overhead(report: Report, seconds: float) -> None:
         "F.linear": partial(nn.functional.linear, x, layer.weight, layer.bias),
         "vq::codebook_linear": partial(
             *(torch.ops.vq.codebook_linear.inference, x, small._codes, small.codebooks, None),
-            *(small.bias, *small._settings, False),
+            *(small.bias, *small._settings, 0),
         ),
         "CodebookLinear": partial(small, x),
     }

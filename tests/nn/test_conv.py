@@ -12,13 +12,17 @@ from torch.nn import functional
 import vq_plugin as vq
 from vq_plugin import ops
 from vq_plugin.nn import CodebookConv1d, CodebookConv2d, CodebookConv3d
+from vq_plugin.nn.coded import Memory
 
 KINDS = {
     1: (nn.Conv1d, CodebookConv1d),
     2: (nn.Conv2d, CodebookConv2d),
     3: (nn.Conv3d, CodebookConv3d),
 }
-SCHEMES = [vq.KM(k=4), vq.PQ(k=4, dim=4), vq.PQ(k=4, axis="out"), vq.RQ(k=4), vq.Binary()]
+CHANNELS = vq.PQ(k=4, dim=2, layout="channels")
+SCHEMES = [
+    *(vq.KM(k=4), vq.PQ(k=4, dim=4), vq.PQ(k=4, axis="out"), CHANNELS, vq.RQ(k=4), vq.Binary()),
+]
 
 
 def check(dims: int, scheme: vq.Scheme, settings: dict[str, Any], batched: bool = True) -> None:
@@ -191,3 +195,117 @@ def test_no_images_and_no_places() -> None:
     layer = vq.compress(nn.Conv2d(16, 600, 1), vq.PQ(k=16, dim=4))
     with torch.no_grad():
         assert layer(torch.zeros(0, 16, 4, 4)).shape == (0, 600, 4, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    ("kernel_size", "padding", "stride", "dilation", "groups"),
+    [
+        (3, 1, 1, 1, 1),
+        (2, "same", 1, 1, 1),
+        (3, "valid", 2, 1, 2),
+        (3, 2, 1, 2, 2),
+        (1, 1, 1, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_convolutions_on_codes_are_those_with_the_weight(
+    dims: int, padding_mode: str, kernel_size: int, padding: int | str, stride: int,
+    dilation: int, groups: int, batched: bool,
+) -> None:  # fmt: skip
+    float_type, codebook_type = KINDS[dims]
+    source = float_type(
+        6 * groups, 32, kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode
+    )
+    layer = codebook_type.from_float(source, vq.PQ(k=4, dim=4, layout="channels", scale="row"))
+    x = torch.randn(*([2] if batched else []), 6 * groups, *[9, 8, 7][:dims])
+    expected = layer.to_float()(x)
+    if layer.geometry.axis == "channels":
+        assert torch.allclose(layer._look_up(x), expected, atol=1e-5)
+        with torch.no_grad():
+            assert torch.allclose(layer._look_up(x), expected, atol=1e-5)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def wide(**settings: Any) -> CodebookConv2d:
+    """A convolution that is faster on codes, with no weight kept."""
+    source = nn.Conv2d(256, 256, 3, padding=1, **settings)
+    return CodebookConv2d.from_float(source, vq.PQ(k=16, dim=8, layout="channels"))
+
+
+needs_wide_registers = pytest.mark.skipif(
+    ops.isa() not in ("avx512", "avx2"), reason="costs are known for AVX-512 and AVX2"
+)
+
+
+@needs_wide_registers
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("memory", ["weight", "codes"])
+def test_what_is_faster_on_codes_keeps_no_weight(last: bool, memory: Memory) -> None:
+    layer = wide()
+    vq.set_memory(layer, memory)
+    x = torch.randn(1, 256, 8, 8)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = layer(x)
+    assert layer._decoded.kept is None
+    assert y.is_contiguous(memory_format=torch.channels_last) == last
+    assert torch.allclose(y, layer.to_float()(x), atol=1e-4)
+
+
+@needs_wide_registers
+def test_a_precision_reaches_the_convolution() -> None:
+    layer = wide()
+    x = torch.randn(1, 256, 8, 8)
+    expected = layer.to_float().double()(x.double())
+    size = expected.square().mean().sqrt()
+    errors = []
+    for precision in ("exact", "high", "fast"):
+        vq.set_precision(layer, precision)
+        with torch.no_grad():
+            errors.append(float((layer(x) - expected).square().mean().sqrt() / size))
+    assert errors[0] < 1e-6 < errors[1] < 1e-4 < errors[2] < 2e-2
+
+
+def test_inputs_without_a_layout_of_their_own_are_taken_too() -> None:
+    layer = wide()
+    x = torch.randn(1, 9, 256, 8).permute(0, 2, 1, 3)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), layer.to_float()(x), atol=1e-4)
+
+
+def test_convolutions_on_codes_compile_and_export_with_a_dynamic_batch() -> None:
+    torch._dynamo.reset()
+    small = nn.Sequential(wide(), nn.ReLU()).eval()
+    x = torch.randn(2, 256, 6, 6)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(small, (x,), dynamic_shapes=(batch,), strict=False)
+    names = [str(node.target) for node in program.graph.nodes]
+    assert sum("vq.codebook_conv" in name for name in names) == 1
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    for images in (2, 3):
+        x = torch.randn(images, 256, 6, 6)
+        assert torch.allclose(program.module()(x), small(x), atol=1e-4)
+        with torch.no_grad():
+            assert torch.allclose(compiled(x), small(x), atol=1e-4)
+
+
+def test_convolutions_on_codes_are_traced() -> None:
+    layer = wide()
+    traced = torch.jit.trace(layer, torch.randn(1, 256, 5, 5))
+    x = torch.randn(2, 256, 7, 7)
+    assert torch.allclose(traced(x), layer.to_float()(x), atol=1e-4)
+
+
+def test_training_on_codes_moves_the_books_as_the_decoded_weight_would() -> None:
+    layer = wide()
+    x = torch.randn(1, 256, 6, 6)
+    cotangent = torch.randn(1, 256, 6, 6)
+    found = torch.autograd.grad((layer(x) * cotangent).sum(), [layer.codebooks, layer.bias])
+    plain = functional.conv2d(x, layer._weight(), layer.bias, padding=1)
+    expected = torch.autograd.grad((plain * cotangent).sum(), [layer.codebooks, layer.bias])
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-2)

@@ -136,7 +136,7 @@ def test_derivatives_of_the_operators_themselves(scheme: vq.Scheme) -> None:
 
     def product(x: Tensor) -> Tensor:
         found: Tensor = linear(
-            x, layer._codes, tables[0], tables[1], None, 8, *settings, torch.float32, False
+            x, layer._codes, tables[0], tables[1], None, 8, *settings, torch.float32, 0
         )
         return found
 

@@ -29,7 +29,7 @@ INT8 = vq.PQ(k=8, dim=3, codebook_dtype="int8")
 def arguments(scheme: vq.Scheme) -> tuple[Any, ...]:
     layer = vq.compress(nn.Linear(14, 10), scheme)
     x = torch.randn(6, 14, requires_grad=True)
-    return (x, layer._codes, layer.codebooks, layer.scale, layer.bias, *layer._settings, False)
+    return (x, layer._codes, layer.codebooks, layer.scale, layer.bias, *layer._settings, 0)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -154,7 +154,7 @@ def test_what_other_devices_run_is_the_definition(at: Operands) -> None:
     input, codebooks, scale, bias = (None if v is None else v.double() for v in values)
     fallback = torch._C.DispatchKey.CompositeExplicitAutograd
     found = torch.ops.vq.codebook_linear.default._op_dk(
-        fallback, input, codes, codebooks, scale, bias, shape[0], *rest, False
+        fallback, input, codes, codebooks, scale, bias, shape[0], *rest, 0
     )
     weight = decode(
         at.codes,
@@ -170,7 +170,7 @@ def test_what_other_devices_run_is_the_definition(at: Operands) -> None:
         return None if tensor is None else tensor.to("meta")
 
     without_data = torch.ops.vq.codebook_linear(
-        *map(meta, (at.input, codes, at.codebooks, at.scale, at.bias)), shape[0], *rest, False
+        *map(meta, (at.input, codes, at.codebooks, at.scale, at.bias)), shape[0], *rest, 0
     )
     assert without_data.shape == found.shape
 

@@ -27,6 +27,7 @@ tuning:
     relative: 0.02
     higher_is_better: true
     confidence: 0.9
+    min_agreement: 0.6
   objective: size
   exit_policy:
     max_trials: 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from vq_plugin.format.container import Container
 from vq_plugin.format.header import Stored
 from vq_plugin.nn import View
 from vq_plugin.reader import File, Layer
-from vq_plugin.schemes import Axis
+from vq_plugin.schemes import CutAxis
 
 
 class _Torch:
@@ -29,14 +29,13 @@ class _Torch:
 
     def decode(self, layer: Layer[Tensor]) -> Tensor:
         dtype = getattr(torch, layer.dtype)
-        axis: Axis = "in" if layer.axis == "in" else "out"
         scale = None if layer.scale is None else layer.scale.to(dtype)
         weight = decode(
             layer.codes,
             layer.codebooks.to(dtype),
             scale,
             shape=layer.shape,
-            axis=axis,
+            axis=cast(CutAxis, layer.axis),
             group=layer.group,
         )
         return weight if layer.view is None else View(*layer.view, layer.shape).restore(weight)

@@ -93,11 +93,19 @@ class _View:
         rows = geometry.group or geometry.rows
         groups = [slice(start, start + rows) for start in range(0, geometry.rows, rows)]
         self.groups = [
-            sub_vectors(points[group], None if masses is None else masses[group], geometry)
+            sub_vectors(
+                geometry.pieces(points[group]),
+                None if masses is None else geometry.pieces(masses[group]),
+                geometry,
+            )
             for group in groups
         ]
         self.codes = [
-            list(group.reshape(len(group), 1, -1) if geometry.shared else group.transpose(1, 2))
+            list(
+                group.reshape(len(group), 1, -1)
+                if geometry.shared
+                else group.reshape(len(group), -1, geometry.books).transpose(1, 2)
+            )
             for group in torch.split(small.codes.cpu(), rows, 1)
         ]
         self.centers = [list(tables) for tables in small.codebooks.cpu().float().unbind(1)]
@@ -105,8 +113,10 @@ class _View:
     def result(self, codes: list[list[Tensor]], centers: list[list[Tensor]]) -> CodebookWeight:
         """Codes and centers by group and stage as the weight that they make."""
         small, scheme = self.small, self.small.scheme
-        subspaces = self.geometry.subspaces
+        geometry = self.geometry
+        subspaces = geometry.subspaces // geometry.positions
         grid = torch.cat([codes_by_row(torch.stack(group), subspaces) for group in codes], 1)
+        grid = grid.reshape(geometry.code_shape)
         tables = torch.stack([torch.stack(group) for group in centers], 1)
         tables = round_centers(tables, scheme.codebook_dtype)
         check_codebooks(tables, self.matrix, scheme)
@@ -165,9 +175,10 @@ def _means(view: _View, codes: list[list[Tensor]]) -> list[list[Tensor]]:
 
 def _row_scales(view: _View, moved: CodebookWeight, before: Tensor) -> Tensor:
     """Scales that fit the rows best, ``<w, d> / <d, d>``; the old one where that is no scale."""
-    shape, group = tuple(view.matrix.shape), view.geometry.group
+    cut = view.geometry
     codes, codebooks = moved.codes.cpu(), moved.codebooks.cpu().float()
-    plain = decode(codes, codebooks, None, shape=shape, axis="in", group=group)
+    plain = decode(codes, codebooks, None, shape=cut.shape, axis=cut.axis, group=cut.group)
+    plain = cut.matrix(plain)
     mass = 1.0 if view.importance is None else view.importance
     best = (view.matrix * plain * mass).sum(1) / (plain * plain * mass).sum(1)
     best = best.to(before.dtype).to(before.device)

@@ -93,10 +93,12 @@ def _quantize(
     weights = None if importance is None else importance_view(importance, geometry)
     row_scale = None
     if geometry.scaled:
-        outputs = moments.outputs if moments is not None and geometry.axis == "in" else None
+        outputs = moments.outputs if moments is not None and geometry.axis != "out" else None
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme, outputs)
     check_range(matrix)
-    codes, centers = fit_of(scheme)(matrix, scheme, weights, seed)
+    pieces = None if weights is None else geometry.pieces(weights)
+    codes, centers = fit_of(scheme)(geometry.pieces(matrix), scheme, pieces, seed)
+    codes = codes.reshape(len(codes), geometry.rows, -1)
     ends = torch.aminmax(codes.byte() if codes.dtype is torch.bool else codes)
     least, most = map(int, ends)
     if least < 0 or most >= centers.shape[3]:

@@ -69,7 +69,12 @@ class Entry:
     def matrix(self) -> tuple[int, int]:
         """Rows and their length, of the 2-D view."""
         first, rest = self.shape[0], math.prod(self.shape[1:])
-        return (first, rest) if self.axis == "in" else (rest, first)
+        return (rest, first) if self.axis == "out" else (first, rest)
+
+    @property
+    def positions(self) -> int:
+        """Kernel positions that share their codebooks, one after the other in a row."""
+        return math.prod(self.shape[2:]) if self.axis == "channels" else 1
 
 
 class Stored(NamedTuple):
@@ -171,12 +176,14 @@ def check_weight(name: str, entry: Entry, header: Header) -> None:
         raise ValueError(f"layer {name!r} has exponents or int8 codebooks alone")
     stages, groups, books, _, dim = codebooks.shape
     rows, length = entry.matrix
-    shape = stages, rows, -(-length // dim)
+    positions = entry.positions
+    subspaces = -(-length // positions // dim)
+    shape = stages, rows, positions * subspaces
     fits = (
         0 not in entry.shape
         and entry.codes == shape
         and groups == (-(-rows // entry.group) if entry.group else 1)
-        and books in (1, shape[2])
+        and books in (1, subspaces)
         and (scale is None or (scale.shape == (rows,) and scale.dtype in FLOATS))
         and (exponents is None or exponents.shape == codebooks.shape[:3])
     )

@@ -43,7 +43,7 @@ _END = r'(?:,(?=")|(\}))'
 _VERSION = re.compile(r'\{"format":([0-9]{1,9})[,}]')
 _LAYER = re.compile(
     rf'{_STRING}:\{{"scheme":{_STRING},"shape":{_SHAPE},'
-    rf'"view":(null|\[{_SHAPE},{_SHAPE},{_SHAPE}\]),"axis":"(in|out)","group":(null|{_NUMBER}),'
+    rf'"view":(null|\[{_SHAPE},{_SHAPE},{_SHAPE}\]),"axis":"(in|out|channels)","group":(null|{_NUMBER}),'
     rf'"codes":{_SHAPE},"dtype":"(\w+)","coding":(?:null|\{{"along":"(\w+)","bits":({_NUMBER})\}})\}}{_END}'
 )
 _ALIAS = re.compile(f"{_STRING}:{_STRING}{_END}")

@@ -247,15 +247,23 @@ class CodedWeight(nn.Module):
 
     def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
         """The decoded weight, without gradients."""
-        cut = self.geometry
+        cut, shape = self.geometry, self.weight_shape
+        codebooks = self._rounded_codebooks(codebooks)
+        if cut.axis == "channels":
+            # The operator has one book for all subspaces, or one for each.
+            repeats = 1 if cut.books == 1 else cut.positions
+            codebooks = codebooks.repeat(1, 1, repeats, 1, 1)
+            shape = (cut.rows, cut.subspaces * cut.dim)
         weight = dequantize_codebook(
             codes.to(codebooks.device),
-            self._rounded_codebooks(codebooks),
+            codebooks,
             None if scale is None else self._rounded_scale(scale),
-            shape=self.weight_shape,
+            shape=shape,
             along_out=cut.axis == "out",
             group=cut.group,
         )
+        if cut.axis == "channels":
+            weight = cut.weight(weight).contiguous()
         return self._with_padding(weight)
 
     def _rounded_codebooks(self, codebooks: Tensor) -> Tensor:

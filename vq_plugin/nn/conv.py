@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import CodebookLayer
-from vq_plugin.ops import tracing
+from vq_plugin.ops import PRECISIONS, packs, tracing
 
 _SETTINGS = (
     "in_channels",
@@ -23,6 +24,15 @@ _SETTINGS = (
     "groups",
     "padding_mode",
 )
+# What the kernels read beside contiguous inputs.
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@lru_cache(maxsize=1024)
+def _places(size: torch.Size, reach: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """How many places inputs of a size have, and outputs; 0 where there is no output."""
+    outputs = (max((n + r) // step + 1, 0) for n, (r, step) in zip(size, reach, strict=True))
+    return math.prod(size), math.prod(outputs)
 
 
 class _CodebookConv(CodebookLayer):
@@ -47,6 +57,23 @@ class _CodebookConv(CodebookLayer):
             and (isinstance(self.padding, str) or set(self.padding) == {0})
         )
         self._pad_widths: list[int] = list(source._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+        # Of each dimension both ends, as torch pads it: the last dimension comes first.
+        ends = [self._pad_widths[at : at + 2] for at in range(0, len(self._pad_widths), 2)][::-1]
+        self._reach = tuple(
+            (sum(each) - spread * (width - 1) - 1, step)
+            for each, spread, width, step in zip(
+                ends, self.dilation, self.kernel_size, self.stride, strict=True
+            )
+        )
+        self._pads_alike = self.padding_mode == "zeros" and all(a == b for a, b in ends)
+        self._sides = [a if self._pads_alike else 0 for a, _ in ends]
+        group = self.out_channels // self.groups if self.groups > 1 else None
+        cut = self.geometry
+        self._by_position = cut.axis == "channels" and packs(cut.k, group)
+        self._products = (
+            *(self.in_channels, self.out_channels, self.groups),
+            *(cut.positions, cut.stages, cut.k, cut.dim, cut.books == 1),
+        )
 
     def _float_like(self, device: torch.device) -> nn.Module:
         settings = {name: getattr(self, name) for name in _SETTINGS}
@@ -65,6 +92,8 @@ class _CodebookConv(CodebookLayer):
             # Torch's own convolution has the errors for other shapes; a trace keeps no condition.
             if batched and (traced or input.shape[-1 - space] == self.in_channels):
                 return self._multiply_places(input)
+        if self._by_position and (traced or self._convolves(input)):
+            return self._look_up(input)
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._pad_widths, mode=self.padding_mode)
@@ -74,6 +103,47 @@ class _CodebookConv(CodebookLayer):
             *(input, self._kept_weight(), self._optional("bias"), self.stride, padding),
             *(self.dilation, self.groups),
         )
+
+    def _convolves(self, input: Tensor) -> bool:
+        """Whether the convolution on codes takes ``input`` and is no slower than the float one."""
+        space = len(self.stride)
+        # Torch's own convolution has the errors for other shapes.
+        if input.dim() not in (space + 1, space + 2) or input.shape[-1 - space] != self.in_channels:
+            return False
+        if torch.compiler.is_compiling():
+            return True
+        module = self._kernels(input)
+        if module is None:
+            return False
+        inputs, places = _places(input.shape[-space:], self._reach)
+        if inputs == 0 or places == 0:
+            return False
+        images = input.numel() // (self.in_channels * inputs)
+        faster: bool = module.convolution_faster_than_float(
+            images, inputs, places, *self._products, PRECISIONS[self.precision]
+        )
+        return faster
+
+    def _look_up(self, input: Tensor) -> Tensor:
+        """The convolution by tables of the products of places with centers."""
+        space = len(self.stride)
+        if not self._pads_alike:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = functional.pad(input, self._pad_widths, mode=mode)
+        alone = input.dim() == space + 1
+        last = _LAST.get(input.dim())
+        if not input.is_contiguous() and not (last and input.is_contiguous(memory_format=last)):
+            input = input.contiguous()
+        operators = torch.ops.vq.codebook_conv
+        # A trace may run where gradients are on.
+        differentiable = torch.is_grad_enabled() or tracing()
+        output: Tensor = (operators.default if differentiable else operators.inference)(
+            input.unsqueeze(0) if alone else input,
+            *(self._codes, self._operand(), self._optional("scale"), self._optional("bias")),
+            *(self.out_channels, self.kernel_size, self.stride, self._sides, self.dilation),
+            *(self.groups, self.scheme.torch_codebook_dtype, PRECISIONS[self.precision]),
+        )
+        return output.squeeze(0) if alone else output
 
     def _multiply_places(self, input: Tensor) -> Tensor:
         """The convolution as a product with the channels of every place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +16,7 @@ from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.decoded import Decoded
 from vq_plugin.ops import (
     KERNEL_CENTERS,
+    PRECISIONS,
     Precision,
     native,
     tracing,
@@ -31,8 +33,8 @@ class CodebookLayer(CodedWeight):
 
     Attributes:
         bias: Parameter, or ``None``.
-        precision: ``"exact"``, or ``"fast"`` for 8-bit arithmetic where a kernel has it; a setting
-            of this run, not of the file.
+        precision: ``"exact"``, or ``"high"`` or ``"fast"`` for fewer bits where a kernel is faster
+            so; a setting of this run, not of the file.
     """
 
     float_type: ClassVar[type[nn.Module]]
@@ -115,12 +117,24 @@ class CodebookLayer(CodedWeight):
 
         ``length`` values of ``input`` make one of the vectors that :meth:`_multiply` would get.
         """
+        module = self._kernels(input)
+        # While codebooks train no weight can be kept: the kernel saves decoding it.
+        return module is not None and (
+            module.faster_than_float(
+                input.numel() // max(length, 1),
+                *(*self._kernel_shape, PRECISIONS[self.precision]),
+            )
+            or self._trains()
+        )
+
+    def _kernels(self, input: Tensor) -> ModuleType | None:
+        """The native kernels, if they take ``input``."""
         module = native()
         if module is None:
             warn_without_native()
-            return False
+            return None
         codebooks = self._tensor("codebooks")
-        return (
+        takes = (
             # Not what torch.fx traces with, nor tensors of other kinds.
             type(input) in (Tensor, nn.Parameter)
             and not input.is_nested
@@ -134,14 +148,8 @@ class CodebookLayer(CodedWeight):
             and codebooks.is_cpu
             and codebooks.shape[3] <= KERNEL_CENTERS
             and not transforming()
-            # While codebooks train no weight can be kept: the kernel saves decoding it.
-            and (
-                module.faster_than_float(
-                    input.numel() // max(length, 1), *self._kernel_shape, self.precision == "fast"
-                )
-                or self._trains()
-            )
         )
+        return module if takes else None
 
     def _multiply(self, input: Tensor) -> Tensor:
         """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
@@ -158,7 +166,7 @@ class CodebookLayer(CodedWeight):
             self._optional("scale"),
             self._optional("bias"),
             *self._settings,
-            self.precision == "fast",
+            PRECISIONS[self.precision],
         )
 
     def _operand(self) -> Tensor:

@@ -1,7 +1,9 @@
 """How codebook layers are computed: operators of torch, with native kernels on the CPU."""
 
+from vq_plugin.ops.convolution import codebook_conv
 from vq_plugin.ops.library import (
     KERNEL_CENTERS,
+    PRECISIONS,
     Precision,
     codebook_linear,
     dequantize_codebook,
@@ -14,7 +16,9 @@ from vq_plugin.ops.recording import recording, stacked, tracing, transforming
 
 __all__ = [
     "KERNEL_CENTERS",
+    "PRECISIONS",
     "Precision",
+    "codebook_conv",
     "codebook_linear",
     "dequantize_codebook",
     "isa",

@@ -26,7 +26,7 @@ def codebook_gradients(
         grad_scale = (grad * plain).sum(1)
         grad = grad * scale.unsqueeze(1)
     vectors = functional.pad(grad, (0, subspaces * dim - grad.shape[1])).reshape(-1, dim)
-    offset = table_offsets(rows, groups, books, k, group or None, codes.device)
+    offset = table_offsets(rows, subspaces, codebooks.shape, group or None, codes.device)
     index = codes.int() if offset is None else codes.int() + offset
     zeros = torch.zeros(groups * books * k, dim, dtype=grad.dtype, device=grad.device)
     sums = [zeros.index_add(0, stage.reshape(-1), vectors) for stage in index]

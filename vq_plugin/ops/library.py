@@ -21,12 +21,15 @@ from vq_plugin.ops.native import native
 from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unpack
 from vq_plugin.ops.recording import transforming
 
-Precision = Literal["exact", "fast"]
+Precision = Literal["exact", "high", "fast"]
+# What operators call them.
+PRECISIONS: dict[Precision, int] = {"exact": 0, "high": 1, "fast": 2}
 # The native kernels read codes of a byte at most.
 KERNEL_CENTERS = 256
 
 
-def _load_kernels() -> None:
+def load_kernels() -> None:
+    """Registers the native kernels, where there are any."""
     # Nothing that torch.compile could trace; layers loaded them when they packed their codes.
     if not torch.compiler.is_compiling():
         native()
@@ -60,8 +63,9 @@ def codebook_linear(
         group: Rows per codebook group; ``None`` when there is one group.
         codebook_dtype: What codebooks and scale are rounded to before they are used; gradients
             pass through.
-        precision: ``"exact"`` sums float32 products. ``"fast"`` allows 8-bit tables and inputs
-            where a kernel has them; docs/kernels.md gives the bound.
+        precision: ``"exact"`` is as near to the products' sums as float32 is. ``"high"`` and
+            ``"fast"`` may be off by 1e-4 and 2e-2 of the outputs' root mean square where a kernel
+            is faster so; docs/kernels.md says how.
 
     Returns:
         Floats, ``(..., out_features)``, in the dtype of ``input``.
@@ -77,10 +81,10 @@ def codebook_linear(
         >>> bool(torch.allclose(y, x @ small.decode().T, atol=1e-5))
         True
     """
-    _load_kernels()
+    load_kernels()
     result: Tensor = torch.ops.vq.codebook_linear(
         input, codes, codebooks, scale, bias,
-        out_features, along_out, group or 0, codebook_dtype, precision == "fast",
+        out_features, along_out, group or 0, codebook_dtype, PRECISIONS[precision],
     )  # fmt: skip
     return result
 
@@ -116,7 +120,7 @@ def dequantize_codebook(
         >>> bool(torch.equal(weight, small.decode()))
         True
     """
-    _load_kernels()
+    load_kernels()
     result: Tensor = torch.ops.vq.dequantize_codebook(
         codes, codebooks, scale, list(shape), along_out, group or 0, codebook_dtype
     )
@@ -143,7 +147,7 @@ def pack_codes(codes: Tensor, *, along_out: bool = False) -> Tensor:
     Returns:
         Int32, 4-D; padded to 16 rows and 8 subspaces.
     """
-    _load_kernels()
+    load_kernels()
     packed: Tensor = torch.ops.vq.pack_codes(codes, along_out)
     return packed
 
@@ -156,19 +160,21 @@ def unpack_codes(packed: Tensor, *, rows: int, subspaces: int, along_out: bool =
         >>> bool(torch.equal(unpack_codes(pack_codes(codes), rows=5, subspaces=3), codes))
         True
     """
-    _load_kernels()
+    load_kernels()
     codes: Tensor = torch.ops.vq.unpack_codes(packed, rows, subspaces, along_out)
     return codes
 
 
-def _canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool) -> Tensor:
+def canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool = False) -> Tensor:
+    """Codes ``(stages, rows, subspaces)``, of those or of packed ones."""
     if codes.dim() != 4:
         return codes
     unpacked: Tensor = torch.ops.vq.unpack_codes(codes, rows, -(-length // dim), along_out)
     return unpacked
 
 
-def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values of ``dtype`` in the dtype that they have; differentiable."""
     return values if dtype == torch.float32 else values.to(dtype).to(values.dtype)
 
 
@@ -183,16 +189,16 @@ def _dequantize(
 ) -> Tensor:
     columns = math.prod(shape[1:])
     rows, length = (columns, shape[0]) if along_out else (shape[0], columns)
-    canonical = _canonical(codes, rows, length, codebooks.shape[4], along_out)
-    if canonical.shape[1] != rows or canonical.shape[0] != codebooks.shape[0]:
+    plain = canonical(codes, rows, length, codebooks.shape[4], along_out)
+    if plain.shape[1] != rows or plain.shape[0] != codebooks.shape[0]:
         raise RuntimeError(
             f"codes {tuple(codes.shape)} and codebooks {tuple(codebooks.shape)} do not make a "
             f"weight of shape {tuple(shape)}"
         )
     return decode(
-        canonical,
-        _rounded(codebooks, codebook_dtype),
-        None if scale is None else _rounded(scale, codebook_dtype),
+        plain,
+        rounded(codebooks, codebook_dtype),
+        None if scale is None else rounded(scale, codebook_dtype),
         shape=tuple(shape),
         axis="out" if along_out else "in",
         group=group or None,
@@ -240,7 +246,8 @@ def _unpack_fake(packed: Tensor, rows: int, subspaces: int, along_out: bool) -> 
 
 _LINEAR = (
     "(Tensor input, Tensor codes, Tensor codebooks, Tensor? scale, Tensor? bias, "
-    "int out_features, bool along_out, int group, ScalarType codebook_dtype, bool fast) -> Tensor"
+    "int out_features, bool along_out, int group, ScalarType codebook_dtype, int precision) "
+    "-> Tensor"
 )
 _DEQUANTIZE = (
     "(Tensor codes, Tensor codebooks, Tensor? scale, int[] shape, bool along_out, int group, "
@@ -276,7 +283,7 @@ class _Linear(torch.autograd.Function):
         input, codes, codebooks, scale, _, out_features, along_out, group, dtype, _ = operands
         ctx.save_for_backward(input, codes, codebooks, scale)
         ctx.settings = ([out_features, input.shape[-1]], along_out, group, dtype)
-        return _below_autograd(torch.ops.vq.codebook_linear.default, keys, operands)
+        return below_autograd(torch.ops.vq.codebook_linear.default, keys, operands)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -304,7 +311,7 @@ class _Dequantize(torch.autograd.Function):
     def forward(ctx: Any, keys: Any, *operands: Any) -> Any:
         codes, codebooks, scale, *ctx.settings = operands
         ctx.save_for_backward(codes, codebooks, scale)
-        return _below_autograd(torch.ops.vq.dequantize_codebook.default, keys, operands)
+        return below_autograd(torch.ops.vq.dequantize_codebook.default, keys, operands)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -319,19 +326,19 @@ def _weight_backward(
     matrix = grad.reshape(shape[0], -1)
     matrix = matrix.T if along_out else matrix
     rows, length = matrix.shape
-    codes = _canonical(codes, rows, length, codebooks.shape[4], along_out)
-    scale = None if scale is None else _rounded(scale, dtype)
-    return codebook_gradients(matrix, codes, _rounded(codebooks, dtype), scale, group)
+    codes = canonical(codes, rows, length, codebooks.shape[4], along_out)
+    scale = None if scale is None else rounded(scale, dtype)
+    return codebook_gradients(matrix, codes, rounded(codebooks, dtype), scale, group)
 
 
-def _below_autograd(operator: Any, keys: Any, operands: tuple[Any, ...]) -> Tensor:
+def below_autograd(operator: Any, keys: Any, operands: tuple[Any, ...]) -> Tensor:
     """An operator's kernel, past its gradients."""
     with torch._C._AutoDispatchBelowAutograd():
         output: Tensor = operator.redispatch(keys & torch._C._after_autograd_keyset, *operands)
     return output
 
 
-def _differentiable(
+def differentiable(
     operator: Any, function: type[torch.autograd.Function], body: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
     """What an operator does where derivatives may be asked for."""
@@ -340,13 +347,13 @@ def _differentiable(
         if transforming():
             return body(*operands)
         if not torch.is_grad_enabled():
-            return _below_autograd(operator, keys, operands)
+            return below_autograd(operator, keys, operands)
         return function.apply(keys, *operands)  # type: ignore[no-untyped-call]
 
     return run
 
 
-def _under_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def under_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """What an operator does on a CPU under autocast: ``F.linear``'s dtype, by a float32 kernel."""
 
     def run(*operands: Any) -> Tensor:
@@ -365,11 +372,11 @@ for _operator, _function, _body in (
     (torch.ops.vq.codebook_linear.default, _Linear, _linear),
     (torch.ops.vq.dequantize_codebook.default, _Dequantize, _dequantize),
 ):
-    _run = _differentiable(_operator, _function, _body)
+    _run = differentiable(_operator, _function, _body)
     _library.impl(_operator, _run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 for _overload in ("default", "inference", "pointwise"):
     _operator = getattr(torch.ops.vq.codebook_linear, _overload)
-    _library.impl(_operator, _under_autocast(_operator), "AutocastCPU")  # type: ignore[no-untyped-call]
+    _library.impl(_operator, under_autocast(_operator), "AutocastCPU")  # type: ignore[no-untyped-call]
 # Elsewhere F.linear itself takes the half of float32.
 for _device in ("AutocastCUDA", "AutocastXPU", "AutocastMPS"):
     for _name in ("codebook_linear", "codebook_linear.inference"):

@@ -4,7 +4,7 @@ The names follow Gong et al. 2014 (arXiv 1412.6115): k-means on single weights, 
 quantization, and binarization.
 """
 
-from vq_plugin.schemes.geometry import Axis, CodebookDtype, Geometry, torch_code_dtype
+from vq_plugin.schemes.geometry import Axis, CodebookDtype, CutAxis, Geometry, torch_code_dtype
 from vq_plugin.schemes.preset import PRESETS, Preset
 from vq_plugin.schemes.registry import (
     SCHEMES,
@@ -27,6 +27,7 @@ __all__ = [
     "Axis",
     "Binary",
     "CodebookDtype",
+    "CutAxis",
     "Fit",
     "Geometry",
     "Preset",

@@ -12,6 +12,8 @@ from torch import Tensor
 from vq_plugin.coding.bits import packed_size
 
 Axis = Literal["in", "out"]
+#: Along the channels of one kernel position, too.
+CutAxis = Literal["in", "out", "channels"]
 CodebookDtype = Literal["float16", "bfloat16", "float32", "int8"]
 
 
@@ -22,8 +24,10 @@ class Geometry:
     Attributes:
         shape: Shape of the weight, ``(out, in, ...)``; everything after ``out`` is one side of the
             2-D view.
-        axis: Side of the 2-D view along which sub-vectors run.
-        dim: Length of a sub-vector; the last one of a row is padded.
+        axis: Side of the 2-D view along which sub-vectors run. ``"channels"`` is ``"in"`` with
+            the inputs in the order of kernel positions, and of channels within each: sub-vectors
+            are channels of one position, and those of the same channels share a codebook.
+        dim: Length of a sub-vector; the last one of a row, or of a position, is padded.
         stages: Codebooks whose centers are summed.
         group: Rows per codebook group; ``None`` where all rows share their codebooks.
         shared: Whether all subspaces share one codebook.
@@ -39,7 +43,7 @@ class Geometry:
     """
 
     shape: tuple[int, ...]
-    axis: Axis = "in"
+    axis: CutAxis = "in"
     dim: int = 1
     stages: int = 1
     group: int | None = None
@@ -51,17 +55,22 @@ class Geometry:
     @property
     def rows(self) -> int:
         """Rows of the 2-D view."""
-        return self.shape[0] if self.axis == "in" else math.prod(self.shape[1:])
+        return math.prod(self.shape[1:]) if self.axis == "out" else self.shape[0]
 
     @property
     def length(self) -> int:
         """Length of a row."""
-        return math.prod(self.shape[1:]) if self.axis == "in" else self.shape[0]
+        return self.shape[0] if self.axis == "out" else math.prod(self.shape[1:])
+
+    @property
+    def positions(self) -> int:
+        """Kernel positions, one after the other in a row, that share their codebooks."""
+        return positions_of(self.shape, self.axis)
 
     @property
     def subspaces(self) -> int:
         """Sub-vectors of a row."""
-        return -(-self.length // self.dim)
+        return self.positions * -(-self.length // self.positions // self.dim)
 
     @property
     def groups(self) -> int:
@@ -70,8 +79,11 @@ class Geometry:
 
     @property
     def books(self) -> int:
-        """Codebooks of a stage and group: 1, or one for each subspace."""
-        return 1 if self.shared else self.subspaces
+        """Codebooks of a stage and group: 1, or one for each subspace of a position.
+
+        Subspace ``s`` has the book ``s % books``.
+        """
+        return 1 if self.shared else self.subspaces // self.positions
 
     @property
     def sub_vectors(self) -> int:
@@ -120,12 +132,33 @@ class Geometry:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The 2-D view of a weight, ``(rows, length)``."""
+        if self.axis == "channels":
+            weight = weight.flatten(2).mT
         matrix = weight.reshape(weight.shape[0], -1)
-        return matrix if self.axis == "in" else matrix.T
+        return matrix.T if self.axis == "out" else matrix
+
+    def pieces(self, matrix: Tensor) -> Tensor:
+        """The 2-D view, or what has its shape, with a row for every kernel position."""
+        return matrix.reshape(-1, matrix.shape[1] // self.positions)
 
     def weight(self, matrix: Tensor) -> Tensor:
-        """Undoes :meth:`matrix`."""
-        return (matrix if self.axis == "in" else matrix.T).reshape(self.shape)
+        """Undoes :meth:`matrix`; drops what pads rows, or positions, to whole sub-vectors."""
+        return weight_of(matrix, self.shape, self.axis)
+
+
+def positions_of(shape: tuple[int, ...], axis: str) -> int:
+    """Kernel positions that share codebooks; see :attr:`Geometry.positions`."""
+    return math.prod(shape[2:]) if axis == "channels" else 1
+
+
+def weight_of(matrix: Tensor, shape: tuple[int, ...], axis: CutAxis) -> Tensor:
+    """The weight of a shape whose 2-D view along an axis is ``matrix``; see `Geometry.weight`."""
+    rows, positions = len(matrix), positions_of(shape, axis)
+    length = math.prod(shape) // rows // positions
+    matrix = matrix.reshape(rows * positions, -1)[:, :length]
+    if axis == "channels":
+        matrix = matrix.reshape(rows, positions, length).mT
+    return (matrix.T if axis == "out" else matrix).reshape(shape)
 
 
 def center_dtype(codebook_dtype: CodebookDtype) -> torch.dtype:

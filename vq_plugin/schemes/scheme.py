@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vq_plugin.schemes.geometry import Axis, CodebookDtype, Geometry, center_dtype
+from vq_plugin.schemes.geometry import CodebookDtype, CutAxis, Geometry, center_dtype
 
 FLOATS: tuple[CodebookDtype, ...] = ("float16", "bfloat16", "float32")
 _MAX_K = 1 << 16
@@ -73,7 +73,7 @@ class Scheme:
         self,
         shape: tuple[int, ...],
         *,
-        axis: Axis = "in",
+        axis: CutAxis = "in",
         dim: int | None = 1,
         stages: int = 1,
         group: int | None = None,
@@ -83,8 +83,9 @@ class Scheme:
 
         Args:
             shape: Shape of the weight.
-            axis: Side of the 2-D view along which sub-vectors run.
-            dim: Length of a sub-vector; ``None`` takes the whole row.
+            axis: What sub-vectors run along. ``"channels"`` is ``"in"`` where a weight has one
+                kernel position, or fewer channels than ``dim``.
+            dim: Length of a sub-vector; ``None`` takes the whole row, or all channels.
             stages: Codebooks whose centers are summed.
             group: Rows per codebook group; ``None`` where all rows share their codebooks.
             shared: Whether all subspaces share one codebook.
@@ -94,7 +95,10 @@ class Scheme:
             fewer.
         """
         shape = tuple(shape)
-        length = math.prod(shape[1:]) if axis == "in" else shape[0]
+        if axis == "channels" and (math.prod(shape[2:]) == 1 or shape[1] < (dim or 1)):
+            axis = "in"
+        sides = {"in": math.prod(shape[1:]), "out": shape[0], "channels": shape[1]}
+        length = sides[axis]
         return _geometry(
             shape=shape,
             axis=axis,

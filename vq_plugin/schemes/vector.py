@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from vq_plugin.schemes.geometry import Axis, Geometry
+from vq_plugin.schemes.geometry import Axis, CutAxis, Geometry
 from vq_plugin.schemes.registry import register_scheme
 from vq_plugin.schemes.scheme import Scheme, require_centers, require_choice, require_positive
 
 CodebookSharing = Literal["subspace", "tensor"]
+Layout = Literal["flat", "channels"]
 
 
 @register_scheme(fit="vq_plugin.fit.schemes:fit_pq")
@@ -26,6 +27,12 @@ class PQ(Scheme):
         axis: ``"in"`` cuts along the inputs, ``"out"`` along the outputs of the layer.
         codebooks: ``"subspace"`` for a codebook per subspace (the paper's PQ), ``"tensor"`` for
             one codebook that all subspaces share.
+        layout: Of what the kernel of a convolution is cut along the inputs. ``"flat"``: rows as
+            torch stores them, all kernel positions of a channel, then the next channel.
+            ``"channels"``: sub-vectors are channels of one kernel position, and positions share
+            the codebooks (Quantized CNN, Wu et al. 2016, arXiv 1512.06473, section 3.2); every
+            position is padded to whole sub-vectors. The two are the same where a weight has one
+            position, where it has fewer channels than ``dim``, and for ``axis="out"``.
 
     Example:
         >>> str(PQ(k=16, dim=4, axis="out"))
@@ -38,6 +45,7 @@ class PQ(Scheme):
     dim: int = 4
     axis: Axis = "in"
     codebooks: CodebookSharing = "subspace"
+    layout: Layout = "flat"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +53,9 @@ class PQ(Scheme):
         _check_cut(self)
 
     def geometry(self, shape: tuple[int, ...]) -> Geometry:  # noqa: D102 - inherited
-        return self.cut(shape, axis=self.axis, dim=self.dim, shared=self.codebooks == "tensor")
+        return self.cut(
+            shape, axis=_cut_axis(self), dim=self.dim, shared=self.codebooks == "tensor"
+        )
 
 
 @register_scheme(fit="vq_plugin.fit.schemes:fit_rq")
@@ -62,6 +72,7 @@ class RQ(Scheme):
         axis: ``"in"`` cuts along the inputs, ``"out"`` along the outputs of the layer.
         codebooks: ``"subspace"`` or ``"tensor"``, as in :class:`PQ`. The two are the same
             where ``dim`` is ``None``.
+        layout: As in :class:`PQ`.
 
     Example:
         >>> str(RQ(k=256, stages=2))
@@ -75,6 +86,7 @@ class RQ(Scheme):
     dim: int | None = None
     axis: Axis = "in"
     codebooks: CodebookSharing = "subspace"
+    layout: Layout = "flat"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,14 +98,19 @@ class RQ(Scheme):
     def geometry(self, shape: tuple[int, ...]) -> Geometry:  # noqa: D102 - inherited
         return self.cut(
             shape,
-            axis=self.axis,
+            axis=_cut_axis(self),
             dim=self.dim,
             stages=self.stages,
             shared=self.codebooks == "tensor",
         )
 
 
+def _cut_axis(scheme: PQ | RQ) -> CutAxis:
+    return "channels" if (scheme.axis, scheme.layout) == ("in", "channels") else scheme.axis
+
+
 def _check_cut(scheme: PQ | RQ) -> None:
     require_centers(scheme)
     require_choice(scheme, "axis", ("in", "out"))
     require_choice(scheme, "codebooks", ("subspace", "tensor"))
+    require_choice(scheme, "layout", ("flat", "channels"))

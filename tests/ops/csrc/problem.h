@@ -16,19 +16,20 @@
 struct Kind {
   const char* name;
   vq::Kernel vq::Kernels::*exact;
+  vq::Kernel vq::Kernels::*high;  // or null
   vq::Kernel vq::Kernels::*fast;  // or null
   bool packed, along_out, single;
 };
 
 inline const Kind kKinds[] = {
-    {"lookup_nibbles", &vq::Kernels::lookup_nibbles, &vq::Kernels::lookup_nibbles_fast, true, false,
-     false},
-    {"scalar_nibbles", &vq::Kernels::scalar_nibbles, &vq::Kernels::scalar_nibbles_fast, true, false,
-     true},
-    {"outward_nibbles", &vq::Kernels::outward_nibbles, nullptr, true, true, false},
-    {"lookup_bytes", &vq::Kernels::lookup_bytes, nullptr, false, false, false},
-    {"scalar_bytes", &vq::Kernels::scalar_bytes, nullptr, false, false, true},
-    {"outward_bytes", &vq::Kernels::outward_bytes, nullptr, false, true, false},
+    {"lookup_nibbles", &vq::Kernels::lookup_nibbles, &vq::Kernels::lookup_nibbles_high,
+     &vq::Kernels::lookup_nibbles_fast, true, false, false},
+    {"scalar_nibbles", &vq::Kernels::scalar_nibbles, nullptr, &vq::Kernels::scalar_nibbles_fast,
+     true, false, true},
+    {"outward_nibbles", &vq::Kernels::outward_nibbles, nullptr, nullptr, true, true, false},
+    {"lookup_bytes", &vq::Kernels::lookup_bytes, nullptr, nullptr, false, false, false},
+    {"scalar_bytes", &vq::Kernels::scalar_bytes, nullptr, nullptr, false, false, true},
+    {"outward_bytes", &vq::Kernels::outward_bytes, nullptr, nullptr, false, true, false},
 };
 
 // Arguments and the memory behind them. What lies between the values in use is NaN.

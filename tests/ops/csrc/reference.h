@@ -8,7 +8,7 @@
 #include "problem.h"
 #include "rounding.h"
 
-// What rounding to 8 bits may add to one output, from the largest error of each of its terms.
+// What rounding to fewer bits may add to one output, from the largest error of each of its terms.
 struct Errors {
   double sum = 0, squares = 0;
 
@@ -24,6 +24,7 @@ struct Errors {
 struct Reference {
   std::vector<double> y;      // (batch, out)
   std::vector<double> exact;  // how far from y an exact kernel may be
+  std::vector<double> high;   // how far one of precision "high" may be
   std::vector<double> fast;   // how far a fast one may be
   std::vector<bool> open;     // (out): whether a damaged code makes any result right
 
@@ -33,11 +34,13 @@ struct Reference {
     size_.assign(weights, 0);
     open.assign(static_cast<size_t>(p_.out), false);
     decode();
-    const bool has_fast = problem.kind.fast != nullptr;
+    const bool has_fast = problem.kind.fast != nullptr, has_high = problem.kind.high != nullptr;
     for (int64_t b = 0; b < p_.batch; ++b) {
       const std::vector<Errors> errors = !has_fast             ? std::vector<Errors>()
                                          : problem.kind.single ? scalar_errors(b)
-                                                               : lookup_errors(b);
+                                                               : lookup_errors(b, kFastStep);
+      const std::vector<Errors> fine =
+          has_high ? lookup_errors(b, kHighStep) : std::vector<Errors>();
       for (int64_t o = 0; o < p_.out; ++o) {
         double sum = p_.bias == nullptr ? 0 : p_.bias[o], size = std::abs(sum);
         for (int64_t i = 0; i < p_.in; ++i) {
@@ -46,16 +49,18 @@ struct Reference {
         }
         y.push_back(sum);
         exact.push_back(kRelative * size);
-        if (has_fast) {
-          const double factor = p_.scale == nullptr ? 1 : std::abs(p_.scale[o]);
-          fast.push_back(factor * errors[static_cast<size_t>(o)].limit() + kRelative * size);
-        }
+        const double factor = p_.scale == nullptr ? 1 : std::abs(p_.scale[o]);
+        const auto at = static_cast<size_t>(o);
+        if (has_high) high.push_back(factor * fine[at].limit() + kRelative * size);
+        if (has_fast) fast.push_back(factor * errors[at].limit() + kRelative * size);
       }
     }
   }
 
  private:
   static constexpr double kRelative = 1e-5;
+  // planes.h: of the largest entry at most.
+  static constexpr double kHighStep = 1 / 16382.0, kFastStep = 1 / 63.4;
 
   double input(int64_t sample, int64_t i) const { return p_.x[sample * p_.x_row + i * p_.x_step]; }
   size_t at(int64_t o, int64_t i) const { return static_cast<size_t>(o * p_.in + i); }
@@ -91,8 +96,8 @@ struct Reference {
     }
   }
 
-  // lookup_nibbles_fast.h: every look-up is off by max |table| / 254.
-  std::vector<Errors> lookup_errors(int64_t sample) const {
+  // Every look-up is off by half a step.
+  std::vector<Errors> lookup_errors(int64_t sample, double step) const {
     const vq::Books& b = p_.books;
     Errors errors;
     for (int64_t t = 0; t < b.stages; ++t) {
@@ -105,7 +110,7 @@ struct Reference {
           largest = std::max(largest, std::abs(product));
         }
       }
-      errors.add(largest / 254, static_cast<double>(p_.subspaces));
+      errors.add(largest * step / 2, static_cast<double>(p_.subspaces));
     }
     return std::vector<Errors>(static_cast<size_t>(p_.out), errors);
   }

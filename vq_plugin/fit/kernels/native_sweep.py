@@ -20,6 +20,7 @@ class NativeChooser:
         stages, groups, books, k, dim = sweep.codebooks.shape
         _, inputs, outputs = sweep.shape
         self._codebooks = sweep.codebooks.reshape(stages, groups * books, k, dim)
+        self._books = books
         self._by_step = not sweep.along_out and books > 1
         # Outputs of one point.
         self._width = dim if sweep.along_out else 1
@@ -59,7 +60,7 @@ class NativeChooser:
         size = block.factor.shape[2]
         codebooks = self._codebooks
         if self._by_step:
-            codebooks = codebooks[:, steps]
+            codebooks = codebooks[:, steps % self._books]
         elif size > 1:
             # The metric differs from step to step.
             codebooks = codebooks.expand(-1, len(steps), -1, -1)

@@ -49,7 +49,7 @@ class Stepwise:
         """Chooses one step's codes for ``target``, ``(groups, dim, outputs)``; gives their sum."""
         if self._sweep.along_out:
             return self._along_out(step, target)
-        tables = self._sweep.codebooks[:, :, min(step, self._sweep.codebooks.shape[2] - 1)]
+        tables = self._sweep.codebooks[:, :, step % self._sweep.codebooks.shape[2]]
         if target.shape[1] == 1:
             return self._single(step, target, tables)
         groups, dim, outputs = target.shape

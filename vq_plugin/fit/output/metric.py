@@ -73,6 +73,10 @@ class Dense:
         del error, dim
         return Full(self.matrix, product.clone(), onward=False)
 
+    def permuted(self, columns: Tensor) -> Dense:
+        """With the inputs in another order."""
+        return Dense(self.matrix[:, columns][:, :, columns])
+
 
 @dataclass(frozen=True)
 class LowRank:

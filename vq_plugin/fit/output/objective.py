@@ -89,15 +89,24 @@ class Objective:
                 metric = metric.scaled(scale)
             else:
                 mass = mass * scale.square()
-        padding = -matrix.shape[1] % dim
+        positions = geometry.positions
+        padding = -(matrix.shape[1] // positions) % dim
         if along_out:
             if groups > 1 and len(weight) // groups % dim:
                 return None
             weight = functional.pad(weight, (0, 0, 0, padding))
             mass = functional.pad(mass, (0, padding))
-        elif padding:
-            weight = functional.pad(weight, (0, padding))
-            metric = metric.padded(padding, metric.diagonal.mean(1, keepdim=True) * _LEAST)
+        elif padding or positions > 1:
+            count = padding * positions
+            if count:
+                least = metric.diagonal.mean(1, keepdim=True) * _LEAST
+                metric = metric.padded(count, least)
+                weight = functional.pad(geometry.pieces(weight), (0, padding))
+                weight = weight.reshape(geometry.rows, -1)
+            # Moments have the kernel positions of a channel side by side.
+            channels = torch.arange(matrix.shape[1]).reshape(-1, positions).T
+            added = torch.arange(matrix.shape[1], weight.shape[1]).reshape(positions, -1)
+            metric = metric.permuted(torch.cat([channels, added], 1).flatten())
         weight = _turned(weight.reshape(groups, -1, weight.shape[1]))
         zeros = scheme.pinned(weight)
         return cls(weight, metric, mass, along_out, geometry.group, zeros)
@@ -147,7 +156,7 @@ class Objective:
     def _by_book(self, values: Tensor, groups: int, books: int) -> Tensor:
         """``(rows, subspaces, n)`` as ``(groups · books, members, n)``, padded with 0."""
         if books > 1:
-            return values.transpose(0, 1).contiguous()
+            return values.reshape(-1, books, values.shape[2]).transpose(0, 1).contiguous()
         if groups > 1:
             assert self.row_group is not None
             padding = groups * self.row_group - len(values)

@@ -86,7 +86,7 @@ def root_of(metric: Metric, order: Tensor, dim: int) -> Root:
     if isinstance(metric, LowRank):
         return _low_rank_root(metric.permuted(columns), dim)
     backward = step_columns(order.flip(0), dim)
-    permuted = metric.matrix[:, backward][:, :, backward].double()
+    permuted = metric.permuted(backward).matrix.double()
     return DenseRoot(_upper(permuted, dim).float(), columns, dim)
 
 

@@ -23,6 +23,7 @@ inline double picoseconds(const Kernel& kernel, const Linear& p) {
   const double codes = centers * double(p.rows), dim = double(p.books.dim);
   const double values = centers * double(p.books.k) * dim;
   return codes * (samples * (cost.code + dim * cost.weight) + cost.code_once) +
+         centers * samples * cost.table +
          values * (samples * cost.value + cost.value_once) +
          samples * (double(p.in) * kInput + double(p.out) * kOutput);
 }

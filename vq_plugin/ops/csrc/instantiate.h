@@ -1,6 +1,7 @@
 // The function table of one instruction set; included last, inside its target.
 #pragma once
 
+#include "convolve_nibbles.h"
 #include "decode.h"
 #include "fit_kernels.h"
 #include "lookup_bytes.h"
@@ -13,16 +14,20 @@
 namespace vq {
 namespace {
 
-// The exact kernels with their costs, in the order of Kernels.
+// The kernels of every instruction set with their costs, in the order of Kernels.
 struct Costs {
-  Cost lookup_nibbles, scalar_nibbles, outward_nibbles, lookup_bytes, lookup_bytes_sixteen,
+  Cost lookup_nibbles, lookup_nibbles_high, lookup_nibbles_fast, scalar_nibbles, outward_nibbles, lookup_bytes, lookup_bytes_sixteen,
       scalar_bytes, outward_bytes, outward_bytes_sixteen;
+  ConvolutionCost convolve[3];
+  FloatConvolutionCost float_convolution;
 };
 
-constexpr Kernels exact_kernels(const char* name, const Costs& costs) {
+constexpr Kernels common_kernels(const char* name, const Costs& costs) {
   Kernels kernels{};
   kernels.name = name;
-  kernels.lookup_nibbles = {lookup_nibbles, costs.lookup_nibbles, {}};
+  kernels.lookup_nibbles = {lookup_nibbles<kExactBits>, costs.lookup_nibbles, {}};
+  kernels.lookup_nibbles_high = {lookup_nibbles<kHighBits>, costs.lookup_nibbles_high, {}};
+  kernels.lookup_nibbles_fast = {lookup_nibbles<kFastBits>, costs.lookup_nibbles_fast, {}};
   kernels.scalar_nibbles = {scalar_nibbles, costs.scalar_nibbles, {}};
   kernels.outward_nibbles = {outward_nibbles, costs.outward_nibbles, {}};
   kernels.lookup_bytes = {lookup_bytes, costs.lookup_bytes, costs.lookup_bytes_sixteen};
@@ -31,6 +36,10 @@ constexpr Kernels exact_kernels(const char* name, const Costs& costs) {
   kernels.transpose = transpose;
   kernels.round = round_all;
   kernels.decode = decode;
+  kernels.convolve[0] = {convolve_nibbles<kExactBits>, costs.convolve[0]};
+  kernels.convolve[1] = {convolve_nibbles<kHighBits>, costs.convolve[1]};
+  kernels.convolve[2] = {convolve_nibbles<kFastBits>, costs.convolve[2]};
+  kernels.float_convolution = costs.float_convolution;
   kernels.fit = &kFit;
   return kernels;
 }

@@ -55,12 +55,49 @@ struct Decoding {
   double picoseconds;  // about what it takes, on one thread
 };
 
+// y = the convolution of x with a weight, (out, in / groups, *kernel), that is packed codes into
+// books of channels, (stages, out, positions · pieces). Missing dimensions are ones: lines of the first
+// are cut into strips, the last is gone through fastest. out / groups is a multiple of 16, or there
+// is one group.
+struct Convolution {
+  int64_t images, in, out, groups;
+  int64_t size[3], places[3];  // of inputs, of outputs
+  int64_t kernel[3], stride[3], padding[3], dilation[3];
+  bool channels_last;  // x and y are (images, places, channels), otherwise (images, channels, places)
+  const float* x;
+  float* y;
+  const float* bias;   // (out) or null
+  const float* scale;  // (out), rounded, or null
+  Books books;         // one for each of the pieces of a position, or one for all
+  const int32_t* codes;
+  double picoseconds;  // about what it takes in all, on one thread
+};
+
+// About how long a convolution takes on one thread, in picoseconds; see convolution_cost.h.
+struct ConvolutionCost {
+  double input;           // of each input place
+  double table, value;    // of each table of one, and of each value that its centers have
+  double block, column;   // of each output place, position and 16 rows; of each 8 of their codes
+  double decode, output;  // of each 16 rows and 8 codes, whatever the places; of each output
+};
+
+struct ConvolutionKernel {
+  void (*run)(const Convolution&, const Pool&);
+  ConvolutionCost cost;
+};
+
+// The same of torch's float convolution: of each product, and of each weight.
+struct FloatConvolutionCost {
+  double product, weight;
+};
+
 struct FitKernels;  // see fit.h
 
 // About how long a kernel takes on one thread, in picoseconds; see cost.h.
 struct Cost {
   double code, weight, value;    // of each code, weight and value of a center, a sample
   double code_once, value_once;  // of each code and value of a center, whatever the batch
+  double table = 0;              // of each subspace, a sample
 };
 
 struct Kernel {
@@ -69,14 +106,16 @@ struct Kernel {
   Cost sixteen;  // from four samples on, where 16 are then taken together; otherwise zeros
 };
 
-// The kernels of one instruction set. "fast" ones compute with 8-bit tables or weights; null where
-// they would not be faster.
+// How far a kernel may be from float32 products; see docs/kernels.md.
+enum class Precision : int32_t { exact = 0, high = 1, fast = 2 };
+
+// The kernels of one instruction set. What is null is computed exactly.
 struct Kernels {
   const char* name;
   Kernel lookup_nibbles;  // k <= 16, sub-vectors of 2 or more along the inputs
-  Kernel lookup_nibbles_fast;
+  Kernel lookup_nibbles_high, lookup_nibbles_fast;
   Kernel scalar_nibbles;  // k <= 16, single weights
-  Kernel scalar_nibbles_fast;
+  Kernel scalar_nibbles_fast;  // with 8-bit inputs and weights
   Kernel outward_nibbles;  // k <= 16, sub-vectors along the outputs
   Kernel lookup_bytes;     // k <= 256, sub-vectors of 2 or more along the inputs
   Kernel scalar_bytes;     // k <= 256, single weights
@@ -86,6 +125,8 @@ struct Kernels {
                     int64_t to_row);
   void (*round)(const float* from, int64_t n, Rounding, float* to);
   void (*decode)(const Decoding&, const Pool&);  // k <= 256
+  ConvolutionKernel convolve[3];  // by Precision; k <= 16
+  FloatConvolutionCost float_convolution;
   const FitKernels* fit;
 };
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "convolution_library.h"
 #include "cost.h"
 #include "decode_library.h"
 #include "fit_library.h"
@@ -32,7 +33,7 @@ void run_on_torch_threads(int64_t tasks, void (*body)(int64_t, void*), void* con
 }
 
 // What the kernels do not do goes to the operator in torch:
-// input, codes, codebooks, scale, bias, out_features, along_out, group, codebook_dtype, fast
+// input, codes, codebooks, scale, bias, out_features, along_out, group, codebook_dtype, precision
 void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
   for (int i = 0; i < 3; ++i) give(stack + i, std::move(tensors[i]));
   for (int i = 3; i < 5; ++i) give_optional(stack + i, std::move(tensors[i]));
@@ -40,10 +41,14 @@ void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
 }
 
 const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool along_out,
-                     bool fast) {
+                     Precision precision) {
   const bool single = p.books.dim == 1 && p.books.book_step == 0 && p.books.stages == 1;
-  const auto faster = [fast](const Kernel& exact, const Kernel& other) {
-    return fast && other.run != nullptr ? &other : &exact;
+  const auto of_precision = [precision](const Kernel& exact, const Kernel& high,
+                                        const Kernel& fast) {
+    const Kernel& kernel = precision == Precision::fast   ? fast
+                           : precision == Precision::high ? high
+                                                          : exact;
+    return kernel.run != nullptr ? &kernel : &exact;
   };
   const bool one_group = p.group >= p.rows;
   if (along_out)
@@ -51,11 +56,12 @@ const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool 
   if (single) {
     if (!packed) return &kernels.scalar_bytes;
     if (!one_group && p.group % kLanes != 0) return nullptr;
-    return faster(kernels.scalar_nibbles, kernels.scalar_nibbles_fast);
+    return of_precision(kernels.scalar_nibbles, kernels.scalar_nibbles, kernels.scalar_nibbles_fast);
   }
   if (!one_group) return nullptr;
-  return packed ? faster(kernels.lookup_nibbles, kernels.lookup_nibbles_fast)
-                : &kernels.lookup_bytes;
+  if (!packed) return &kernels.lookup_bytes;
+  return of_precision(kernels.lookup_nibbles, kernels.lookup_nibbles_high,
+                      kernels.lookup_nibbles_fast);
 }
 
 // A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become
@@ -97,9 +103,10 @@ void multiply(Value* stack, bool pointwise) {
                        take_optional(stack[4])};
   const auto& [input, codes, codebooks, scale, bias] = tensors;
   const auto out = static_cast<int64_t>(stack[5]);
-  const bool along_out = (stack[6] & 1) != 0, fast = (stack[9] & 1) != 0;
+  const bool along_out = (stack[6] & 1) != 0;
   const auto group = static_cast<int64_t>(stack[7]);
   const auto dtype = static_cast<int32_t>(stack[8]);
+  const auto precision = static_cast<int64_t>(stack[9]);
 
   if (input.dims < 1) fail("codebook_linear: the input needs at least one dimension");
   if (pointwise && input.dims != 3)
@@ -107,6 +114,9 @@ void multiply(Value* stack, bool pointwise) {
   if (codebooks.dims != 5)
     fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
   if (out < 0) fail("codebook_linear: out_features is negative");
+  if (precision < 0 || precision > 2)
+    fail("codebook_linear: precision is 0 (exact), 1 (high) or 2 (fast), got " +
+         std::to_string(precision));
   const int64_t in = input.sizes[pointwise ? 1 : input.dims - 1];
   if (codebooks.numel() == 0) fail("codebook_linear: the codebooks are empty");
   const int64_t rows = along_out ? in : out, length = along_out ? out : in;
@@ -133,7 +143,8 @@ void multiply(Value* stack, bool pointwise) {
   p.group = group > 0 ? group : rows;
   p.codes = codes.data;
   const Kernels& kernels = *kernels_in_use.load();
-  const Kernel* kernel = choose(kernels, p, packed(codes), along_out, fast);
+  const Kernel* kernel = choose(kernels, p, packed(codes), along_out,
+                                static_cast<Precision>(precision));
   std::vector<float> rounded_scale;
   if (scale) {
     rounded_scale.resize(static_cast<size_t>(rows));
@@ -212,7 +223,7 @@ Pool torch_pool() {
   return {static_cast<int>(threads), run_on_torch_threads};
 }
 
-bool faster_than_float(const Shape& shape, bool fast) {
+bool faster_than_float(const Shape& shape, Precision precision) {
   Linear p{};
   p.batch = shape.batch;
   p.in = shape.in;
@@ -224,7 +235,8 @@ bool faster_than_float(const Shape& shape, bool fast) {
   p.books.dim = std::max<int64_t>(shape.dim, 1);
   p.books.book_step = shape.shared ? 0 : 1;
   p.subspaces = div_up(shape.along_out ? p.out : p.in, p.books.dim);
-  const Kernel* kernel = choose(*kernels_in_use.load(), p, shape.packed, shape.along_out, fast);
+  const Kernel* kernel =
+      choose(*kernels_in_use.load(), p, shape.packed, shape.along_out, precision);
   if (kernel == nullptr) return false;
   const double turning =
       shape.pointwise ? double(p.batch) * double(p.in + p.out) * kTranspose : 0.0;
@@ -246,6 +258,7 @@ bool register_operators() {
   add("codebook_linear.pointwise", codebook_pointwise);
   add("pack_codes", pack_codes);
   add("unpack_codes", unpack_codes);
+  register_convolution_operator(library);
   register_decode_operator(library);
   register_fit_operators(library);
   return true;

@@ -18,7 +18,7 @@ struct Shape {
 };
 
 // Whether the kernel in use is about as fast as torch's float32 layer, or faster.
-bool faster_than_float(const Shape&, bool fast);
+bool faster_than_float(const Shape&, Precision);
 
 // Torch's own threads.
 Pool torch_pool();

@@ -4,12 +4,13 @@
 // multiplications.
 #pragma once
 
-#include "common.h"
+#include "planes.h"
 
 namespace vq {
 namespace {
 
 constexpr int64_t kBatchChunk = 32;
+constexpr int64_t kTableChunk = 16;  // samples whose tables stay near
 
 // table[16] = the products of a piece of a sample with the centers in book, (values, 16).
 template <int kValues>
@@ -20,7 +21,7 @@ inline void center_products(const float* book, const float* x, int64_t x_step, i
   for (int64_t j = 0; j < (kValues > 0 ? kValues : values); ++j) {
     const Vec::F value = Vec::set1(x[j * x_step]);
     for (int v = 0; v < kVectors; ++v)
-      sums[v] = Vec::fmadd(value, Vec::load(book + j * kLanes + v * Vec::kWidth), sums[v]);
+      sums[v] = Vec::fused(value, Vec::load(book + j * kLanes + v * Vec::kWidth), sums[v]);
   }
   for (int v = 0; v < kVectors; ++v) Vec::store(table + v * Vec::kWidth, sums[v]);
 }
@@ -49,15 +50,17 @@ inline void build_tables(const Linear& p, int64_t stage, int64_t first, int64_t 
         const int64_t values = std::min(dim, p.in - s * dim);
         if (values == 4)
           center_products<4>(book, x, p.x_step, values, table);
+        else if (values == 8)
+          center_products<8>(book, x, p.x_step, values, table);
         else
           center_products<0>(book, x, p.x_step, values, table);
         if (!shared) book += book_size;
       }
     }
   }
+  const int64_t filled = (last - first) * kLanes, all = div_up(last - first, kLanes) * kLanes;
   for (int64_t b = 0; b < samples; ++b)
-    std::fill(tables + b * table_step + (last - first) * kLanes, tables + (b + 1) * table_step,
-              0.0f);
+    std::fill(tables + b * table_step + filled, tables + b * table_step + all * kLanes, 0.0f);
 }
 
 // sums[sample][row block][16] += the tables' values at the codes of kBlocks row blocks.
@@ -66,8 +69,9 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
                         const float* tables, int64_t table_step, float* sums, int64_t sum_step) {
   constexpr int kRows = kBlocks * kVectors;
   Vec::F total[kRows][kBatch];
-  for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b) total[r][b] = Vec::load(sums + b * sum_step + r * Vec::kWidth);
+  // From zero: a sum of sums loses less than one long sum.
+  for (auto& of_row : total)
+    for (auto& sum : of_row) sum = Vec::zero();
   for (int64_t column = 0; column < columns; ++column) {
     Vec::I code[kRows];
     for (int r = 0; r < kRows; ++r)
@@ -87,8 +91,12 @@ inline void add_lookups(const int32_t* codes, int64_t row_step, int64_t columns,
       for (int r = 0; r < kRows; ++r) code[r] = Vec::next_nibble(code[r]);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBatch; ++b) Vec::store(sums + b * sum_step + r * Vec::kWidth, total[r][b]);
+  for (int r = 0; r < kRows; ++r) {
+    for (int b = 0; b < kBatch; ++b) {
+      float* sum = sums + b * sum_step + r * Vec::kWidth;
+      Vec::store(sum, Vec::add(Vec::load(sum), total[r][b]));
+    }
+  }
 }
 
 // Calls f(kSamples at a time), then what is left in halves: f(integral_constant, first sample).
@@ -110,34 +118,60 @@ inline void each_blocks(int64_t first, int64_t last, F f) {
     for (; first < last; ++first) f(std::integral_constant<int, 1>{}, first);
 }
 
+// y = x · W^T + bias by entries of kBits; see planes.h. Tiles of samples that such entries do not fit
+// go by float tables.
+template <int kBits>
 void lookup_nibbles(const Linear& p, const Pool& pool) {
   const NibbleLayout layout(p.rows, p.subspaces, false);
   divide(pool, layout.row_blocks, p.batch, p.picoseconds, [&](const Part& part) {
-    struct Tables;
+    struct Floats;
+    struct PlaneBytes;
+    struct Indices;
     struct Sums;
+    constexpr int64_t kColumns = kPlaneTile / kNibbles, kStep = kPlaneTile * kLanes;
+    constexpr int64_t kBytes = kColumns * Planes::kColumnBytes<kBits>;
     const int64_t rows = (part.last - part.first) * kLanes;
-    for (int64_t start = part.first_sample; start < part.last_sample; start += kBatchChunk) {
-      const int64_t samples = std::min(kBatchChunk, part.last_sample - start);
-      // About 16 kB of tables for the samples that are summed side by side.
-      const int64_t tile = samples < Vec::kSamples ? 256 : 64;
+    for (int64_t start = part.first_sample; start < part.last_sample; start += kTableChunk) {
+      const int64_t samples = std::min(kTableChunk, part.last_sample - start);
       float* sums = scratch<Sums, float>(samples * rows);
       std::fill(sums, sums + samples * rows, 0.0f);
-      // A line more than a power of two: samples side by side must not fall on the same cache sets.
-      float* tables = scratch<Tables, float>(samples * (tile + 1) * kLanes);
+      float* floats = scratch<Floats, float>(samples * kStep);
+      auto* planes = scratch<PlaneBytes, uint8_t>(samples * kBytes);
+      auto* indices = scratch<Indices, uint8_t>(Planes::kStrip * kColumns * kIndexBytes);
       for (int64_t stage = 0; stage < p.books.stages; ++stage) {
         const int32_t* codes = static_cast<const int32_t*>(p.codes) + stage * layout.size();
-        for (int64_t s = 0; s < p.subspaces; s += tile) {
-          const int64_t last = std::min(s + tile, p.subspaces);
+        for (int64_t s = 0; s < p.subspaces; s += kPlaneTile) {
+          const int64_t last = std::min(s + kPlaneTile, p.subspaces);
           const int64_t columns = div_up(last - s, kNibbles);
-          const int64_t step = (columns * kNibbles + 1) * kLanes;
-          build_tables(p, stage, s, last, start, samples, tables, step);
-          each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
-            each_blocks<at_once.value>(part.first, part.last, [&](auto blocks, int64_t block) {
-              add_lookups<blocks.value, at_once.value>(
-                  codes + block * layout.row_step() + s / kNibbles * kLanes, layout.row_step(),
-                  columns, tables + b * step, step, sums + b * rows + (block - part.first) * kLanes,
-                  rows);
-            });
+          build_tables(p, stage, s, last, start, samples, floats, kStep);
+          const int32_t* here = codes + s / kNibbles * kLanes;
+          const uint8_t* tables[kTableChunk];
+          PlaneSample whole[kTableChunk];
+          int64_t count = 0;
+          for (int64_t b = 0; b < samples; ++b) {
+            const float* table = floats + b * kStep;
+            Spread spread;
+            find_spread<kBits>(table, div_up(last - s, kLanes) * kLanes, &spread);
+            if (!fits_planes<kBits>(spread, (last - s) * kLanes)) {
+              each_blocks<1>(part.first, part.last, [&](auto blocks, int64_t block) {
+                add_lookups<blocks.value, 1>(here + block * layout.row_step(), layout.row_step(),
+                                             columns, table, kStep,
+                                             sums + b * rows + (block - part.first) * kLanes, rows);
+              });
+            } else if (spread.largest > 0) {
+              tables[count] = planes + b * kBytes;
+              const float per_unit = entries_per_unit<kBits>(spread, columns * kNibbles);
+              const uint32_t offset = store_planes<kBits>(table, columns, spread.low, per_unit,
+                                                          planes + b * kBytes);
+              whole[count] = {tables + count, 1 / per_unit, offset, sums + b * rows};
+              ++count;
+            }
+          }
+          each_plane_strip(part.first, part.last, [&](auto blocks, int64_t block) {
+            decode_strip<blocks.value>(here + block * layout.row_step(), layout.row_step(), columns,
+                                       indices);
+            add_planes<kBits, blocks.value>(indices, 1, columns, whole, count,
+                                            (block - part.first) * kLanes);
           });
         }
       }

@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "coding_library.h"
+#include "convolution_library.h"
 #include "library.h"
 
 namespace {
@@ -29,13 +30,25 @@ PyObject* has_fast(PyObject*, PyObject*) {
 
 PyObject* faster_than_float(PyObject*, PyObject* arguments) {
   long long n[7];
-  int is[5];
-  if (!PyArg_ParseTuple(arguments, "LLLLLLLppppp", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
-                        is + 1, is + 2, is + 3, is + 4))
+  int is[4], precision;
+  if (!PyArg_ParseTuple(arguments, "LLLLLLLppppi", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
+                        is + 1, is + 2, is + 3, &precision))
     return nullptr;
   const vq::Shape shape{n[0], n[1],       n[2],       n[3],       n[4],      n[5],
                         n[6], is[0] != 0, is[1] != 0, is[2] != 0, is[3] != 0};
-  return PyBool_FromLong(vq::faster_than_float(shape, is[4] != 0));
+  return PyBool_FromLong(vq::faster_than_float(shape, static_cast<vq::Precision>(precision)));
+}
+
+PyObject* convolution_faster_than_float(PyObject*, PyObject* arguments) {
+  long long n[10];
+  int shared, precision;
+  if (!PyArg_ParseTuple(arguments, "LLLLLLLLLLpi", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6,
+                        n + 7, n + 8, n + 9, &shared, &precision))
+    return nullptr;
+  const vq::ConvolutionShape shape{n[0], n[1], n[2], n[3], n[4],       n[5],
+                                   n[6], n[7], n[8], n[9], shared != 0};
+  return PyBool_FromLong(
+      vq::convolution_faster_than_float(shape, static_cast<vq::Precision>(precision)));
 }
 
 PyObject* same_bytes(PyObject*, PyObject* arguments) {
@@ -69,7 +82,10 @@ PyMethodDef methods[] = {
      "Whether sub-vectors, and single weights, have kernels of 8 bits."},
     {"faster_than_float", faster_than_float, METH_VARARGS,
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
-     "fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
+     "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
+    {"convolution_faster_than_float", convolution_faster_than_float, METH_VARARGS,
+     "(images, input places, output places, in, out, groups, kernel positions, stages, k, dim, "
+     "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},
     {"same_bytes", same_bytes, METH_VARARGS,
      "(address, address, bytes) -> whether they are equal."},
     {"pack_bits", vq::pack_bits_of, METH_VARARGS,

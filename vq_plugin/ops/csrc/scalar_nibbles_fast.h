@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "lookup_nibbles_fast.h"
 #include "scalar_nibbles.h"
 
 namespace vq {
@@ -13,6 +12,13 @@ namespace {
 constexpr int64_t kByteTile = 1024;
 // A line more than a power of two, as samples stand side by side.
 constexpr int64_t kTileDwords = kByteTile / 4 + 16;
+
+// NaN where one of n values is NaN or infinite, otherwise 0.
+inline float times_zero(const float* x, int64_t n) {
+  Vec::F sum = Vec::zero();
+  for (int64_t i = 0; i < n; i += Vec::kWidth) sum = Vec::fmadd(Vec::load(x + i), Vec::zero(), sum);
+  return Vec::sum(sum);
+}
 
 // Centers as bytes: center ≈ low + step · byte.
 struct ByteBook {

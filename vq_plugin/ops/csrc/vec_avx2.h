@@ -50,6 +50,8 @@ struct Vec : PlainBytes {
   static F even(F a, F b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
   static F odd(F a, F b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static float sum(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -51,6 +51,8 @@ struct Vec {
         a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
   }
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
   static float max(F v) { return _mm512_reduce_max_ps(v); }
@@ -81,38 +83,19 @@ struct Vec {
         to, _mm256_permutex2var_ps(_mm512_castps512_ps256(t), index, _mm512_extractf32x8_ps(t, 1)));
   }
 
-  // 64 bytes: four tables of 16, or four bytes of every row.
+  // Four bytes of every row.
   using Bytes = __m512i;
-  static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static I zero_int() { return _mm512_setzero_si512(); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   // The even ones of every row's 8 nibbles.
   static Bytes even_nibbles(I codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
-  // The same as indices into the tables of their own subspaces, four of 16 one after another.
-  static Bytes table_index(I codes) {
-    constexpr int kAndOr = 0xea;
-    return _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000),
-                                     kAndOr);
-  }
-  static Bytes lookup64(Bytes table, Bytes index) { return _mm512_permutexvar_epi8(index, table); }
   static Bytes table16(const uint8_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Bytes lookup16(Bytes table, Bytes index) { return _mm512_shuffle_epi8(table, index); }
-  // Adds the four bytes of every row.
-  static I add_bytes(I sum, Bytes values) {
-    return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi8(1));
-  }
   // Adds the products of every row's four bytes with the same four signed ones.
   static I dot_bytes(I sum, Bytes values, int32_t four) {
     return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi32(four));
-  }
-  // 64 floats, between 0 and 255, rounded to bytes.
-  static void store_as_bytes(uint8_t* p, F v0, F v1, F v2, F v3) {
-    const I words01 = _mm512_packs_epi32(_mm512_cvtps_epi32(v0), _mm512_cvtps_epi32(v1));
-    const I words23 = _mm512_packs_epi32(_mm512_cvtps_epi32(v2), _mm512_cvtps_epi32(v3));
-    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words01, words23)));
   }
   // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
   // ones. Adds them to `sum`, too.

@@ -44,9 +44,9 @@ struct Vec : PlainBytes {
   static F even(F a, F b) { return vuzp1q_f32(a, b); }
   static F odd(F a, F b) { return vuzp2q_f32(a, b); }
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
-  static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
+  static F min(F a, F b) { return vminq_f32(a, b); }
+  static F max(F a, F b) { return vmaxq_f32(a, b); }
   static float sum(F v) { return vaddvq_f32(v); }
-  static float max(F v) { return vmaxvq_f32(v); }
   static F round_half(F v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
   static F round_bfloat(F v) {
     const I bits = vreinterpretq_u32_f32(v);
@@ -76,30 +76,6 @@ struct Vec : PlainBytes {
     const int32x4_t shifts = {0, -4, -8, -12};
     store(to, lookup(t, index<0>(vshlq_u32(low, shifts))));
     store(to + 4, lookup(t, index<0>(vshlq_u32(high, shifts))));
-  }
-
-  // 64 bytes: four tables of 16.
-  using Bytes = uint8x16x4_t;
-  static Bytes load_bytes(const uint8_t* p) {
-    return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
-  }
-  static I zero_int() { return vdupq_n_u32(0); }
-  static F to_float(I v) { return vcvtq_f32_u32(v); }
-  // The even ones of every row's 8 nibbles, as indices into the tables of their own subspaces, four
-  // of 16 one after another.
-  static uint8x16_t table_index(I codes) {
-    return vorrq_u8(vandq_u8(vreinterpretq_u8_u32(codes), vdupq_n_u8(15)),
-                    vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)));
-  }
-  static uint8x16_t lookup64(Bytes table, uint8x16_t index) { return vqtbl4q_u8(table, index); }
-  static I add_bytes(I sum, uint8x16_t values) { return vpadalq_u16(sum, vpaddlq_u8(values)); }
-  // 16 floats, between 0 and 255, rounded to bytes.
-  static void store_as_bytes(uint8_t* p, F v0, F v1, F v2, F v3) {
-    const uint16x8_t low =
-        vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v0)), vqmovn_u32(vcvtnq_u32_f32(v1)));
-    const uint16x8_t high =
-        vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(v2)), vqmovn_u32(vcvtnq_u32_f32(v3)));
-    vst1q_u8(p, vcombine_u8(vqmovn_u16(low), vqmovn_u16(high)));
   }
 };
 

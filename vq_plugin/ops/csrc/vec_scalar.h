@@ -71,6 +71,12 @@ struct Vec : PlainBytes {
   static F fused(F a, F b, F c) {
     return make([=](int i) { return fused_one(a.v[i], b.v[i], c.v[i]); });
   }
+  static F min(F a, F b) {
+    return make([=](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F max(F a, F b) {
+    return make([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
   static float sum(F v) { return (v.v[0] + v.v[2]) + (v.v[1] + v.v[3]); }
   static F round_half(F v) {
     return make([=](int i) { return half(v.v[i]); });

@@ -1,0 +1,25 @@
+// What planes_*.h and planes.h agree on.
+#pragma once
+
+#include <cstdint>
+
+namespace vq {
+namespace {
+
+constexpr int64_t kPlaneTile = 128;   // subspaces with one step
+constexpr int64_t kMostColumns = 32;  // of 8 subspaces with one step: 16-bit sums hold no more
+constexpr int64_t kIndexBytes = 128;  // 16 rows and 8 subspaces, a byte a code
+
+// Bits of an entry once it is made no less than 0; 24 are a float's own.
+constexpr int kExactBits = 24, kHighBits = 16, kFastBits = 8;
+
+// One sample's tables of one tile, and where it sums.
+struct PlaneSample {
+  const uint8_t* const* tables;  // of each segment: `columns` times kColumnBytes<kBits>
+  float step;                    // of all of them
+  uint32_t offset;               // what was added to their entries, of all subspaces together
+  float* sums;                   // of row 0
+};
+
+}  // namespace
+}  // namespace vq
