@@ -48,9 +48,8 @@ def check_converted(converted: M, schemes: Schemes) -> M:
         >>> try:
         ...     check_converted(model, vq.KM(k=4))
         ... except ValueError as error:
-        ...     print(str(error)[:72])
-        torchao did not do what was asked for:
-          '0': asked for km(k=4) but
+        ...     print(str(error).splitlines()[1][:52])
+          '0': asked for km(k=4) but it is still Conv2d: wit
     """
     layers: dict[str, GraphLayer] = {}
     if isinstance(converted, GraphModule):

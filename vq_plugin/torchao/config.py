@@ -55,8 +55,8 @@ class VQWeightOnlyConfig(AOBaseConfig):  # type: ignore[misc]
         if not isinstance(self.scheme, Scheme):
             raise TypeError(
                 f"VQWeightOnlyConfig: scheme must be one scheme, such as vq.PQ() or its text, got "
-                f"{self.scheme!r}; vq.choose_schemes gives those of a preset, and FqnToConfig takes "
-                "a config for each name"
+                f"{self.scheme!r}; vq.choose_schemes gives those of a preset, and FqnToConfig "
+                "takes a config for each name"
             )
         self.scheme = str(self.scheme)
         if self.step not in (None, "prepare", "convert"):
