@@ -149,9 +149,7 @@ def _visits(model: nn.Module, config: AOBaseConfig, filter_fn: Filter | None) ->
 
 def _planned(model: nn.Module, config: AOBaseConfig, filter_fn: Filter | None) -> Call:
     visits = _visits(model, config, filter_fn)
-    names = {
-        (id(slot.module), slot.parameter): slot.name for slot in slots_by_any_name(model).values()
-    }
+    whole = {(id(slot.module), slot.parameter): slot for slot in slots_by_any_name(model).values()}
     paths = {id(module): name for name, module in model.named_modules()}
     problems: list[str] = []
     chosen: dict[str, Scheme] = {}
@@ -159,14 +157,15 @@ def _planned(model: nn.Module, config: AOBaseConfig, filter_fn: Filter | None) -
     local: list[dict[str, str]] = []
     for visit in visits:
         slots = visit.slots()
-        local.append({name: names[id(s.module), s.parameter] for name, s in slots.items()})
+        its = {name: whole[id(s.module), s.parameter] for name, s in slots.items()}
+        local.append({name: slot.name for name, slot in its.items()})
         problem = _problem(visit, slots)
         if problem is not None:
             problems.append(f"{paths[id(visit.module)]!r} {problem}")
             continue
-        for name, slot in zip(local[-1].values(), slots.values(), strict=True):
+        for slot in its.values():
             check_slot(slot)
-            chosen[name], seeds[name] = visit.config.layer_scheme, visit.config.seed
+            chosen[slot.name], seeds[slot.name] = visit.config.layer_scheme, visit.config.seed
     if problems:
         hint = ""
         if isinstance(config, FqnToConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from vq_plugin.hosting.follower import CodebookFollower
 from vq_plugin.hosting.plan import Plan
 from vq_plugin.hosting.statistics import INPUT_STATS
 from vq_plugin.nn import CodebookLayer, find_slots
+from vq_plugin.nn.parameter import own_class
 
 
 class PreparedWeight(CodebookFollower):
@@ -55,6 +57,9 @@ class PreparedWeight(CodebookFollower):
 
 def prepare_layer(layer: nn.Module, plan: Plan) -> None:
     """Puts a :class:`PreparedWeight` before the weight of a float layer, in place."""
+    if not isinstance(layer, nn.Embedding):
+        # Padding is a table's own, also where others share its weight.
+        plan = replace(plan, zero_row=None)
     prepared = PreparedWeight(plan)
     if prepared.observe_inputs(layer):
         layer.register_forward_pre_hook(_observe, with_kwargs=True)
@@ -78,9 +83,13 @@ def convert_prepared(layer: nn.Module, prepared: PreparedWeight) -> CodebookLaye
         if hook is _observe:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    own_class(layer)
     statistics, trained = prepared.statistics, prepared.codebooks is not None
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
     if trained:
+        if prepared.plan.zero_row is not None:
+            # It ran as zeros, also where others that share the weight gave the row gradients.
+            layer.weight.data[prepared.plan.zero_row] = 0  # type: ignore[operator]
         return prepared.convert(layer)
     if statistics is not None:
         layer.add_module(INPUT_STATS, nn.ModuleDict({"weight": statistics}))
