@@ -174,5 +174,13 @@ def _replace(model: GraphModule, observer_node: Node, name: str, layer: Codebook
             call = model.graph.call_module(name, (value,))
         call.meta = {key: item for key, item in user.meta.items() if key != Q_ANNOTATION_KEY}
         user.replace_all_uses_with(call)
-        model.graph.erase_node(user)
-    model.graph.erase_node(observer_node)
+        _erase(model, user)
+
+
+def _erase(model: GraphModule, node: Node) -> None:
+    """Erases a node, and what nothing else reads of what it has read."""
+    read = node.all_input_nodes
+    model.graph.erase_node(node)
+    for each in read:
+        if not each.users and each.op in ("get_attr", "call_module"):
+            _erase(model, each)
