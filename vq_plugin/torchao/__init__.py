@@ -6,9 +6,10 @@ Every import of ``torchao`` is inside this package; ``import vq_plugin`` needs n
 from vq_plugin.torchao import versions  # isort: skip
 from vq_plugin.torchao.check import check_converted
 from vq_plugin.torchao.config import VQWeightOnlyConfig
+from vq_plugin.torchao.fused import fused_float
 from vq_plugin.torchao.handler import compress_module
 from vq_plugin.torchao.quantizer import VQQuantizer
 
 del compress_module, versions
 
-__all__ = ["VQQuantizer", "VQWeightOnlyConfig", "check_converted"]
+__all__ = ["VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"]

@@ -70,13 +70,19 @@ def graph_layers(graph: GraphModule) -> list[GraphLayer]:
 
 def _name(node: Node, kind: Kind, target: str) -> str:
     # A weight that is shared goes by one of its names: the layer's own is in the trace.
+    path, cls = module_of(node)
+    if cls == kind.__name__:
+        return path
+    owner, _, leaf = target.rpartition(".")
+    return owner if owner and leaf == "weight" else target
+
+
+def module_of(node: Node) -> tuple[str, str]:
+    """Name and class of the module that a node was traced in."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path, cls = stack[-1] if stack else ("", "")
     cls = cls if isinstance(cls, str) else cls.__qualname__
-    if cls.rpartition(".")[2] == kind.__name__:
-        return str(path).partition("@")[0].removeprefix("L['self'].")
-    owner, _, leaf = target.rpartition(".")
-    return owner if owner and leaf == "weight" else target
+    return str(path).partition("@")[0].removeprefix("L['self']."), cls.rpartition(".")[2]
 
 
 def float_twin(graph: GraphModule, layers: list[GraphLayer]) -> nn.Module:
