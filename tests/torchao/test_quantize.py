@@ -141,6 +141,28 @@ def test_files_and_training_of_the_result(mlp, tmp_path):
     assert mlp[0].codebooks.grad is not None
 
 
+def test_inference_mode_makes_layers_that_train():
+    with torch.inference_mode():
+        made_there = nn.Sequential(nn.Linear(16, 16))
+    for model in (made_there, nn.Sequential(nn.Linear(16, 16))):
+        with torch.inference_mode():
+            quantize_(model, VQWeightOnlyConfig(PQ))
+        model(torch.randn(2, 16)).sum().backward()
+        assert model[0].codebooks.grad is not None
+
+
+def test_a_layer_of_a_class_of_ones_own_stays_one():
+    class Doubled(nn.Linear):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(value)
+
+    model, value = nn.Sequential(Doubled(16, 16)), torch.randn(2, 16)
+    expected = vq.compress(model, PQ)(value)
+    quantize_(model, VQWeightOnlyConfig(PQ))
+    assert isinstance(check_converted(model, PQ)[0], Doubled)
+    assert torch.equal(model(value), expected)
+
+
 def test_a_weight_that_changed_is_fitted_again(mlp):
     config, before = VQWeightOnlyConfig(PQ), copy.deepcopy(mlp)
     quantize_(mlp, config)

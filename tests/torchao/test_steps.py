@@ -50,6 +50,24 @@ def test_a_recurrent_layer_calibrates(assert_same):
         assert torch.equal(getattr(model[0], name), getattr(expected[0], name)), name
 
 
+@pytest.mark.parametrize("how", ["weight_norm", "pruned"])
+def test_a_computed_weight_calibrates(how):
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16)
+    if how == "weight_norm":
+        layer = nn.utils.parametrizations.weight_norm(layer)
+    else:
+        layer = nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    model, batch = nn.Sequential(layer).eval(), torch.randn(40, 16)
+    expected = vq.compress(model, PQ, [batch])
+    step(model, "prepare")
+    with torch.no_grad():
+        model(batch)
+    step(model, "convert")
+    assert torch.equal(model[0].codes, expected[0].codes)
+    assert torch.equal(model(batch), expected(batch))
+
+
 def test_training_ends_at_what_the_prepared_model_computes(words, tokens):
     target = torch.randn(6, 48)
     untrained = vq.compress(words, PQ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torchao.quantization.transform_module import register_quantize_module_handler
 
@@ -16,6 +17,7 @@ from vq_plugin.torchao.trained import convert_prepared, prepare_layer, prepared_
 
 
 @register_quantize_module_handler(VQWeightOnlyConfig)  # type: ignore[untyped-decorator]
+@torch.inference_mode(False)
 def compress_module(
     module: nn.Module, config: VQWeightOnlyConfig, *, parameter_name: str | None = None
 ) -> nn.Module:
@@ -40,7 +42,8 @@ def _prepare(slots: dict[str, Slot], plans: Plans) -> None:
     for name, slot in slots.items():
         if prepared_weight(slot.module) is not None:
             continue
-        if slot.layer is not None:
+        # What is computed from other parameters trains by these.
+        if slot.layer is not None and "weight" in slot.module._parameters:
             prepare_layer(slot.module, plans[name])
         else:
             attach_statistics([slot])
@@ -70,7 +73,8 @@ def _become(module: nn.Module, layer: CodebookLayer) -> None:
     """Makes a float layer a codebook layer, in place; its bias stays the parameter that it is."""
     take_over(layer, module, "weight", lambda value: value)
     bias = module._parameters.get("bias")
-    if bias is not None and layer.bias is not None:
+    # One that was made in inference mode cannot be changed outside it.
+    if bias is not None and layer.bias is not None and not bias.is_inference():
         bias.data.copy_(layer.bias.data)
         layer.register_parameter("bias", bias)
     vars(module).clear()
