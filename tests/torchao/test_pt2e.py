@@ -1,6 +1,7 @@
 """``prepare_pt2e`` and ``convert_pt2e`` with :class:`VQQuantizer`."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -194,6 +195,26 @@ def test_a_weight_that_is_read_otherwise_stays_float(convert):
 
     with pytest.raises(ValueError, match="'one' matches nothing; the nearest names are other"):
         convert(Read().eval(), {"one": PQ}, torch.randn(2, 8))
+
+
+def test_weights_that_no_graph_holds_as_codes_are_named():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3)).eval()
+    graph = program(model, torch.randn(2, 4, 6, 6))
+    with pytest.warns(UserWarning, match=r"stay in float: 1\.weight \(1,152 bytes\)"):
+        prepare_pt2e(graph, VQQuantizer(vq.KM(k=4)))
+    graph = program(model, torch.randn(2, 4, 6, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_pt2e(graph, VQQuantizer({"0": vq.KM(k=4)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(convert, dtype):
+    model = nn.Sequential(nn.Conv1d(4, 8, 3, padding=1, padding_mode="circular"), nn.ReLU())
+    model, value = model.to(dtype).eval(), torch.randn(2, 4, 6, dtype=dtype)
+    found = convert(model, vq.KM(k=4), value)
+    assert found(value).dtype is dtype
+    assert torch.equal(found.get_submodule("0").codes, vq.compress(model, vq.KM(k=4))[0].codes)
 
 
 def test_files_fit_the_float_model(images, value, convert, tmp_path):

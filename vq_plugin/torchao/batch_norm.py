@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
+
+from vq_plugin.torchao.graph import attribute
 
 aten = torch.ops.aten
 
@@ -26,9 +28,10 @@ class Norm:
 
     def fold(self, model: GraphModule, layer: nn.Module) -> None:
         """Takes the batch norm out of the graph, and gives ``layer`` the bias that is left."""
-        gamma, beta, mean, variance = (_value(model, arg) for arg in self.norm.args[1:5])
+        tables: list[Any] = list(self.norm.args[1:5])
+        gamma, beta, mean, variance = (attribute(model, str(each.target)) for each in tables)
         scale = gamma / torch.sqrt(variance + float(self.norm.args[7]))  # type: ignore[arg-type]
-        before = 0 if self.bias is None else _value(model, self.bias)
+        before = 0 if self.bias is None else attribute(model, str(self.bias.target))
         layer.bias = nn.Parameter(((before - mean) * scale + beta).detach())
         self.norm.replace_all_uses_with(self.convolution)
         # In training it counts its batches, and nobody would read that any more.
@@ -66,11 +69,3 @@ def _source(node: Any) -> Node:
 def _reads(node: Node, target: str) -> bool:
     first = node.args[0]
     return isinstance(first, Node) and first.op == "get_attr" and first.target == target
-
-
-def _value(model: GraphModule, node: Any) -> Tensor:
-    found: Any = model
-    for step in str(node.target).split("."):
-        found = getattr(found, step)
-    assert isinstance(found, Tensor)
-    return found

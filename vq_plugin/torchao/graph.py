@@ -130,7 +130,7 @@ def _put(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _float_layer(graph: GraphModule, layer: GraphLayer) -> nn.Module:
-    weight = _attribute(graph, layer.weight)
+    weight = _parameter(graph, layer.weight)
     schema = layer.node.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema), layer.node.args, strict=False))
     given = {
@@ -167,7 +167,7 @@ def _float_layer(graph: GraphModule, layer: GraphLayer) -> nn.Module:
         )
     made.weight = weight
     if isinstance(bias, Node):
-        made.bias = _attribute(graph, bias)
+        made.bias = _parameter(graph, bias)
     return made.eval()
 
 
@@ -176,9 +176,15 @@ def _each(value: Any, space: int) -> tuple[int, ...]:
     return values * space if len(values) == 1 else values
 
 
-def _attribute(graph: GraphModule, node: Node) -> nn.Parameter:
+def _parameter(graph: GraphModule, node: Node) -> nn.Parameter:
+    found = attribute(graph, str(node.target))
+    return found if isinstance(found, nn.Parameter) else nn.Parameter(found, requires_grad=False)
+
+
+def attribute(graph: GraphModule, target: str) -> Tensor:
+    """The tensor that a node of a graph reads."""
     found: Any = graph
-    for step in str(node.target).split("."):
+    for step in target.split("."):
         found = getattr(found, step)
     assert isinstance(found, Tensor)
-    return found if isinstance(found, nn.Parameter) else nn.Parameter(found, requires_grad=False)
+    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Collection
+
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from vq_plugin.hosting.plan import plans
-from vq_plugin.select import Schemes, as_patterns, slots_by_name
+from vq_plugin.select import Schemes, as_patterns, asks_for_all, leaves, slots_by_name
 from vq_plugin.slot_fit import check_slot
 from vq_plugin.torchao.graph import float_twin, graph_layers
 from vq_plugin.torchao.observers import (
@@ -40,6 +43,10 @@ class VQQuantizer(Quantizer):  # type: ignore[misc]
         ValueError: From ``prepare_pt2e``, if a pattern matches nothing in the graph (the message
             has the nearest names), a layer cannot be compressed or has another quantizer's
             annotation, or layers that share a weight would get different schemes.
+
+    Warns:
+        UserWarning: If all layers are asked for and a weight of more than 1 % of the model is one
+            that a graph cannot hold as codes.
 
     Example:
         >>> import torch
@@ -95,7 +102,31 @@ class VQQuantizer(Quantizer):  # type: ignore[misc]
                 allow_implicit_sharing=False,
                 _annotated=True,
             )
+        if asks_for_all(self.schemes):
+            self._warn_of_left(model, [str(layer.weight.target) for layer in nodes])
         return model
+
+    def _warn_of_left(self, model: GraphModule, chosen: Collection[str]) -> None:
+        read = {str(node.target) for node in model.graph.find_nodes(op="get_attr")}
+        weights = {
+            target: value
+            for target, value in model.named_parameters(remove_duplicate=False)
+            if target in read and value.dim() > 1
+        }
+        total = sum(value.nbytes for value in weights.values())
+        left = [
+            f"{target} ({value.nbytes:,} bytes)"
+            for target, value in weights.items()
+            if target not in chosen
+            and value.nbytes > total / 100
+            and not any(leaves(self.schemes, n) for n in (target, target.rpartition(".")[0]))
+        ]
+        if left:
+            warnings.warn(
+                f"weights above 1 % of the model stay in float: {', '.join(left)}; PT2E gets codes "
+                "for Linear, convolutions and Embedding with weights that nothing else reads",
+                stacklevel=4,
+            )
 
     def validate(self, model: GraphModule) -> None:
         """Nothing: what cannot be done was an error before."""
