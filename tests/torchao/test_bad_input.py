@@ -98,6 +98,16 @@ def test_what_the_default_filter_skips(words):
     check_converted(words, {nn.Linear: KM})
 
 
+def test_configs_in_the_place_of_schemes(model):
+    config = FqnToConfig(OrderedDict({"0": VQWeightOnlyConfig(KM), "2": None}))
+    quantize_(model, config, filter_fn=None)
+    check_converted(model, config)
+    with pytest.raises(ValueError, match="'2': asked for"):
+        check_converted(model, VQWeightOnlyConfig(KM))
+    with pytest.raises(ValueError, match=r"'0': .* but it has km\(k=4\)"):
+        check_converted(model, FqnToConfig(OrderedDict({"0": VQWeightOnlyConfig(vq.PQ())})))
+
+
 def test_a_prepared_model_is_not_converted(model):
     quantize_(model, VQWeightOnlyConfig(KM, step="prepare"))
     with pytest.raises(ValueError, match="only prepared"):
@@ -177,7 +187,10 @@ def test_part_of_the_model_that_calibration_misses():
         convert_pt2e(prepared)
 
 
-@pytest.mark.parametrize("version", ["0.9.0", "0.17.1+cpu"])
-def test_a_release_that_is_too_old(version):
-    with pytest.raises(ImportError, match=r"needs torchao 0\.18 or later, got"):
-        check_version(version)
+@pytest.mark.parametrize(
+    ("package", "version", "oldest"),
+    [("torchao", "0.9.0", "0.18"), ("torchao", "0.17.1+cpu", "0.18"), ("torch", "2.9.1", "2.10")],
+)
+def test_a_release_that_is_too_old(package, version, oldest):
+    with pytest.raises(ImportError, match=f"needs {package} {oldest} or later, got {version[:3]}"):
+        check_version(package, version)

@@ -7,17 +7,20 @@ from typing import TypeVar
 
 from torch import nn
 from torch.fx import GraphModule
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import FqnToConfig
 from torchao.utils import TorchAOBaseTensor
 
 from vq_plugin.hosting.check import check_schemes
 from vq_plugin.select import Schemes
+from vq_plugin.torchao.config import VQWeightOnlyConfig
 from vq_plugin.torchao.graph import GraphLayer, graph_layers
 from vq_plugin.torchao.trained import prepared_weight
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def check_converted(converted: M, schemes: Schemes) -> M:
+def check_converted(converted: M, schemes: Schemes | AOBaseConfig) -> M:
     """Makes sure that ``quantize_`` or ``convert_pt2e`` did what the schemes ask for.
 
     ``quantize_`` takes Linear layers only where it is given no filter, and skips the rest without a
@@ -27,7 +30,8 @@ def check_converted(converted: M, schemes: Schemes) -> M:
     Args:
         converted: A model after ``quantize_``, or what ``convert_pt2e`` returned; not changed.
         schemes: One scheme for every weight, or patterns to schemes; ``None`` for those that stay
-            float or are another config's.
+            float or are another config's. Or the config itself, with which ``quantize_`` was
+            called: one that is not in an ``FqnToConfig`` asks for every weight.
 
     Returns:
         ``converted``.
@@ -56,13 +60,28 @@ def check_converted(converted: M, schemes: Schemes) -> M:
         layers = {layer.name: layer for layer in graph_layers(converted)}
     check_schemes(
         converted,
-        schemes,
+        _schemes(schemes),
         host="torchao",
         float_type=lambda _: None,
         functions={name: layer.kind for name, layer in layers.items()},
         why_not=lambda name: _why_not(converted, name, layers),
     )
     return converted
+
+
+def _schemes(given: Schemes | AOBaseConfig) -> Schemes:
+    if isinstance(given, VQWeightOnlyConfig):
+        return given.layer_scheme
+    if isinstance(given, FqnToConfig):
+        inner: Mapping[str, object] = given.fqn_to_config
+        return {
+            nn.Linear if key == "_default" else key: (
+                config.layer_scheme if isinstance(config, VQWeightOnlyConfig) else None
+            )
+            for key, config in inner.items()
+        }
+    schemes: Schemes = given
+    return schemes
 
 
 def _why_not(converted: nn.Module, name: str, layers: Mapping[str, GraphLayer]) -> str:
