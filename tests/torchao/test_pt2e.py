@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torchao.quantization.pt2e import disable_observer, move_exported_model_to_eval
+from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -105,6 +106,18 @@ def test_another_convolution_after_ours_in_x86(convert):
     value = torch.randn(2, 1, 12, 12)
     found = convert(model, {"0": vq.KM(k=4)}, value, calibration=[value], others=[int8("x86")])
     assert list(coded_weights(found)) == ["0"]
+
+
+def test_lowered_to_x86_together_with_int8(convert):
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()).eval()
+    value = torch.randn(16, 64)
+    found = convert(model, {"0": PQ}, value, calibration=[value], others=[int8("x86")])
+    with torch.no_grad():
+        lowered = lower_pt2e_quantized_to_x86(found, (value,))
+        assert torch.allclose(lowered(value), found(value), atol=1e-4)
+    targets = [str(node.target) for node in lowered.graph.nodes]
+    assert any(target.startswith("vq.codebook_linear") for target in targets)
+    assert any(target.startswith("onednn.qlinear") for target in targets)
 
 
 def train(prepared, value, steps=12):

@@ -43,8 +43,9 @@ class PreparedWeight(CodebookFollower):
 
     @property
     def waits(self) -> bool:
-        """Whether it was neither calibrated nor trained."""
-        return self.codebooks is None and (self.statistics is None or not self.statistics.count)
+        """Whether it could have been calibrated, and was neither that nor trained."""
+        known = self.statistics
+        return self.codebooks is None and known is not None and not bool(known.count)
 
     @property
     def quantizes(self) -> bool:  # noqa: D102 - inherited
