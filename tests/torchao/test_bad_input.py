@@ -6,8 +6,10 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torchao.core.config import AOBaseConfig
 from torchao.quantization import FqnToConfig, quantize_
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.transform_module import register_quantize_module_handler
 
 import vq_plugin as vq
 from vq_plugin.torchao import VQQuantizer, VQWeightOnlyConfig, check_converted
@@ -78,6 +80,22 @@ def test_a_second_conversion(model):
     quantize_(model, VQWeightOnlyConfig(KM))
     with pytest.raises(ValueError, match=r"'0' is compressed already .* a fresh float model"):
         quantize_(model, VQWeightOnlyConfig(KM), lambda _, name: name in ("0", "2"))
+
+
+def test_a_call_that_another_config_ends():
+    class Refuses(AOBaseConfig):
+        pass
+
+    @register_quantize_module_handler(Refuses)
+    def refuse(module: nn.Module, config: Refuses) -> nn.Module:
+        raise RuntimeError("no")
+
+    model, ours = nn.Sequential(*[nn.Linear(16, 16) for _ in range(3)]), VQWeightOnlyConfig(KM)
+    config = FqnToConfig(OrderedDict({"0": ours, "1": Refuses(), "2": ours}))
+    with pytest.raises(RuntimeError, match="no"):
+        quantize_(model, config, filter_fn=None)
+    quantize_(model, VQWeightOnlyConfig(vq.KM(k=8)), lambda _, name: name == "2")
+    check_converted(model, {"0": KM, "2": vq.KM(k=8)})
 
 
 def test_a_filter_that_matches_nothing(model, unchanged):

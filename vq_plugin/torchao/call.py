@@ -59,23 +59,31 @@ class Visit:
         }
 
 
+@dataclass(eq=False)
+class _Left:
+    parameter: str | None
+    config: VQWeightOnlyConfig
+    plans: Plans
+
+
 class Call:
     """What is left to do in a call of ``quantize_``."""
 
     def __init__(self, visits: list[Visit], plans: list[Plans]) -> None:
         # Weak: what the host never asks for must not be kept.
-        self._left: WeakKeyDictionary[nn.Module, list[tuple[str | None, Plans]]]
-        self._left = WeakKeyDictionary()
+        self._left: WeakKeyDictionary[nn.Module, list[_Left]] = WeakKeyDictionary()
         for visit, its in zip(visits, plans, strict=True):
-            self._left.setdefault(visit.module, []).append((visit.parameter, its))
+            left = _Left(visit.parameter, visit.config, its)
+            self._left.setdefault(visit.module, []).append(left)
 
     def take(self, visit: Visit) -> Plans | None:
         """The plans for one visit, ``None`` if it is not of this call."""
         left = self._left.get(visit.module, [])
-        for at, (parameter, plans) in enumerate(left):
-            if parameter == visit.parameter:
-                del left[at]
-                return plans
+        for each in left:
+            # Of a call that ended half-way something is left, and the next has other settings.
+            if each.parameter == visit.parameter and each.config is visit.config:
+                left.remove(each)
+                return each.plans
         return None
 
 
