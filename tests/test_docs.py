@@ -40,6 +40,8 @@ def test_blocks_run(
         for line, text in blocks(page):
             if "neural_compressor" in text and find_spec("neural_compressor") is None:
                 pytest.skip(f"Intel Neural Compressor is not installed, from line {line} on")
+            if "torchao" in text and find_spec("torchao") is None:
+                pytest.skip(f"torchao is not installed, from line {line} on")
             # The leading lines make a traceback show the line of the page.
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
 

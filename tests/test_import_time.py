@@ -28,6 +28,7 @@ HEAVY = (
     "torchao",
     "vq_plugin.inc",
     "vq_plugin.torch_ao",
+    "vq_plugin.torchao",
     "vq_plugin.workloads",
 )
 
@@ -63,7 +64,8 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "adapter"), [("torch.ao", "torch_ao"), ("neural_compressor", "inc")]
+    ("host", "adapter"),
+    [("torch.ao", "torch_ao"), ("neural_compressor", "inc"), ("torchao", "torchao")],
 )
 def test_hosts_are_imported_in_their_adapters_only(host: str, adapter: str) -> None:
     found = {

@@ -200,6 +200,15 @@ def test_file_errors_are_value_errors() -> None:
     assert issubclass(vq.CheckpointError, ValueError)
 
 
+def test_torchao() -> None:
+    torchao = pytest.importorskip("vq_plugin.torchao")
+    names = {"VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"}
+    assert set(torchao.__all__) == names
+    assert parameters(torchao.VQWeightOnlyConfig) == {"scheme": ..., "step": None, "seed": 0}
+    assert parameters(torchao.VQQuantizer) == {"schemes": ..., "is_qat": False, "seed": 0}
+    assert list(parameters(torchao.check_converted)) == ["converted", "schemes"]
+
+
 def test_torch_ao() -> None:
     from vq_plugin import torch_ao
 

@@ -292,3 +292,11 @@ def test_deep_compression_counts_as_its_paper_does() -> None:
     assert _relative(np.array([1, 0, 0, 0, 0, 2], np.uint8), 2) == ([1, 0, 2], [0, 3, 0])
     # Codes of 1, 2 and 2 bits, and a byte of table for each symbol.
     assert _huffman([7] * 5 + [8] * 2 + [9]) == 5 + 2 * 2 + 2 + 8 * 3
+
+
+def test_transformer(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="the benchmark runs its calls")
+    _, result = run_quick("transformer", tmp_path / "transformer.json")
+    title = "A transformer encoder"
+    assert values(result, title, "route") == ["compress", "quantize_", "pt2e"]
+    assert min(values(result, title, "coded")) > 0.99

@@ -6,8 +6,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from vq_plugin.nn import CodebookLayer, coded_weights, layer_types, slot_kinds
+from vq_plugin.nn import (
+    CodebookLayer,
+    coded_parameters,
+    coded_weights,
+    layer_types,
+    slot_kinds,
+)
 from vq_plugin.nn.shallow_copy import shallow_copy
 from vq_plugin.select import Schemes, as_patterns, select, slots_by_name
 
@@ -70,13 +77,25 @@ def _float_twin(
     def twin_of(module: nn.Module) -> nn.Module:
         if module not in twins:
             kind = module.float_type if isinstance(module, CodebookLayer) else float_type(module)
-            twins[module] = shallow_copy(module) if kind is None else _empty(kind)
+            twins[module] = _uncoded(module) if kind is None else _empty(kind)
             if kind is None:
-                for name, child in module.named_children():
+                for name, child in twins[module].named_children():
                     twins[module]._modules[name] = twin_of(child)
         return twins[module]
 
     return twin_of(converted)
+
+
+def _uncoded(module: nn.Module) -> nn.Module:
+    """A copy that shares all but codes in the place of parameters, which are empty ones again."""
+    twin = shallow_copy(module)
+    coded = coded_parameters(module)
+    if coded:
+        twin.__class__ = parametrize.type_before_parametrizations(module)
+        twin._modules.pop("parametrizations")
+        empty = {name: nn.Parameter(torch.empty(0, 0)) for name in coded}
+        twin._parameters = {**module._parameters, **empty}
+    return twin
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -74,12 +75,23 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
                 f"layer can replace: leave it with {{{slot.name!r}: None}}, or use "
                 "vq_plugin.compress"
             )
+    return shared_plans(model, chosen, dict.fromkeys(chosen, seed))
+
+
+def shared_plans(
+    model: nn.Module, chosen: Mapping[str, Scheme], seeds: Mapping[str, int]
+) -> dict[str, Plan]:
+    """As :func:`plans`, for schemes and seeds by the names of slots, whatever module they are of.
+
+    ``ValueError`` if slots that share a weight are not all chosen, with one scheme.
+    """
+    slots = slots_by_name(model, chosen)
     ties = tied_weights(model, chosen)
     by_name: dict[str, Plan] = {}
     for name, scheme in chosen.items():
         shared = by_name.get(ties.get(name, name))
         by_name[name] = shared or Plan(
-            ((nn.Module, scheme),), seed, name=name, zero_row=_zero_row(slots[name].module)
+            ((nn.Module, scheme),), seeds[name], name=name, zero_row=_zero_row(slots[name].module)
         )
     return by_name
 

@@ -29,7 +29,7 @@ def attach_statistics(slots: Iterable[Slot]) -> list[nn.Module]:
         host = slot.host
         if not hasattr(host, INPUT_STATS):
             host.add_module(INPUT_STATS, nn.ModuleDict())
-            host.register_forward_pre_hook(_observe, with_kwargs=True)
+            host.register_forward_pre_hook(observe, with_kwargs=True)
             fresh.append(host)
         statistics = host.get_submodule(INPUT_STATS)
         assert isinstance(statistics, nn.ModuleDict)
@@ -46,7 +46,7 @@ def detach_statistics(model: nn.Module, but: Iterable[nn.Module] = ()) -> None:
             continue
         delattr(module, INPUT_STATS)
         for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _observe:
+            if hook is observe:
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -75,7 +75,8 @@ def _leaf(slot: Slot) -> str:
     return slot.key.replace(".", "_")
 
 
-def _observe(host: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+def observe(host: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Adds what a module that gathers statistics is called with."""
     # A plain function: deep copies of the hook must find the statistics of the copied module.
     arguments = call_arguments(host, positional, keywords)
     if arguments is not None:

@@ -1,0 +1,139 @@
+"""Codebooks by PT2E in exported, reloaded, compiled and packaged programs of a trained CNN.
+
+    python -m integration.benchmarks.programs [--quick] [--workload resnet20]
+
+Agreement with the eager model with codebooks, on the untouched test images; sizes of files beside
+those of the float program; latency of a single image on one thread, in turns, as time of the
+processor. Five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+import vq_plugin as vq
+from integration.benchmarks.harness import Check, Report, Table, parse_arguments
+from integration.workloads import fashion_mnist
+from vq_plugin.select import Schemes
+from vq_plugin.torchao import VQQuantizer, check_converted
+
+_SCHEMES: dict[str, dict[str, Schemes]] = {
+    "fashion_mnist_cnn": {
+        "km(k=16)": vq.KM(k=16),
+        "pq(k=16,dim=4), km": {r"re:classifier\.[03]": vq.PQ(k=16, dim=4), "*": vq.KM(k=16)},
+    },
+    "resnet20": {"km(k=16)": vq.KM(k=16)},
+}
+
+
+def _workload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workload", choices=_SCHEMES, default="fashion_mnist_cnn")
+
+
+def exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """For any number of images."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+
+
+def packaged(program: torch.export.ExportedProgram, path: Path) -> Callable[[Tensor], Tensor]:
+    """The program by AOTInductor, loaded again."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    loaded: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(path))
+    return loaded
+
+
+def outputs(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return torch.cat([model(batch) for batch in images.split(500)])
+
+
+def latency(contenders: dict[str, Callable[[Tensor], Tensor]], image: Tensor) -> dict[str, float]:
+    """Median milliseconds of the processor."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for turn in range(40):
+        for name, model in contenders.items():
+            start = time.process_time()
+            for _ in range(20):
+                model(image)
+            if turn >= 5:
+                times[name].append((time.process_time() - start) / 20 * 1e3)
+    torch.set_num_threads(threads)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+@torch.no_grad()
+def main() -> None:
+    arguments = parse_arguments(__doc__.splitlines()[0], _workload)
+    warnings.simplefilter("ignore")
+    name = arguments.workload
+    report = Report(f"programs_{name}", {"quick": arguments.quick, "workload": name})
+    workload: Any = importlib.import_module(f"integration.workloads.{name}")
+    model = workload.model().eval()
+    images, labels = fashion_mnist.load().test
+    # A file of a program has the whole tensor that an example is a part of.
+    example = images[:2].clone()
+    if arguments.quick:
+        images, labels = images[:500], labels[:500]
+
+    def accuracy(scores: Tensor) -> float:
+        return (scores.argmax(1) == labels).double().mean().item()
+
+    for label, schemes in _SCHEMES[name].items():
+        table = Table(
+            f"{name}, {label}",
+            {"program": "", "accuracy": ".2%", "other answers": "d", "MB": ".2f", "ms": ".3f"},
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            at = Path(folder)
+            program = exported(model, example)
+            torch.export.save(program, at / "float.pt2")
+            runs: dict[str, Callable[[Tensor], Tensor]] = {"float, eager": model}
+            runs["float, AOTInductor"] = packaged(program, at / "float_package.pt2")
+            prepared = prepare_pt2e(program.module(), VQQuantizer(schemes))
+            small = check_converted(convert_pt2e(prepared), schemes)
+            runs["codebooks, eager"] = small
+            program = exported(small, example)
+            torch.export.save(program, at / "small.pt2")
+            reloaded: Any = torch.export.load(at / "small.pt2").module()
+            runs["codebooks, exported and loaded"] = reloaded
+            runs["codebooks, compiled"] = torch.compile(small)
+            runs["codebooks, AOTInductor"] = packaged(program, at / "small_package.pt2")
+            files = {
+                "float, eager": "float.pt2", "float, AOTInductor": "float_package.pt2",
+                "codebooks, exported and loaded": "small.pt2",
+                "codebooks, AOTInductor": "small_package.pt2",
+            }  # fmt: skip
+            found = {run: outputs(call, images) for run, call in runs.items()}
+            times = latency(runs, images[:1])
+            for run, scores in found.items():
+                reference = "float, eager" if run.startswith("float") else "codebooks, eager"
+                row = {"program": run, "accuracy": accuracy(scores), "ms": times[run]}
+                other = int((scores.argmax(1) != found[reference].argmax(1)).sum())
+                table.rows.append({**row, "other answers": other})
+                if run in files:
+                    table.rows[-1]["MB"] = (at / files[run]).stat().st_size / 1e6
+                report.checks.append(Check(f"{label}, {run}: answers that differ", other, 0))
+            sizes = {run: (at / file).stat().st_size for run, file in files.items()}
+            if "pq" in label:
+                ratio = sizes["float, AOTInductor"] / sizes["codebooks, AOTInductor"]
+                report.checks.append(Check(f"{label}: smaller package", ratio, 8, at_least=True))
+        report.add(table)
+    report.finish(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
