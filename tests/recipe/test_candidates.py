@@ -58,7 +58,7 @@ def test_the_whole_recipe_becomes_candidates_and_a_budget(every_key: str) -> Non
         "*": [vq.KM(k=4), vq.PQ(k=16, dim=4), None],
     }
     budget = recipe.tuning.accuracy_criterion.budget()
-    assert budget == vq.LossBudget(relative=0.02, confidence=0.9)
+    assert budget == vq.LossBudget(relative=0.02, confidence=0.9, min_agreement=0.6)
 
 
 def test_the_order_of_expressions_is_kept_for_the_first_decides() -> None:

@@ -45,7 +45,7 @@ def test_a_right_recipe_is_summed_up(write: Write, check: Check, every_key: str)
         ("classifier.3", "classifier.*", 11, ["written 're:classifier.*'"]),
         ("re:features.*", "re:feature.*[0-9]x", 12, ["matches nothing", "nearest names"]),
         ("{scheme: null}", "{scheme: km}\n    features.2: {scheme: km}", 12, ["it is a ReLU"]),
-        ("digits:training_batches", "digits:training", 29, ["pruning.loader: ", "no function"]),
+        ("digits:training_batches", "digits:training", 30, ["pruning.loader: ", "no function"]),
         ("Conv2d", "Conv1d", 9, ["Conv1d matches nothing", "Conv2d, Linear"]),
         ("re:features.*", "re:features", 12, ["'features' cannot be compressed"]),
     ],
