@@ -37,13 +37,14 @@ constexpr Costs kCosts = {
     {44, 0, 20, 7, 690, 6300},  // lookup_nibbles
     {31, 0, 20, 7, 690, 8000},  // lookup_nibbles_high
     {14, 0, 20, 8, 660, 6500},  // lookup_nibbles_fast
-    {31, 0, 0, 38, 0},      // scalar_nibbles
-    {0, 33, 52, 63, 1530},  // outward_nibbles
-    {235, 0, 173, 1, 14},   // lookup_bytes
-    {54, 0, 31, 0, 0},      // lookup_bytes, sixteen
-    {35, 0, 0, 273, 35},    // scalar_bytes
-    {567, 0, 208, 0, 0},    // outward_bytes
-    {141, 0, 60, 0, 0},     // outward_bytes, sixteen
+    {31, 0, 0, 38, 0},          // scalar_nibbles
+    {12, 0, 0, 40, 0},          // scalar_nibbles_fast
+    {0, 33, 52, 63, 1530},      // outward_nibbles
+    {235, 0, 173, 1, 14},       // lookup_bytes
+    {54, 0, 31, 0, 0},          // lookup_bytes, sixteen
+    {35, 0, 0, 273, 35},        // scalar_bytes
+    {567, 0, 208, 0, 0},        // outward_bytes
+    {141, 0, 60, 0, 0},         // outward_bytes, sixteen
 };
 
 }  // namespace

@@ -29,7 +29,6 @@
 #include "vec_avx512.h"
 //
 #include "instantiate.h"
-#include "scalar_nibbles_fast.h"
 
 namespace vq {
 namespace {
@@ -40,25 +39,20 @@ namespace {
 constexpr Costs kCosts = {
     {22, 0, 10, 3, 570, 5700},  // lookup_nibbles
     {14, 0, 20, 3, 570, 6500},  // lookup_nibbles_high
-    {7, 0, 10, 5, 540, 7500},  // lookup_nibbles_fast
-    {22, 0, 0, 11, 0},      // scalar_nibbles
-    {0, 23, 117, 29, 290},  // outward_nibbles
-    {250, 0, 150, 3, 26},   // lookup_bytes
-    {50, 0, 29, 0, 0},      // lookup_bytes, sixteen
-    {22, 0, 0, 82, 43},     // scalar_bytes
-    {570, 0, 200, 0, 40},   // outward_bytes
-    {110, 0, 90, 0, 0},     // outward_bytes, sixteen
+    {7, 0, 10, 5, 540, 7500},   // lookup_nibbles_fast
+    {22, 0, 0, 11, 0},          // scalar_nibbles
+    {6, 0, 0, 2, 40},           // scalar_nibbles_fast
+    {0, 23, 117, 29, 290},      // outward_nibbles
+    {250, 0, 150, 3, 26},       // lookup_bytes
+    {50, 0, 29, 0, 0},          // lookup_bytes, sixteen
+    {22, 0, 0, 82, 43},         // scalar_bytes
+    {570, 0, 200, 0, 40},       // outward_bytes
+    {110, 0, 90, 0, 0},         // outward_bytes, sixteen
 };
-
-constexpr Kernels make() {
-  Kernels kernels = common_kernels("avx512", kCosts);
-  kernels.scalar_nibbles_fast = {scalar_nibbles_fast, {6, 0, 0, 2, 40}, {}};
-  return kernels;
-}
 
 }  // namespace
 
-extern const Kernels kAvx512 = make();
+extern const Kernels kAvx512 = common_kernels("avx512", kCosts);
 
 }  // namespace vq
 
