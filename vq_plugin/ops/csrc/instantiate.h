@@ -21,9 +21,11 @@ struct Costs {
       outward_bytes, outward_bytes_sixteen;
 };
 
-constexpr Kernels common_kernels(const char* name, const Costs& costs) {
+constexpr Kernels common_kernels(const char* name, const Costs& costs,
+                                 const FloatCost& float_layer = {}) {
   Kernels kernels{};
   kernels.name = name;
+  kernels.float_layer = float_layer;
   kernels.lookup_nibbles = {lookup_nibbles<kExactBits>, costs.lookup_nibbles, {}};
   kernels.lookup_nibbles_high = {lookup_nibbles<kHighBits>, costs.lookup_nibbles_high, {}};
   kernels.lookup_nibbles_fast = {lookup_nibbles<kFastBits>, costs.lookup_nibbles_fast, {}};
