@@ -85,19 +85,14 @@ def test_version_is_that_of_the_distribution() -> None:
     ("cls", "settings"),
     [
         (vq.KM, {"k": 16, "group": None, "keep_zeros": False}),
-        (vq.PQ, {"k": 16, "dim": 4, "axis": "in", "codebooks": "subspace", "layout": "flat"}),
-        (
-            vq.RQ,
-            {
-                **{"k": 256, "stages": 2, "dim": None, "axis": "in"},
-                **{"codebooks": "subspace", "layout": "flat"},
-            },
-        ),
+        (vq.PQ, {"k": 16, "dim": 4, "axis": "in", "codebooks": "subspace"}),
+        (vq.RQ, {"k": 256, "stages": 2, "dim": None, "axis": "in", "codebooks": "subspace"}),
         (vq.Binary, {}),
     ],
 )
 def test_schemes(cls: type[vq.Scheme], settings: dict[str, object]) -> None:
-    assert parameters(cls) == {**settings, "codebook_dtype": "float16", "scale": None}
+    named = {"layout": "flat"} if cls in (vq.PQ, vq.RQ) else {}
+    assert parameters(cls) == {**settings, "codebook_dtype": "float16", "scale": None, **named}
     assert positional(cls) == list(settings)
     scheme = cls()
     assert vq.parse_scheme(str(scheme)) == scheme == vq.scheme_from_dict(scheme.to_dict())

@@ -1,4 +1,4 @@
-"""What ``precision`` promises for sub-vectors along the inputs with up to 16 centers."""
+"""What ``precision`` promises for sub-vectors along the inputs, and single weights, k <= 16."""
 
 import pytest
 import torch
@@ -120,6 +120,21 @@ def test_what_is_no_number_passes_as_in_the_float_layer(
     assert not bool(found[3].isfinite().any())
     others = [i for i in range(len(x)) if i != 3]
     assert torch.equal(found[others], clean[others])
+
+
+@pytest.mark.parametrize("activations", ["normal", "relu", "pixels"])
+def test_fast_single_weights(activations: str) -> None:
+    layer, x = fitted(vq.KM(k=16)), ACTIVATIONS[activations]
+    before = ops.isa()
+    assert before is not None
+    found = []
+    for isa in ops.isas():
+        ops.use_isa(isa)
+        found.append(run(layer, x, "fast"))
+    ops.use_isa(before)
+    assert 1e-3 < errors(layer, x, found[0])[0] <= 2e-2
+    for other in found[1:]:
+        assert torch.equal(found[0].view(torch.int32), other.view(torch.int32))
 
 
 @pytest.mark.usefixtures("each_isa")

@@ -68,16 +68,17 @@ def scheme_config(scheme: type[Scheme]) -> type[SchemeConfig]:
     """
     if scheme in _CONFIGS:
         return _CONFIGS[scheme]
-    fields = [
-        parameter.replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
-        for parameter in inspect.signature(scheme).parameters.values()
-    ]
+    parameters = inspect.signature(scheme).parameters.values()
+    # What a scheme takes by name alone stays so; what all have may be given by place here.
+    shared = inspect.signature(Scheme).parameters
+    named = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.name not in shared]
+    fields = [p.replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for p in parameters if p not in named]
     fields.sort(key=lambda field: field.default is not Parameter.empty)
 
     class Config(SchemeConfig):
         __doc__ = f"Config of ``{scheme.__name__}``. {scheme.__doc__}"
         __qualname__ = f"{scheme.__name__}Config"
-        __signature__ = Signature([*fields, *_COMMON])
+        __signature__ = Signature([*fields, *_COMMON, *named])
         name = f"vq_{scheme.method}"
         scheme_class = scheme
 

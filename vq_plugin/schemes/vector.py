@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from vq_plugin.schemes.geometry import Axis, CutAxis, Geometry
@@ -45,7 +45,7 @@ class PQ(Scheme):
     dim: int = 4
     axis: Axis = "in"
     codebooks: CodebookSharing = "subspace"
-    layout: Layout = "flat"
+    layout: Layout = field(default="flat", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +86,7 @@ class RQ(Scheme):
     dim: int | None = None
     axis: Axis = "in"
     codebooks: CodebookSharing = "subspace"
-    layout: Layout = "flat"
+    layout: Layout = field(default="flat", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

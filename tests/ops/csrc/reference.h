@@ -115,7 +115,8 @@ struct Reference {
     return std::vector<Errors>(static_cast<size_t>(p_.out), errors);
   }
 
-  // scalar_nibbles_fast.h: inputs are off by max |x| / 254, centers by (high - low) / 510.
+  // scalar_nibbles_fast.h: inputs are off by max |x| / 254, centers by (high - low) / 254, and by
+  // what that is on average.
   std::vector<Errors> scalar_errors(int64_t sample) const {
     double largest = 0;
     for (int64_t i = 0; i < p_.in; ++i) largest = std::max(largest, std::abs(input(sample, i)));
@@ -129,7 +130,7 @@ struct Reference {
       Errors errors;
       const double weight = std::max(std::abs(low), std::abs(high));
       for (int64_t i = 0; i < p_.in; ++i)
-        errors.add(std::abs(input(sample, i)) * (high - low) / 510 + weight * largest / 254);
+        errors.add(std::abs(input(sample, i)) * (high - low) / 127 + weight * largest / 254);
       const int64_t end = std::min((g + 1) * p_.group, p_.rows);
       all.resize(static_cast<size_t>(end), errors);
     }

@@ -99,6 +99,7 @@ class ConvolvedStrip {
     struct Steps;
     struct Offsets;
     struct Kinds;
+    struct Floats;
     struct Indices;
     columns_ = div_up(last - s, kNibbles);
     const int64_t table_bytes = columns_ * Planes::kColumnBytes<kBits>;
@@ -108,23 +109,38 @@ class ConvolvedStrip {
     auto* kinds = scratch<Kinds, Tables>(inputs_);
     load_books(stage, s, last);
     bool any_floats = false;
+    // Some places side by side: each waits for its own spread.
+    const int64_t wide = div_up(last - s, kLanes) * kLanes, table_floats = wide * kLanes;
+    const int64_t together = std::clamp<int64_t>(256 / wide, 1, kPlacesAtOnce);
+    float* floats = scratch<Floats, float>(together * table_floats);
+    Spread spreads[kPlacesAtOnce];
+    float per_unit[kPlacesAtOnce];
     for (int64_t start = 0; start < inputs_; start += kPlacesAtOnce) {
       const int64_t end = std::min(start + kPlacesAtOnce, inputs_);
       turn(start, end);
-      for (int64_t i = start; i < end; ++i) {
-        const float* table = place_tables(i - start, s, last);
-        Spread spread;
-        find_spread<kBits>(table, div_up(last - s, kLanes) * kLanes, &spread);
-        // Zeros are integers as they are: places with few channels above 0 are no peaks.
-        const bool fits = fits_planes<kBits>(spread, (last - s) * kLanes) ||
-                          fits_planes<kBits>(spread, entries_not_zero(table, last - s));
-        kinds[i] = !fits ? Tables::floats : spread.largest > 0 ? Tables::planes : Tables::zero;
-        any_floats |= !fits;
-        if (kinds[i] != Tables::planes) continue;
-        const float per_unit = entries_per_unit<kBits>(spread, columns_ * kNibbles);
-        steps[i] = 1 / per_unit;
-        offsets[i] = store_planes<kBits>(table, columns_, spread.low, per_unit,
-                                         planes + i * table_bytes);
+      for (int64_t begin = start; begin < end; begin += together) {
+        const int64_t stop = std::min(begin + together, end);
+        for (int64_t i = begin; i < stop; ++i) {
+          float* table = floats + (i - begin) * table_floats;
+          compute_tables(i - start, s, last, table);
+          find_spread<kBits>(table, wide, spreads + (i - begin));
+        }
+        for (int64_t i = begin; i < stop; ++i) {
+          const Spread& spread = spreads[i - begin];
+          // Zeros are integers as they are: places with few channels above 0 are no peaks.
+          const float* table = floats + (i - begin) * table_floats;
+          const bool fits = fits_planes<kBits>(spread, (last - s) * kLanes) ||
+                            fits_planes<kBits>(spread, entries_not_zero(table, last - s));
+          kinds[i] = !fits ? Tables::floats : spread.largest > 0 ? Tables::planes : Tables::zero;
+          any_floats |= !fits;
+          per_unit[i - begin] = entries_per_unit<kBits>(spread, columns_ * kNibbles);
+          steps[i] = 1 / per_unit[i - begin];
+        }
+        for (int64_t i = begin; i < stop; ++i)
+          if (kinds[i] == Tables::planes)
+            offsets[i] = store_planes<kBits>(floats + (i - begin) * table_floats, columns_,
+                                             spreads[i - begin].low, per_unit[i - begin],
+                                             planes + i * table_bytes);
       }
     }
     const int64_t block_bytes = columns_ * kIndexBytes;
@@ -171,12 +187,14 @@ class ConvolvedStrip {
   // What integers do not fit, place by place.
   void add_floats(int64_t stage, int64_t s, int64_t last, int64_t first_block, int64_t last_block,
                   const Tables* kinds) {
+    struct OneTable;
     for (int64_t position = 0; position < positions_; ++position) {
       for (int64_t o = 0; o < places_; ++o) {
         const int32_t i = sources_[position * places_ + o];
         if (i < 0 || kinds[i] != Tables::floats) continue;
         turn(i, i + 1);
-        const float* table = place_tables(0, s, last);
+        float* table = scratch<OneTable, float>(kPlaneTile * kLanes);
+        compute_tables(0, s, last, table);
         for (int64_t block = first_block; block < last_block; ++block)
           add_lookups<1, 1>(codes_of<1>(stage, position * pieces_ + s, block), 0, columns_, table, 0,
                             sums_ + o * width_ + (block - first_block) * kLanes, 0);
@@ -209,13 +227,11 @@ class ConvolvedStrip {
   }
 
   // (subspaces, 16) of one place, with zeros up to a multiple of 16 subspaces.
-  const float* place_tables(int64_t row, int64_t s, int64_t last) {
-    struct Floats;
+  void compute_tables(int64_t row, int64_t s, int64_t last, float* table) const {
     const int64_t dim = c_.books.dim, all = div_up(last - s, kLanes) * kLanes;
-    float* tables = scratch<Floats, float>(all * kLanes);
     const float* x = rows_of_x_ + row * x_row_ + s * dim;
     const float* book = books_;
-    float* table = tables;
+    float* const end = table + all * kLanes;
     for (int64_t i = s; i < last; ++i, x += dim, table += kLanes, book += book_step_) {
       const int64_t values = std::min(dim, channels_ - i * dim);
       if (values == 4)
@@ -225,8 +241,7 @@ class ConvolvedStrip {
       else
         center_products<0>(book, x, 1, values, table);
     }
-    std::fill(table, tables + all * kLanes, 0.0f);
-    return tables;
+    std::fill(table, end, 0.0f);
   }
 
   // `columns_` times 8 subspaces from `subspace` on, which may begin inside of a dword.

@@ -31,17 +31,17 @@ inline double picoseconds(const Kernel& kernel, const Linear& p) {
 // The same of a layer with a kept weight in torch. Few samples are multiplied one by one, more in
 // blocks; both take longer where the weight does not stay in a cache. At every pass codebooks are
 // compared with those that the weight was decoded from.
-inline double float_picoseconds(const Linear& p) {
-  constexpr double kOneByOne = 80, kOneByOneFar = 160, kBlocks = 220, kInBlock = 20;
-  constexpr double kInBlockFar = 9, kFar = 1 << 24, kPass = 5e6, kCompare = 100;
+inline double float_picoseconds(const FloatCost& cost, const Linear& p) {
+  constexpr double kFar = 1 << 24, kPass = 5e6, kCompare = 100;
   const auto samples = static_cast<double>(p.batch);
   const double weights = double(p.in) * double(p.out);
   const double far_away = std::min(weights / kFar, 1.0);
   const double books = p.books.book_step == 0 ? 1.0 : double(p.subspaces);
   const double values = double(p.books.stages) * books * double(p.books.k * p.books.dim);
-  return kPass + values * kCompare +
-         weights * std::min((kOneByOne + kOneByOneFar * far_away) * samples,
-                            kBlocks + (kInBlock + kInBlockFar * far_away) * samples);
+  const double one_by_one = (cost.one_by_one + cost.one_by_one_far * far_away) * samples;
+  const double in_blocks = cost.blocks + cost.blocks_far * far_away +
+                           (cost.in_block + cost.in_block_far * far_away) * samples;
+  return kPass + values * kCompare + weights * std::min(one_by_one, in_blocks);
 }
 
 }  // namespace vq

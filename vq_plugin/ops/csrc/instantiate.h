@@ -10,25 +10,30 @@
 #include "outward_nibbles.h"
 #include "scalar_bytes.h"
 #include "scalar_nibbles.h"
+#include "scalar_nibbles_fast.h"
 
 namespace vq {
 namespace {
 
 // The kernels of every instruction set with their costs, in the order of Kernels.
 struct Costs {
-  Cost lookup_nibbles, lookup_nibbles_high, lookup_nibbles_fast, scalar_nibbles, outward_nibbles, lookup_bytes, lookup_bytes_sixteen,
-      scalar_bytes, outward_bytes, outward_bytes_sixteen;
+  Cost lookup_nibbles, lookup_nibbles_high, lookup_nibbles_fast, scalar_nibbles,
+      scalar_nibbles_fast, outward_nibbles, lookup_bytes, lookup_bytes_sixteen, scalar_bytes,
+      outward_bytes, outward_bytes_sixteen;
   ConvolutionCost convolve[3];
   FloatConvolutionCost float_convolution;
 };
 
-constexpr Kernels common_kernels(const char* name, const Costs& costs) {
+constexpr Kernels common_kernels(const char* name, const Costs& costs,
+                                 const FloatCost& float_layer = {}) {
   Kernels kernels{};
   kernels.name = name;
+  kernels.float_layer = float_layer;
   kernels.lookup_nibbles = {lookup_nibbles<kExactBits>, costs.lookup_nibbles, {}};
   kernels.lookup_nibbles_high = {lookup_nibbles<kHighBits>, costs.lookup_nibbles_high, {}};
   kernels.lookup_nibbles_fast = {lookup_nibbles<kFastBits>, costs.lookup_nibbles_fast, {}};
   kernels.scalar_nibbles = {scalar_nibbles, costs.scalar_nibbles, {}};
+  kernels.scalar_nibbles_fast = {scalar_nibbles_fast, costs.scalar_nibbles_fast, {}};
   kernels.outward_nibbles = {outward_nibbles, costs.outward_nibbles, {}};
   kernels.lookup_bytes = {lookup_bytes, costs.lookup_bytes, costs.lookup_bytes_sixteen};
   kernels.scalar_bytes = {scalar_bytes, costs.scalar_bytes, {}};

@@ -29,25 +29,25 @@
 #include "vec_avx512.h"
 //
 #include "instantiate.h"
-#include "scalar_nibbles_fast.h"
 
 namespace vq {
 namespace {
 
 // For an AMD EPYC (Zen 4): from a fit like that of integration/benchmarks/kernel_costs.py, then
-// adjusted by hand against integration/benchmarks/linear.py. Those of lookup_nibbles are for an Intel
-// Xeon (Sapphire Rapids), one thread of a busy machine.
+// adjusted by hand against integration/benchmarks/linear.py. Those of lookup_nibbles are for an
+// Intel Xeon (Sapphire Rapids), one thread of a busy machine.
 constexpr Costs kCosts = {
     {22, 0, 10, 3, 570, 5700},  // lookup_nibbles
     {14, 0, 20, 3, 570, 6500},  // lookup_nibbles_high
-    {7, 0, 10, 5, 540, 7500},  // lookup_nibbles_fast
-    {22, 0, 0, 11, 0},      // scalar_nibbles
-    {0, 23, 117, 29, 290},  // outward_nibbles
-    {250, 0, 150, 3, 26},   // lookup_bytes
-    {50, 0, 29, 0, 0},      // lookup_bytes, sixteen
-    {22, 0, 0, 82, 43},     // scalar_bytes
-    {570, 0, 200, 0, 40},   // outward_bytes
-    {110, 0, 90, 0, 0},     // outward_bytes, sixteen
+    {7, 0, 10, 5, 540, 7500},   // lookup_nibbles_fast
+    {22, 0, 0, 11, 0},          // scalar_nibbles
+    {6, 0, 0, 10, 40},          // scalar_nibbles_fast
+    {0, 23, 117, 29, 290},      // outward_nibbles
+    {250, 0, 150, 3, 26},       // lookup_bytes
+    {50, 0, 29, 0, 0},          // lookup_bytes, sixteen
+    {22, 0, 0, 82, 43},         // scalar_bytes
+    {570, 0, 200, 0, 40},       // outward_bytes
+    {110, 0, 90, 0, 0},         // outward_bytes, sixteen
     // Convolutions, exact, high and fast.
     {{115000, 1300, 380, 1850, 2170, 11000, 100},
      {112000, 3200, 300, 1900, 1380, 16000, 100},
@@ -55,15 +55,12 @@ constexpr Costs kCosts = {
     {12, 330},  // torch's convolutions
 };
 
-constexpr Kernels make() {
-  Kernels kernels = common_kernels("avx512", kCosts);
-  kernels.scalar_nibbles_fast = {scalar_nibbles_fast, {6, 0, 0, 2, 40}, {}};
-  return kernels;
-}
+// Of the same Xeon, whose float32 products are twice as fast as with AVX2.
+constexpr FloatCost kFloatLayer = {40, 160, 100, 300, 13, 4};
 
 }  // namespace
 
-extern const Kernels kAvx512 = make();
+extern const Kernels kAvx512 = common_kernels("avx512", kCosts, kFloatLayer);
 
 }  // namespace vq
 

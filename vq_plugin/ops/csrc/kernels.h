@@ -106,12 +106,20 @@ struct Kernel {
   Cost sixteen;  // from four samples on, where 16 are then taken together; otherwise zeros
 };
 
+// The same of torch's float32 layer, of each weight: a sample where samples are multiplied one by one;
+// once, and a sample, where they are multiplied in blocks. "Far": more, of a weight in no cache.
+struct FloatCost {
+  double one_by_one = 80, one_by_one_far = 160;
+  double blocks = 220, blocks_far = 0, in_block = 20, in_block_far = 9;
+};
+
 // How far a kernel may be from float32 products; see docs/kernels.md.
 enum class Precision : int32_t { exact = 0, high = 1, fast = 2 };
 
 // The kernels of one instruction set. What is null is computed exactly.
 struct Kernels {
   const char* name;
+  FloatCost float_layer;
   Kernel lookup_nibbles;  // k <= 16, sub-vectors of 2 or more along the inputs
   Kernel lookup_nibbles_high, lookup_nibbles_fast;
   Kernel scalar_nibbles;  // k <= 16, single weights

@@ -235,12 +235,12 @@ bool faster_than_float(const Shape& shape, Precision precision) {
   p.books.dim = std::max<int64_t>(shape.dim, 1);
   p.books.book_step = shape.shared ? 0 : 1;
   p.subspaces = div_up(shape.along_out ? p.out : p.in, p.books.dim);
-  const Kernel* kernel =
-      choose(*kernels_in_use.load(), p, shape.packed, shape.along_out, precision);
+  const Kernels& kernels = *kernels_in_use.load();
+  const Kernel* kernel = choose(kernels, p, shape.packed, shape.along_out, precision);
   if (kernel == nullptr) return false;
   const double turning =
       shape.pointwise ? double(p.batch) * double(p.in + p.out) * kTranspose : 0.0;
-  return picoseconds(*kernel, p) + turning <= float_picoseconds(p);
+  return picoseconds(*kernel, p) + turning <= float_picoseconds(kernels.float_layer, p);
 }
 
 bool register_operators() {

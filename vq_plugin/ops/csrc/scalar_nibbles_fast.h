@@ -1,5 +1,7 @@
 // Single weights with 8-bit arithmetic, as dynamic int8 quantization does: inputs of a sample are
-// rounded to 8 bits and a sign with one scale for some inputs (a tile), centers to 8 bits.
+// rounded to 7 bits and a sign with one scale for some inputs (a tile), centers to 7 bits: AVX2 adds
+// two products in 16 bits. Sums are of integers, so outputs are the same bits on every instruction
+// set.
 #pragma once
 
 #include <cmath>
@@ -30,12 +32,29 @@ inline ByteBook to_byte_book(const float* book) {
   ByteBook r;
   const auto [low, high] = std::minmax_element(book, book + kLanes);
   r.low = *low;
-  r.step = (*high - *low) / 255.0f;
+  r.step = (*high - *low) / 127.0f;
   const float inverse = r.step > 0 ? 1.0f / r.step : 0.0f;
   for (int64_t c = 0; c < kLanes; ++c)
     r.bytes[c] =
-        static_cast<uint8_t>(std::min(std::nearbyint((book[c] - r.low) * inverse), 255.0f));
+        static_cast<uint8_t>(std::min(std::nearbyint((book[c] - r.low) * inverse), 127.0f));
   return r;
+}
+
+// What the codes of one row block's first rows lose on average, of some columns of 8 that all rows
+// have. Where inputs have a mean, as after a ReLU, it would add up over all of them.
+inline float mean_error(const ByteBook& bytes, const float* book, const int32_t* codes,
+                        int64_t rows, int64_t columns) {
+  constexpr int64_t kColumns = 64;
+  const int64_t some = std::min(columns, kColumns);
+  int32_t counts[kLanes] = {};
+  for (int64_t i = 0; i < some; ++i)
+    for (int64_t row = 0; row < rows; ++row)
+      for (int n = 0; n < kNibbles; ++n)
+        ++counts[static_cast<uint32_t>(codes[i * columns / some * kLanes + row]) >> (4 * n) & 15];
+  double sum = 0;
+  for (int64_t c = 0; c < kLanes; ++c)
+    sum += counts[c] * (double(book[c]) - bytes.low - double(bytes.step) * bytes.bytes[c]);
+  return some > 0 ? static_cast<float>(sum / double(some * rows * kNibbles)) : 0.0f;
 }
 
 // Inputs as signed bytes: x ≈ step · byte.
@@ -58,8 +77,12 @@ inline ByteInputs to_byte_inputs(const float* x, int64_t n, int32_t* to) {
   const float top = Vec::max(largest);
   const Vec::F inverse = Vec::set1(top > 0 ? 127.0f / top : 0.0f);
   Vec::I sum = Vec::zero_int();
-  for (int64_t i = 0; i < n; i += Vec::kWidth)
-    Vec::store_even_odd(to + i / 4, Vec::mul(Vec::load(x + i), inverse), &sum);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec::F sixteen[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      sixteen[v] = Vec::mul(Vec::load(x + i + v * Vec::kWidth), inverse);
+    Vec::store_even_odd(to + i / 4, sixteen, &sum);
+  }
   return {top / 127.0f, Vec::sum_int(sum)};
 }
 
@@ -97,7 +120,7 @@ inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t co
       float* sum = sums + b * sum_step + r * Vec::kWidth;
       const Vec::F low = Vec::set1(book.low * float(inputs[b].sum) * inputs[b].step);
       const Vec::F step = Vec::set1(book.step * inputs[b].step);
-      Vec::store(sum, Vec::add(Vec::fmadd(Vec::to_float(total[r][b]), step, low), Vec::load(sum)));
+      Vec::store(sum, Vec::add(Vec::fused(Vec::to_float(total[r][b]), step, low), Vec::load(sum)));
     }
   }
 }
@@ -118,7 +141,13 @@ void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
     for (int64_t i = 0; i < blocks_here; ++i) {
       const bool same = i > 0 && floats_of[i] == floats_of[i - 1];
       book_of_block[i] = same ? book_of_block[i - 1] : i;
-      if (!same) books[i] = to_byte_book(floats_of[i]);
+      if (same) continue;
+      books[i] = to_byte_book(floats_of[i]);
+      // Of the group's first rows, whatever part of it is computed here.
+      const int64_t group_blocks = div_up(p.group, kLanes);
+      const int64_t first = (part.first + i) / group_blocks * group_blocks;
+      books[i].low += mean_error(books[i], floats_of[i], codes + first * layout.row_step(),
+                                 std::min(kLanes, p.rows - first * kLanes), p.in / kNibbles);
     }
     float* floats = scratch<Floats, float>(kByteTile);
     for (int64_t start = part.first_sample; start < part.last_sample; start += kBatchChunk) {

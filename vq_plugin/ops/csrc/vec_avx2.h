@@ -52,6 +52,14 @@ struct Vec : PlainBytes {
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F max_abs(F a, F b) {
+    return _mm256_max_ps(a, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), b));
+  }
+  static float max(F v) {
+    const __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 t = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+  }
   static float sum(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -86,6 +94,40 @@ struct Vec : PlainBytes {
     const I lanes = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     const I codes = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(nibbles)), lanes);
     store(to, lookup(t, index<0>(codes)));
+  }
+
+  // Four bytes of every row.
+  using Bytes = __m256i;
+  static I zero_int() { return _mm256_setzero_si256(); }
+  static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  // The even ones of every row's 8 nibbles.
+  static Bytes even_nibbles(I codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
+  static Bytes table16(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Bytes lookup16(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
+  // Adds the products of every row's four bytes, of 7 bits, with the same four signed ones.
+  static I dot_bytes(I sum, Bytes values, int32_t four) {
+    const I pairs = _mm256_maddubs_epi16(values, _mm256_set1_epi32(four));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
+  // ones. Adds them to `sum`, too.
+  static void store_even_odd(int32_t* p, const F* v, I* sum) {
+    const I first = _mm256_cvtps_epi32(v[0]), second = _mm256_cvtps_epi32(v[1]);
+    *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(first, second));
+    const __m128i bytes = _mm_packs_epi16(
+        _mm_packs_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)),
+        _mm_packs_epi32(_mm256_castsi256_si128(second), _mm256_extracti128_si256(second, 1)));
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_shuffle_epi8(bytes, order));
+  }
+  static int32_t sum_int(I v) {
+    alignas(32) int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), v);
+    int32_t r = 0;
+    for (const int32_t lane : lanes) r += lane;
+    return r;
   }
 
  private:

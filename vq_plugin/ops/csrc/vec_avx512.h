@@ -93,14 +93,14 @@ struct Vec {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Bytes lookup16(Bytes table, Bytes index) { return _mm512_shuffle_epi8(table, index); }
-  // Adds the products of every row's four bytes with the same four signed ones.
+  // Adds the products of every row's four bytes, of 7 bits, with the same four signed ones.
   static I dot_bytes(I sum, Bytes values, int32_t four) {
     return _mm512_dpbusd_epi32(sum, values, _mm512_set1_epi32(four));
   }
   // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
   // ones. Adds them to `sum`, too.
-  static void store_even_odd(int32_t* p, F v, I* sum) {
-    const I whole = _mm512_cvtps_epi32(v);
+  static void store_even_odd(int32_t* p, const F* v, I* sum) {
+    const I whole = _mm512_cvtps_epi32(v[0]);
     *sum = _mm512_add_epi32(*sum, whole);
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),

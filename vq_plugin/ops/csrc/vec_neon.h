@@ -46,6 +46,8 @@ struct Vec : PlainBytes {
   static F fused(F a, F b, F c) { return fmadd(a, b, c); }
   static F min(F a, F b) { return vminq_f32(a, b); }
   static F max(F a, F b) { return vmaxq_f32(a, b); }
+  static F max_abs(F a, F b) { return vmaxq_f32(a, vabsq_f32(b)); }
+  static float max(F v) { return vmaxvq_f32(v); }
   static float sum(F v) { return vaddvq_f32(v); }
   static F round_half(F v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
   static F round_bfloat(F v) {
@@ -77,6 +79,39 @@ struct Vec : PlainBytes {
     store(to, lookup(t, index<0>(vshlq_u32(low, shifts))));
     store(to + 4, lookup(t, index<0>(vshlq_u32(high, shifts))));
   }
+
+  // Four bytes of every row.
+  using Bytes = uint8x16_t;
+  static I zero_int() { return vdupq_n_u32(0); }
+  static F to_float(I v) { return vcvtq_f32_s32(vreinterpretq_s32_u32(v)); }
+  // The even ones of every row's 8 nibbles.
+  static Bytes even_nibbles(I codes) {
+    return vandq_u8(vreinterpretq_u8_u32(codes), vdupq_n_u8(15));
+  }
+  static Bytes table16(const uint8_t* p) { return vld1q_u8(p); }
+  static Bytes lookup16(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
+  // Adds the products of every row's four bytes, of 7 bits, with the same four signed ones.
+  static I dot_bytes(I sum, Bytes values, int32_t four) {
+    const int8x16_t a = vreinterpretq_s8_u8(values);
+    const int8x16_t b = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    const int16x8_t pairs =
+        vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+    return vreinterpretq_u32_s32(vpadalq_s16(vreinterpretq_s32_u32(sum), pairs));
+  }
+  // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
+  // ones. Adds them to `sum`, too.
+  static void store_even_odd(int32_t* p, const F* v, I* sum) {
+    int16x8_t words[2];
+    for (int i = 0; i < 2; ++i) {
+      const int32x4_t first = vcvtnq_s32_f32(v[2 * i]), second = vcvtnq_s32_f32(v[2 * i + 1]);
+      *sum = vaddq_u32(*sum, vreinterpretq_u32_s32(vaddq_s32(first, second)));
+      words[i] = vuzp1q_s16(vreinterpretq_s16_s32(first), vreinterpretq_s16_s32(second));
+    }
+    const int8x16_t bytes = vcombine_s8(vmovn_s16(words[0]), vmovn_s16(words[1]));
+    const uint8x16_t order = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+    vst1q_s8(reinterpret_cast<int8_t*>(p), vqtbl1q_s8(bytes, order));
+  }
+  static int32_t sum_int(I v) { return static_cast<int32_t>(vaddvq_u32(v)); }
 };
 
 }  // namespace

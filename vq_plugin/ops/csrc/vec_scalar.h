@@ -77,6 +77,10 @@ struct Vec : PlainBytes {
   static F max(F a, F b) {
     return make([=](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
+  static F max_abs(F a, F b) {
+    return max(a, make([=](int i) { return std::fabs(b.v[i]); }));
+  }
+  static float max(F v) { return std::fmax(std::fmax(v.v[0], v.v[1]), std::fmax(v.v[2], v.v[3])); }
   static float sum(F v) { return (v.v[0] + v.v[2]) + (v.v[1] + v.v[3]); }
   static F round_half(F v) {
     return make([=](int i) { return half(v.v[i]); });
@@ -115,6 +119,53 @@ struct Vec : PlainBytes {
   // to[i] = the float at nibble i of a dword.
   static void lookup8(Table t, uint32_t nibbles, float* to) {
     for (int i = 0; i < 8; ++i) to[i] = t[nibbles >> (4 * i) & 15];
+  }
+
+  // Four bytes of every row.
+  struct Bytes {
+    uint8_t v[4 * kWidth];
+  };
+  static I zero_int() { return {}; }
+  static F to_float(I v) {
+    return make([=](int i) { return static_cast<float>(static_cast<int32_t>(v.v[i])); });
+  }
+  // The even ones of every row's 8 nibbles.
+  static Bytes even_nibbles(I codes) {
+    Bytes r;
+    for (int i = 0; i < 4 * kWidth; ++i) r.v[i] = codes.v[i / 4] >> (8 * (i % 4)) & 15;
+    return r;
+  }
+  static Bytes table16(const uint8_t* p) {
+    Bytes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static Bytes lookup16(const Bytes& table, Bytes index) {
+    for (uint8_t& v : index.v) v = table.v[v];
+    return index;
+  }
+  // Adds the products of every row's four bytes, of 7 bits, with the same four signed ones.
+  static I dot_bytes(I sum, const Bytes& values, int32_t four) {
+    int8_t factors[4];
+    std::memcpy(factors, &four, 4);
+    for (int i = 0; i < 4 * kWidth; ++i)
+      sum.v[i / 4] += static_cast<uint32_t>(values.v[i] * factors[i % 4]);
+    return sum;
+  }
+  // 16 floats, between -127 and 127, rounded to signed bytes: of each 8 the even ones, then the odd
+  // ones. Adds them to `sum`, too.
+  static void store_even_odd(int32_t* p, const F* v, I* sum) {
+    int8_t bytes[16];
+    for (int i = 0; i < 16; ++i) {
+      // Adding 1.5 · 2^23 leaves no bits below one: to the nearest, ties to even.
+      const auto whole = static_cast<int8_t>((v[i / 4].v[i % 4] + 12582912.0f) - 12582912.0f);
+      bytes[i / 8 * 8 + i % 2 * 4 + i % 8 / 2] = whole;
+      sum->v[i % kWidth] += static_cast<uint32_t>(whole);
+    }
+    std::memcpy(p, bytes, sizeof bytes);
+  }
+  static int32_t sum_int(I v) {
+    return static_cast<int32_t>(v.v[0] + v.v[1] + v.v[2] + v.v[3]);
   }
 
  private:
