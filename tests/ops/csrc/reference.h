@@ -49,10 +49,11 @@ struct Reference {
         }
         y.push_back(sum);
         exact.push_back(kRelative * size);
+        if (!has_fast) continue;
         const double factor = p_.scale == nullptr ? 1 : std::abs(p_.scale[o]);
         const auto at = static_cast<size_t>(o);
         if (has_high) high.push_back(factor * fine[at].limit() + kRelative * size);
-        if (has_fast) fast.push_back(factor * errors[at].limit() + kRelative * size);
+        fast.push_back(factor * errors[at].limit() + kRelative * size);
       }
     }
   }

@@ -106,8 +106,8 @@ struct Kernel {
   Cost sixteen;  // from four samples on, where 16 are then taken together; otherwise zeros
 };
 
-// The same of torch's float32 layer, of each weight: a sample where samples are multiplied one by one;
-// once, and a sample, where they are multiplied in blocks. "Far": more, of a weight in no cache.
+// The same of torch's float32 layer, of each weight: a sample where samples are multiplied one by
+// one; once, and a sample, where they are multiplied in blocks. "Far": more, of a weight in no cache.
 struct FloatCost {
   double one_by_one = 80, one_by_one_far = 160;
   double blocks = 220, blocks_far = 0, in_block = 20, in_block_far = 9;

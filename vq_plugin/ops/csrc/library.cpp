@@ -56,7 +56,8 @@ const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool 
   if (single) {
     if (!packed) return &kernels.scalar_bytes;
     if (!one_group && p.group % kLanes != 0) return nullptr;
-    return of_precision(kernels.scalar_nibbles, kernels.scalar_nibbles, kernels.scalar_nibbles_fast);
+    return of_precision(kernels.scalar_nibbles, kernels.scalar_nibbles,
+                        kernels.scalar_nibbles_fast);
   }
   if (!one_group) return nullptr;
   if (!packed) return &kernels.lookup_bytes;

@@ -82,7 +82,8 @@ PyMethodDef methods[] = {
      "Whether sub-vectors, and single weights, have kernels of 8 bits."},
     {"faster_than_float", faster_than_float, METH_VARARGS,
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
-     "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's float32 layer."},
+     "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's "
+     "float32 layer."},
     {"convolution_faster_than_float", convolution_faster_than_float, METH_VARARGS,
      "(images, input places, output places, in, out, groups, kernel positions, stages, k, dim, "
      "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},

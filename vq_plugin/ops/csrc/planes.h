@@ -130,7 +130,8 @@ inline float entries_per_unit(const Spread& spread, int64_t subspaces) {
 }
 
 // Whether integers of one step are as good as floats for n entries: finite, neither so large nor so
-// small that their squares are not, and the largest at most kPeak times the root of the mean square. All zeros are as good, too.
+// small that their squares are not, and the largest at most kPeak times the root of the mean square.
+// All zeros are as good, too.
 template <int kBits>
 inline bool fits_planes(const Spread& spread, int64_t n) {
   constexpr float kPeak = kBits == kFastBits ? 20.0f : 10.0f, kSmall = 1e-18f, kLarge = 1e36f;

@@ -56,8 +56,8 @@ struct Planes {
 
   // A function of its own, whose instructions integration/benchmarks/instructions.py counts.
   template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments, int64_t columns,
-                  const PlaneSample* sample, int64_t row) {
+  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments,
+                                            int64_t columns, const PlaneSample* sample, int64_t row) {
     static_assert(kAtOnce == 1);
     __m256i words[kPlanes<kBits>][kBlocks], odds[kPlanes<kBits>][kBlocks];
     for (int plane = 0; plane < kPlanes<kBits>; ++plane)
@@ -202,7 +202,7 @@ struct Planes {
     }
   }
 
-  // One table after another: compilers would load several and add in pairs, and run out of registers.
+  // One table after another: compilers would load several, add in pairs and run out of registers.
   template <int kBlocks>
   static inline __attribute__((always_inline)) void in_order(__m256i* sum) {
 #pragma GCC unroll 4

@@ -41,8 +41,8 @@ struct Planes {
 
   // A function of its own, whose instructions integration/benchmarks/instructions.py counts.
   template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments, int64_t columns,
-                  const PlaneSample* samples, int64_t row) {
+  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments,
+                                            int64_t columns, const PlaneSample* samples, int64_t row) {
     // One sample alone sums even and odd subspaces apart: one sum after another would wait.
     constexpr int kCount = kPlanes<kBits>, kChains = kAtOnce == 1 ? 2 : 1;
     const __m512i ones = _mm512_set1_epi8(1);

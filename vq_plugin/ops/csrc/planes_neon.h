@@ -40,8 +40,8 @@ struct Planes {
 
   // A function of its own, whose instructions integration/benchmarks/instructions.py counts.
   template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments, int64_t columns,
-                  const PlaneSample* sample, int64_t row) {
+  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments,
+                                            int64_t columns, const PlaneSample* sample, int64_t row) {
     static_assert(kAtOnce == 1);
     constexpr int kCount = kPlanes<kBits>;
     uint16x8_t low[kCount][kBlocks], high[kCount][kBlocks];  // rows 0 to 7, 8 to 15

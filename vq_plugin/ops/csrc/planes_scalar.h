@@ -56,7 +56,8 @@ struct Planes {
     }
     float* sums = sample->sums + row;
     for (int r = 0; r < 16; r += Vec::kWidth) {
-      const auto whole = Vec::make([&](int i) { return static_cast<float>(static_cast<int32_t>(total[r + i])); });
+      const auto whole = Vec::make(
+          [&](int i) { return static_cast<float>(static_cast<int32_t>(total[r + i])); });
       Vec::store(sums + r, Vec::fused(whole, Vec::set1(sample->step), Vec::load(sums + r)));
     }
   }
