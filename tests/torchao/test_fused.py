@@ -6,6 +6,7 @@ from torch import nn
 
 import vq_plugin as vq
 from vq_plugin.torchao import fused_float
+from vq_plugin.tuning import LADDER
 from vq_plugin.workloads import digits
 
 
@@ -46,6 +47,13 @@ def test_files_of_converted_programs_load(words, tokens, convert, tmp_path):
 def test_a_budget_is_decided_on_what_is_shipped(convert, assert_same):
     model, batches = digits.model().eval(), digits.calibration()
     fused = fused_float(model, (batches[0],))
-    result = vq.tune(fused, digits.evaluate, calibration=batches, max_trials=3)
+    ladder = [scheme for scheme in LADDER if scheme is None or not scheme.feels]
+    result = vq.tune(fused, digits.evaluate, calibration=batches, candidates=ladder, max_trials=3)
     shipped = convert(model, result.schemes, batches[0], calibration=batches)
     assert_same(shipped, result.model, batches[0])
+
+
+def test_steps_by_gradients_are_said_to_be_unknown_here(convert):
+    model, batches = digits.model().eval(), digits.calibration()
+    with pytest.warns(UserWarning, match="here steps go by the size of rows"):
+        convert(model, vq.Uniform(0.5, scale="row"), batches[0], calibration=batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,13 @@ class Conversion:
         # Some hosts keep hooks.
         detach_statistics(module)
         check_not_lazy(slot)
+        if scheme.feels and moments is not None:
+            warnings.warn(
+                f"{scheme} has a step for each row by what the outputs of the model feel of it, "
+                "which hosts cannot know: here steps go by the size of rows; vq.compress takes "
+                "gradients",
+                stacklevel=2,
+            )
         first = self.weights.get(slot.value)
         if first is None:
             small = fit_named(name, slot.weight, scheme, moments=moments, seed=seed)
