@@ -154,6 +154,7 @@ def test_tune() -> None:
         "absolute": None,
         "higher_is_better": True,
         "confidence": None,
+        "min_agreement": 0.2,
     }
     assert fields(vq.TuneResult) >= {
         "model",

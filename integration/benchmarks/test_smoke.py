@@ -192,7 +192,7 @@ def test_calibrated(tmp_path: Path) -> None:
 def test_kernel_costs(tmp_path: Path) -> None:
     _, result = run_quick("kernel_costs", tmp_path / "costs.json")
     kernels = next(rows for name, rows in result["tables"].items() if "picoseconds" in name)
-    assert len(kernels) == 10
+    assert len(kernels) == 11
     assert all(0 < row["least"] <= row["most"] for row in kernels)
 
 

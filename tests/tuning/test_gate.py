@@ -47,7 +47,7 @@ def test_a_metric_that_sees_nothing_does_not_pass_a_ruined_model(task: "Task") -
     result = vq.tune(task.model, lambda _: 1.0, calibration=batches, candidates=vq.KM(k=1))
     assert not result.passed
     assert result.agreement is not None
-    assert result.agreement < 0.5
+    assert result.agreement < 0.2
     assert "evaluate does not see what compression has done" in str(result.stopped)
     off = vq.LossBudget(relative=0.01, min_agreement=None)
     result = vq.tune(task.model, lambda _: 1.0, off, batches, candidates=vq.KM(k=1))

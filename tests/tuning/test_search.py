@@ -97,6 +97,7 @@ def test_it_is_never_over_the_budget(
         relative=limit if relative else None,
         absolute=None if relative else limit,
         higher_is_better=not lower,
+        min_agreement=None,
     )
     evaluate = task.error if lower else task.accuracy
     result = vq.tune(task.model, evaluate, budget, **task.settings, max_trials=most)

@@ -131,7 +131,7 @@ def test_calibration_and_seed_matter(task: "Task", tmp_path: Path) -> None:
     calibrated, _ = tune(task, tmp_path / "some")
     assert uncalibrated.layers != calibrated.layers
     fixed = {"candidates": vq.PQ(k=16, dim=4, codebooks="tensor"), "max_trials": 1}
-    budget = vq.LossBudget(absolute=0.9)
+    budget = vq.LossBudget(absolute=0.9, min_agreement=None)
     models = [
         vq.tune(task.model, task.correct, budget, task.settings["calibration"], seed=seed, **fixed)
         for seed in (0, 1)

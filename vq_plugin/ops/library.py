@@ -190,7 +190,8 @@ def _dequantize(
     columns = math.prod(shape[1:])
     rows, length = (columns, shape[0]) if along_out else (shape[0], columns)
     plain = canonical(codes, rows, length, codebooks.shape[4], along_out)
-    if plain.shape[1] != rows or plain.shape[0] != codebooks.shape[0]:
+    fits = plain.shape[1] == rows and plain.shape[0] == codebooks.shape[0]
+    if not fits or codebooks.shape[2] not in (1, plain.shape[2]):
         raise RuntimeError(
             f"codes {tuple(codes.shape)} and codebooks {tuple(codebooks.shape)} do not make a "
             f"weight of shape {tuple(shape)}"

@@ -129,7 +129,7 @@ class AccuracyCriterion(_Keys):
         json_schema_extra={"exclusiveMinimum": 0.5, "exclusiveMaximum": 1},
     )
     min_agreement: Annotated[float, AfterValidator(_check_min_agreement)] | None = Field(
-        default=0.5,
+        default=0.2,
         description="How far outputs on the calibration data must agree with the float model's, "
         "from 0 to 1, whatever the metric says; null for no such floor.",
         json_schema_extra={"minimum": 0, "maximum": 1},

@@ -154,8 +154,8 @@ def positions_of(shape: tuple[int, ...], axis: str) -> int:
 def weight_of(matrix: Tensor, shape: tuple[int, ...], axis: CutAxis) -> Tensor:
     """The weight of a shape whose 2-D view along an axis is ``matrix``; see `Geometry.weight`."""
     rows, positions = len(matrix), positions_of(shape, axis)
-    length = math.prod(shape) // rows // positions
-    matrix = matrix.reshape(rows * positions, -1)[:, :length]
+    length = shape[0] if axis == "out" else math.prod(shape[1:]) // max(positions, 1)
+    matrix = matrix.reshape(rows * positions, matrix.shape[1] // max(positions, 1))[:, :length]
     if axis == "channels":
         matrix = matrix.reshape(rows, positions, length).mT
     return (matrix.T if axis == "out" else matrix).reshape(shape)

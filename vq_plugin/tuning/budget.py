@@ -35,7 +35,7 @@ class LossBudget:
     absolute: float | None = None
     higher_is_better: bool = True
     confidence: float | None = None
-    min_agreement: float | None = 0.5
+    min_agreement: float | None = 0.2
 
     def __post_init__(self) -> None:
         limits = [value for value in (self.relative, self.absolute) if value is not None]

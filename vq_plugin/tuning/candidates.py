@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vq_plugin.calibration import Calibration, input_moments, run_calibration
 from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.forecast import Guess, Sample, expected_error, expected_nbytes, forecast
@@ -55,6 +56,7 @@ class Layer:
     whole: float = 1.0
 
     @cached_property
+    @cpu_by_default()
     def forecasts(self) -> list[LayerCandidate]:
         """All candidates before their fits.
 
