@@ -109,3 +109,28 @@ def test_autocast_changes_no_fit(scheme: vq.Scheme, dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         found = fits()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_thread_that_was_new_to_torch_while_another_had_a_pool_leaves_no_trace() -> None:
+    """It took over the one thread of that pool, and would have handed it on."""
+    first, gone = threading.Event(), threading.Event()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def late() -> None:
+        assert torch.get_num_threads() == 1
+        first.set()
+        gone.wait(10)
+        with worker_pool():
+            pass
+
+    try:
+        with worker_pool():
+            thread = threading.Thread(target=late)
+            thread.start()
+            assert first.wait(10)
+        gone.set()
+        thread.join()
+        assert in_a_new_thread(torch.get_num_threads) == 2
+    finally:
+        torch.set_num_threads(before)

@@ -59,6 +59,15 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
+def _torch_threads() -> int:
+    """Torch's number of threads, also in a thread that was new to torch while others had a pool."""
+    own = torch.get_num_threads()
+    if own > 1:
+        return own
+    with ThreadPoolExecutor(1) as new:
+        return new.submit(torch.get_num_threads).result()
+
+
 @contextmanager
 def _one_torch_thread() -> Iterator[int]:
     """Sets torch's number of threads to one, and gives what it was before the first caller came.
@@ -68,7 +77,7 @@ def _one_torch_thread() -> Iterator[int]:
     """
     with _Threads.lock:
         if _Threads.callers == 0:
-            _Threads.before = torch.get_num_threads()
+            _Threads.before = _torch_threads()
         _Threads.callers += 1
         threads = _Threads.before
     torch.set_num_threads(1)
