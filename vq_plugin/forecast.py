@@ -118,8 +118,13 @@ def expected_error(geometry: Geometry) -> float:
     return error
 
 
+def is_sparse(weight: Tensor) -> bool:
+    """Whether a weight has so many zeros that they matter to :func:`expected_nbytes`."""
+    return float((weight == 0).float().mean()) >= _SPARSE
+
+
 def expected_nbytes(geometry: Geometry, weight: Tensor) -> float:
-    """Bytes of a coded weight at most: sub-vectors of zeros take few, pruned weights have many.
+    """Bytes of a coded sparse weight at most: sub-vectors of zeros take few.
 
     Example:
         >>> import vq_plugin as vq
@@ -128,9 +133,6 @@ def expected_nbytes(geometry: Geometry, weight: Tensor) -> float:
         >>> geometry.nbytes, round(expected_nbytes(geometry, weight))
         (1546, 257)
     """
-    zeros = float((weight == 0).float().mean())
-    if zeros < _SPARSE:
-        return geometry.nbytes
     zeros = float((_pieces(geometry, weight) == 0).all(-1).float().mean())
     codes = geometry.stages * geometry.rows * geometry.subspaces
     share = torch.tensor([zeros, 1 - zeros], dtype=torch.float64)

@@ -21,7 +21,8 @@ import sys
 import time
 import venv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -94,7 +95,7 @@ def build(folder: Path, version: str) -> Path:
     return python
 
 
-def run_tests(python: Path, xml: Path, tests: Sequence[str] = TESTS) -> dict[str, Outcome]:
+def run_tests(python: Path, xml: Path, tests: Sequence[str]) -> dict[str, Outcome]:
     """Runs the tests in an environment.
 
     Args:
@@ -128,27 +129,51 @@ def versions(python: Path) -> dict[str, str]:
     return found
 
 
-def try_version(folder: Path, version: str) -> tuple[dict[str, Any], dict[str, Outcome]]:
+@dataclass(frozen=True)
+class Releases:
+    """What is tried, release by release.
+
+    Attributes:
+        name: Of what has releases, in tables and checks.
+        title: Of the table.
+        report: Name of the report, and of the folder of the environments, in ``runs``.
+        versions: All of them.
+        build: Makes the environment of one, see :func:`build`.
+        tests: Which tests run in it.
+    """
+
+    name: str
+    title: str
+    report: str
+    versions: Sequence[str]
+    build: Callable[[Path, str], Path]
+    tests: Sequence[str]
+
+
+def try_version(
+    folder: Path, version: str, releases: Releases
+) -> tuple[dict[str, Any], dict[str, Outcome]]:
     """Builds the environment of one release and runs the tests in it.
 
     Args:
         folder: Of the environment.
-        version: Release of the host.
+        version: The release.
+        releases: What is tried.
 
     Returns:
         Its row of the table, and its tests; without an environment, one test that failed.
     """
     start = time.perf_counter()
-    row: dict[str, Any] = {"INC": version}
+    row: dict[str, Any] = {releases.name: version}
     try:
-        python = build(folder, version)
+        python = releases.build(folder, version)
         row |= versions(python)
     except FailedError as error:
         tests = {"installation": Outcome("errors", str(error))}
     else:
         row["build s"] = time.perf_counter() - start
         start = time.perf_counter()
-        tests = run_tests(python, folder / "junit.xml")
+        tests = run_tests(python, folder / "junit.xml", releases.tests)
         row["tests s"] = time.perf_counter() - start
     counts = Counter(outcome.kind for outcome in tests.values())
     row |= {kind: counts[kind] for kind in ("passed", "skipped")}
@@ -158,56 +183,68 @@ def try_version(folder: Path, version: str) -> tuple[dict[str, Any], dict[str, O
     return row, tests
 
 
-def compare(folder: Path, releases: Sequence[str], report: Report) -> None:
+def compare(folder: Path, chosen: Sequence[str], releases: Releases, report: Report) -> None:
     """Tries one release after the other; the report gets the tables and the checks.
 
     Args:
         folder: Of the environments.
-        releases: Releases of the host.
+        chosen: The releases.
+        releases: What is tried.
         report: What is to be filled.
     """
+    name = releases.name
     formats = {
-        **dict.fromkeys(("INC", "python", "torch"), ""),
+        **dict.fromkeys(dict.fromkeys((name, "python", "torch")), ""),
         **dict.fromkeys(("passed", "failed", "skipped"), "d"),
         **{"build s": ".0f", "tests s": ".0f", "first failures": ""},
     }
-    table = Table("Releases of Intel Neural Compressor", formats)
-    others = Table("Not passed", dict.fromkeys(("INC", "test", "kind", "reason"), ""))
-    for number, version in enumerate(releases, 1):
-        row, tests = try_version(folder / version, version)
+    table = Table(releases.title, formats)
+    others = Table("Not passed", dict.fromkeys((name, "test", "kind", "reason"), ""))
+    for number, version in enumerate(chosen, 1):
+        row, tests = try_version(folder / version, version, releases)
         table.rows.append(row)
         for test, outcome in tests.items():
             if outcome.kind != "passed":
-                others.rows.append({"INC": version, "test": test, **vars(outcome)})
+                others.rows.append({name: version, "test": test, **vars(outcome)})
         report.checks += [
-            Check(f"INC {version}: tests that fail", row["failed"], 0),
-            Check(f"INC {version}: tests that pass", row["passed"], 1, at_least=True),
+            Check(f"{name} {version}: tests that fail", row["failed"], 0),
+            Check(f"{name} {version}: tests that pass", row["passed"], 1, at_least=True),
         ]
-        print(f"{number}/{len(releases)} INC {version}", file=sys.stderr, flush=True)
+        print(f"{number}/{len(chosen)} {name} {version}", file=sys.stderr, flush=True)
     report.add(table)
     if others.rows:
         report.add(others)
 
 
 def main() -> None:
+    title = "Releases of Intel Neural Compressor"
+    run(__doc__, Releases("INC", title, "compatibility", VERSIONS, build, TESTS))
+
+
+def run(description: str | None, releases: Releases) -> None:
+    """The command line of a comparison of releases."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--versions", nargs="+", default=VERSIONS, help="releases (%(default)s)", metavar="VERSION"
+        "--versions",
+        nargs="+",
+        default=releases.versions,
+        help="releases (%(default)s)",
+        metavar="VERSION",
     )
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path("runs/compatibility"),
+        default=Path("runs") / releases.report,
         help="where the environments are (%(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, help="JSON file (runs/benchmarks/compatibility.json)"
+        "--output", type=Path, help=f"JSON file (runs/benchmarks/{releases.report}.json)"
     )
     options = parser.parse_args()
-    report = Report("compatibility", {"quick": False, "versions": list(options.versions)})
-    compare(options.folder.resolve(), options.versions, report)
+    report = Report(releases.report, {"quick": False, "versions": list(options.versions)})
+    compare(options.folder.resolve(), options.versions, releases, report)
     report.finish(options.output)
     sys.exit(not all(check.holds for check in report.checks))
 

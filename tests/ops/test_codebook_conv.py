@@ -1,6 +1,6 @@
 """The convolution on codes against torch's with the decoded weight, in float64."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from tests.ops.problems import Operands
 from vq_plugin import ops
 from vq_plugin.codebook import decode
 
@@ -17,15 +18,7 @@ CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-@dataclass
-class Problem:
-    input: Tensor
-    codes: Tensor
-    codebooks: Tensor
-    scale: Tensor | None
-    bias: Tensor | None
-    settings: dict[str, Any]
-
+class Problem(Operands):
     @property
     def weight(self) -> Tensor:
         """The weight in float64, from the definition in vq_plugin.codebook."""

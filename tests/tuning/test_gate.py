@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
@@ -37,9 +38,8 @@ def test_a_metric_the_wrong_way_round_is_an_error(
     batches = [task.inputs[:100]] if calibrated else None
     with pytest.raises(ValueError, match="lower, say higher_is_better=False"):
         vq.tune(task.model, cross_entropy(task), budget, batches, candidates=LADDER)
-    right = vq.LossBudget(relative=0.5, higher_is_better=False)
-    found = vq.tune(task.model, cross_entropy(task), right, batches, candidates=[vq.KM(k=64), None])
-    assert found.stopped is None or "higher_is_better" not in found.stopped
+    right = vq.LossBudget(absolute=0.5, higher_is_better=False)
+    assert vq.tune(task.model, cross_entropy(task), right, batches, candidates=vq.KM(k=64)).passed
 
 
 def test_a_metric_that_sees_nothing_does_not_pass_a_ruined_model(task: "Task") -> None:
@@ -69,6 +69,9 @@ def test_a_metric_that_changes_by_itself_is_an_error(task: "Task") -> None:
 def test_classes_and_logits_are_no_metric(task: "Task") -> None:
     with pytest.raises(ValueError, match="whole numbers from 0 to 4, which look like classes"):
         vq.tune(task.model, lambda model: model(task.inputs).argmax(1), **task.settings)
+    for kind in (list, np.array):
+        with pytest.raises(ValueError, match="which look like classes"):
+            vq.tune(task.model, lambda m: kind(m(task.inputs).argmax(1).tolist()), **task.settings)  # noqa: B023
     with pytest.raises(ValueError, match=r"values of shape \(500, 5\)"):
         vq.tune(task.model, lambda model: model(task.inputs), **task.settings)
 

@@ -47,6 +47,11 @@ class CheckpointError(ValueError):
     """A file that is damaged, of another kind, or does not fit the model."""
 
 
+def positions_of(shape: tuple[int, ...], axis: str) -> int:
+    """Kernel positions, one after the other in a row, that share their codebooks."""
+    return math.prod(shape[2:]) if axis == "channels" else 1
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What the header says of one coded weight; :class:`vq_plugin.reader.Layer` shows most of it.
@@ -74,7 +79,7 @@ class Entry:
     @property
     def positions(self) -> int:
         """Kernel positions that share their codebooks, one after the other in a row."""
-        return math.prod(self.shape[2:]) if self.axis == "channels" else 1
+        return positions_of(self.shape, self.axis)
 
 
 class Stored(NamedTuple):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vq_plugin.hosting.fit import fit_gathered
 from vq_plugin.hosting.statistics import detach_statistics, gathered_moments
 from vq_plugin.nn import CodebookLayer, layer_slot
 from vq_plugin.schemes import Scheme
-from vq_plugin.slot_fit import check_not_lazy, fit_named
+from vq_plugin.slot_fit import check_not_lazy
 
 
 @dataclass
@@ -45,16 +45,9 @@ class Conversion:
         # Some hosts keep hooks.
         detach_statistics(module)
         check_not_lazy(slot)
-        if scheme.feels and moments is not None:
-            warnings.warn(
-                f"{scheme} has a step for each row by what the outputs of the model feel of it, "
-                "which hosts cannot know: here steps go by the size of rows; vq.compress takes "
-                "gradients",
-                stacklevel=2,
-            )
         first = self.weights.get(slot.value)
         if first is None:
-            small = fit_named(name, slot.weight, scheme, moments=moments, seed=seed)
+            small = fit_gathered(name, slot.weight, scheme, moments, seed)
             layer = slot.codebook_layer(small)
             assert layer is not None
             self.weights[slot.value] = layer

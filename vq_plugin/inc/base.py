@@ -11,9 +11,9 @@ from neural_compressor.torch.quantization.config import TorchBaseConfig
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
+from vq_plugin.hosting.fit import fit_gathered
 from vq_plugin.nn import Slot
 from vq_plugin.schemes import Scheme
-from vq_plugin.slot_fit import fit_named
 
 
 class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
@@ -49,7 +49,7 @@ class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
         """The compressed weight of a slot, for a config with a scheme; errors name the slot."""
         scheme = self.layer_scheme
         assert scheme is not None
-        return fit_named(slot.name, slot.weight, scheme, moments=moments, seed=self.seed)
+        return fit_gathered(slot.name, slot.weight, scheme, moments, self.seed)
 
     def _settings(self) -> dict[str, Any]:
         """The settings that make the scheme."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vq_plugin.coding.bits import packed_size
+from vq_plugin.format.header import positions_of
 
 Axis = Literal["in", "out"]
 #: Along the channels of one kernel position, too.
@@ -144,11 +145,6 @@ class Geometry:
     def weight(self, matrix: Tensor) -> Tensor:
         """Undoes :meth:`matrix`; drops what pads rows, or positions, to whole sub-vectors."""
         return weight_of(matrix, self.shape, self.axis)
-
-
-def positions_of(shape: tuple[int, ...], axis: str) -> int:
-    """Kernel positions that share codebooks; see :attr:`Geometry.positions`."""
-    return math.prod(shape[2:]) if axis == "channels" else 1
 
 
 def weight_of(matrix: Tensor, shape: tuple[int, ...], axis: CutAxis) -> Tensor:

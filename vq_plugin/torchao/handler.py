@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torchao.quantization.transform_module import register_quantize_module_handler
 
+from vq_plugin.hosting.fit import fit_gathered
 from vq_plugin.hosting.statistics import attach_statistics, detach_statistics, gathered_moments
 from vq_plugin.nn import CodebookLayer, Slot
 from vq_plugin.nn.own_doing import take_over
 from vq_plugin.replace import swap
-from vq_plugin.slot_fit import fit_named
 from vq_plugin.torchao.call import Plans, Visit, plans_for
 from vq_plugin.torchao.config import VQWeightOnlyConfig
 from vq_plugin.torchao.trained import convert_prepared, prepare_layer, prepared_weight
@@ -63,7 +63,7 @@ def _convert(module: nn.Module, slots: dict[str, Slot], plans: Plans) -> None:
         else:
             label = plan.name or ""
             moments = gathered_moments({label: slot}).get(label)
-            held[name] = fit_named(label, slot.weight, plan.scheme, moments=moments, seed=plan.seed)
+            held[name] = fit_gathered(label, slot.weight, plan.scheme, moments, plan.seed)
     if held:
         detach_statistics(module)
         swap(module, held)

@@ -19,7 +19,7 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
-from vq_plugin.forecast import Guess, Sample, expected_error, expected_nbytes, forecast
+from vq_plugin.forecast import Guess, Sample, expected_error, expected_nbytes, forecast, is_sparse
 from vq_plugin.progress import progress
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
@@ -65,6 +65,7 @@ class Layer:
         shape = tuple(self.weight.shape)
         counts = None if self.moments is None else self.moments.outputs
         sample = Sample.of(self.weight, torch.ones(shape[0]).double() if counts is None else counts)
+        sparse = is_sparse(self.weight)
         found = []
         for scheme in self.schemes:
             if scheme is None:
@@ -72,7 +73,10 @@ class Layer:
                 continue
             if scheme.trains:
                 geometry = scheme.geometry(shape)
-                nbytes, error = expected_nbytes(geometry, self.weight), expected_error(geometry)
+                nbytes: float = geometry.nbytes
+                if sparse:
+                    nbytes = expected_nbytes(geometry, self.weight)
+                error = expected_error(geometry)
             else:
                 expected = sample.expected(self.name, scheme, shape)
                 nbytes = expected.nbytes
@@ -176,7 +180,7 @@ class Fits:
         def corrected(value: Callable[[LayerCandidate], float]) -> list[list[float]]:
             return forecast(
                 [
-                    [Guess(str(c.scheme).partition("(")[0], c.error, value(c)) for c in ladder]
+                    [Guess(c.scheme and c.scheme.method, c.error, value(c)) for c in ladder]
                     for ladder in ladders
                 ],
                 [{at: value(c) for at, c in layer.items()} for layer in found],

@@ -51,7 +51,7 @@ def read_metric(value: object, name: str) -> Metric:
         raise ValueError(f"{name} returned {what}")
     if values.numel() == 1:
         return Metric(float(values))
-    if isinstance(value, Tensor) and not value.is_floating_point() and bool((values > 1).any()):
+    if not torch.as_tensor(value).is_floating_point() and bool((values > 1).any()):
         raise ValueError(
             f"{name} returned whole numbers from {int(values.min())} to {int(values.max())}, which "
             "look like classes; return whether each is right, such as predictions == labels, or "

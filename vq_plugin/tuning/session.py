@@ -248,7 +248,7 @@ class Session:
             unlike = found < floor
         if unlike:
             other = not self.judge.budget.higher_is_better
-            agree = "" if found is None else f", while {found:.0%} of its outputs agree"
+            agree = "" if found is None else f", while their outputs agree to {found:.2f} of 1"
             raise ValueError(
                 f"by evaluate a compressed model is better than the float model by {-loss:.4g}"
                 f"{agree}: if the metric is better when it is "

@@ -66,9 +66,9 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
 
 def _diverged(found: float, floor: float) -> str:
     return (
-        f"the smallest setting that held agrees with the float model on {found:.0%} of the "
-        f"calibration data's outputs, and min_agreement={floor:.4g}: evaluate does not see what "
-        "compression has done"
+        f"on the calibration data the smallest setting that held agrees with the float model to "
+        f"{found:.2f} of 1, and min_agreement={floor:.4g}: evaluate does not see what compression "
+        "has done"
     )
 
 

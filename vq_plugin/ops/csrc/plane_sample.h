@@ -9,6 +9,8 @@ namespace {
 constexpr int64_t kPlaneTile = 128;   // subspaces with one step
 constexpr int64_t kMostColumns = 32;  // of 8 subspaces with one step: 16-bit sums hold no more
 constexpr int64_t kIndexBytes = 128;  // 16 rows and 8 subspaces, a byte a code
+// A plane of bytes, of 8 subspaces: the tables of 0, 2, 4, 6, then of 1, 3, 5, 7.
+constexpr int64_t kPlaneBytes = 128;
 
 // Bits of an entry once it is made no less than 0; 24 are a float's own.
 constexpr int kExactBits = 24, kHighBits = 16, kFastBits = 8;

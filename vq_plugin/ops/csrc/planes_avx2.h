@@ -26,8 +26,6 @@ struct Planes {
   static constexpr int kPlanes = kBits / kDigit<kBits>;
   template <int kBits>
   static constexpr int kTogether = kBits == 24 ? 4 : kBits == 16 ? 8 : 2;
-  // Of each plane the tables of subspaces 0, 2, 4, 6, then 1, 3, 5, 7.
-  static constexpr int64_t kPlaneBytes = 128;
   template <int kBits>
   static constexpr int64_t kColumnBytes = kPlanes<kBits>* kPlaneBytes;
 

@@ -18,8 +18,6 @@ struct Planes {
 
   template <int kBits>
   static constexpr int kPlanes = kBits / 8;
-  // Of each plane the tables of subspaces 0, 2, 4, 6, then 1, 3, 5, 7.
-  static constexpr int64_t kPlaneBytes = 128;
   template <int kBits>
   static constexpr int64_t kColumnBytes = kPlanes<kBits>* kPlaneBytes;
 
