@@ -4,9 +4,13 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao`` 
 ``vq_plugin.inc`` and are imported only when asked for.
 """
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+# Who wants lines of progress gives the logger a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Without torch files can still be read, by vq_plugin.reader, and nothing else be imported.
 if TYPE_CHECKING or find_spec("torch") is not None:
