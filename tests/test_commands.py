@@ -150,7 +150,7 @@ def test_quiet_and_verbose_stand_before_or_after_the_command(
         said[option] = capsys.readouterr()
     assert said["-q"].err == ""
     assert "PASSED" in said["-q"].out
-    assert re.search(r"classifier\.0 PQ.*: \d+ bytes, ", said["-v"].err)
+    assert re.search(r"classifier\.0 pq.*: \d+ bytes, ", said["-v"].err)
     assert logging.getLogger("vq_plugin").level == logging.NOTSET
 
 

@@ -140,6 +140,7 @@ def test_tune() -> None:
         "rest": None,
         "folder": None,
         "recipe": None,
+        "callback": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
     assert parameters(vq.Recovery) == {

@@ -9,7 +9,13 @@ import traceback
 from collections.abc import Sequence
 
 from vq_plugin import __version__
-from vq_plugin.commands.command import BAD_INPUT, INTERRUPTED, add_loudness
+from vq_plugin.commands.command import (
+    BAD_INPUT,
+    INTERRUPTED,
+    NOT_REACHED,
+    WITHIN_BUDGET,
+    add_loudness,
+)
 from vq_plugin.commands.completion import add_completion
 from vq_plugin.commands.compress import add_compress
 from vq_plugin.commands.doctor import add_doctor
@@ -19,6 +25,8 @@ from vq_plugin.commands.recipe import add_recipe
 from vq_plugin.commands.tune import add_tune
 from vq_plugin.console import Terminated, complain, shown_log, terminated_by_signal
 from vq_plugin.raised import raised, users_line
+
+__all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_REACHED", "WITHIN_BUDGET", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

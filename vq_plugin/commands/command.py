@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-DONE, BAD_INPUT, NOT_REACHED = 0, 2, 3
+WITHIN_BUDGET, BAD_INPUT, NOT_REACHED = 0, 2, 3
 # As shells have it: 128 and the number of the signal, as for others that end a command.
 INTERRUPTED = 130
 #: Exit codes of a command that has no verdict.
-PLAIN: Final = {DONE: "done", BAD_INPUT: "bad input; the message says where and what to do"}
+PLAIN: Final = {
+    WITHIN_BUDGET: "done",
+    BAD_INPUT: "bad input; the message says where and what to do",
+}
 
 
 def add_command(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from vq_plugin.commands.command import DONE, add_command
+from vq_plugin.commands.command import WITHIN_BUDGET, add_command
 from vq_plugin.console import say
 
 _SHELLS = ("bash", "zsh", "tcsh")
@@ -30,4 +30,4 @@ def _completion(parser: Callable[[], argparse.ArgumentParser], options: argparse
     except ModuleNotFoundError:
         raise ValueError("shtab is not installed: pip install 'vq-plugin[completion]'") from None
     say(shtab.complete(parser(), options.shell))
-    return DONE
+    return WITHIN_BUDGET

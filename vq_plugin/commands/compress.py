@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vq_plugin.commands.command import DONE, add_command, add_json, as_json
+from vq_plugin.commands.command import WITHIN_BUDGET, add_command, add_json, as_json
 from vq_plugin.console import say
 
 _log = logging.getLogger(__name__)
@@ -98,9 +98,9 @@ def _compress(options: argparse.Namespace) -> int:
         if metric is not None:
             facts["metric"] = dict(zip(("float", "compressed"), map(float, metric), strict=True))
         say(as_json(facts))
-        return DONE
+        return WITHIN_BUDGET
     say(str(sizes))
     say(f"file: {options.output} (file rate {rate:.1f}x)")
     if metric is not None:
         say(f"metric: {metric[0]:.4f} -> {metric[1]:.4f}")
-    return DONE
+    return WITHIN_BUDGET

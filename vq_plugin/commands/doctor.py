@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vq_plugin.commands.command import DONE, add_command, add_json, as_json
+from vq_plugin.commands.command import WITHIN_BUDGET, add_command, add_json, as_json
 from vq_plugin.console import say
 
 
@@ -44,7 +44,7 @@ def _doctor(options: argparse.Namespace) -> int:
     }
     lines = "\n".join(f"{name:15}{value}" for name, value in facts.items())
     say(as_json(facts) if options.json else lines)
-    return DONE
+    return WITHIN_BUDGET
 
 
 def _why_no_kernels() -> str:

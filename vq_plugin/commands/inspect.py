@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vq_plugin.commands.command import DONE, add_command, add_json, as_json
+from vq_plugin.commands.command import WITHIN_BUDGET, add_command, add_json, as_json
 from vq_plugin.console import say
 from vq_plugin.table import format_bytes, format_table
 
@@ -52,7 +52,7 @@ def _inspect(options: argparse.Namespace) -> int:
     total = Path(options.file).stat().st_size
     found = {"format": FORMAT, "nbytes": total, "tensors": len(sizes), "layers": layers}
     say(as_json(found) if options.json else _table(found))
-    return DONE
+    return WITHIN_BUDGET
 
 
 def _table(found: dict[str, Any]) -> str:

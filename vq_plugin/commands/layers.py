@@ -6,7 +6,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any
 
-from vq_plugin.commands.command import DONE, add_command, add_json, as_json
+from vq_plugin.commands.command import WITHIN_BUDGET, add_command, add_json, as_json
 from vq_plugin.console import say
 from vq_plugin.table import format_bytes, format_table
 
@@ -48,7 +48,7 @@ def _layers(options: argparse.Namespace) -> int:
     rows = _rows(model)
     if options.json:
         say(as_json(rows))
-        return DONE
+        return WITHIN_BUDGET
     total = stored_nbytes(model.state_dict().values())
     table = [
         [
@@ -64,7 +64,7 @@ def _layers(options: argparse.Namespace) -> int:
     rest = total - sum(row["nbytes"] for row in rows)
     say(format_table(["layer", "kind", "shape", "bytes", "share", "coded by"], table, right=(3, 4)))
     say(f"{len(rows)} weights; everything else: {format_bytes(rest)}")
-    return DONE
+    return WITHIN_BUDGET
 
 
 def _rows(model: nn.Module) -> list[dict[str, Any]]:
@@ -74,7 +74,6 @@ def _rows(model: nn.Module) -> list[dict[str, Any]]:
 
     from vq_plugin.nn import find_slots
     from vq_plugin.ties import sharing
-    from vq_plugin.torch_ao.backend import LAYERS
 
     slots, rows = find_slots(model), []
     for name, owners in sharing(model).items():
@@ -83,7 +82,7 @@ def _rows(model: nn.Module) -> list[dict[str, Any]]:
         hosts = list(_ALWAYS)
         if slot.kind.layer is not None or isinstance(slot.host, nn.MultiheadAttention):
             hosts.append("PT2E")
-        if kind in LAYERS:
+        if slot.kind.layer is not None and slot.kind.layer.float_type is kind:
             hosts.append("torch.ao")
         rows.append(
             {

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vq_plugin.commands.command import BAD_INPUT, DONE, PLAIN, add_command, as_json
+from vq_plugin.commands.command import BAD_INPUT, PLAIN, WITHIN_BUDGET, add_command, as_json
 from vq_plugin.console import complain, say
 from vq_plugin.workloads.recipes import NAMES
 
@@ -25,7 +25,7 @@ def add_recipe(commands: Any) -> None:
         "patterns against it.\nThe model's function is called: where it trains or downloads, the "
         "check takes as long as that.\nNothing is evaluated and nothing is compressed.",
         example="vq-plugin recipe check recipe.yaml",
-        codes={**PLAIN, DONE: "all recipes are right"},
+        codes={**PLAIN, WITHIN_BUDGET: "all recipes are right"},
     )
     check.add_argument("files", nargs="+", metavar="FILE", help="YAML recipe")
 
@@ -69,7 +69,7 @@ def _check(options: argparse.Namespace) -> int:
     from vq_plugin.recipe.prepare import prepare
     from vq_plugin.recipe.reading import RecipeError
 
-    status = DONE
+    status = WITHIN_BUDGET
     for file in options.files:
         try:
             prepared = prepare(file)
@@ -95,11 +95,11 @@ def _init(options: argparse.Namespace) -> int:
         path = options.file or Path(f"{options.shipped}.yaml")
         write_shipped(path, options.shipped)
     say(f"{path}: written; check it with: vq-plugin recipe check {path}")
-    return DONE
+    return WITHIN_BUDGET
 
 
 def _schema(_: argparse.Namespace) -> int:
     from vq_plugin.recipe.schema import json_schema
 
     say(as_json(json_schema()))
-    return DONE
+    return WITHIN_BUDGET

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vq_plugin.commands.command import DONE, NOT_REACHED, PLAIN, add_command, add_json
+from vq_plugin.commands.command import NOT_REACHED, PLAIN, WITHIN_BUDGET, add_command, add_json
 from vq_plugin.console import complain, say
 from vq_plugin.table import printable
 
@@ -28,7 +28,7 @@ def add_tune(commands: Any) -> None:
         _tune,
         summary="find the smallest setting within a loss budget",
         example="vq-plugin tune recipe.yaml --output runs/release",
-        codes={**PLAIN, DONE: "within the budget", NOT_REACHED: "budget not reached"},
+        codes={**PLAIN, WITHIN_BUDGET: "within the budget", NOT_REACHED: "budget not reached"},
     )
     parser.add_argument("recipe", metavar="RECIPE", help="YAML recipe")
     parser.add_argument("--output", metavar="DIR", help="folder for the results, not the recipe's")
@@ -91,7 +91,7 @@ def _tune(options: argparse.Namespace) -> int:
         say(f"report: {outcome.report_path.with_suffix('.html')}")
     if run is not None:
         _finish(run, outcome, Path(options.recipe))
-    return DONE if outcome.result.passed else NOT_REACHED
+    return WITHIN_BUDGET if outcome.result.passed else NOT_REACHED
 
 
 def _agreed(path: str) -> str | None:
