@@ -20,6 +20,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
+    from vq_plugin.folding import fold_batch_norms
     from vq_plugin.nn import View, register_slot
     from vq_plugin.norms import reestimate_norms
     from vq_plugin.prune import prune
@@ -73,6 +74,7 @@ __all__ = [
     "compensate",
     "compress",
     "finetune",
+    "fold_batch_norms",
     "load",
     "open_file",
     "parse_scheme",

@@ -90,7 +90,7 @@ def _tune(options: argparse.Namespace) -> int:
         say(format_result(outcome.result, outcome.model_path))
         say(f"report: {outcome.report_path.with_suffix('.html')}")
     if run is not None:
-        _finish(run, outcome, Path(options.recipe))
+        _finish(run, outcome, options)
     return WITHIN_BUDGET if outcome.result.passed else NOT_REACHED
 
 
@@ -107,14 +107,16 @@ def _agreed(path: str) -> str | None:
     return output if reply.strip().lower() in ("y", "yes") else None
 
 
-def _finish(run: TrackedRun, outcome: Outcome, recipe: Path) -> None:
+def _finish(run: TrackedRun, outcome: Outcome, options: argparse.Namespace) -> None:
     from vq_plugin.tuning.tracking import TrackingError
 
     folder = outcome.report_path.parent
     try:
-        run_id = run.finish(outcome.result, folder=folder, recipe=recipe)
+        run_id = run.finish(outcome.result, folder=folder, recipe=Path(options.recipe))
     except TrackingError as error:
         # The gate is the verdict: a server that is away does not stop a release.
         complain(f"vq-plugin: warning: {error}")
     else:
-        complain(f"mlflow: run {run_id} of experiment {run.experiment!r}")
+        # Beside JSON there is nothing else on standard output.
+        tell = complain if options.json else say
+        tell(f"mlflow: run {run_id} of experiment {run.experiment!r}")
