@@ -50,6 +50,9 @@ def add_compress(commands: Any) -> None:
         choices=["float16"],
         help="round biases, norms and layers left as they are in the file",
     )
+    parser.add_argument(
+        "--fold", action="store_true", help="fold batch norms into the layers before them first"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="compressed file")
     add_json(parser)
 
@@ -78,7 +81,7 @@ def _compress(options: argparse.Namespace) -> int:
     check_model(model)
     calibration: Any = None if options.calibration is None else call(options.calibration)
     _log.info("compress")
-    small = compress(model, schemes, calibration, options.seed)
+    small = compress(model, schemes, calibration, options.seed, fold=options.fold)
     save(small, options.output, rest=options.rest)
     sizes = summary(small, rest=options.rest)
     rate = sizes.file_rate(options.output)
