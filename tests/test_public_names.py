@@ -34,6 +34,7 @@ NAMES = {
     "compensate",
     "compress",
     "finetune",
+    "fold_batch_norms",
     "load",
     "open_file",
     "parse_scheme",
@@ -114,6 +115,7 @@ def test_functions() -> None:
         "schemes": ...,
         "calibration": None,
         "seed": 0,
+        "fold": False,
     }
     assert parameters(vq.summary) == {"model": ..., "rest": None}
     assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
@@ -140,6 +142,7 @@ def test_tune() -> None:
         "rest": None,
         "folder": None,
         "recipe": None,
+        "callback": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
     assert parameters(vq.Recovery) == {
