@@ -19,7 +19,7 @@ from vq_plugin.schemes import Axis, Geometry, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
 # showed: part of the correlation is not believed, and every input counts a little. How large a part
-# is a matter of how many sources samples come from, which they do not tell (decision 63).
+# is a matter of how many sources samples come from, which they do not tell (decision 78).
 SHRINKAGE = 0.3
 _FLOOR = 1e-3
 _ROUNDING = 1e-5
