@@ -39,7 +39,6 @@ class FactorizedLayer(nn.Module):
             assert isinstance(part.weight, Tensor)
             zeros = torch.zeros(part.weight.shape, dtype=weight.dtype, device=weight.device)
             part.weight = nn.Parameter(zeros, requires_grad=trains)
-        self.train(source.training)
 
     @property
     def layers(self) -> tuple[nn.Module, nn.Module]:

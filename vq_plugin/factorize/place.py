@@ -65,7 +65,10 @@ def place(
     """
     # Calls on other threads may have the same model in eval mode.
     with alone(model):
-        memo: dict[int, object] = {id(slot.module): layer for slot, layer in layers.items()}
+        memo: dict[int, object] = {}
+        for slot, layer in layers.items():
+            memo[id(slot.module)] = layer
+            layer.training = slot.module.training
         small, copied = copy_around(model, memo)
     shared = shared_parameters(model)
     for slot, layer in layers.items():
