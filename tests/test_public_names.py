@@ -39,6 +39,7 @@ NAMES = {
     "factorize",
     "finetune",
     "load",
+    "merge_neurons",
     "open_file",
     "parse_scheme",
     "prune",
@@ -121,6 +122,12 @@ def test_functions() -> None:
         "seed": 0,
     }
     assert parameters(vq.factorize) == {"model": ..., "factors": ..., "calibration": None}
+    assert parameters(vq.merge_neurons) == {
+        "model": ...,
+        "keep": ...,
+        "calibration": None,
+        "seed": 0,
+    }
     assert parameters(vq.SVD) == {"rank": None, "energy": None, "rate": None, "split": "channel"}
     assert parameters(vq.Basis) == {"d": ..., "shared": False}
     assert parameters(vq.summary) == {"model": ..., "rest": None}

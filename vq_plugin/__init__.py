@@ -14,7 +14,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compensate import compensate
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
-    from vq_plugin.factorize import SVD, Basis, factorize
+    from vq_plugin.factorize import SVD, Basis, factorize, merge_neurons
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.nn import View, register_slot
@@ -76,6 +76,7 @@ __all__ = [
     "factorize",
     "finetune",
     "load",
+    "merge_neurons",
     "open_file",
     "parse_scheme",
     "prune",

@@ -1,7 +1,8 @@
-"""Smaller float layers, made before anything is coded: low ranks and bases of kernels."""
+"""Smaller float layers, made before anything is coded: products of two, and merged neurons."""
 
 from vq_plugin.factorize.factors import SVD, Basis, Factor, parse_factor
 from vq_plugin.factorize.layers import FactorizedLayer, KernelBasis, LowRank
+from vq_plugin.factorize.merge import merge_neurons
 from vq_plugin.factorize.model import Factors, factorize
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "KernelBasis",
     "LowRank",
     "factorize",
+    "merge_neurons",
     "parse_factor",
 ]
