@@ -53,7 +53,8 @@ def test_equal_neurons_are_merged_without_loss(data: Any) -> None:
     assert (small.b.out_channels, small.c.in_features, small.c.out_features) == (4, 36, 5)
     assert (small.d.in_features, small.e.in_features, model.a.out_channels) == (5, 5, 12)
     x = torch.randn(5, 3, 12, 12)
-    torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=2e-3 if data else 1e-5)
+    # With data part of the correlation of equal neurons is not believed.
+    torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-2 if data else 1e-5)
 
 
 def test_clusters_add_up_what_leaves_them() -> None:
