@@ -154,12 +154,9 @@ DENSE: tuple[tuple[vq.SVD | None, vq.Scheme | None], ...] = (
     (vq.SVD(rate=4), None),
     (vq.SVD(rate=8), None),
     (vq.SVD(rate=16), None),
-    (vq.SVD(rate=32), None),
     (vq.SVD(rate=2), vq.KM(k=256)),
     (vq.SVD(rate=4), vq.KM(k=256)),
-    (vq.SVD(rate=8), vq.KM(k=256)),
     (vq.SVD(rate=2), vq.KM(k=16)),
-    (vq.SVD(rate=4), vq.KM(k=16)),
     (None, vq.KM(k=256)),
     (None, vq.KM(k=16)),
     (None, vq.KM(k=4)),
@@ -205,9 +202,9 @@ def convolutions_table(bench: Bench, layer: str) -> Table:
             "loss, calibrated": ".2f",
         },
     )  # fmt: skip
-    factors: list[vq.SVD | vq.Basis] = [vq.Basis(d) for d in (2, 3, 4, 5, 6)]
-    factors += [vq.SVD(rate=rate) for rate in (1.5, 2.2, 4.5)]
-    factors += [vq.SVD(rate=rate, split="spatial") for rate in (1.5, 2.2, 4.5)]
+    factors: list[vq.SVD | vq.Basis] = [vq.Basis(d) for d in (3, 4, 5, 6)]
+    factors += [vq.SVD(rate=rate) for rate in (1.5, 2.2)]
+    factors += [vq.SVD(rate=rate, split="spatial") for rate in (1.5, 2.2)]
     image = bench.test.images[:1]
     for factor in factors:
         make = partial(made, factors={layer: factor}, scheme=None)
@@ -290,7 +287,6 @@ if __name__ == "__main__":
             {"classifier.0": 0.25, "classifier.3": 0.25},
             {"features.0": 0.75, "features.3": 0.75, "classifier.0": 0.25, "classifier.3": 0.25},
             {"features.0": 0.75, "features.3": 0.5, "classifier.0": 0.25, "classifier.3": 0.25},
-            {"features.0": 0.5, "features.3": 0.5, "classifier.0": 0.25, "classifier.3": 0.25},
         ]
     dense = dense_table(bench.heads(), layers, rows)
     report.add(dense)

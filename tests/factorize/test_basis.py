@@ -134,3 +134,26 @@ def test_calibration_keeps_outputs() -> None:
     plain, small = (vq.factorize(layer, vq.Basis(4), data) for data in (None, [images]))
     before, after = ((each(images) - wanted).square().mean() for each in (plain, small))
     assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_calibrated_coefficients_are_the_least_squares_fit(groups: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, 3, groups=groups)
+    images = torch.randn(40, 4, 8, 8) + 0.5
+    small: Any = vq.factorize(layer, vq.Basis(2), [images])
+    with torch.no_grad():
+        wanted, outputs = layer(images), small(images)
+        size = 4 // groups
+        left = 0.0
+        for group in range(groups):
+            channels = images[:, group * size : (group + 1) * size].flatten(0, 1).unsqueeze(1)
+            filtered = small.basis(channels).reshape(40, -1, 36).transpose(1, 2).flatten(0, 1)
+            design = torch.cat([filtered, torch.ones(len(filtered), 1)], 1).double().numpy()
+            rows = wanted[:, 8 // groups * group : 8 // groups * (group + 1)]
+            target = rows.flatten(2).transpose(1, 2).flatten(0, 1).double().numpy()
+            best = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+            left += (best**2).sum()
+    error = float((outputs - wanted).double().square().sum())
+    # Of calibration part of the correlation is not believed.
+    assert left <= error <= 1.1 * left

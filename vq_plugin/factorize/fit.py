@@ -14,6 +14,9 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import damped
 from vq_plugin.fit.parallel import worker_pool
 
+# Added to the diagonal of what is solved for, as a part of its mean.
+_NOTHING = 1e-9
+
 
 class Directions(NamedTuple):
     """Orthogonal directions among the rows of matrices, those first that matter most.
@@ -67,14 +70,49 @@ def _whitened(split: Split, weight: Tensor, moments: Moments | None) -> Tensor:
     matrices = split.matrices(weight.double().cpu())
     if moments is None:
         return matrices
-    if moments.second is None or not bool((moments.raw().diagonal > 0).any()):
+    if not knows_pairs(moments):
         by_weight = moments.importance.cpu().double().expand(split.shape)
-        one = by_weight.reshape(split.groups, split.outputs, -1)[:, 0]
-        return matrices * split.inputs_of(one).sqrt().unsqueeze(1)
+        squares = split.inputs_of(by_weight.reshape(split.groups, split.outputs, -1)[:, 0])
+        return matrices if squares is None else matrices * squares.sqrt().unsqueeze(1)
+    pairs = split.inputs_of(_pairs(moments))
+    return matrices if pairs is None else matrices @ torch.linalg.cholesky(pairs)
+
+
+def knows_pairs(moments: Moments) -> bool:
+    """Whether second moments of pairs of inputs are known, and not all 0."""
+    return moments.second is not None and bool((moments.raw().diagonal > 0).any())
+
+
+def second_weight(
+    splits: Sequence[Split],
+    weights: Sequence[Tensor],
+    known: Sequence[Moments],
+    firsts: Sequence[Tensor],
+) -> Tensor:
+    """The weight of second layers that fits the layers' outputs best, given the first layers.
+
+    Float64, of the shape ``(groups, out / groups, hidden)`` that :meth:`Split.filters` says: the
+    least squares fit of ``W·x`` by what the first layers make of ``x``.
+    """
+    with worker_pool():
+        wanted, seen = [], []
+        for split, weight, moments, first in zip(splits, weights, known, firsts, strict=True):
+            filters = split.filters(first.double().cpu())
+            reached = _pairs(moments) @ filters.mT
+            rows = weight.double().cpu().reshape(split.groups, split.outputs, -1)
+            wanted.append(rows @ reached)
+            seen.append(filters @ reached)
+        # Layers that share it want it together.
+        products = torch.stack(seen).sum(0)
+        # Filters may depend on each other.
+        products.diagonal(0, 1, 2).add_(_NOTHING * products.diagonal(0, 1, 2).mean(1, keepdim=True))
+        solved: Tensor = torch.linalg.solve(products, torch.stack(wanted).sum(0).mT)
+        return solved.mT
+
+
+def _pairs(moments: Moments) -> Tensor:
+    """Second moments, damped: float64 ``(groups, inputs, inputs)``."""
     metric = damped(moments)
     if isinstance(metric, LowRank):
-        pairs = metric.rows.double().mT @ metric.rows.double() + metric.own.double().diag_embed()
-    else:
-        pairs = metric.matrix.double()
-    root: Tensor = torch.linalg.cholesky(split.inputs_of(pairs))
-    return matrices @ root
+        return metric.rows.double().mT @ metric.rows.double() + metric.own.double().diag_embed()
+    return metric.matrix.double()

@@ -47,12 +47,17 @@ class FactorizedLayer(nn.Module):
         return first, second
 
     @property
-    def weight(self) -> Tensor:
-        """The weight that the two layers multiply to, computed at each access."""
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Those of the two layers."""
         first, second = (layer.weight for layer in self.layers)
         assert isinstance(first, Tensor)
         assert isinstance(second, Tensor)
-        return self._split.weight(first, second)
+        return first, second
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the two layers multiply to, computed at each access."""
+        return self._split.weight(*self.weights)
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -64,10 +69,14 @@ class FactorizedLayer(nn.Module):
     @torch.no_grad()
     def multiply(self, left: Tensor, right: Tensor) -> None:
         """Takes over factors of matrices, ``(groups, rows, rank)``, ``(groups, rank, columns)``."""
-        weights = self._split.weights(left, right)
-        for layer, weight in zip(self.layers, weights, strict=True):
-            assert isinstance(layer.weight, Tensor)
-            layer.weight.copy_(weight)
+        for own, weight in zip(self.weights, self._split.weights(left, right), strict=True):
+            own.copy_(weight)
+
+    @torch.no_grad()
+    def mix(self, second: Tensor) -> None:
+        """Takes over the second layer's weight, in any shape of its size."""
+        own = self.weights[1]
+        own.copy_(second.reshape(own.shape))
 
     def share(self, other: FactorizedLayer, parts: tuple[str, ...]) -> None:
         """Makes the weights of some parts those of the same parts of another layer."""

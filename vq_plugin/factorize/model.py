@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.factorize.factors import SVD, Basis, Factor
-from vq_plugin.factorize.fit import directions, multiplied
+from vq_plugin.factorize.fit import directions, knows_pairs, multiplied, second_weight
 from vq_plugin.factorize.layers import FactorizedLayer
 from vq_plugin.factorize.place import empty_layer, place, split_for
 from vq_plugin.factorize.splits import Split
@@ -222,6 +222,10 @@ def _factorized(
         layer.multiply(left, right)
         if layer is not layers[0]:
             layer.share(layers[0], layer.parts[1:])
+    moments = [each for each in known if each is not None and knows_pairs(each)]
+    if len(moments) == len(group) and not split.columns_are_inputs:
+        firsts = [layer.weights[0].detach() for layer in layers]
+        layers[0].mix(second_weight(splits, weights, moments, firsts))
     return {each.slot: layer for each, layer in zip(group, layers, strict=True)}, None
 
 

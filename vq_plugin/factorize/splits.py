@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,11 @@ class Split:
         count: How many matrices.
         rows: Rows of a matrix.
         columns: Columns of a matrix.
+        columns_are_inputs: Whether each column meets one of the layer's inputs; what fits the
+            columns best then fits the outputs best.
     """
+
+    columns_are_inputs: ClassVar[bool] = False
 
     count: int
     rows: int
@@ -59,16 +63,24 @@ class Split:
         """The weight, ``(groups, rows, columns)``."""
         raise NotImplementedError
 
-    def inputs_of(self, moments: Tensor) -> Tensor:
+    def inputs_of(self, moments: Tensor) -> Tensor | None:
         """Moments of what meets the columns, from those of the layer's inputs.
 
         ``(groups, inputs)`` of each, or ``(groups, inputs, inputs)`` of pairs; where columns
-        recur at several places of the kernel, their mean.
+        recur at several places of the kernel, their mean. ``None`` where all channels and places
+        meet each column.
         """
         raise NotImplementedError
 
     def weights(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the layers from ``(groups, rows, rank)`` and ``(groups, rank, columns)``."""
+        raise NotImplementedError
+
+    def filters(self, first: Tensor) -> Tensor:
+        """What the first layer makes of the layer's inputs, for one place of the second's kernel.
+
+        ``(groups, hidden, inputs)``, where ``hidden`` are the inputs of the second layer's weight.
+        """
         raise NotImplementedError
 
     def weight(self, first: Tensor, second: Tensor) -> Tensor:
@@ -87,6 +99,8 @@ class ChannelSplit(Split):
     decomposition of Zhang et al. 2015 (arXiv 1505.06798).
     """
 
+    columns_are_inputs = True
+
     def __init__(self, source: nn.Module) -> None:
         super().__init__(source)
         self.rows, self.columns = self.outputs, self.inputs * self.positions
@@ -101,6 +115,9 @@ class ChannelSplit(Split):
         ones = [1] * len(self.kernel)
         first = right.reshape(-1, self.inputs, *self.kernel)
         return first, left.reshape(self.shape[0], -1, *ones)
+
+    def filters(self, first: Tensor) -> Tensor:  # noqa: D102 - inherited
+        return first.reshape(self.groups, -1, self.columns)
 
     def weight(self, first: Tensor, second: Tensor) -> Tensor:  # noqa: D102 - inherited
         left = second.reshape(self.groups, self.rows, -1)
@@ -144,6 +161,12 @@ class SpatialSplit(Split):
         by_place = left.reshape(self.groups, self.outputs, self._across, -1).mT
         return first, by_place.reshape(self.shape[0], -1, 1, *self.kernel[1:])
 
+    def filters(self, first: Tensor) -> Tensor:  # noqa: D102 - inherited
+        right = first.reshape(self.groups, -1, self.inputs, self._along)
+        here = torch.eye(self._across, dtype=first.dtype)
+        by_place = torch.einsum("grca,bd->grbcad", right, here)
+        return by_place.reshape(self.groups, -1, self.inputs * self.positions)
+
     def weight(self, first: Tensor, second: Tensor) -> Tensor:  # noqa: D102 - inherited
         left = second.reshape(self.groups, self.outputs, -1, self._across)
         right = first.reshape(self.groups, -1, self.inputs, self._along)
@@ -169,16 +192,18 @@ class KernelSplit(Split):
     def matrices(self, weight: Tensor) -> Tensor:  # noqa: D102 - inherited
         return weight.reshape(1, self.rows, self.columns)
 
-    def inputs_of(self, moments: Tensor) -> Tensor:  # noqa: D102 - inherited
-        one = (self.inputs, self.positions)
-        if moments.dim() == 2:
-            return moments.reshape(self.groups, *one).mean((0, 1)).unsqueeze(0)
-        pairs = moments.reshape(self.groups, *one, *one).diagonal(0, 1, 3)
-        return pairs.mean((0, -1)).unsqueeze(0)
+    def inputs_of(self, moments: Tensor) -> None:  # noqa: D102 - inherited
+        return None
 
     def weights(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         ones = [1] * len(self.kernel)
         return right.reshape(-1, 1, *self.kernel), left.reshape(self.shape[0], -1, *ones)
+
+    def filters(self, first: Tensor) -> Tensor:  # noqa: D102 - inherited
+        alone = torch.eye(self.inputs, dtype=first.dtype)
+        of_one = torch.einsum("dk,cb->cdbk", first.flatten(1), alone)
+        by_group = of_one.reshape(1, -1, self.inputs * self.positions)
+        return by_group.expand(self.groups, -1, -1)
 
     def weight(self, first: Tensor, second: Tensor) -> Tensor:  # noqa: D102 - inherited
         return (second.reshape(self.rows, -1) @ first.flatten(1)).reshape(self.shape)
