@@ -191,8 +191,11 @@ def test_bad_input() -> None:
         vq.merge_neurons(nn.Sequential(twice, twice, nn.Linear(8, 8)), {"0": 4})
     tied = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
     tied[3].weight = tied[0].weight
-    with pytest.raises(ValueError, match="shares its weight"):
+    with pytest.raises(ValueError, match="layer '0': it shares parameters"):
         vq.merge_neurons(tied, {"0": 4})
+    model[2].bias = model[0].bias
+    with pytest.raises(ValueError, match="layer '0': it shares parameters"):
+        vq.merge_neurons(model, {"0": 4})
     with pytest.raises(ValueError, match="layer '0': a Embedding has no neurons"):
         vq.merge_neurons(nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8)), {"0": 3})
 

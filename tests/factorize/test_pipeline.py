@@ -53,6 +53,15 @@ def test_factors_of_eight_bits_compressed_trained_and_filed(
     assert torch.equal(outputs(vq.load(tmp_path / "model.vq", digits.model())), outputs(coded))
 
 
+def test_a_preset_makes_a_smaller_file_of_it(small: nn.Module, tmp_path: Path) -> None:
+    sizes = []
+    for model in (digits.model(), small):
+        coded = vq.compress(model, "auto", digits.calibration())
+        assert digits.test(coded) > digits.test(digits.model()) - 0.02
+        sizes.append(vq.save(coded, tmp_path / "model.vq"))
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 def test_pruned(small: nn.Module) -> None:
     sparse = vq.prune(small, digits.training_batches(), 0.5)
     assert str(sparse.classifier[0].factor) == str(small.classifier[0].factor)  # type: ignore[index, union-attr]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -19,9 +18,9 @@ from vq_plugin.factorize.neurons import (
     moments_of_neurons,
     outgoing,
 )
+from vq_plugin.factorize.stayed import warn_of_stayed
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn.recomputed import current
-from vq_plugin.nn.slots import shown
 from vq_plugin.progress import progress
 from vq_plugin.replace import assemble, put_parameter, shared_parameters
 from vq_plugin.select import Pattern, check_model, check_pattern_type, match, slots_by_name
@@ -140,9 +139,11 @@ def _chains(
             if slot.host is not slot.module or name not in modules:
                 raise NoChainError("its weight is one of several, or used by another module")
             chain = find_chain(graph, modules, name)
-            layers = [modules[each] for each in (name, *chain.consumers)]
-            if shared & {id(layer._parameters.get("weight")) for layer in layers}:
-                raise NoChainError("it, or a layer that takes its outputs, shares its weight")
+            changing = [modules[each]._parameters.get("weight") for each in chain.consumers]
+            for each in filter(None, (name, chain.norm)):
+                changing += modules[each]._parameters.values()
+            if shared & {*map(id, changing)}:
+                raise NoChainError("it shares parameters, or a layer that takes its outputs does")
         except NoChainError as error:
             if pattern in (*slot.names, *slot.module_names):
                 raise ValueError(f"layer {slot.shown}: {error}") from None
@@ -153,9 +154,7 @@ def _chains(
             raise ValueError(f"layer {slot.shown} has {chain.neurons} neurons, fewer than {keep}")
         chains[name] = chain
         counts[name] = keep if isinstance(keep, int) else max(1, round(keep * chain.neurons))
-    if left:
-        lines = "".join(f"\n  {shown(name)}: {reason}" for name, reason in left.items())
-        warnings.warn(f"layers stayed as they are:{lines}", stacklevel=3)
+    warn_of_stayed(left, stacklevel=3)
     return chains, counts
 
 

@@ -16,6 +16,7 @@ from vq_plugin.factorize.fit import directions, knows_pairs, multiplied, second_
 from vq_plugin.factorize.layers import FactorizedLayer
 from vq_plugin.factorize.place import empty_layer, place, split_for
 from vq_plugin.factorize.splits import Split
+from vq_plugin.factorize.stayed import warn_of_stayed
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 from vq_plugin.nn.slots import shown
@@ -93,9 +94,7 @@ def factorize(
             slot = chosen[name].slot
             layers[slot] = empty_layer(slot, source.factor, chosen[name].split)
             layers[slot].share(source, source.parts)
-    if left:
-        lines = "".join(f"\n  {shown(name)}: {reason}" for name, reason in left.items())
-        warnings.warn(f"layers stayed as they are:{lines}", stacklevel=2)
+    warn_of_stayed(left, stacklevel=2)
     return place(model, layers, _shifts(layers, moments))
 
 
