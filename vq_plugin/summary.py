@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vq_plugin.checkpoint import Rest, check_rest, rest_tensors
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.factorize import factorized_away
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
 from vq_plugin.select import check_model
@@ -58,12 +59,14 @@ class Summary:
         other_nbytes: Bytes of everything else in the ``state_dict``: biases, norms, layers left.
         other_float_nbytes: The same in float32 (integer tensors as they are).
         left: Weights of more than 1 % of the model that stayed in float, and why.
+        factorized_nbytes: Bytes in float32 that factorizing has saved before anything was coded.
     """
 
     rows: tuple[LayerRow, ...]
     other_nbytes: int
     other_float_nbytes: int
     left: tuple[FloatWeight, ...] = ()
+    factorized_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -92,8 +95,8 @@ class Summary:
 
     @property
     def model_float_nbytes(self) -> int:
-        """Bytes of the whole model in float32."""
-        return self.float_nbytes + self.other_float_nbytes
+        """Bytes of the whole model in float32, as it was before it was factorized."""
+        return self.float_nbytes + self.other_float_nbytes + self.factorized_nbytes
 
     @property
     def model_file_nbytes(self) -> int:
@@ -174,7 +177,11 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
         rows.append(_row(name, coded, "" if tied == name else f"tied to {tied}"))
     others = rest_tensors(model).values()
     return Summary(
-        tuple(rows), stored_nbytes(others, rest), float_nbytes(others), left_float(model)
+        tuple(rows),
+        stored_nbytes(others, rest),
+        float_nbytes(others),
+        left_float(model),
+        weight_float_nbytes([factorized_away(model)]),
     )
 
 

@@ -68,15 +68,32 @@ def test_pruned(small: nn.Module) -> None:
     assert digits.test(sparse) > digits.test(digits.model()) - 0.02
 
 
-def test_tuned(small: nn.Module, tmp_path: Path) -> None:
+def test_tuned_against_the_whole_model(small: nn.Module, tmp_path: Path) -> None:
+    model = digits.model()
     result = vq.tune(
-        small, digits.evaluate, vq.LossBudget(absolute=0.02), digits.calibration(), max_trials=3
-    )
+        model, digits.evaluate, vq.LossBudget(absolute=0.02), digits.calibration(),
+        max_trials=3, start=small, folder=tmp_path,
+    )  # fmt: skip
     assert result.passed
-    vq.save(result.model, tmp_path / "model.vq")
-    assert torch.equal(
-        outputs(vq.load(tmp_path / "model.vq", digits.model())), outputs(result.model)
+    assert result.baseline == digits.evaluate(model)
+    assert torch.equal(outputs(vq.load(tmp_path / "model.vq", model)), outputs(result.model))
+    whole = vq.summary(vq.compress(model, vq.KM())).model_float_nbytes
+    size = vq.summary(result.model).model_file_nbytes
+    assert result.rate == pytest.approx(whole / size, rel=0.02)
+
+
+def test_rates_count_against_the_whole_model() -> None:
+    model = nn.Sequential(
+        nn.Linear(40, 40), nn.Linear(40, 40), *(nn.Conv2d(8, 8, 3) for _ in range(3)), nn.ReLU()
     )
+    model[1].weight = model[0].weight
+    whole = sum(4 * p.numel() for p in model.parameters())
+    factors: Any = {nn.Linear: vq.SVD(rank=3), "re:[23]": vq.Basis(5, shared=True), "4": None}
+    small = vq.factorize(model, factors)
+    assert sum(4 * p.numel() for p in small.parameters()) < 0.6 * whole
+    settings: list[Any] = [{"*": vq.KM(4)}, {nn.Linear: vq.KM(4)}, {"2.basis": vq.KM(4)}]
+    for schemes in settings:
+        assert vq.summary(vq.compress(small, schemes)).model_float_nbytes == whole
 
 
 def test_layers_are_traced_through_to_ordinary_ones(small: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -55,6 +56,11 @@ class FactorizedLayer(nn.Module):
         return first, second
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """That of :attr:`weight`."""
+        return self._split.shape
+
+    @property
     def weight(self) -> Tensor:
         """The weight that the two layers multiply to, computed at each access."""
         return self._split.weight(*self.weights)
@@ -77,6 +83,16 @@ class FactorizedLayer(nn.Module):
         """Takes over the second layer's weight, in any shape of its size."""
         own = self.weights[1]
         own.copy_(second.reshape(own.shape))
+
+    def sizes(self) -> dict[int, int]:
+        """Weights of the two layers, coded or not, by what is one where layers share it."""
+        assert self.factor.channels is not None
+        split, sizes = self._split, dict[int, int]()
+        for part, length in zip(self.layers, (split.columns, split.rows), strict=True):
+            own = part._parameters.get("weight")
+            key = getattr(part, "codebooks", part) if own is None else own
+            sizes[id(key)] = split.count * length * self.factor.channels
+        return sizes
 
     def share(self, other: FactorizedLayer, parts: tuple[str, ...]) -> None:
         """Makes the weights of some parts those of the same parts of another layer."""
@@ -120,3 +136,30 @@ class KernelBasis(FactorizedLayer):
         shape = input.shape[: -1 - places] + (mixed,) + filtered.shape[2:]  # noqa: RUF005 - traced
         output: Tensor = self.coefficients(filtered.reshape(shape))
         return output
+
+
+def factorized_away(model: nn.Module) -> int:
+    """How many weights fewer a model has than before it was factorized; shared ones count once."""
+    whole: dict[object, int] = {}
+    parts: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, FactorizedLayer):
+            sizes = module.sizes()
+            parts |= sizes
+            whole[tuple(sizes)] = math.prod(module.shape)
+    return sum(whole.values()) - sum(parts.values())
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict`` of a model as if its layers were whole; their weights are on no device."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FactorizedLayer):
+            prefix = f"{name}." if name else ""
+            for part in module.parts:
+                state.pop(f"{prefix}{part}.weight", None)
+            bias = state.pop(f"{prefix}{module.parts[1]}.bias", None)
+            state[f"{prefix}weight"] = torch.empty(module.shape, device="meta")
+            if bias is not None:
+                state[f"{prefix}bias"] = bias
+    return state
