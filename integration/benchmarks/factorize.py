@@ -1,6 +1,8 @@
 """SVD beside KM and PQ at equal bytes, bases of kernels, merged neurons: one CNN, three trainings.
 
-    python -m integration.benchmarks.factorize [--seeds 0 1 2] [--quick]
+    python -m integration.benchmarks.factorize [--parts dense merged] [--seeds 0 1 2] [--quick]
+
+Three parts, and a report of each: dense layers, the larger convolution, merged neurons.
 
 The Fashion-MNIST CNN, trained from several seeds (three minutes each, once). Nothing is trained
 after that. Losses are points of accuracy on the test split: the mean of the seeds, and the worst.
@@ -269,42 +271,59 @@ def _least(table: Table, kind: Callable[[dict[str, Any]], bool], rate: float) ->
     return min(min(row["loss"], row["loss, calibrated"]) for row in fitting)
 
 
-def _seeds(parser: argparse.ArgumentParser) -> None:
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
+def dense_part(report: Report, bench: Bench) -> None:
+    quick = report.settings["quick"]
+    layers, rows = (["0"], [DENSE[0], DENSE[5], DENSE[-4]]) if quick else (["0", "3"], DENSE)
+    table = dense_table(bench.heads(), layers, rows)
+    report.add(table)
+    for rate in () if quick else (8, 16):
+        svd = _least(table, lambda row: bool(row["factors"]) and not row["scheme"], rate)
+        coded = _least(table, lambda row: not row["factors"], rate)
+        name = f"points that SVD in float32 loses more than codebooks, {rate}x"
+        report.checks.append(Check(name, svd - coded, 0, True))
+
+
+def convolution_part(report: Report, bench: Bench) -> None:
+    report.add(convolutions_table(bench, "features.3"))
+
+
+def merged_part(report: Report, bench: Bench) -> None:
+    dense = {"classifier.0": 0.25, "classifier.3": 0.25}
+    channels = {"features.0": 0.75, "features.3": 0.5}
+    keeps: list[Any] = [{**channels, **dense}, dense]
+    if report.settings["quick"]:
+        keeps = [{"classifier.0": 0.5}]
+    table = merged_table(bench, keeps, turns=2 if report.settings["quick"] else 40)
+    report.add(table)
+    if not report.settings["quick"]:
+        within = [row["multiplications"] for row in table.rows if row["loss, calibrated"] <= 1]
+        name = "part of the multiplications that is left within 1 point"
+        report.checks.append(Check(name, min(within, default=1.0), 0.5))
+
+
+PARTS: dict[str, tuple[str, Callable[[Report, Bench], None]]] = {
+    "dense": ("factorize_dense", dense_part),
+    "merged": ("merged_neurons", merged_part),
+    "convolution": ("factorize_convolution", convolution_part),
+}
+
+
 if __name__ == "__main__":
-    options = parse_arguments(__doc__ or "", _seeds)
+    options = parse_arguments(__doc__ or "", _options)
     torch.set_num_threads(1)
-    quick = options.quick
-    report = Report("factorize", {"quick": quick, "seeds": [0] if quick else options.seeds})
-    if quick:
+    if options.quick:
         bench = Bench([digits.model()], digits.load().test, digits.calibration())
-        layers, rows, turns = ["0"], [DENSE[0], DENSE[5], DENSE[13]], 2
-        keeps: list[Any] = [{"classifier.0": 0.5}]
     else:
         networks = [network(seed) for seed in options.seeds]
         bench = Bench(networks, fashion_mnist.load().test, fashion_mnist.calibration())
-        layers, rows, turns = ["0", "3"], list(DENSE), 40
-        keeps = [
-            {"classifier.0": 0.25, "classifier.3": 0.25},
-            {"features.0": 0.75, "features.3": 0.75, "classifier.0": 0.25, "classifier.3": 0.25},
-            {"features.0": 0.75, "features.3": 0.5, "classifier.0": 0.25, "classifier.3": 0.25},
-        ]
-    dense = dense_table(bench.heads(), layers, rows)
-    report.add(dense)
-    report.add(convolutions_table(bench, "features.3"))
-    merged = merged_table(bench, keeps, turns)
-    report.add(merged)
-    if not quick:
-        for rate in (8, 16):
-            svd = _least(dense, lambda row: bool(row["factors"]) and not row["scheme"], rate)
-            coded = _least(dense, lambda row: not row["factors"], rate)
-            report.checks.append(
-                Check(f"points that SVD loses more than codebooks, {rate}x", svd - coded, 0, True)
-            )
-        within = [row["multiplications"] for row in merged.rows if row["loss, calibrated"] <= 1]
-        report.checks.append(
-            Check("multiplications within 1 point, merged", min(within, default=1.0), 0.5)
-        )
-    report.finish(options.output)
+    seeds = [0] if options.quick else options.seeds
+    for part in options.parts:
+        name, run = PARTS[part]
+        report = Report(name, {"quick": options.quick, "seeds": seeds})
+        run(report, bench)
+        report.finish(options.output and options.output.with_name(f"{name}.json"))
