@@ -174,6 +174,18 @@ DENSE: tuple[tuple[vq.SVD | None, vq.Scheme | None], ...] = (
 )
 
 
+CONVOLUTION: tuple[vq.SVD | vq.Basis, ...] = (
+    vq.Basis(5),
+    vq.SVD(rate=2.2, split="spatial"),
+    vq.SVD(rate=2.2),
+    vq.Basis(3),
+    vq.Basis(4),
+    vq.Basis(6),
+    vq.SVD(rate=1.5),
+    vq.SVD(rate=1.5, split="spatial"),
+)
+
+
 def dense_table(bench: Bench, layers: Sequence[str], rows: Sequence[Any]) -> Table:
     table = Table(
         f"Dense layers {', '.join(layers)}; accuracy {_listed(bench.accuracies)} %",
@@ -198,7 +210,7 @@ def dense_table(bench: Bench, layers: Sequence[str], rows: Sequence[Any]) -> Tab
     return table
 
 
-def convolutions_table(bench: Bench, layer: str) -> Table:
+def convolutions_table(bench: Bench, layer: str, factors: Sequence[vq.SVD | vq.Basis]) -> Table:
     before = bench.models[0].get_submodule(layer)
     table = Table(
         f"Convolution {layer}, as float factors",
@@ -207,9 +219,6 @@ def convolutions_table(bench: Bench, layer: str) -> Table:
             "loss, calibrated": ".2f",
         },
     )  # fmt: skip
-    factors: list[vq.SVD | vq.Basis] = [vq.Basis(d) for d in (3, 4, 5, 6)]
-    factors += [vq.SVD(rate=rate) for rate in (1.5, 2.2)]
-    factors += [vq.SVD(rate=rate, split="spatial") for rate in (1.5, 2.2)]
     image = bench.test.images[:1]
     for factor in factors:
         make = partial(made, factors={layer: factor}, scheme=None)
@@ -289,7 +298,8 @@ def dense_part(report: Report, bench: Bench) -> None:
 
 
 def convolution_part(report: Report, bench: Bench) -> None:
-    report.add(convolutions_table(bench, "features.3"))
+    factors = CONVOLUTION[:2] if report.settings["quick"] else CONVOLUTION
+    report.add(convolutions_table(bench, "features.3", factors))
 
 
 def merged_part(report: Report, bench: Bench) -> None:

@@ -97,7 +97,7 @@ def test_factorize(tmp_path: Path) -> None:
         for name in ("factorize_dense", "factorize_convolution", "merged_neurons")
     }
     assert len(values(results["factorize_dense"], "Dense layers", "rate")) == 3
-    assert len(values(results["factorize_convolution"], "Convolution", "loss")) == 8
+    assert len(values(results["factorize_convolution"], "Convolution", "loss")) == 2
     [left] = values(results["merged_neurons"], "Merged neurons", "multiplications")
     assert 0.5 < left < 1
 
