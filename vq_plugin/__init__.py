@@ -18,6 +18,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compensate import compensate
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
+    from vq_plugin.factorize import SVD, Basis, factorize, merge_neurons
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.folding import fold_batch_norms
@@ -33,6 +34,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         Geometry,
         Preset,
         Scheme,
+        Signs,
         Uniform,
         parse_scheme,
         register_scheme,
@@ -58,6 +60,8 @@ __all__ = [
     "PQ",
     "PRESETS",
     "RQ",
+    "SVD",
+    "Basis",
     "Binary",
     "CheckpointError",
     "CodebookWeight",
@@ -66,6 +70,7 @@ __all__ = [
     "Preset",
     "Recovery",
     "Scheme",
+    "Signs",
     "Summary",
     "TuneResult",
     "Uniform",
@@ -73,9 +78,11 @@ __all__ = [
     "choose_schemes",
     "compensate",
     "compress",
+    "factorize",
     "finetune",
     "fold_batch_norms",
     "load",
+    "merge_neurons",
     "open_file",
     "parse_scheme",
     "prune",
