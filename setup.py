@@ -15,6 +15,7 @@ KERNELS = [s for s in NATIVE if not s.endswith(("library.cpp", "torch_abi.cpp", 
 
 
 def extension(name: str, sources: list[str]) -> Extension:
+    """A library that is built where there is a compiler."""
     return Extension(
         name,
         sources=sources,
@@ -35,6 +36,7 @@ class BuildOnce(build_ext):
     """Objects of the kernels, most of the work, are shared by both libraries."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Leaves out what an extension before this one compiled."""
         if ext.name == "vq_plugin._onnxruntime":
             for source in KERNELS:
                 (built,) = self.compiler.object_filenames([source], output_dir=self.build_temp)

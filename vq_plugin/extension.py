@@ -35,7 +35,7 @@ def extension() -> ModuleType | None:
 
 
 def onnxruntime_library() -> str:
-    """Where the operator library for ONNX Runtime lies, which runs codebook layers from their codes.
+    """Where the operator library for ONNX Runtime is, which runs layers from their codes.
 
     For files of ``vq.export_onnx(..., operator="native")``, in ONNX Runtime 1.18 or later on a CPU.
     The library needs neither torch nor Python: it may be copied to where programs in other

@@ -9,19 +9,18 @@ functions of their own, told apart by their ``overload`` (ONNX IR version 10).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from vq_plugin.export.native_definitions import Weight, conv_definition, linear_definition
 from vq_plugin.ops.convolution import conv_fake
 from vq_plugin.ops.library import rounded
-from vq_plugin.ops.packing import LANES, NIBBLES
+from vq_plugin.ops.packing import NIBBLES
 
 DOMAIN = "vq_plugin"
 VERSION = 1
@@ -31,146 +30,11 @@ IR_VERSION, OPSET = 10, 21
 _INPUTS = ("input", "codes", "codebooks", "scale", "bias")
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A weight in its 2-D view, as nodes hold it.
-
-    Attributes:
-        rows: Rows; along the outputs of a linear layer these are its inputs.
-        length: Values of a row.
-        codebooks: ``(stages, groups, books, k, dim)``.
-        group: Rows per group of codebooks; 0 when there is one group.
-        packed: Whether codes are ``UINT4``, in blocks of 16 rows and 8 subspaces; otherwise they
-            are ``UINT8``, ``(stages, rows, subspaces)``.
-        along_out: Whether sub-vectors run along the outputs, which changes the order of blocks.
-    """
-
-    rows: int
-    length: int
-    codebooks: tuple[int, int, int, int, int]
-    group: int = 0
-    packed: bool = True
-    along_out: bool = False
-
-    @property
-    def subspaces(self) -> int:
-        """Sub-vectors of a row."""
-        return -(-self.length // self.codebooks[4])
-
-
-class _Body:
-    """Nodes of a function; the names of their outputs are numbered."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-
-    def __call__(self, operator: str, *inputs: str, output: str = "", **attributes: object) -> str:
-        output = output or f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def integers(self, values: Sequence[int]) -> str:
-        return self("Constant", value_ints=list(values))
-
-    def reshaped(self, value: str, shape: Sequence[int]) -> str:
-        return self("Reshape", value, self.integers(shape))
-
-    def first(self, value: str, counts: dict[int, int]) -> str:
-        """The first of each of some axes."""
-        if not counts:
-            return value
-        ends = self.integers(list(counts.values()))
-        return self("Slice", value, self.integers([0] * len(counts)), ends, self.integers([*counts]))
-
-
-def _plain_codes(body: _Body, weight: Weight) -> str:
-    """Codes as ``INT32``, ``(stages, rows, subspaces)``."""
-    codes = body("Cast", "codes", to=TensorProto.INT32)
-    if not weight.packed:
-        return codes
-    rows, subspaces = weight.rows, weight.subspaces
-    order = (0, 2, 3, 1, 4) if weight.along_out else (0, 1, 3, 2, 4)
-    wide = (-(-rows // LANES) * LANES, -(-subspaces // NIBBLES) * NIBBLES)
-    blocks = body("Transpose", codes, perm=order)
-    plain = body.reshaped(blocks, (weight.codebooks[0], *wide))
-    counts = {1: rows, 2: subspaces}
-    return body.first(plain, {a: n for a, n in counts.items() if n != wide[a - 1]})
-
-
-def _decoded(body: _Body, weight: Weight, positions: int = 1) -> str:
-    """The weight, ``(rows, subspaces · dim)``, of a scale's rows."""
-    stages, groups, books, k, dim = weight.codebooks
-    row = np.arange(weight.rows if groups > 1 else 1) // (weight.group or weight.rows)
-    # Positions of a convolution's kernel share the books of its channels.
-    book = np.arange(weight.subspaces if books > 1 else 1) % (weight.subspaces // positions)
-    stage = np.arange(stages)
-    first = ((stage[:, None, None] * groups + row[:, None]) * books + book) * k
-    codes = _plain_codes(body, weight)
-    if first.any():
-        tensor = onnx.numpy_helper.from_array(first.astype(np.int32))
-        codes = body("Add", codes, body("Constant", value=tensor))
-    vectors = body("Gather", body.reshaped("codebooks", (-1, dim)), codes, axis=0)
-    if stages > 1:
-        vectors = body("ReduceSum", vectors, body.integers([0]), keepdims=0)
-    return body.reshaped(vectors, (weight.rows, weight.subspaces * dim))
-
-
-def _scaled(body: _Body, values: str, scaled: bool) -> str:
-    return body("Mul", values, body.reshaped("scale", (-1, 1))) if scaled else values
-
-
-def linear_definition(weight: Weight, *, scale: bool, bias: bool) -> list[onnx.NodeProto]:
-    """``output = input · Wᵀ + bias`` in standard operators.
-
-    Args:
-        weight: What the codes stand for.
-        scale: Whether the node has the input ``scale``.
-        bias: Whether the node has the input ``bias``.
-    """
-    body = _Body()
-    matrix = _decoded(body, weight)
-    if weight.subspaces * weight.codebooks[4] != weight.length:
-        matrix = body.first(matrix, {1: weight.length})
-    matrix = _scaled(body, matrix, scale)
-    if not weight.along_out:
-        matrix = body("Transpose", matrix, perm=(1, 0))
-    product = body("MatMul", "input", matrix, output="" if bias else "output")
-    if bias:
-        body("Add", product, "bias", output="output")
-    return body.nodes
-
-
-def conv_definition(
-    weight: Weight, channels: int, settings: dict[str, Sequence[int]], *, scale: bool, bias: bool
-) -> list[onnx.NodeProto]:
-    """A convolution in standard operators, of codes into books of channels.
-
-    Args:
-        weight: What the codes stand for; rows are outputs.
-        channels: Inputs of one group.
-        settings: ``kernel_shape``, ``strides``, ``padding``, ``dilations`` and ``group``.
-        scale: Whether the node has the input ``scale``.
-        bias: Whether the node has the input ``bias``.
-    """
-    kernel, padding = settings["kernel_shape"], settings["padding"]
-    positions, dim = math.prod(kernel), weight.codebooks[4]
-    body = _Body()
-    matrix = _scaled(body, _decoded(body, weight, positions), scale)
-    pieces = weight.subspaces // positions
-    by_position = body.reshaped(matrix, (weight.rows, positions, pieces * dim))
-    if pieces * dim != channels:
-        by_position = body.first(by_position, {2: channels})
-    by_channel = body("Transpose", by_position, perm=(0, 2, 1))
-    kernels = body.reshaped(by_channel, (weight.rows, channels, *kernel))
-    operands = ("input", kernels, "bias") if bias else ("input", kernels)
-    attributes = {name: settings[name] for name in ("kernel_shape", "strides", "dilations", "group")}
-    body("Conv", *operands, output="output", pads=[*padding, *padding], **attributes)
-    return body.nodes
-
-
 def complete(model: onnx.ModelProto) -> None:
-    """Makes the nodes of :func:`decompositions` whole: packed codes become ``UINT4``, and each node's
-    definition is added to its model, once for equal ones.
+    """Makes the nodes of :func:`decompositions` whole.
+
+    Packed codes become ``UINT4``, and each node's definition is added to its model, once for equal
+    ones.
 
     Args:
         model: Changed in place.
@@ -202,7 +66,9 @@ def complete(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
 
 
-def _linear(given: dict[str, Any], *, packed: bool, scale: bool, bias: bool) -> list[onnx.NodeProto]:
+def _linear(
+    given: dict[str, Any], *, packed: bool, scale: bool, bias: bool
+) -> list[onnx.NodeProto]:
     shape = (given["in_features"], given["out_features"])
     length, rows = shape[::-1] if given["along_out"] else shape
     books = tuple(given["codebook_shape"])
@@ -213,7 +79,8 @@ def _linear(given: dict[str, Any], *, packed: bool, scale: bool, bias: bool) -> 
 def _conv(given: dict[str, Any], *, packed: bool, scale: bool, bias: bool) -> list[onnx.NodeProto]:
     channels, books = given["in_channels"] // given["group"], tuple(given["codebook_shape"])
     wide = -(-channels // books[4]) * books[4]
-    weight = Weight(given["out_channels"], math.prod(given["kernel_shape"]) * wide, books)
+    length = math.prod(given["kernel_shape"]) * wide
+    weight = Weight(given["out_channels"], length, books, packed=packed)
     return conv_definition(weight, channels, given, scale=scale, bias=bias)
 
 
@@ -241,10 +108,11 @@ def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodePr
     model.functions.append(function)
 
 
-def decompositions() -> dict[Any, Callable[..., Tensor]]:
+def decompositions() -> dict[Any, Callable[..., Any]]:
     """For ``ExportedProgram.run_decompositions``: operators of torch as nodes of ONNX.
 
-    :func:`complete` makes the nodes whole once the program is a model of ONNX.
+    :func:`complete` makes the nodes whole once the program is a model of ONNX. Operators that the
+    library has no kernel for stay as they are.
     """
     operators = torch.ops.vq
     return {
@@ -264,7 +132,11 @@ def _linear_node(
     group: int,
     codebook_dtype: torch.dtype,
     precision: int,
-) -> Tensor:
+) -> Any:
+    stages, _, books, _, dim = codebooks.shape
+    one_group_only = along_out or (stages, books, dim) != (1, 1, 1)
+    if not _readable(input, codes, codebooks) or (group and one_group_only):
+        return NotImplemented
     attributes = {
         "in_features": input.shape[-1],
         "out_features": out_features,
@@ -273,7 +145,9 @@ def _linear_node(
     }
     shape = (*input.shape[:-1], out_features)
     weight = (codes, codebooks, scale)
-    return _node("CodebookLinear", input, weight, bias, codebook_dtype, precision, attributes, shape)
+    return _node(
+        "CodebookLinear", input, weight, bias, codebook_dtype, precision, attributes, shape
+    )
 
 
 def _conv_node(
@@ -290,7 +164,9 @@ def _conv_node(
     groups: int,
     codebook_dtype: torch.dtype,
     precision: int,
-) -> Tensor:
+) -> Any:
+    if not _readable(input, codes, codebooks) or codes.dim() != 4:
+        return NotImplemented
     attributes = {
         "in_channels": input.shape[1],
         "out_channels": out_channels,
@@ -304,6 +180,12 @@ def _conv_node(
     shape = tuple(conv_fake(input, codes, codebooks, scale, bias, *settings).shape)
     weight = (codes, codebooks, scale)
     return _node("CodebookConv", input, weight, bias, codebook_dtype, precision, attributes, shape)
+
+
+def _readable(input: Tensor, codes: Tensor, codebooks: Tensor) -> bool:
+    """Whether these are float32, and codes of a nibble or a byte."""
+    floats = input.dtype == codebooks.dtype == torch.float32
+    return floats and codes.dtype == (torch.int32 if codes.dim() == 4 else torch.uint8)
 
 
 def _node(

@@ -146,6 +146,7 @@ def _memory_format(input: Tensor) -> torch.memory_format:
 
 
 def conv_fake(input: Tensor, *rest: Any) -> Tensor:
+    """An output of the operator's shape and layout; ``rest`` as the operator's."""
     out_channels, kernel, stride, padding, dilation, *_ = rest[4:]
     size = [
         (length + 2 * pad - spread * (width - 1) - 1) // step + 1
