@@ -249,15 +249,19 @@ np.save(sys.argv[4], session.run(None, {"input": np.load(sys.argv[3])})[0])
 """
 
 
+def write_problem(folder: Path) -> None:
+    """A layer, an input and the output of torch's operator; .ci/sanitize takes them elsewhere."""
+    at = layer(200, 128, 5)
+    onnx.save(linear_model(at), folder / "model.onnx")
+    at.input.numpy().tofile(folder / "input.bin")
+    by_torch(at).tofile(folder / "output.bin")
+    np.save(folder / "input.npy", at.input.numpy())
+    (folder / "sizes.json").write_text(json.dumps([5, 128, 200]))
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """A layer, an input and the output of torch's operator."""
-    at = layer(200, 128, 5)
-    onnx.save(linear_model(at), tmp_path / "model.onnx")
-    at.input.numpy().tofile(tmp_path / "input.bin")
-    by_torch(at).tofile(tmp_path / "output.bin")
-    np.save(tmp_path / "input.npy", at.input.numpy())
-    (tmp_path / "sizes.json").write_text(json.dumps([5, 128, 200]))
+    write_problem(tmp_path)
     return {path.name: path for path in tmp_path.iterdir()}
 
 
@@ -286,7 +290,8 @@ def test_an_unknown_instruction_set_is_an_error(files: dict[str, Path]) -> None:
     assert "VQ_PLUGIN_ISA=avx1024 names no kernels of this machine" in done.stderr
 
 
-def test_programs_in_cpp_load_it(files: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("files")
+def test_programs_in_cpp_load_it(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     (runtime,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
