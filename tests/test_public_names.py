@@ -35,6 +35,7 @@ NAMES = {
     "compress",
     "finetune",
     "load",
+    "onnxruntime_library",
     "open_file",
     "parse_scheme",
     "prune",

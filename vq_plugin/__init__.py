@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from vq_plugin.extension import onnxruntime_library
+
 # Without torch files can still be read, by vq_plugin.reader, and nothing else be imported.
 if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.checkpoint import CheckpointError, load, open_file, save
@@ -70,6 +72,7 @@ __all__ = [
     "compress",
     "finetune",
     "load",
+    "onnxruntime_library",
     "open_file",
     "parse_scheme",
     "prune",
