@@ -1,1 +1,0 @@
-"""What leaves Python: files of other runtimes."""
