@@ -46,6 +46,10 @@ def model_of(operator: str, at: Operands, attributes: dict[str, Any]) -> Any:
         for name, value in tensors.items()
         if value is not None
     ]
+    if at.packs:
+        # Nibbles of a dword, the lowest first.
+        constants[0].data_type = TensorProto.UINT4
+        constants[0].dims.append(8)
     names = ["input", *(name if value is not None else "" for name, value in tensors.items())]
     while not names[-1]:
         names.pop()

@@ -14,13 +14,15 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from torch import Tensor
 
 from vq_plugin.export.native_definitions import Weight, conv_definition, linear_definition
+from vq_plugin.nn import CodebookLayer, CodebookLinear
+from vq_plugin.nn.conv import _CodebookConv
+from vq_plugin.ops import KERNEL_CENTERS, packs
 from vq_plugin.ops.convolution import conv_fake
 from vq_plugin.ops.library import rounded
-from vq_plugin.ops.packing import NIBBLES
 
 DOMAIN = "vq_plugin"
 VERSION = 1
@@ -31,56 +33,37 @@ _INPUTS = ("input", "codes", "codebooks", "scale", "bias")
 
 
 def complete(model: onnx.ModelProto) -> None:
-    """Makes the nodes of :func:`decompositions` whole.
-
-    Packed codes become ``UINT4``, and each node's definition is added to its model, once for equal
-    ones.
+    """Adds the definitions of the nodes of :func:`decompositions`, once for equal ones.
 
     Args:
-        model: Changed in place.
-
-    Raises:
-        ValueError: If the codes of a node are not in its model as a constant.
+        model: Changed in place; it has at least opset 21.
     """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    types = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
     for node in model.graph.node:
         if node.domain != DOMAIN:
             continue
-        codes = constants.get(node.input[1])
-        if codes is None:
-            raise ValueError(f"the codes of {node.name or node.output[0]!r} are no constant")
-        packed = len(codes.dims) != 3
-        if codes.data_type == TensorProto.INT32:
-            # The same bytes: the lower half of a byte comes first, as it does in a dword.
-            codes.data_type = TensorProto.UINT4
-            codes.dims.append(NIBBLES)
-            if codes.name in types:
-                shaped = helper.make_tensor_type_proto(codes.data_type, codes.dims)
-                types[codes.name].type.CopyFrom(shaped)
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         present = [bool(name) for name in node.input] + [False, False]
         describe = _conv if node.op_type == "CodebookConv" else _linear
-        define(model, node, describe(given, packed=packed, scale=present[3], bias=present[4]))
+        define(model, node, describe(given, scale=present[3], bias=present[4]))
     if all(opset.domain != DOMAIN for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    model.ir_version = max(model.ir_version, IR_VERSION)
 
 
-def _linear(
-    given: dict[str, Any], *, packed: bool, scale: bool, bias: bool
-) -> list[onnx.NodeProto]:
+def _linear(given: dict[str, Any], *, scale: bool, bias: bool) -> list[onnx.NodeProto]:
     shape = (given["in_features"], given["out_features"])
     length, rows = shape[::-1] if given["along_out"] else shape
     books = tuple(given["codebook_shape"])
+    packed = packs(books[3], given["group"] or None)
     weight = Weight(rows, length, books, given["group"], packed, bool(given["along_out"]))
     return linear_definition(weight, scale=scale, bias=bias)
 
 
-def _conv(given: dict[str, Any], *, packed: bool, scale: bool, bias: bool) -> list[onnx.NodeProto]:
+def _conv(given: dict[str, Any], *, scale: bool, bias: bool) -> list[onnx.NodeProto]:
     channels, books = given["in_channels"] // given["group"], tuple(given["codebook_shape"])
     wide = -(-channels // books[4]) * books[4]
     length = math.prod(given["kernel_shape"]) * wide
-    weight = Weight(given["out_channels"], length, books, packed=packed)
+    weight = Weight(given["out_channels"], length, books)
     return conv_definition(weight, channels, given, scale=scale, bias=bias)
 
 
@@ -108,17 +91,40 @@ def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodePr
     model.functions.append(function)
 
 
+def has_kernel(layer: CodebookLayer) -> bool:
+    """Whether a layer is one node, whose operator the library has.
+
+    Linear layers, 1x1 convolutions and convolutions of channels in float32, of up to 256 centers;
+    16 for the last.
+    """
+    cut = layer.geometry
+    if layer.codebooks.dtype != torch.float32 or cut.k > KERNEL_CENTERS:
+        return False
+    if isinstance(layer, _CodebookConv) and not layer._pointwise:
+        return layer._by_position
+    linear = isinstance(layer, CodebookLinear | _CodebookConv)
+    single = (cut.stages, cut.books, cut.dim) == (1, 1, 1)
+    return linear and (cut.groups == 1 or (single and cut.axis == "in"))
+
+
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """For ``ExportedProgram.run_decompositions``: operators of torch as nodes of ONNX.
 
-    :func:`complete` makes the nodes whole once the program is a model of ONNX. Operators that the
-    library has no kernel for stay as they are.
+    :func:`complete` makes the nodes whole once the program is a model of ONNX. Layers are those of
+    :func:`has_kernel`.
     """
-    operators = torch.ops.vq
+    linear, conv = torch.ops.vq.codebook_linear, torch.ops.vq.codebook_conv
     return {
-        operators.codebook_linear.default: _linear_node,
-        operators.codebook_conv.default: _conv_node,
+        linear.default: _linear_node,
+        linear.inference: _linear_node,
+        linear.pointwise: _pointwise_node,
+        conv.default: _conv_node,
+        conv.inference: _conv_node,
     }
+
+
+def _pointwise_node(input: Tensor, *rest: Any) -> Tensor:
+    return _linear_node(input.mT, *rest).mT
 
 
 def _linear_node(
@@ -132,11 +138,7 @@ def _linear_node(
     group: int,
     codebook_dtype: torch.dtype,
     precision: int,
-) -> Any:
-    stages, _, books, _, dim = codebooks.shape
-    one_group_only = along_out or (stages, books, dim) != (1, 1, 1)
-    if not _readable(input, codes, codebooks) or (group and one_group_only):
-        return NotImplemented
+) -> Tensor:
     attributes = {
         "in_features": input.shape[-1],
         "out_features": out_features,
@@ -164,9 +166,7 @@ def _conv_node(
     groups: int,
     codebook_dtype: torch.dtype,
     precision: int,
-) -> Any:
-    if not _readable(input, codes, codebooks) or codes.dim() != 4:
-        return NotImplemented
+) -> Tensor:
     attributes = {
         "in_channels": input.shape[1],
         "out_channels": out_channels,
@@ -180,12 +180,6 @@ def _conv_node(
     shape = tuple(conv_fake(input, codes, codebooks, scale, bias, *settings).shape)
     weight = (codes, codebooks, scale)
     return _node("CodebookConv", input, weight, bias, codebook_dtype, precision, attributes, shape)
-
-
-def _readable(input: Tensor, codes: Tensor, codebooks: Tensor) -> bool:
-    """Whether these are float32, and codes of a nibble or a byte."""
-    floats = input.dtype == codebooks.dtype == torch.float32
-    return floats and codes.dtype == (torch.int32 if codes.dim() == 4 else torch.uint8)
 
 
 def _node(

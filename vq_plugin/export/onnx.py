@@ -16,9 +16,11 @@ from onnx import helper
 from torch import nn
 
 from vq_plugin.atomic import check_target, write_atomically
+from vq_plugin.export import native_onnx
 from vq_plugin.export.example import Example, exported
 from vq_plugin.export.onnx_codes import Graph
 from vq_plugin.export.plain import PlainModel, plain_model
+from vq_plugin.nn import CodebookLayer
 
 Operator = Literal["portable", "native"]
 #: What torch writes at least, and what ONNX Runtime 1.32 still runs on the CPU.
@@ -74,19 +76,33 @@ def export_onnx(
         raise ValueError(f"opset {opset}: it can be one of {OPSETS[0]} to {OPSETS[-1]}")
     if operator not in ("portable", "native"):
         raise ValueError(f"operator {operator!r}: it can be 'portable' or 'native'")
-    plain = plain_model(model, tables=True)
+    native = operator == "native"
+    if native and opset < native_onnx.OPSET:
+        raise ValueError(f"opset {opset}: native operators need {native_onnx.OPSET} or later")
+    keep = native_onnx.has_kernel if native else _none
+    plain = plain_model(model, tables=True, keep=keep)
     program = exported(plain.model, example, dynamic_batch=dynamic_batch)
-    written = _portable(program, plain, opset)
+    if native:
+        program = program.run_decompositions(native_onnx.decompositions())
+    written = _with_codes(program, plain, opset)
+    if native:
+        native_onnx.complete(written)
     write_atomically(path, checked(written))
 
 
-def _portable(
+def _none(layer: CodebookLayer) -> bool:
+    return False
+
+
+def _with_codes(
     program: torch.export.ExportedProgram, plain: PlainModel, opset: int
 ) -> onnx.ModelProto:
     """A program of a plain model with codes in the place of its weights."""
     given = {*plain.decoded}
-    for name, table in plain.tables.items():
-        leaves = ("_codes", "codebooks") if table.scale is None else ("_codes", "codebooks", "scale")
+    for name, table in (plain.tables | plain.kept).items():
+        leaves = (
+            ("_codes", "codebooks") if table.scale is None else ("_codes", "codebooks", "scale")
+        )
         given |= {f"{name}.{leaf}" if name else leaf for leaf in leaves}
     written = converted(program, opset, given)
     graph = Graph(opset)
@@ -96,6 +112,8 @@ def _portable(
             graph.add_weight(name, decoded.coded, decoded.view)
     for name, table in plain.tables.items():
         graph.add_table(name, table)
+    for name, layer in plain.kept.items():
+        graph.add_operands(name, layer)
     outputs = {output for node in graph.nodes for output in node.output}
     kept = [each for each in written.graph.input if each.name not in outputs]
     del written.graph.input[:]
@@ -143,7 +161,7 @@ def converted(
         del function.metadata_props[:]
         for node in function.node:
             del node.metadata_props[:]
-    written.ir_version = helper.find_min_ir_version_for(written.opset_import)
+    written.ir_version = helper.find_min_ir_version_for(written.opset_import, ignore_unknown=True)
     return written
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import onnx
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from vq_plugin.coding.bits import code_bits, pack
 from vq_plugin.nn import CodedWeight, View
+from vq_plugin.ops import pack_codes, packs
+from vq_plugin.ops.packing import NIBBLES
 from vq_plugin.rounding import to_int8
 
 # The opsets whose Cast takes an integer type of so many bits.
@@ -52,14 +55,20 @@ class Graph:
         """Codes as ``uint8`` or more, codebooks and scales, of the layer with that name."""
         _Decoding(self, name, coded, self._store(name, coded)).table()
 
+    def add_operands(self, name: str, coded: CodedWeight) -> None:
+        """Codes as the kernels read them, codebooks and scales, of the layer with that name."""
+        _Decoding(self, name, coded, self._store(name, coded)).operands()
+
     def constant(self, name: str, tensor: Tensor) -> str:
         """A constant with the values of a tensor."""
-        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
         types = {**_FLOATS, torch.int8: TensorProto.INT8, torch.int64: TensorProto.INT64}
-        self.constants.append(
-            helper.make_tensor(name, types[tensor.dtype], tensor.shape, raw, raw=True)
-        )
+        self.raw(name, types[tensor.dtype], tensor.shape, data)
         return name
+
+    def raw(self, name: str, kind: int, shape: Sequence[int], data: bytes) -> None:
+        """A constant of a type of ONNX, by its bytes."""
+        self.constants.append(helper.make_tensor(name, kind, shape, data, raw=True))
 
     def _store(self, name: str, coded: CodedWeight) -> _Stored:
         """The names of what is decoded; weights that share it have it once."""
@@ -70,26 +79,12 @@ class Graph:
 
 
 class _Stored:
-    """Constants of a weight."""
+    """Constants of a weight, which its graph gets when they are first asked for."""
 
     def __init__(self, graph: Graph, name: str, coded: CodedWeight, opset: int) -> None:
-        small = coded.codebook_weight
-        bits = code_bits(small.k)
-        codes = small.codes.numpy().reshape(-1).astype("int32")
         self.name = name
-        # Each with the place of its lowest bit.
-        self.planes: list[tuple[str, int, int]] = []
-        place = 0
-        for width in _widths(bits):
-            plane = (codes >> place) & ((1 << width) - 1)
-            raw = pack(plane, 1 << width).tobytes()
-            typed = opset >= _SINCE.get(width, 1 << 30)
-            shape = list(small.codes.shape) if typed else [len(raw)]
-            kind = _TYPES[width] if typed else TensorProto.UINT8
-            plane_name = f"{name}.codes" + (f".{place}" if place else "")
-            graph.constants.append(helper.make_tensor(plane_name, kind, shape, raw, raw=True))
-            self.planes.append((plane_name, place, 0 if typed else width))
-            place += width
+        self._graph, self._opset = graph, opset
+        self._small = small = coded.codebook_weight
         self.exponents = ""
         centers = small.codebooks
         if coded.scheme.codebook_dtype == "int8":
@@ -100,6 +95,37 @@ class _Stored:
         self.scale = ""
         if small.scale is not None:
             self.scale = graph.constant(f"{name}.row_scale", small.scale)
+
+    @cached_property
+    def planes(self) -> list[tuple[str, int, int]]:
+        """Names, each with the place of its lowest bit and its width, or 0 where that is a type."""
+        codes = self._small.codes.numpy().reshape(-1).astype("int32")
+        found = []
+        place = 0
+        for width in _widths(code_bits(self._small.k)):
+            raw = pack((codes >> place) & ((1 << width) - 1), 1 << width).tobytes()
+            typed = self._opset >= _SINCE.get(width, 1 << 30)
+            shape = list(self._small.codes.shape) if typed else [len(raw)]
+            kind = _TYPES[width] if typed else TensorProto.UINT8
+            name = f"{self.name}.codes" + (f".{place}" if place else "")
+            self._graph.raw(name, kind, shape, raw)
+            found.append((name, place, 0 if typed else width))
+            place += width
+        return found
+
+    @cached_property
+    def operand(self) -> str:
+        """The codes in the order in which kernels read them."""
+        name, codes = f"{self.name}.codes", self._small.codes
+        cut = self._small.geometry
+        if not packs(cut.k, cut.group):
+            self._graph.raw(name, TensorProto.UINT8, codes.shape, codes.numpy().tobytes())
+            return name
+        blocks = pack_codes(codes, along_out=cut.axis == "out")
+        # The same bytes: the lower half of a byte comes first, as it does in a dword.
+        shape = (*blocks.shape, NIBBLES)
+        self._graph.raw(name, TensorProto.UINT4, shape, blocks.numpy().tobytes())
+        return name
 
 
 class _Decoding:
@@ -147,6 +173,13 @@ class _Decoding:
         kind = TensorProto.UINT8 if self._cut.k <= 256 else TensorProto.INT32
         kind = TensorProto.INT16 if 256 < self._cut.k <= 1 << 15 else kind
         self._rename(self._codes(kind), f"{self._name}._codes")
+        self._rename(self._codebooks(), f"{self._name}.codebooks")
+        if self._cut.scaled:
+            self._rename(self._scale(), f"{self._name}.scale")
+
+    def operands(self) -> None:
+        """Codes, codebooks and scales as a layer's node reads them."""
+        self._rename(self._stored.operand, f"{self._name}._codes")
         self._rename(self._codebooks(), f"{self._name}.codebooks")
         if self._cut.scaled:
             self._rename(self._scale(), f"{self._name}.scale")
@@ -211,7 +244,10 @@ class _Decoding:
         """As :func:`vq_plugin.schemes.geometry.weight_of`."""
         cut = self._cut
         rows, positions = cut.rows, cut.positions
-        width, length = cut.subspaces * cut.dim // max(positions, 1), cut.length // max(positions, 1)
+        width, length = (
+            cut.subspaces * cut.dim // max(positions, 1),
+            cut.length // max(positions, 1),
+        )
         if cut.axis == "channels":
             matrix = self._reshaped(matrix, (rows, positions, width))
             if width > length:

@@ -44,11 +44,13 @@ class PlainModel:
         decoded: Parameters with the values of decoded weights, by their names.
         tables: Layers that look rows of codes up, by their names. Their codes are the buffer
             ``_codes`` beside ``codebooks`` and ``scale``, which hold the values of a file.
+        kept: Layers that stay what they are, by their names; with buffers and values as tables.
     """
 
     model: nn.Module
     decoded: dict[str, Decoded]
     tables: dict[str, CodedWeight]
+    kept: dict[str, CodedWeight]
 
 
 def plain_model(
@@ -79,13 +81,15 @@ def plain_model(
         copied = copy_model(model, {})
         for module in copied.modules():
             module.training = False
-        plain = PlainModel(copied, {}, {})
+        plain = PlainModel(copied, {}, {}, {})
         shared: dict[object, nn.Parameter] = {}
         for name, module in list(copied.named_modules()):
             if isinstance(module, CodebookLayer):
                 if tables and type(module) is CodebookEmbedding:
-                    plain.tables[name] = _as_table(module)
-                elif not keep(module):
+                    plain.tables[name] = _as_stored(module)
+                elif keep(module):
+                    plain.kept[name] = _as_stored(module)
+                else:
                     decoded = Decoded(_frozen(module), View.whole(module.weight_shape), shown(name))
                     _as_float(module)
                     module.weight = _once(shared, decoded, module.weight)
@@ -100,7 +104,7 @@ def plain_model(
                     plain.decoded[_join(name, parameter)] = decoded
                 if isinstance(module, nn.RNNBase):
                     module._init_flat_weights()
-    if not plain.decoded and not plain.tables:
+    if not plain.decoded and not plain.tables and not plain.kept:
         raise ValueError(
             "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
         )
@@ -142,14 +146,15 @@ def _as_float(layer: CodebookLayer) -> None:
     vars(layer).update(held)
 
 
-def _as_table(layer: CodebookEmbedding) -> CodedWeight:
-    """Has an embedding look rows up in what a file holds, which it rounds no more."""
+def _as_stored(layer: CodebookLayer) -> CodedWeight:
+    """Has a layer read what a file holds, which it rounds no more."""
     stored = _frozen(layer)
     dtype = layer.codebooks.dtype
     layer.codebooks.data = round_centers(layer.codebooks, layer.scheme.codebook_dtype).to(dtype)
     if layer.scale is not None:
         layer.scale.data = layer._rounded_scale(layer.scale).to(dtype)
     layer.scheme = replace(layer.scheme, codebook_dtype="float32")
+    layer._settings = (*layer._settings[:-1], layer.scheme.torch_codebook_dtype)
     codes = vars(layer).pop("_codes")
     layer.register_buffer("_codes", codes)
     return stored
