@@ -26,12 +26,13 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from vq_plugin.export.native_onnx import complete  # noqa: E402
+from vq_plugin.schemes import Geometry  # noqa: E402
 
 CSRC = Path(__file__).parent / "csrc"
 
 
-def model_of(operator: str, at: Operands, attributes: dict[str, Any]) -> Any:
-    """One node; its input has the sizes of the problem, but for the batch."""
+def model_of(operator: str, at: Operands, attributes: dict[str, Any], **cut: Any) -> Any:
+    """One node."""
     dtype = at.settings["codebook_dtype"]
     along_out = at.settings.get("along_out", False)
     codes = ops.pack_codes(at.codes, along_out=along_out) if at.packs else at.codes
@@ -53,33 +54,35 @@ def model_of(operator: str, at: Operands, attributes: dict[str, Any]) -> Any:
     names = ["input", *(name if value is not None else "" for name, value in tensors.items())]
     while not names[-1]:
         names.pop()
-    node = helper.make_node(
-        operator, names, ["output"], domain="vq_plugin",
-        codebook_shape=list(at.codebooks.shape), **attributes,
-    )  # fmt: skip
+    node = helper.make_node(operator, names, ["output"], domain="vq_plugin", **attributes)
     shape = [f"d{i}" for i in range(at.input.dim())]
     input = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
     graph = helper.make_graph([node], "graph", [input], [output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    complete(model)
+    stages, _, books, k, dim = at.codebooks.shape
+    geometry = Geometry(
+        dim=dim, stages=stages, group=at.settings.get("group"), shared=books == 1, k=k,
+        scaled=at.scale is not None, **cut,
+    )  # fmt: skip
+    complete(model, {"codes": geometry})
     return model
 
 
 def linear_model(at: Operands, **changed: Any) -> Any:
     chosen = {
-        "in_features": at.input.shape[-1],
         "out_features": at.settings["out_features"],
         "along_out": int(at.settings["along_out"]),
         "group": at.settings["group"] or 0,
     }
-    return model_of("CodebookLinear", at, {**chosen, **changed})
+    shape = (at.settings["out_features"], at.input.shape[-1])
+    axis = "out" if at.settings["along_out"] else "in"
+    return model_of("CodebookLinear", at, {**chosen, **changed}, shape=shape, axis=axis)
 
 
 def conv_model(at: Problem) -> Any:
     chosen = at.settings
     attributes = {
-        "in_channels": at.input.shape[1],
         "out_channels": chosen["out_channels"],
         "kernel_shape": chosen["kernel_size"],
         "strides": chosen["stride"],
@@ -87,7 +90,9 @@ def conv_model(at: Problem) -> Any:
         "dilations": chosen["dilation"],
         "group": chosen["groups"],
     }
-    return model_of("CodebookConv", at, attributes)
+    channels = at.input.shape[1] // chosen["groups"]
+    shape = (chosen["out_channels"], channels, *chosen["kernel_size"])
+    return model_of("CodebookConv", at, attributes, shape=shape, axis="channels")
 
 
 def session(model: Any, *, native: bool = True, threads: int = 1) -> Any:

@@ -8,8 +8,7 @@ functions of their own, told apart by their ``overload`` (ONNX IR version 10).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -17,54 +16,34 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from vq_plugin.export.native_definitions import Weight, conv_definition, linear_definition
+from vq_plugin.export.native_definitions import INPUTS, definition
 from vq_plugin.nn import CodebookLayer, CodebookLinear
 from vq_plugin.nn.conv import _CodebookConv
-from vq_plugin.ops import KERNEL_CENTERS, packs
+from vq_plugin.ops import KERNEL_CENTERS
 from vq_plugin.ops.convolution import conv_fake
 from vq_plugin.ops.library import rounded
+from vq_plugin.schemes import Geometry
 
 DOMAIN = "vq_plugin"
 VERSION = 1
 # The least that has overloads of functions, and the least whose Cast takes UINT4.
 IR_VERSION, OPSET = 10, 21
 
-_INPUTS = ("input", "codes", "codebooks", "scale", "bias")
 
-
-def complete(model: onnx.ModelProto) -> None:
+def complete(model: onnx.ModelProto, layers: Mapping[str, Geometry]) -> None:
     """Adds the definitions of the nodes of :func:`decompositions`, once for equal ones.
 
     Args:
         model: Changed in place; it has at least opset 21.
+        layers: How the weights are cut whose codes are the values of these names.
     """
+    (opset,) = (each.version for each in model.opset_import if each.domain == "")
     for node in model.graph.node:
-        if node.domain != DOMAIN:
-            continue
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        present = [bool(name) for name in node.input] + [False, False]
-        describe = _conv if node.op_type == "CodebookConv" else _linear
-        define(model, node, describe(given, scale=present[3], bias=present[4]))
-    if all(opset.domain != DOMAIN for opset in model.opset_import):
+        if node.domain == DOMAIN:
+            define(model, node, definition(node, layers[node.input[1]], opset))
+    if all(each.domain != DOMAIN for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.ir_version = max(model.ir_version, IR_VERSION)
-
-
-def _linear(given: dict[str, Any], *, scale: bool, bias: bool) -> list[onnx.NodeProto]:
-    shape = (given["in_features"], given["out_features"])
-    length, rows = shape[::-1] if given["along_out"] else shape
-    books = tuple(given["codebook_shape"])
-    packed = packs(books[3], given["group"] or None)
-    weight = Weight(rows, length, books, given["group"], packed, bool(given["along_out"]))
-    return linear_definition(weight, scale=scale, bias=bias)
-
-
-def _conv(given: dict[str, Any], *, scale: bool, bias: bool) -> list[onnx.NodeProto]:
-    channels, books = given["in_channels"] // given["group"], tuple(given["codebook_shape"])
-    wide = -(-channels // books[4]) * books[4]
-    length = math.prod(given["kernel_shape"]) * wide
-    weight = Weight(given["out_channels"], length, books)
-    return conv_definition(weight, channels, given, scale=scale, bias=bias)
 
 
 def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
@@ -73,8 +52,7 @@ def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodePr
     Args:
         model: Gets the function; its opset of standard operators is the function's.
         node: Of the domain ``vq_plugin``; gets the function's ``overload``.
-        nodes: The body, from ``input``, ``codes``, ``codebooks``, ``scale`` and ``bias`` to
-            ``output``.
+        nodes: The body, from :data:`INPUTS` to ``output``.
     """
     others = [f for f in model.functions if (f.domain, f.name) == (DOMAIN, node.op_type)]
     for other in others:
@@ -84,7 +62,7 @@ def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodePr
     node.overload = str(len(others))
     standard = [opset for opset in model.opset_import if opset.domain == ""]
     function = helper.make_function(
-        *(DOMAIN, node.op_type, _INPUTS, ["output"], nodes, standard),
+        *(DOMAIN, node.op_type, INPUTS, ["output"], nodes, standard),
         attributes=sorted(attribute.name for attribute in node.attribute),
         overload=node.overload,
     )
@@ -140,7 +118,6 @@ def _linear_node(
     precision: int,
 ) -> Tensor:
     attributes = {
-        "in_features": input.shape[-1],
         "out_features": out_features,
         "along_out": int(along_out),
         "group": group,
@@ -168,7 +145,6 @@ def _conv_node(
     precision: int,
 ) -> Tensor:
     attributes = {
-        "in_channels": input.shape[1],
         "out_channels": out_channels,
         "kernel_shape": kernel_size,
         "strides": stride,
@@ -193,7 +169,7 @@ def _node(
     shape: tuple[int, ...],
 ) -> Tensor:
     codes, codebooks, scale = weight
-    given = {**attributes, "codebook_shape": list(codebooks.shape), "precision": precision}
+    given = {**attributes, "precision": precision}
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{name}",
         [

@@ -86,8 +86,13 @@ def export_onnx(
         program = program.run_decompositions(native_onnx.decompositions())
     written = _with_codes(program, plain, opset)
     if native:
-        native_onnx.complete(written)
+        layers = {_join(name, "_codes"): layer.geometry for name, layer in plain.kept.items()}
+        native_onnx.complete(written, layers)
     write_atomically(path, checked(written))
+
+
+def _join(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
 
 
 def _none(layer: CodebookLayer) -> bool:
@@ -103,7 +108,7 @@ def _with_codes(
         leaves = (
             ("_codes", "codebooks") if table.scale is None else ("_codes", "codebooks", "scale")
         )
-        given |= {f"{name}.{leaf}" if name else leaf for leaf in leaves}
+        given |= {_join(name, leaf) for leaf in leaves}
     written = converted(program, opset, given)
     graph = Graph(opset)
     inputs = {each.name for each in written.graph.input}

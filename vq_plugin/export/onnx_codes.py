@@ -49,15 +49,15 @@ class Graph:
 
     def add_weight(self, output: str, coded: CodedWeight, view: View) -> None:
         """Decodes a weight, as the parameter that a view makes of it, into the value ``output``."""
-        _Decoding(self, output, coded, self._store(output, coded)).weight(view)
+        Decoding(self, output, coded, self._store(output, coded)).weight(view)
 
     def add_table(self, name: str, coded: CodedWeight) -> None:
         """Codes as ``uint8`` or more, codebooks and scales, of the layer with that name."""
-        _Decoding(self, name, coded, self._store(name, coded)).table()
+        Decoding(self, name, coded, self._store(name, coded)).table()
 
     def add_operands(self, name: str, coded: CodedWeight) -> None:
         """Codes as the kernels read them, codebooks and scales, of the layer with that name."""
-        _Decoding(self, name, coded, self._store(name, coded)).operands()
+        Decoding(self, name, coded, self._store(name, coded)).operands()
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A constant with the values of a tensor."""
@@ -128,7 +128,7 @@ class _Stored:
         return name
 
 
-class _Decoding:
+class Decoding:
     """The nodes that decode one weight."""
 
     def __init__(self, graph: Graph, name: str, coded: CodedWeight, stored: _Stored) -> None:
@@ -139,9 +139,9 @@ class _Decoding:
             raise ValueError(f"layer {name!r}: ONNX has no weights of {dtype}")
         self._dtype = _FLOATS[dtype]
 
-    def weight(self, view: View) -> None:
-        """The parameter under the name of the decoding."""
-        cut, coded = self._cut, self._coded
+    def decoded(self) -> str:
+        """The weight, ``cut.shape``."""
+        cut = self._cut
         table = self._reshaped(self._codebooks(), (-1, cut.dim))
         vectors = self._add("Gather", table, self._indices(), axis=0)
         if cut.stages > 1:
@@ -153,7 +153,12 @@ class _Decoding:
         matrix = self._reshaped(vectors, (cut.rows, cut.subspaces * cut.dim))
         if cut.scaled:
             matrix = self._add("Mul", matrix, self._reshaped(self._scale(), (cut.rows, 1)))
-        weight = self._weight_of(matrix)
+        return self._weight_of(matrix)
+
+    def weight(self, view: View) -> None:
+        """The parameter under the name of the decoding."""
+        cut, coded = self._cut, self._coded
+        weight = self.decoded()
         if coded._padding is not None and coded._zero_row:
             rows = self._range(cut.shape[0], 1)
             others = self._add("Equal", rows, self._integers([coded._padding]))
