@@ -177,19 +177,22 @@ class Decoding:
         """Codes, codebooks and scales as the plain model has them."""
         kind = TensorProto.UINT8 if self._cut.k <= 256 else TensorProto.INT32
         kind = TensorProto.INT16 if 256 < self._cut.k <= 1 << 15 else kind
-        self._rename(self._codes(kind), f"{self._name}._codes")
-        self._rename(self._codebooks(), f"{self._name}.codebooks")
-        if self._cut.scaled:
-            self._rename(self._scale(), f"{self._name}.scale")
+        self._rename(self._codes(kind), "_codes")
+        self._rename_tables()
 
     def operands(self) -> None:
         """Codes, codebooks and scales as a layer's node reads them."""
-        self._rename(self._stored.operand, f"{self._name}._codes")
-        self._rename(self._codebooks(), f"{self._name}.codebooks")
-        if self._cut.scaled:
-            self._rename(self._scale(), f"{self._name}.scale")
+        self._rename(self._stored.operand, "_codes")
+        self._rename_tables()
 
-    def _rename(self, value: str, name: str) -> None:
+    def _rename_tables(self) -> None:
+        self._rename(self._codebooks(), "codebooks")
+        if self._cut.scaled:
+            self._rename(self._scale(), "scale")
+
+    def _rename(self, value: str, leaf: str) -> None:
+        """Has the plain model's value of a layer, or of the model itself."""
+        name = f"{self._name}.{leaf}" if self._name else leaf
         self._node("Identity", [value], [name])
 
     def _codes(self, kind: int) -> str:
