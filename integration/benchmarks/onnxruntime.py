@@ -9,6 +9,7 @@ holds more after it made the session and ran it once.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import statistics
 import subprocess
@@ -97,10 +98,16 @@ def _memory(path: Path, native: bool, shape: list[int]) -> float:
 def _measured(path: Path, native: bool, shape: list[int]) -> int:
     # What the first session of a process loads.
     _session(path.with_name("first.onnx"), native=native)(torch.zeros(1, 64))
-    before = resident("VmRSS")
+    before = _held()
     call = _session(path, native=native)
     call(torch.zeros(shape))
-    return resident("VmRSS") - before
+    return _held() - before
+
+
+def _held() -> int:
+    """Resident bytes, without those that were freed and not given back."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident("VmRSS")
 
 
 def _times(
@@ -163,7 +170,6 @@ def _compare(
         table.rows.append(row)
     report.add(table)
     short = title.partition(":")[0]
-    share = held[_NATIVE] / weights
     report.checks.append(
         Check(
             f"{short}: memory of a native session, of float weights", held[_NATIVE] / weights, 1 / 8
