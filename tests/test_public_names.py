@@ -33,6 +33,7 @@ NAMES = {
     "choose_schemes",
     "compensate",
     "compress",
+    "export_aoti",
     "finetune",
     "load",
     "onnxruntime_library",

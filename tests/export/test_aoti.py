@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from vq_plugin.export.aoti import export_aoti
 from vq_plugin.nn import coded_weights
 
 # Quick to compile, not to run.
@@ -39,7 +38,7 @@ def test_packages_hold_codes_whatever_is_frozen(
     path = tmp_path / "small.pt2"
     small.train()
     with torch._inductor.config.patch({**QUICK, "freezing": True}):
-        export_aoti(small, path, value[:1])
+        vq.export_aoti(small, path, value[:1])
     assert all(module.training for module in small.modules())
     loaded = torch._inductor.aoti_load_package(str(path))
     small.eval()
@@ -60,21 +59,21 @@ def test_files_that_cannot_be(
     name: str, message: str, small: nn.Module, value: Tensor, tmp_path: Path
 ) -> None:
     with pytest.raises((ValueError, OSError), match=message):
-        export_aoti(small, tmp_path / name, value)
+        vq.export_aoti(small, tmp_path / name, value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_models_that_are_not_compressed(value: Tensor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no codebook weights"):
-        export_aoti(nn.Conv2d(8, 4, 1), tmp_path / "s.pt2", value)
+        vq.export_aoti(nn.Conv2d(8, 4, 1), tmp_path / "s.pt2", value)
     with pytest.raises(TypeError, match="got str"):
-        export_aoti("model", tmp_path / "s.pt2", value)  # type: ignore[arg-type]
+        vq.export_aoti("model", tmp_path / "s.pt2", value)  # type: ignore[arg-type]
 
 
 def test_examples_that_do_not_run(small: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "s.pt2").write_bytes(b"older")
     with pytest.raises(ValueError, match="does not run on the example"):
-        export_aoti(small, tmp_path / "s.pt2", torch.zeros(1, 9, 4, 4))
+        vq.export_aoti(small, tmp_path / "s.pt2", torch.zeros(1, 9, 4, 4))
     assert (tmp_path / "s.pt2").read_bytes() == b"older"
 
 
@@ -83,5 +82,5 @@ def test_a_machine_without_a_compiler(small: nn.Module, value: Tensor, tmp_path:
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(RuntimeError, match=r"install a compiler .*no-such-compiler"),
     ):
-        export_aoti(small, tmp_path / "s.pt2", value)
+        vq.export_aoti(small, tmp_path / "s.pt2", value)
     assert not (tmp_path / "s.pt2").exists()
