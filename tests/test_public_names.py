@@ -34,6 +34,7 @@ NAMES = {
     "compensate",
     "compress",
     "export_aoti",
+    "export_executorch",
     "finetune",
     "load",
     "onnxruntime_library",

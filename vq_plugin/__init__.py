@@ -39,6 +39,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
 
 if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
+    from vq_plugin.export.executorch import export_executorch
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
 
@@ -74,6 +75,7 @@ __all__ = [
     "compensate",
     "compress",
     "export_aoti",
+    "export_executorch",
     "finetune",
     "load",
     "onnxruntime_library",
