@@ -33,6 +33,7 @@ NAMES = {
     "choose_schemes",
     "compensate",
     "compress",
+    "export_onnx",
     "finetune",
     "load",
     "open_file",

@@ -36,6 +36,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.summary import Summary, summary
 
 if TYPE_CHECKING:
+    from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
 
@@ -45,6 +46,8 @@ def __getattr__(name: str) -> object:
     # Searches take as long to import as all else together: when they are first asked for.
     if name in ("LossBudget", "Recovery", "TuneResult", "tune"):
         return getattr(import_module("vq_plugin.tuning"), name)
+    if name.startswith("export_") and name in __all__:
+        return getattr(import_module(f"vq_plugin.export.{name.removeprefix('export_')}"), name)
     raise AttributeError(f"module 'vq_plugin' has no attribute {name!r}")
 
 
@@ -68,6 +71,7 @@ __all__ = [
     "choose_schemes",
     "compensate",
     "compress",
+    "export_onnx",
     "finetune",
     "load",
     "open_file",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -130,9 +131,9 @@ class _Decoding:
         weight = self._weight_of(matrix)
         if coded._padding is not None and coded._zero_row:
             rows = self._range(cut.shape[0], 1)
-            others = self._add("Equal", rows, self._integers([coded._padding]))
+            is_padding = self._add("Equal", rows, self._int32(coded._padding))
             zero = self._cast(self._integers([0]), self._dtype)
-            where = self._reshaped(others, (-1, *[1] * (len(cut.shape) - 1)))
+            where = self._reshaped(is_padding, (-1, *[1] * (len(cut.shape) - 1)))
             weight = self._add("Where", where, zero, weight)
         if not view.plain:
             weight = self._reshaped(weight, [view.split[at] for at in view.order])
@@ -211,7 +212,10 @@ class _Decoding:
         """As :func:`vq_plugin.schemes.geometry.weight_of`."""
         cut = self._cut
         rows, positions = cut.rows, cut.positions
-        width, length = cut.subspaces * cut.dim // max(positions, 1), cut.length // max(positions, 1)
+        width, length = (
+            cut.subspaces * cut.dim // max(positions, 1),
+            cut.length // max(positions, 1),
+        )
         if cut.axis == "channels":
             matrix = self._reshaped(matrix, (rows, positions, width))
             if width > length:
@@ -223,13 +227,13 @@ class _Decoding:
             matrix = self._add("Transpose", matrix, perm=(1, 0))
         return self._reshaped(matrix, cut.shape)
 
-    def _add(self, operator: str, *inputs: str, **attributes: object) -> str:
+    def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         output = f"{self._name}/{len(self._graph.nodes)}"
         self._node(operator, inputs, [output], **attributes)
         return output
 
     def _node(
-        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object
+        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> None:
         self._graph.nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
 

@@ -88,7 +88,9 @@ def plain_model(
                 elif not keep(module):
                     decoded = Decoded(_frozen(module), View.whole(module.weight_shape), shown(name))
                     _as_float(module)
-                    module.weight = _once(shared, decoded, module.weight)
+                    module._parameters["weight"] = _once(
+                        shared, decoded, module._parameters["weight"]
+                    )
                     plain.decoded[_join(name, "weight")] = decoded
             elif found := coded_parameters(module):
                 for parameter, coded in found.items():
