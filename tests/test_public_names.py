@@ -35,6 +35,7 @@ NAMES = {
     "compress",
     "export_aoti",
     "export_executorch",
+    "export_onnx",
     "finetune",
     "load",
     "onnxruntime_library",

@@ -40,6 +40,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
 if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
     from vq_plugin.export.executorch import export_executorch
+    from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
 
@@ -76,6 +77,7 @@ __all__ = [
     "compress",
     "export_aoti",
     "export_executorch",
+    "export_onnx",
     "finetune",
     "load",
     "onnxruntime_library",

@@ -35,7 +35,6 @@ from integration.benchmarks.harness import (
     random_codes,
     torch_threads,
 )
-from vq_plugin.export.onnx import export_onnx
 
 _FLOAT, _PORTABLE, _NATIVE = "ONNX Runtime, float", "portable", "native"
 _TORCH, _TORCH_FLOAT = "torch, codebooks", "torch, float"
@@ -141,9 +140,9 @@ def _compare(
         folder = Path(name)
         _float_file(model, folder / "float.onnx", example)
         first = vq.compress(nn.Linear(64, 64), vq.PQ(k=16, dim=4))
-        export_onnx(first, folder / "first.onnx", torch.zeros(2, 64), operator="native")
+        vq.export_onnx(first, folder / "first.onnx", torch.zeros(2, 64), operator="native")
         for form in (_PORTABLE, _NATIVE):
-            export_onnx(small, folder / f"{form}.onnx", example, operator=form)  # type: ignore[arg-type]
+            vq.export_onnx(small, folder / f"{form}.onnx", example, operator=form)  # type: ignore[arg-type]
         files = {_FLOAT: "float.onnx", _PORTABLE: "portable.onnx", _NATIVE: "native.onnx"}
         for peer, write in peers.items():
             write(folder / f"{peer}.onnx")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from vq_plugin.export.onnx import export_onnx
 from vq_plugin.nn import coded_weights
 
 onnx = pytest.importorskip("onnx")
@@ -74,7 +73,7 @@ def test_one_file_runs_with_the_library_and_without(
     torch.manual_seed(0)
     small = vq.compress(Net().eval(), {"first": CHANNELS, "*": scheme})
     path = tmp_path / "small.onnx"
-    export_onnx(small, path, words, operator="native")
+    vq.export_onnx(small, path, words, operator="native")
     operators = [node.op_type for node in onnx.load(path).graph.node if node.domain]
     assert operators == ["CodebookConv", "CodebookLinear", "CodebookLinear", "CodebookLinear"]
     more = words.flip(0).repeat(3, 1, 1)
@@ -90,7 +89,7 @@ def test_codes_are_in_the_file_once_and_in_four_bits(words: Tensor, tmp_path: Pa
     model = Net().eval()
     model.again.weight = model.wide.weight
     small = vq.compress(model, vq.PQ(k=16, dim=4))
-    export_onnx(small, tmp_path / "small.onnx", words, operator="native")
+    vq.export_onnx(small, tmp_path / "small.onnx", words, operator="native")
     written = onnx.load(tmp_path / "small.onnx")
     kinds = {each.name: each.data_type for each in written.graph.initializer}
     assert kinds["wide.codes"] == kinds["pointwise.codes"] == onnx.TensorProto.UINT4
@@ -104,7 +103,7 @@ def test_layers_that_no_kernel_reads_are_portable(tmp_path: Path) -> None:
     value = torch.randn(2, 640, generator=generator)
     model = nn.Sequential(nn.Linear(640, 640), nn.Linear(640, 8)).eval()
     small = vq.compress(model, {"0": vq.KM(k=300), "1": vq.KM(k=16)})
-    export_onnx(small, tmp_path / "small.onnx", value, operator="native")
+    vq.export_onnx(small, tmp_path / "small.onnx", value, operator="native")
     nodes = onnx.load(tmp_path / "small.onnx").graph.node
     assert sum(node.op_type == "CodebookLinear" for node in nodes) == 1
     (found,) = session(tmp_path / "small.onnx", native=True).run(None, {"input": value.numpy()})
@@ -116,7 +115,7 @@ def test_precision_is_the_layers(tmp_path: Path) -> None:
     small = vq.compress(nn.Linear(64, 32).eval(), vq.PQ(k=16, dim=4))
     vq.set_precision(small, "fast")
     value = torch.randn(4, 64)
-    export_onnx(small, tmp_path / "small.onnx", value, operator="native")
+    vq.export_onnx(small, tmp_path / "small.onnx", value, operator="native")
     (found,) = session(tmp_path / "small.onnx", native=True).run(None, {"input": value.numpy()})
     (layer,) = coded_weights(small).values()
     operands = (layer._codes, layer.codebooks, None, layer.bias)
@@ -130,12 +129,12 @@ def test_precision_is_the_layers(tmp_path: Path) -> None:
 def test_files_are_the_same_bytes_every_time(words: Tensor, tmp_path: Path) -> None:
     small = vq.compress(Net().eval(), {"first": CHANNELS, "*": vq.PQ(k=16, dim=4)})
     for name in ("a", "b"):
-        export_onnx(small, tmp_path / name, words, operator="native")
+        vq.export_onnx(small, tmp_path / name, words, operator="native")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_older_opsets_have_no_codes_of_four_bits(tmp_path: Path) -> None:
     small = vq.compress(nn.Linear(64, 32).eval(), vq.PQ(k=16, dim=4))
     with pytest.raises(ValueError, match="opset 20: native operators need 21 or later"):
-        export_onnx(small, tmp_path / "s", torch.zeros(1, 64), operator="native", opset=20)
+        vq.export_onnx(small, tmp_path / "s", torch.zeros(1, 64), operator="native", opset=20)
     assert not (tmp_path / "s").exists()

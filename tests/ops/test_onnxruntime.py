@@ -25,7 +25,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from vq_plugin.export.native_onnx import complete  # noqa: E402
+from vq_plugin.export.native_onnx import add_definitions  # noqa: E402
 from vq_plugin.schemes import Geometry  # noqa: E402
 
 CSRC = Path(__file__).parent / "csrc"
@@ -59,13 +59,14 @@ def model_of(operator: str, at: Operands, attributes: dict[str, Any], **cut: Any
     input = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
     graph = helper.make_graph([node], "graph", [input], [output], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("vq_plugin", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     stages, _, books, k, dim = at.codebooks.shape
     geometry = Geometry(
         dim=dim, stages=stages, group=at.settings.get("group"), shared=books == 1, k=k,
         scaled=at.scale is not None, **cut,
     )  # fmt: skip
-    complete(model, {"codes": geometry})
+    add_definitions(model, {"codes": geometry})
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,9 @@ def exported(
             lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None,
             _by_name(model, arguments, keywords),
         )
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of lists that recurrent layers make anew, and of what torch has deprecated in itself.
+        warnings.simplefilter("ignore")
         try:
             model(*arguments, **keywords)
         except Exception as error:

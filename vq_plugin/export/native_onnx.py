@@ -30,7 +30,7 @@ VERSION = 1
 IR_VERSION, OPSET = 10, 21
 
 
-def complete(model: onnx.ModelProto, layers: Mapping[str, Geometry]) -> None:
+def add_definitions(model: onnx.ModelProto, layers: Mapping[str, Geometry]) -> None:
     """Adds the definitions of the nodes of :func:`decompositions`, once for equal ones.
 
     Args:
@@ -38,12 +38,11 @@ def complete(model: onnx.ModelProto, layers: Mapping[str, Geometry]) -> None:
         layers: How the weights are cut whose codes are the values of these names.
     """
     (opset,) = (each.version for each in model.opset_import if each.domain == "")
-    for node in model.graph.node:
-        if node.domain == DOMAIN:
-            define(model, node, definition(node, layers[node.input[1]], opset))
-    if all(each.domain != DOMAIN for each in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    model.ir_version = max(model.ir_version, IR_VERSION)
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    for node in nodes:
+        define(model, node, definition(node, layers[node.input[1]], opset))
+    if nodes:
+        model.ir_version = max(model.ir_version, IR_VERSION)
 
 
 def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
@@ -88,8 +87,8 @@ def has_kernel(layer: CodebookLayer) -> bool:
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """For ``ExportedProgram.run_decompositions``: operators of torch as nodes of ONNX.
 
-    :func:`complete` makes the nodes whole once the program is a model of ONNX. Layers are those of
-    :func:`has_kernel`.
+    Layers are those of :func:`has_kernel`. Definitions are added by :func:`add_definitions`, once
+    the program is a model of ONNX.
     """
     linear, conv = torch.ops.vq.codebook_linear, torch.ops.vq.codebook_conv
     return {

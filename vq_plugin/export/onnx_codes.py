@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import onnx
 import torch
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from vq_plugin.coding.bits import code_bits, pack
+from vq_plugin.export.plain import join
 from vq_plugin.nn import CodedWeight, View
 from vq_plugin.ops import pack_codes, packs
 from vq_plugin.ops.packing import NIBBLES
@@ -161,9 +163,9 @@ class Decoding:
         weight = self.decoded()
         if coded._padding is not None and coded._zero_row:
             rows = self._range(cut.shape[0], 1)
-            others = self._add("Equal", rows, self._integers([coded._padding]))
+            is_padding = self._add("Equal", rows, self._int32(coded._padding))
             zero = self._cast(self._integers([0]), self._dtype)
-            where = self._reshaped(others, (-1, *[1] * (len(cut.shape) - 1)))
+            where = self._reshaped(is_padding, (-1, *[1] * (len(cut.shape) - 1)))
             weight = self._add("Where", where, zero, weight)
         if not view.plain:
             weight = self._reshaped(weight, [view.split[at] for at in view.order])
@@ -192,8 +194,7 @@ class Decoding:
 
     def _rename(self, value: str, leaf: str) -> None:
         """Has the plain model's value of a layer, or of the model itself."""
-        name = f"{self._name}.{leaf}" if self._name else leaf
-        self._node("Identity", [value], [name])
+        self._node("Identity", [value], [join(self._name, leaf)])
 
     def _codes(self, kind: int) -> str:
         """Codes, ``(stages, rows, subspaces)``, of an integer type."""
@@ -267,13 +268,13 @@ class Decoding:
             matrix = self._add("Transpose", matrix, perm=(1, 0))
         return self._reshaped(matrix, cut.shape)
 
-    def _add(self, operator: str, *inputs: str, **attributes: object) -> str:
+    def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         output = f"{self._name}/{len(self._graph.nodes)}"
         self._node(operator, inputs, [output], **attributes)
         return output
 
     def _node(
-        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object
+        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> None:
         self._graph.nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
 

@@ -6,14 +6,21 @@ place of. Tables of embeddings stay codes: only the rows that are asked for are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from vq_plugin.model_copy import HOOKS, copy_model
-from vq_plugin.nn import CodebookEmbedding, CodebookLayer, CodedWeight, View, coded_parameters
+from vq_plugin.nn import (
+    CodebookEmbedding,
+    CodebookLayer,
+    CodedParameter,
+    CodedWeight,
+    View,
+    coded_parameters,
+)
 from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.nn.slots import shown
 from vq_plugin.replace import put_parameter
@@ -90,28 +97,18 @@ def plain_model(
                 elif keep(module):
                     plain.kept[name] = _as_stored(module)
                 else:
-                    decoded = Decoded(_frozen(module), View.whole(module.weight_shape), shown(name))
-                    _as_float(module)
-                    module.weight = _once(shared, decoded, module.weight)
-                    plain.decoded[_join(name, "weight")] = decoded
+                    plain.decoded[join(name, "weight")] = _replaced(module, name, shared)
             elif found := coded_parameters(module):
-                for parameter, coded in found.items():
-                    decoded = Decoded(coded, coded.view, shown(_join(name, parameter)))
-                    put_parameter(module, parameter, coded.view.restore(coded._weight().detach()))
-                    module._parameters[parameter] = _once(
-                        shared, decoded, module._parameters[parameter]
-                    )
-                    plain.decoded[_join(name, parameter)] = decoded
-                if isinstance(module, nn.RNNBase):
-                    module._init_flat_weights()
-    if not plain.decoded and not plain.tables and not plain.kept:
+                plain.decoded.update(_as_parameters(module, name, found, shared))
+    if not (plain.decoded or plain.tables or plain.kept):
         raise ValueError(
             "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
         )
     return plain
 
 
-def _join(module: str, name: str) -> str:
+def join(module: str, name: str) -> str:
+    """The name of what a module has, or the model itself."""
     return f"{module}.{name}" if module else name
 
 
@@ -129,6 +126,32 @@ def _once(shared: dict[object, nn.Parameter], decoded: Decoded, value: object) -
     coded = decoded.coded
     padding = coded._padding if coded._zero_row else None
     return shared.setdefault((id(coded.codebooks), decoded.view, padding), value)
+
+
+def _as_parameters(
+    module: nn.Module,
+    name: str,
+    found: Mapping[str, CodedParameter],
+    shared: dict[object, nn.Parameter],
+) -> dict[str, Decoded]:
+    """Has a module the decoded weights as parameters, whose full names are returned."""
+    decoded = {}
+    for parameter, coded in found.items():
+        each = Decoded(coded, coded.view, shown(join(name, parameter)))
+        put_parameter(module, parameter, coded.view.restore(coded._weight().detach()))
+        module._parameters[parameter] = _once(shared, each, module._parameters[parameter])
+        decoded[join(name, parameter)] = each
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+    return decoded
+
+
+def _replaced(layer: CodebookLayer, name: str, shared: dict[object, nn.Parameter]) -> Decoded:
+    """What the weight is decoded from of a layer that becomes its float layer."""
+    decoded = Decoded(_frozen(layer), View.whole(layer.weight_shape), shown(name))
+    _as_float(layer)
+    layer._parameters["weight"] = _once(shared, decoded, layer._parameters["weight"])
+    return decoded
 
 
 def _as_float(layer: CodebookLayer) -> None:
