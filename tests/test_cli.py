@@ -275,3 +275,26 @@ def test_doctor_exits_2_for_an_instruction_set_that_the_machine_lacks(
     shown = capsys.readouterr().err
     assert "VQ_PLUGIN_ISA='altivec'" in shown
     assert "scalar" in shown
+
+
+def test_export_writes_what_onnx_runtime_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    small = vq.compress(digits.model(), vq.KM(k=16))
+    vq.save(small, tmp_path / "m.vq")
+    places = ["--model", f"{digits.__name__}:model", "--example", f"{digits.__name__}:calibration"]
+    target = tmp_path / "m.onnx"
+    command = ["export", str(tmp_path / "m.vq"), "--to", "onnx", *places, "--output", str(target)]
+    assert main(command) == 0
+    assert str(target) in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    images = next(iter(digits.calibration()))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), small(images), atol=1e-5)
+    (tmp_path / "m.vq").write_bytes((tmp_path / "m.vq").read_bytes()[:-9])
+    target.unlink()
+    assert main(command) == 2
+    assert not target.exists()
+    assert main([*command, "--opset", "9"]) == 2

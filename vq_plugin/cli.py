@@ -1,4 +1,4 @@
-"""The command line: ``vq-plugin tune``, ``compress``, ``inspect``, ``recipe`` and ``doctor``."""
+"""The command line: ``vq-plugin`` and its commands."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from torch import nn
 import vq_plugin
 from vq_plugin import ops
 from vq_plugin.atomic import check_target
-from vq_plugin.checkpoint import read_header, save
+from vq_plugin.checkpoint import load, read_header, save
 from vq_plugin.coding.bits import code_bits
 from vq_plugin.compress import compress
 from vq_plugin.console import Terminated, complain, say, terminated_by_signal
+from vq_plugin.export.onnx import export_onnx
 from vq_plugin.format.header import FORMAT, LEAVES, join
 from vq_plugin.recipe import run_recipe
 from vq_plugin.recipe.commands import add_recipe_commands
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with terminated_by_signal():
             status: int = options.run(options)
-    except (ValueError, TypeError, OSError, TrackingError) as error:
+    except (ValueError, TypeError, OSError, ImportError, TrackingError) as error:
         complain(f"vq-plugin: {error}")
         return BAD_INPUT
     except SystemExit as error:
@@ -137,6 +138,29 @@ def _parser() -> argparse.ArgumentParser:
     squeeze.add_argument("--output", required=True, metavar="FILE", help="compressed file")
     squeeze.set_defaults(run=_compress)
 
+    export = commands.add_parser("export", help="write a compressed file for another runtime")
+    export.add_argument("file", help="compressed file")
+    export.add_argument("--to", required=True, choices=["onnx"], help="what the runtime reads")
+    export.add_argument(
+        "--model",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function that returns a float model of the same layers; its values do not matter",
+    )
+    export.add_argument(
+        "--example",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function that returns input batches, such as a recipe's calibration; the first is "
+        "the example",
+    )
+    export.add_argument("--opset", type=int, default=21, help="of ONNX (default 21)")
+    export.add_argument(
+        "--fixed-batch", action="store_true", help="only batches of the example's size"
+    )
+    export.add_argument("--output", required=True, metavar="FILE", help="file to write")
+    export.set_defaults(run=_export)
+
     inspect = commands.add_parser("inspect", help="show what a compressed file holds")
     inspect.add_argument("file")
     inspect.set_defaults(run=_inspect)
@@ -189,9 +213,7 @@ def _compress(options: argparse.Namespace) -> int:
     if not any(schemes.values()):
         raise ValueError("nothing to do: give --scheme or --layer")
     check_target(Path(options.output))
-    model = resolve(options.model)()
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{options.model!r} returned {model!r}, not an nn.Module")
+    model = _model(options.model)
     calibration = None if options.calibration is None else resolve(options.calibration)()
     small = compress(model, schemes, calibration, options.seed)
     save(small, options.output, rest=options.rest)
@@ -202,6 +224,27 @@ def _compress(options: argparse.Namespace) -> int:
         evaluate = resolve(options.evaluate)
         say(f"metric: {evaluate(model):.4f} -> {evaluate(small):.4f}")
     return WITHIN_BUDGET
+
+
+def _export(options: argparse.Namespace) -> int:
+    check_target(Path(options.output))
+    small = load(options.file, _model(options.model))
+    batch = next(iter(resolve(options.example)()), None)
+    if batch is None:
+        raise ValueError(f"{options.example!r} returned no batches")
+    export_onnx(
+        small, options.output, batch, dynamic_batch=not options.fixed_batch, opset=options.opset
+    )
+    size, before = (Path(path).stat().st_size for path in (options.output, options.file))
+    say(f"{options.output}: {format_bytes(size)} ({options.file}: {format_bytes(before)})")
+    return WITHIN_BUDGET
+
+
+def _model(reference: str) -> nn.Module:
+    model = resolve(reference)()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{reference!r} returned {model!r}, not an nn.Module")
+    return model
 
 
 def _choice(text: str) -> Choice:
