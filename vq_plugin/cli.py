@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from vq_plugin.checkpoint import load, read_header, save
 from vq_plugin.coding.bits import code_bits
 from vq_plugin.compress import compress
 from vq_plugin.console import Terminated, complain, say, terminated_by_signal
+from vq_plugin.export.aoti import export_aoti
+from vq_plugin.export.executorch import export_executorch
 from vq_plugin.export.onnx import export_onnx
 from vq_plugin.format.header import FORMAT, LEAVES, join
 from vq_plugin.recipe import run_recipe
@@ -140,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a compressed file for another runtime")
     export.add_argument("file", help="compressed file")
-    export.add_argument("--to", required=True, choices=["onnx"], help="what the runtime reads")
+    export.add_argument("--to", required=True, choices=[*_TARGETS], help="what the runtime reads")
     export.add_argument(
         "--model",
         required=True,
@@ -155,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         "the example",
     )
     export.add_argument("--opset", type=int, default=21, help="of ONNX (default 21)")
+    export.add_argument(
+        "--operator",
+        choices=["portable", "native"],
+        default="portable",
+        help="of ONNX: standard ones, or those of vq_plugin's operator library (default portable)",
+    )
     export.add_argument(
         "--fixed-batch", action="store_true", help="only batches of the example's size"
     )
@@ -232,12 +241,33 @@ def _export(options: argparse.Namespace) -> int:
     batch = next(iter(resolve(options.example)()), None)
     if batch is None:
         raise ValueError(f"{options.example!r} returned no batches")
-    export_onnx(
-        small, options.output, batch, dynamic_batch=not options.fixed_batch, opset=options.opset
-    )
+    _TARGETS[options.to](small, options, batch)
     size, before = (Path(path).stat().st_size for path in (options.output, options.file))
     say(f"{options.output}: {format_bytes(size)} ({options.file}: {format_bytes(before)})")
     return WITHIN_BUDGET
+
+
+def _to_onnx(small: nn.Module, options: argparse.Namespace, batch: Any) -> None:
+    export_onnx(
+        small,
+        options.output,
+        batch,
+        dynamic_batch=not options.fixed_batch,
+        operator=options.operator,
+        opset=options.opset,
+    )
+
+
+def _to_aoti(small: nn.Module, options: argparse.Namespace, batch: Any) -> None:
+    export_aoti(small, options.output, batch, dynamic_batch=not options.fixed_batch)
+
+
+def _to_pte(small: nn.Module, options: argparse.Namespace, batch: Any) -> None:
+    export_executorch(small, options.output, batch)
+
+
+# What --to can be.
+_TARGETS = {"onnx": _to_onnx, "aoti": _to_aoti, "pte": _to_pte}
 
 
 def _model(reference: str) -> nn.Module:
