@@ -37,6 +37,7 @@ NAMES = {
     "export_executorch",
     "export_onnx",
     "finetune",
+    "fold_batch_norms",
     "load",
     "onnxruntime_library",
     "open_file",
@@ -118,6 +119,7 @@ def test_functions() -> None:
         "schemes": ...,
         "calibration": None,
         "seed": 0,
+        "fold": False,
     }
     assert parameters(vq.summary) == {"model": ..., "rest": None}
     assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
@@ -144,6 +146,7 @@ def test_tune() -> None:
         "rest": None,
         "folder": None,
         "recipe": None,
+        "callback": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
     assert parameters(vq.Recovery) == {

@@ -4,11 +4,15 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao`` 
 ``vq_plugin.inc`` and are imported only when asked for.
 """
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vq_plugin.extension import onnxruntime_library
+
+# Who wants lines of progress gives the logger a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Without torch files can still be read, by vq_plugin.reader, and nothing else be imported.
 if TYPE_CHECKING or find_spec("torch") is not None:
@@ -18,6 +22,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
+    from vq_plugin.folding import fold_batch_norms
     from vq_plugin.nn import View, register_slot
     from vq_plugin.norms import reestimate_norms
     from vq_plugin.prune import prune
@@ -79,6 +84,7 @@ __all__ = [
     "export_executorch",
     "export_onnx",
     "finetune",
+    "fold_batch_norms",
     "load",
     "onnxruntime_library",
     "open_file",

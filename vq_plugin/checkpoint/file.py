@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
@@ -28,6 +29,7 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.folding import fold, norm_pairs
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
@@ -118,7 +120,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
     Args:
         path: A file that :func:`save` wrote.
         model: Float model of the same architecture and dtype; its values do not matter and it is
-            not changed.
+            not changed. Batch norms that the file's model had folded into the layers before are
+            folded here, too.
         part: Name of a layer or of another module: ``model`` is that module, and only its tensors
             are read and decoded.
 
@@ -148,6 +151,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
             f"{path}: {name!r} of the model is on the meta device and would stay there: make it on "
             "the CPU, or give load() model.to_empty(device='cpu')"
         )
+    model = _as_folded(model, file)
     slots = slots_by_any_name(model)
     weights: dict[str, CodebookWeight] = {}
     ties: dict[str, str] = {}
@@ -171,6 +175,27 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         raise CheckpointError(f"{path}: {error}") from error
     _load_rest(restored, file)
     return restored
+
+
+def _as_folded(model: nn.Module, file: Container) -> nn.Module:
+    """The model without the batch norms that the file's had folded into the layers before."""
+    kept = {name.rpartition(".")[0] for name, _ in file.header.others()}
+    gone = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and name not in kept
+    }
+    if not gone:
+        return model
+    try:
+        pairs = norm_pairs(model)
+    except ValueError as error:
+        names = _listed(sorted(gone))
+        raise CheckpointError(
+            f"{file.path}: the file lacks the batch norms {names}, which seem to be folded into "
+            f"the layers before; {error}, and give load() the folded model"
+        ) from error
+    return fold(model, {name: pairs[name] for name in pairs if name in gone})
 
 
 def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
