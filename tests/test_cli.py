@@ -281,3 +281,54 @@ def test_doctor_exits_2_for_an_instruction_set_that_the_machine_lacks(
     shown = capsys.readouterr().err
     assert "VQ_PLUGIN_ISA='altivec'" in shown
     assert "scalar" in shown
+
+
+def test_export_writes_what_onnx_runtime_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    small = vq.compress(digits.model(), vq.KM(k=16))
+    vq.save(small, tmp_path / "m.vq")
+    places = ["--model", f"{digits.__name__}:model", "--example", f"{digits.__name__}:calibration"]
+    target = tmp_path / "m.onnx"
+    command = ["export", str(tmp_path / "m.vq"), "--to", "onnx", *places, "--output", str(target)]
+    assert main(command) == 0
+    assert str(target) in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    images = next(iter(digits.calibration()))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), small(images), atol=1e-5)
+    (tmp_path / "m.vq").write_bytes((tmp_path / "m.vq").read_bytes()[:-9])
+    target.unlink()
+    assert main(command) == 2
+    assert not target.exists()
+    assert main([*command, "--opset", "9"]) == 2
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> list[str]:
+    """A command that exports, but for the target and the file."""
+    vq.save(vq.compress(digits.model(), vq.PQ(k=16, dim=4)), tmp_path / "m.vq")
+    places = ["--model", f"{digits.__name__}:model", "--example", f"{digits.__name__}:calibration"]
+    return ["export", str(tmp_path / "m.vq"), *places]
+
+
+def test_export_writes_native_operators(exported: list[str], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    target = str(tmp_path / "m.onnx")
+    assert main([*exported, "--to", "onnx", "--operator", "native", "--output", target]) == 0
+    operators = [node.op_type for node in onnx.load(target).graph.node]
+    assert operators.count("CodebookLinear") == 2
+
+
+def test_export_to_runtimes_of_torch(
+    exported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert main([*exported, "--to", "aoti", "--output", str(tmp_path / "m.zip")]) == 2
+    assert "end in .pt2" in capsys.readouterr().err
+    monkeypatch.setattr("vq_plugin.export.executorch.find_spec", lambda name: None)
+    assert main([*exported, "--to", "pte", "--output", str(tmp_path / "m.pte")]) == 2
+    assert "pip install executorch" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.vq"]

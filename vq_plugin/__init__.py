@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from vq_plugin.extension import onnxruntime_library
+
 # Who wants lines of progress gives the logger a handler.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -43,6 +45,9 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.summary import Summary, summary
 
 if TYPE_CHECKING:
+    from vq_plugin.export.aoti import export_aoti
+    from vq_plugin.export.executorch import export_executorch
+    from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
 
@@ -52,6 +57,8 @@ def __getattr__(name: str) -> object:
     # Searches take as long to import as all else together: when they are first asked for.
     if name in ("LossBudget", "Recovery", "TuneResult", "tune"):
         return getattr(import_module("vq_plugin.tuning"), name)
+    if name.startswith("export_") and name in __all__:
+        return getattr(import_module(f"vq_plugin.export.{name.removeprefix('export_')}"), name)
     raise AttributeError(f"module 'vq_plugin' has no attribute {name!r}")
 
 
@@ -78,11 +85,15 @@ __all__ = [
     "choose_schemes",
     "compensate",
     "compress",
+    "export_aoti",
+    "export_executorch",
+    "export_onnx",
     "factorize",
     "finetune",
     "fold_batch_norms",
     "load",
     "merge_neurons",
+    "onnxruntime_library",
     "open_file",
     "parse_scheme",
     "prune",

@@ -19,6 +19,7 @@ from vq_plugin.commands.command import (
 from vq_plugin.commands.completion import add_completion
 from vq_plugin.commands.compress import add_compress
 from vq_plugin.commands.doctor import add_doctor
+from vq_plugin.commands.export import add_export
 from vq_plugin.commands.inspect import add_inspect
 from vq_plugin.commands.layers import add_layers
 from vq_plugin.commands.recipe import add_recipe
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_tune(commands)
     add_compress(commands)
+    add_export(commands)
     add_layers(commands)
     add_inspect(commands)
     add_doctor(commands)

@@ -309,6 +309,15 @@ def test_deep_compression_counts_as_its_paper_does() -> None:
     assert _huffman([7] * 5 + [8] * 2 + [9]) == 5 + 2 * 2 + 2 + 8 * 3
 
 
+def test_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the benchmark runs its sessions")
+    _, result = run_quick("onnxruntime", tmp_path / "onnxruntime.json")
+    layers = values(result, "Linear(128, 128)", "layer")
+    assert layers[2:4] == ["native", "MatMulNBits, 4 bits"]
+    assert len(values(result, "CNN on digits", "file MB")) == 5
+    assert len(result["checks"]) == 10
+
+
 def test_transformer(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="the benchmark runs its calls")
     _, result = run_quick("transformer", tmp_path / "transformer.json")
