@@ -33,6 +33,7 @@ NAMES = {
     "choose_schemes",
     "compensate",
     "compress",
+    "export_coreml",
     "export_onnx",
     "finetune",
     "load",

@@ -36,6 +36,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.summary import Summary, summary
 
 if TYPE_CHECKING:
+    from vq_plugin.export.coreml import export_coreml
     from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
@@ -71,6 +72,7 @@ __all__ = [
     "choose_schemes",
     "compensate",
     "compress",
+    "export_coreml",
     "export_onnx",
     "finetune",
     "load",

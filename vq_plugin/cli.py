@@ -22,6 +22,7 @@ from vq_plugin.checkpoint import load, read_header, save
 from vq_plugin.coding.bits import code_bits
 from vq_plugin.compress import compress
 from vq_plugin.console import Terminated, complain, say, terminated_by_signal
+from vq_plugin.export.coreml import export_coreml
 from vq_plugin.export.onnx import export_onnx
 from vq_plugin.format.header import FORMAT, LEAVES, join
 from vq_plugin.recipe import run_recipe
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a compressed file for another runtime")
     export.add_argument("file", help="compressed file")
-    export.add_argument("--to", required=True, choices=["onnx"], help="what the runtime reads")
+    export.add_argument("--to", required=True, choices=["onnx", "coreml"], help="what the runtime reads")
     export.add_argument(
         "--model",
         required=True,
@@ -227,16 +228,16 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    check_target(Path(options.output))
     small = load(options.file, _model(options.model))
     batch = next(iter(resolve(options.example)()), None)
     if batch is None:
         raise ValueError(f"{options.example!r} returned no batches")
-    export_onnx(
-        small, options.output, batch, dynamic_batch=not options.fixed_batch, opset=options.opset
-    )
-    size, before = (Path(path).stat().st_size for path in (options.output, options.file))
-    say(f"{options.output}: {format_bytes(size)} ({options.file}: {format_bytes(before)})")
+    dynamic = not options.fixed_batch
+    if options.to == "coreml":
+        export_coreml(small, options.output, batch, dynamic)
+    else:
+        export_onnx(small, options.output, batch, dynamic, opset=options.opset)
+    say(f"written: {options.output}")
     return WITHIN_BUDGET
 
 
