@@ -37,6 +37,7 @@ NAMES = {
     "compensate",
     "compress",
     "export_aoti",
+    "export_coreml",
     "export_executorch",
     "export_onnx",
     "factorize",

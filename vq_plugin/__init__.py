@@ -46,6 +46,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
 
 if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
+    from vq_plugin.export.coreml import export_coreml
     from vq_plugin.export.executorch import export_executorch
     from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
@@ -86,6 +87,7 @@ __all__ = [
     "compensate",
     "compress",
     "export_aoti",
+    "export_coreml",
     "export_executorch",
     "export_onnx",
     "factorize",

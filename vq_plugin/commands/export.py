@@ -70,12 +70,18 @@ def _export(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.example!r} returned no batches")
     _log.info("export")
     _TARGETS[options.to](small, batch, options)
-    size, before = (Path(path).stat().st_size for path in (options.output, options.file))
+    size, before = _nbytes(Path(options.output)), _nbytes(Path(options.file))
     if options.json:
         say(as_json({"file": options.output, "file_nbytes": size, "compressed_nbytes": before}))
     else:
         say(f"{options.output}: {format_bytes(size)} ({options.file}: {format_bytes(before)})")
     return WITHIN_BUDGET
+
+
+def _nbytes(path: Path) -> int:
+    """Of a file, or of all in a package, which is a folder."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _to_onnx(small: Any, batch: Any, options: argparse.Namespace) -> None:
@@ -91,6 +97,12 @@ def _to_onnx(small: Any, batch: Any, options: argparse.Namespace) -> None:
     )
 
 
+def _to_coreml(small: Any, batch: Any, options: argparse.Namespace) -> None:
+    from vq_plugin.export.coreml import export_coreml
+
+    export_coreml(small, options.output, batch, not options.fixed_batch)
+
+
 def _to_aoti(small: Any, batch: Any, options: argparse.Namespace) -> None:
     from vq_plugin.export.aoti import export_aoti
 
@@ -104,4 +116,4 @@ def _to_pte(small: Any, batch: Any, options: argparse.Namespace) -> None:
 
 
 # What --to can be.
-_TARGETS = {"onnx": _to_onnx, "aoti": _to_aoti, "pte": _to_pte}
+_TARGETS = {"onnx": _to_onnx, "coreml": _to_coreml, "aoti": _to_aoti, "pte": _to_pte}
