@@ -11,7 +11,7 @@ from torch.optim import Adam
 
 from vq_plugin.replace import assemble
 from vq_plugin.select import Pattern, check_model, match, slots_by_name
-from vq_plugin.training import Loss, Training
+from vq_plugin.training.loop import Loss, Training
 
 # Weights are chosen anew this often while more and more of them go.
 _MOMENTS = 100
