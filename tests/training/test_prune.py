@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_finetune import batches, same
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune as torch_prune
 
 import vq_plugin as vq
+from tests.training.test_finetune import batches, same
 from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Batches
 
