@@ -30,7 +30,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         scheme_from_dict,
     )
     from vq_plugin.summary import Summary, summary
-    from vq_plugin.training import compensate, finetune, prune, reestimate_norms
+    from vq_plugin.training import compensate, finetune, learn, prune, reestimate_norms
 
 if TYPE_CHECKING:
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
@@ -66,6 +66,7 @@ __all__ = [
     "compensate",
     "compress",
     "finetune",
+    "learn",
     "load",
     "open_file",
     "parse_scheme",

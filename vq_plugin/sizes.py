@@ -16,6 +16,7 @@ from vq_plugin.checkpoint import Rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.format.bounds import may_be_coded
+from vq_plugin.nn import coded_weights
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
 from vq_plugin.ties import tied_weights
@@ -93,10 +94,20 @@ def file_nbytes(small: CodebookWeight) -> int:
         >>> small.nbytes, file_nbytes(small) < small.nbytes / 5
         (1546, True)
     """
+    return _codes_nbytes(small) + small.geometry.table_bytes
+
+
+def _codes_nbytes(small: CodebookWeight) -> int:
     codes, geometry = small.codes, small.geometry
     if may_be_coded(codes.numel(), math.prod(small.shape)):
-        return coded_size(codes.detach().cpu().numpy(), small.k) + geometry.table_bytes
-    return geometry.nbytes
+        return coded_size(codes.detach().cpu().numpy(), small.k)
+    return geometry.nbytes - geometry.table_bytes
+
+
+def codes_nbytes(model: nn.Module) -> int:
+    """Bytes of all codes of a compressed model in a file; tied ones count once."""
+    codes = {id(each.codebooks): each for each in coded_weights(model).values()}
+    return sum(_codes_nbytes(each.codebook_weight) for each in codes.values())
 
 
 def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Account:

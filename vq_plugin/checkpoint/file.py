@@ -46,7 +46,6 @@ _SHOWN = 20
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
 
-@cpu_by_default()
 def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
@@ -74,6 +73,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         >>> bool(torch.equal(again.weight, small.weight))
         True
     """
+    content = file_bytes(model, rest)
+    write_atomically(Path(path), content)
+    return len(content)
+
+
+@cpu_by_default()
+def file_bytes(model: nn.Module, rest: Rest | None) -> bytes:
+    """The content of the file that :func:`save` writes."""
     check_rest(rest)
     check_model(model)
     coded = list(saved_weights(model))
@@ -106,9 +113,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
             continue
         header.layers[each.name], parts = _coded(each)
         tensors |= parts
-    content = to_bytes(header, tensors)
-    write_atomically(Path(path), content)
-    return len(content)
+    return to_bytes(header, tensors)
 
 
 @cpu_by_default()
