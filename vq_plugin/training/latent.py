@@ -77,6 +77,11 @@ class LatentWeight(nn.Module):
         self.pulls[:REACH] = lengths.cummax(0).values.diff().to(self.pulls)
 
     @torch.no_grad()
+    def clear(self, limit: float) -> None:
+        """Makes weights zero that are shorter than ``limit`` steps."""
+        self.latent.masked_fill_(self.latent.abs() < limit * self.log_step.exp(), 0)
+
+    @torch.no_grad()
     def write(self, settled: bool) -> None:
         """Gives the model the weight; with shifted centers once codes are ``settled``."""
         codes = self.codes()

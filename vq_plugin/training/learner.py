@@ -16,16 +16,19 @@ from vq_plugin.training.latent import REACH, LatentWeight
 from vq_plugin.training.precision import Float32
 
 # Codes are counted after so many steps.
-_COUNT = 20
+_COUNT = 5
 # Bits count fully from this part of the training on.
 RAMP = 0.5
 # From this part on codes stay, and centers go where the task wants them.
 _SETTLED = 0.85
+# Where bits are still too many then, weights below a limit become zero, which grows by this factor.
+_WIDEN = 1.02
 # The first step, over the deviation of the weight.
 _STEP = 1.5
-# How fast a target of bytes changes the weight of the bits: by the logarithm of what is too much.
-_GAIN = 0.05
-_MOST_CHANGE = 0.25
+# How a target changes the price of a bit: its logarithm by so much over a whole training, for every
+# unit of the logarithm of what is too much; and no more than this at once.
+_GAIN = 10.0
+_MOST_CHANGE = 1.0
 
 
 class Learner(Float32):
@@ -43,6 +46,8 @@ class Learner(Float32):
     rate_weight: Tensor
     first_bits: Tensor
     steps: Tensor
+    done: Tensor
+    steered: Tensor
 
     def __init__(
         self,
@@ -57,13 +62,13 @@ class Learner(Float32):
         self.latents = nn.ModuleList(LatentWeight(weight, _STEP) for weight in weights.values())
         chosen = {id(weight) for weight in weights.values()}
         self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-        self._settled, self._done = False, 0.0
         self.register_buffer("rate_weight", torch.tensor(rate_weight, dtype=torch.float64))
-        self.register_buffer("first_bits", torch.zeros((), dtype=torch.float64))
+        for name in ("done", "steered", "first_bits"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def groups(self, lr: float) -> list[dict[str, object]]:
-        """What an optimizer trains, and how fast: centers in steps, once ``lr`` has nearly fallen."""
+        """What an optimizer trains, and how fast: centers in steps, when ``lr`` has nearly gone."""
         latents = list(self._latents())
         groups: list[dict[str, object]] = [
             {"params": [each.latent for each in latents], "lr": lr},
@@ -74,25 +79,35 @@ class Learner(Float32):
 
     def before_step(self, done: float) -> None:
         """Gives the model the weights that stand for the codes of now."""
-        self._done, self._settled = done, done >= _SETTLED
+        settled = self._settled
+        self.done.fill_(done)
         if not self._settled and int(self.steps) % _COUNT == 0:
-            for each in self._latents():
-                each.count()
+            self._count()
             self._steer(done)
+        if self._settled and not settled:
+            self._fit_in()
         self.steps += 1
         for each in self._latents():
             each.write(self._settled)
 
     def before_update(self, *_: object) -> None:
         """Gives the latent weights their gradients: a hook of the optimizer."""
-        weight = float(self.rate_weight) * min(1.0, self._done / RAMP)
+        ramp = min(1.0, float(self.done) / RAMP) if self.most_bits is None else 1.0
         for each in self._latents():
-            each.pull(weight, self._settled)
+            each.pull(float(self.rate_weight) * ramp, self._settled)
+
+    @property
+    def _settled(self) -> bool:
+        return float(self.done) >= _SETTLED
+
+    def _count(self) -> None:
+        for each in self._latents():
+            each.count()
 
     def _steer(self, done: float) -> None:
         """Changes what a bit costs, for as many bits as are wanted by now.
 
-        Their number is to fall by one factor from count to count as the ramp goes up.
+        Their logarithm is to fall in proportion to what is done, until the ramp ends.
         """
         if self.most_bits is None:
             return
@@ -102,8 +117,20 @@ class Learner(Float32):
         left = 1 - min(1.0, done / RAMP)
         first = max(float(self.first_bits), self.most_bits)
         wanted = self.most_bits * (first / self.most_bits) ** left
-        change = _GAIN * math.log(max(bits, 1.0) / wanted)
+        passed = done - float(self.steered)
+        self.steered.fill_(done)
+        change = _GAIN * passed * math.log(max(bits, 1.0) / wanted)
         self.rate_weight *= math.exp(min(max(change, -_MOST_CHANGE), _MOST_CHANGE))
+
+    def _fit_in(self) -> None:
+        """Makes codes zero, those of the fewest steps first, until bits are as few as wanted."""
+        self._count()
+        most, limit = self.most_bits, 0.5
+        while most is not None and self.bits > most and limit < REACH + 1:
+            limit *= _WIDEN
+            for each in self._latents():
+                each.clear(limit)
+            self._count()
 
     @property
     def bits(self) -> float:
