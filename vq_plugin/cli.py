@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     squeeze.add_argument("--seed", type=int, default=0, help="seed of the fits (default 0)")
     squeeze.add_argument(
         "--rest",
-        choices=["float16"],
+        choices=["float16", "int8"],
         help="round biases, norms and layers left as they are in the file",
     )
     squeeze.add_argument("--output", required=True, metavar="FILE", help="compressed file")

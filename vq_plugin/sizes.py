@@ -74,7 +74,7 @@ def stored_nbytes(tensors: Iterable[Tensor], rest: Rest | None = None) -> int:
         >>> stored_nbytes([torch.zeros(3)]), stored_nbytes([torch.zeros(3)], "float16")
         (12, 6)
     """
-    return sum(stored_rest(value, rest).nbytes for value in _distinct(tensors))
+    return sum(stored_rest(value, rest).tensor.nbytes for value in _distinct(tensors))
 
 
 def file_nbytes(small: CodebookWeight) -> int:

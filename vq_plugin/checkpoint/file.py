@@ -53,8 +53,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         model: A model with codebook layers.
         path: Where to; an existing file is replaced.
         rest: ``"float16"`` rounds what is not of a codebook (biases, norms, layers left as they
-            are) from float32 or float64, but for tensors with a value beyond its range. Loading
-            gives them their dtype back. ``None`` keeps them as they are.
+            are) from float32 or float64, but for tensors with a value beyond its range.
+            ``"int8"`` does so, too, but that parameters of one dimension (biases, scales of norms)
+            are off by up to 1/127 of their largest value, at a byte each. Loading gives tensors
+            their dtype back. ``None`` keeps them as they are.
 
     Returns:
         Bytes of the file.
@@ -102,10 +104,10 @@ def file_bytes(model: nn.Module, rest: Rest | None) -> bytes:
         if first.setdefault(id(value), key) != key:
             header.aliases[key] = first[id(value)]
             continue
-        kept = stored_rest(value.detach(), rest)
-        kind, data = _stored(key, kept)
-        rounded = _name(value.dtype) if kept.dtype != value.dtype else None
-        tensors[key] = kind._replace(rounded=rounded), data
+        kept = stored_rest(value, rest)
+        kind, data = _stored(key, kept.tensor)
+        rounded = _name(value.dtype) if kept.tensor.dtype != value.dtype else None
+        tensors[key] = kind._replace(rounded=rounded, exponent=kept.exponent), data
     for each in coded:
         books = id(each.holder.codebooks)
         if first.setdefault(books, each.name) != each.name:
