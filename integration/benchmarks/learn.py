@@ -42,9 +42,9 @@ class Setting:
 
 
 SETTINGS = {
-    "lenet_300_100": Setting(8_000, batch=32),
-    "lenet5": Setting(8_000),
-    "fashion_mnist_cnn": Setting(30_000),
+    "lenet_300_100": Setting(9_000, epochs=4),
+    "lenet5": Setting(8_000, epochs=5),
+    "fashion_mnist_cnn": Setting(30_000, epochs=4, batch=128),
     "resnet20": Setting(
         22_800, batch=128, augment=fashion_mnist_resnet20.shift_and_flip, norms=True
     ),

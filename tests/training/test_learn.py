@@ -83,7 +83,7 @@ def test_the_pull_is_the_slope_of_the_bits_under_uniform_noise() -> None:
     latent.pull(3.0, settled=False)
     assert latent.latent.grad is not None
     for i in range(0, 400, 25):
-        value, gap = float(latent.latent[i]), 0.05 * step
+        value, gap = float(latent.latent[i].detach()), 0.05 * step
         if abs(abs(value / step) % 1 - 0.5) > 0.44:
             continue  # across a kink
         slope = (mean_bits(value + gap) - mean_bits(value - gap)) / (2 * gap)

@@ -266,7 +266,7 @@ class _Run:
                 f"{nbytes} bytes are too few: what is no code (biases, norms, layers left in "
                 f"float, tables, the header) takes {others}, codes apart"
             )
-        small = self.train(_FIRST / learner.weight_count / 10, 8 * room, checkpoint)
+        small = self.train(_FIRST / learner.weight_count, 8 * room, checkpoint)
         found = len(file_bytes(small, self.rest))
         if found > nbytes:
             warnings.warn(
