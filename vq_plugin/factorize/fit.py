@@ -11,7 +11,7 @@ from torch import Tensor
 from vq_plugin.factorize.splits import Split
 from vq_plugin.fit.output.metric import LowRank
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.output.objective import SHRINKAGE, damped
+from vq_plugin.fit.output.objective import damped
 from vq_plugin.fit.parallel import worker_pool
 
 # Added to the diagonal of what is solved for, as a part of its mean.
@@ -112,7 +112,7 @@ def second_weight(
 
 def _pairs(moments: Moments) -> Tensor:
     """Second moments, damped: float64 ``(groups, inputs, inputs)``."""
-    metric = damped(moments, SHRINKAGE)
+    metric = damped(moments)
     if isinstance(metric, LowRank):
         return metric.rows.double().mT @ metric.rows.double() + metric.own.double().diag_embed()
     return metric.matrix.double()

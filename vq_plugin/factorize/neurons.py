@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.output.metric import LowRank
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.output.objective import SHRINKAGE, damped
+from vq_plugin.fit.output.objective import damped
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.vector import fit_vector
 from vq_plugin.nn.recomputed import current
@@ -52,7 +52,7 @@ def moments_of_neurons(moments: Moments, neurons: int) -> Tensor | None:
     if moments.second is None or not bool((moments.raw().diagonal > 0).any()):
         return None
     with worker_pool():
-        metric = damped(moments, SHRINKAGE)
+        metric = damped(moments)
         if isinstance(metric, LowRank):
             pairs = metric.rows[0].double().mT @ metric.rows[0].double()
             pairs += metric.own[0].double().diag()
