@@ -20,6 +20,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compensate import compensate
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
+    from vq_plugin.factorize import SVD, Basis, factorize, merge_neurons
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.folding import fold_batch_norms
@@ -35,6 +36,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         Geometry,
         Preset,
         Scheme,
+        Signs,
         Uniform,
         parse_scheme,
         register_scheme,
@@ -44,6 +46,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
 
 if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
+    from vq_plugin.export.coreml import export_coreml
     from vq_plugin.export.executorch import export_executorch
     from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
@@ -65,6 +68,8 @@ __all__ = [
     "PQ",
     "PRESETS",
     "RQ",
+    "SVD",
+    "Basis",
     "Binary",
     "CheckpointError",
     "CodebookWeight",
@@ -73,6 +78,7 @@ __all__ = [
     "Preset",
     "Recovery",
     "Scheme",
+    "Signs",
     "Summary",
     "TuneResult",
     "Uniform",
@@ -81,11 +87,14 @@ __all__ = [
     "compensate",
     "compress",
     "export_aoti",
+    "export_coreml",
     "export_executorch",
     "export_onnx",
+    "factorize",
     "finetune",
     "fold_batch_norms",
     "load",
+    "merge_neurons",
     "onnxruntime_library",
     "open_file",
     "parse_scheme",

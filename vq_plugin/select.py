@@ -264,6 +264,9 @@ def _check_modules(
         raise ValueError(f"{_show(pattern)}: already compressed ({coded[0]!r})")
     module, name = matched[0]
     hint = next(filter(None, map(graph_hint, (module, *modules))), None)
+    inside = {slot.name: None for slot in slots if slot.module in {*module.modules()}}
+    if inside and hint is None:
+        hint = f"name the layers in it: {', '.join([*inside][:3])}"
     raise ValueError(
         f"{_show(pattern)}: {name!r} cannot be compressed: it is a {type(module).__name__}, which "
         "has no slot; "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vq_plugin.checkpoint import Rest, check_rest, rest_tensors
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.factorize import factorized_away
 from vq_plugin.folding import foldable_nbytes
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
@@ -60,6 +61,7 @@ class Summary:
         other_float_nbytes: The same in float32 (integer tensors as they are).
         left: Weights of more than 1 % of the model that stayed in float, and why.
         foldable_nbytes: Bytes that :func:`vq_plugin.fold_batch_norms` would save in a file.
+        factorized_nbytes: Bytes in float32 that factorizing has saved before anything was coded.
     """
 
     rows: tuple[LayerRow, ...]
@@ -67,6 +69,7 @@ class Summary:
     other_float_nbytes: int
     left: tuple[FloatWeight, ...] = ()
     foldable_nbytes: int = 0
+    factorized_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -95,8 +98,8 @@ class Summary:
 
     @property
     def model_float_nbytes(self) -> int:
-        """Bytes of the whole model in float32."""
-        return self.float_nbytes + self.other_float_nbytes
+        """Bytes of the whole model in float32, as it was before it was factorized."""
+        return self.float_nbytes + self.other_float_nbytes + self.factorized_nbytes
 
     @property
     def model_file_nbytes(self) -> int:
@@ -187,6 +190,7 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
         float_nbytes(others),
         left_float(model),
         foldable_nbytes(model),
+        weight_float_nbytes([factorized_away(model)]),
     )
 
 

@@ -87,6 +87,21 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_factorize(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "integration.benchmarks.factorize", "--quick"]
+    subprocess.run(
+        [*command, "--output", str(tmp_path / "x.json")], cwd=ROOT, check=True, timeout=120
+    )
+    results = {
+        name: json.loads((tmp_path / f"{name}.json").read_text())
+        for name in ("factorize_dense", "factorize_convolution", "merged_neurons")
+    }
+    assert len(values(results["factorize_dense"], "Dense layers", "rate")) == 3
+    assert len(values(results["factorize_convolution"], "Convolution", "loss")) == 2
+    [left] = values(results["merged_neurons"], "Merged neurons", "multiplications")
+    assert 0.5 < left < 1
+
+
 def test_tuning(tmp_path: Path) -> None:
     printed, result = run_quick("tuning", tmp_path / "tuning.json")
     methods = values(result, "digits: the smallest file", "method")

@@ -74,12 +74,18 @@ def _export(options: argparse.Namespace) -> int:
     except (ImportError, RuntimeError) as error:
         # A package or a compiler that this machine lacks, or what a compiler refuses.
         raise ValueError(f"{options.to}: {error}") from error
-    size, before = (Path(path).stat().st_size for path in (options.output, options.file))
+    size, before = _nbytes(Path(options.output)), _nbytes(Path(options.file))
     if options.json:
         say(as_json({"file": options.output, "file_nbytes": size, "compressed_nbytes": before}))
     else:
         say(f"{options.output}: {format_bytes(size)} ({options.file}: {format_bytes(before)})")
     return WITHIN_BUDGET
+
+
+def _nbytes(path: Path) -> int:
+    """Of a file, or of all in a package, which is a folder."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _to_onnx(small: Any, batch: Any, options: argparse.Namespace) -> None:
@@ -95,6 +101,12 @@ def _to_onnx(small: Any, batch: Any, options: argparse.Namespace) -> None:
     )
 
 
+def _to_coreml(small: Any, batch: Any, options: argparse.Namespace) -> None:
+    from vq_plugin.export.coreml import export_coreml
+
+    export_coreml(small, options.output, batch, not options.fixed_batch)
+
+
 def _to_aoti(small: Any, batch: Any, options: argparse.Namespace) -> None:
     from vq_plugin.export.aoti import export_aoti
 
@@ -108,4 +120,4 @@ def _to_pte(small: Any, batch: Any, options: argparse.Namespace) -> None:
 
 
 # What --to can be.
-_TARGETS = {"onnx": _to_onnx, "aoti": _to_aoti, "pte": _to_pte}
+_TARGETS = {"onnx": _to_onnx, "coreml": _to_coreml, "aoti": _to_aoti, "pte": _to_pte}

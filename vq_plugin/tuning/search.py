@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.checkpoint import Rest, check_rest, save
+from vq_plugin.factorize.layers import whole_state
 from vq_plugin.select import check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
@@ -89,7 +90,8 @@ def tune(
             (processes on this machine) or ``"dask"`` (the current ``distributed.Client``).
         start: A float model of the same architecture to compress in the place of ``model``, such
             as ``vq.prune(model, ...)``, whose zeros take few bits with ``KM(keep_zeros=True)``
-            among the candidates. Losses still count against ``model``.
+            among the candidates, or ``vq.factorize(model, ...)``. Losses and rates still count
+            against ``model``.
         recovery: How settings past the budget are trained, with ``model`` as the teacher. One at a
             time and in this process, whatever ``workers`` says: each of its ``max_trials`` takes as
             long as :func:`vq_plugin.finetune` and an evaluation.
@@ -250,7 +252,7 @@ def _check_alike(model: nn.Module, start: nn.Module) -> None:
     expected, found = (
         {
             (name, tuple(value.shape))
-            for name, value in m.state_dict().items()
+            for name, value in whole_state(m).items()
             if not is_lazy(value)  # said of its layer, later
         }
         for m in (model, start)
