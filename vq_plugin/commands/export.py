@@ -61,7 +61,9 @@ def _export(options: argparse.Namespace) -> int:
     from vq_plugin.select import check_model
     from vq_plugin.table import format_bytes
 
-    check_target(Path(options.output))
+    if options.to != "coreml":
+        # Its packages are folders, and looked at where they are written.
+        check_target(Path(options.output))
     model = call(options.model)
     check_model(model)
     small = load(options.file, model)
