@@ -58,12 +58,9 @@ def close(found: np.ndarray, expected: Tensor) -> bool:
 @pytest.mark.parametrize(
     "scheme",
     [
-        vq.PQ(k=16, dim=4),
         vq.PQ(k=16, dim=3, axis="out", scale="row"),
-        vq.PQ(k=40, dim=4, codebooks="tensor", codebook_dtype="int8"),
-        vq.RQ(k=16, stages=2, dim=4, codebook_dtype="bfloat16"),
-        vq.KM(k=7, group=3),
-        vq.Binary(),
+        vq.RQ(k=40, stages=2, dim=4, codebook_dtype="int8"),
+        vq.KM(k=7, group=3, codebook_dtype="bfloat16"),
     ],
     ids=str,
 )
@@ -126,10 +123,10 @@ def test_precision_is_the_layers(tmp_path: Path) -> None:
     assert np.array_equal(found, expected.numpy())
 
 
-def test_files_are_the_same_bytes_every_time(words: Tensor, tmp_path: Path) -> None:
-    small = vq.compress(Net().eval(), {"first": CHANNELS, "*": vq.PQ(k=16, dim=4)})
+def test_files_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    small = vq.compress(nn.Linear(64, 32).eval(), vq.PQ(k=16, dim=4))
     for name in ("a", "b"):
-        vq.export_onnx(small, tmp_path / name, words, operator="native")
+        vq.export_onnx(small, tmp_path / name, torch.zeros(2, 64), operator="native")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

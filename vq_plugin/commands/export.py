@@ -71,7 +71,11 @@ def _export(options: argparse.Namespace) -> int:
     if batch is None:
         raise ValueError(f"{options.example!r} returned no batches")
     _log.info("export")
-    _TARGETS[options.to](small, batch, options)
+    try:
+        _TARGETS[options.to](small, batch, options)
+    except (ImportError, RuntimeError) as error:
+        # A package or a compiler that this machine lacks, or what a compiler refuses.
+        raise ValueError(f"{options.to}: {error}") from error
     size, before = _nbytes(Path(options.output)), _nbytes(Path(options.file))
     if options.json:
         say(as_json({"file": options.output, "file_nbytes": size, "compressed_nbytes": before}))
