@@ -177,7 +177,7 @@ def test_a_change_that_no_scheme_reaches_gives_the_most_faithful() -> None:
 
 
 def test_words_that_are_no_preset() -> None:
-    with pytest.raises(TypeError, match=r"'faithful', 'auto', 'small'.*got 'aoto'"):
+    with pytest.raises(ValueError, match=r"'faithful', 'auto', 'small'.*'aoto' is unknown"):
         vq.compress(separable(), "aoto")
     with pytest.raises(ValueError, match="change must be above 0"):
         vq.Preset(0.0)

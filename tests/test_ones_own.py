@@ -198,12 +198,12 @@ evaluation:
 tuning:
   accuracy_criterion: {{relative: 0.05}}
   exit_policy: {{max_trials: 3}}
-output: {tmp_path / "out"}
+output: out
 """,
         encoding="utf-8",
     )
     read_recipe(tmp_path / "r.yaml")
-    assert main(["tune", str(tmp_path / "r.yaml")]) == 0
+    assert main(["tune", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out")]) == 0
     schemes = {layer.scheme for layer in vq.open_file(tmp_path / "out/model.vq").layers.values()}
     assert schemes & {str(TERNARY), str(NAMED)}
 

@@ -68,9 +68,10 @@ def test_precedence_equals_select(convert, schemes):
 @pytest.mark.parametrize(
     ("schemes", "error", "message"),
     [
-        ("pq", TypeError, r"expected a scheme.*a preset.*parse_scheme"),
+        ("pqq", ValueError, r"expected a scheme.*a preset.*'pqq' is unknown"),
+        ("auto", TypeError, "a preset stands where a scheme is needed"),
         ({3: ONE}, TypeError, "a pattern is a name"),
-        ({"fc1": "km"}, TypeError, "'fc1': expected a scheme"),
+        ({"fc1": 4}, TypeError, "'fc1': expected a scheme"),
         ({"re:fc(": ONE}, ValueError, r"'re:fc\(' is not a regular expression"),
         ({"re:(?i)fc1": ONE}, ValueError, r"write flags as '\(\?i:"),
     ],

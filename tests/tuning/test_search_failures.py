@@ -103,7 +103,8 @@ def test_a_relative_budget_on_a_baseline_of_zero_fails_before_any_fit(
     [
         ([], ValueError, "are empty"),
         ({"fc": vq.KM()}, ValueError, "'fc' matches nothing"),
-        ("km(k=4)", TypeError, "must be a scheme"),
+        (4, TypeError, "must be a scheme"),
+        ("kmm(k=4)", ValueError, "expected a scheme"),
     ],
 )
 def test_candidates_are_checked_before_any_work(
