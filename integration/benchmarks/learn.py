@@ -3,7 +3,7 @@
     python -m integration.benchmarks.learn [--quick] [--networks lenet5 ...] [--seeds 3]
 
 The training images are used without labels: the float model teaches. Bytes to aim at are set
-beforehand; losses are absolute, in points of accuracy. The control is `vq.prune` as
+beforehand; losses are absolute, in points of accuracy. The control is `vq.prune`, to as many zeros as
 `vq.learn` has found, k-means and an epoch of `vq.finetune`, for as many passes together.
 """
 
