@@ -118,7 +118,9 @@ def test_only_their_own_files_exports_and_defaults_name_the_shipped_schemes() ->
     exports = {"__init__.py", "inc/__init__.py"}
     # What is done unless another scheme is asked for.
     defaults = {"inc/config.py", "tuning/space.py"}
-    assert found == own | exports | defaults
+    # Learned steps are whole numbers of one length: as what they go into layers and files.
+    learned = {"training/learner.py"}
+    assert found == own | exports | defaults | learned
 
 
 def test_nobody_asks_which_of_them_a_scheme_is() -> None:

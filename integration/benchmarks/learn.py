@@ -2,10 +2,9 @@
 
     python -m integration.benchmarks.learn [--quick] [--networks lenet5 ...] [--seeds 3]
 
-The training images are used without labels: the float model teaches. Bytes to aim at were chosen
-on the tuning split with seed 0; losses are absolute, in points of accuracy. The control is
-`vq.prune` with as many zeros as `vq.learn` has found, k-means and an epoch of `vq.finetune`, for as
-many passes together.
+The training images are used without labels: the float model teaches. Bytes to aim at are set
+beforehand; losses are absolute, in points of accuracy. The control is `vq.prune`, to as many zeros
+as `vq.learn` has found, k-means and an epoch of `vq.finetune`, for as many passes together.
 """
 
 from __future__ import annotations
