@@ -141,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a compressed file for another runtime")
     export.add_argument("file", help="compressed file")
-    export.add_argument("--to", required=True, choices=["onnx", "coreml"], help="what the runtime reads")
+    export.add_argument(
+        "--to", required=True, choices=["onnx", "coreml"], help="what the runtime reads"
+    )
     export.add_argument(
         "--model",
         required=True,
