@@ -1,25 +1,56 @@
 """The native kernels; everything else about the package is in pyproject.toml."""
 
 from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = "vq_plugin/ops/csrc"
+HEADERS = sorted(glob(f"{CSRC}/**/*.h", recursive=True))
+# For torch, and for ONNX Runtime: the second has neither torch nor Python in it.
+NATIVE = sorted(glob(f"{CSRC}/*.cpp"))
+ONNXRUNTIME = sorted(glob(f"{CSRC}/onnxruntime/*.cpp"))
+KERNELS = [s for s in NATIVE if not s.endswith(("library.cpp", "torch_abi.cpp", "module.cpp"))]
+
+
+def extension(name: str, sources: list[str]) -> Extension:
+    """A library that is built where there is a compiler."""
+    return Extension(
+        name,
+        sources=sources,
+        depends=HEADERS,
+        extra_compile_args=[
+            *["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"],
+            # Without contraction fits give the same bytes on every instruction set.
+            "-ffp-contract=off",
+            # GCC takes undefined registers in its own intrinsics for uninitialized variables.
+            *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+        ],
+        py_limited_api=True,
+        optional=True,  # without a compiler the package works in pure torch
+    )
+
+
+class BuildOnce(build_ext):
+    """Objects of the kernels, most of the work, are shared by both libraries."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Leaves out what an extension before this one compiled."""
+        if ext.name == "vq_plugin._onnxruntime":
+            for source in KERNELS:
+                (built,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
+                if Path(built).exists():
+                    ext.sources.remove(source)
+                    ext.extra_objects.append(built)
+        super().build_extension(ext)
+
 
 setup(
     ext_modules=[
-        Extension(
-            "vq_plugin._native",
-            sources=sorted(glob("vq_plugin/ops/csrc/*.cpp")),
-            depends=sorted(glob("vq_plugin/ops/csrc/*.h")),
-            extra_compile_args=[
-                *["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"],
-                # Without contraction fits give the same bytes on every instruction set.
-                "-ffp-contract=off",
-                # GCC takes undefined registers in its own intrinsics for uninitialized variables.
-                *["-Wno-uninitialized", "-Wno-maybe-uninitialized"],
-            ],
-            py_limited_api=True,
-            optional=True,  # without a compiler the package works in pure torch
-        )
+        extension("vq_plugin._native", NATIVE),
+        extension("vq_plugin._onnxruntime", [*KERNELS, *ONNXRUNTIME]),
     ],
+    cmdclass={"build_ext": BuildOnce},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

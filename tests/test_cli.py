@@ -33,6 +33,12 @@ output: {output}
 """
 
 
+@pytest.fixture(autouse=True)
+def current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes write below the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def write_recipe(folder: Path, criterion: str = "{relative: 0.01}") -> Path:
     path = folder / "recipe.yaml"
     path.write_text(
@@ -93,7 +99,7 @@ def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
     [
         ("digits:model", "digits:modle", 2, "no function 'modle'"),
         ("digits:model", "digit:model", 2, "No module named"),
-        ("digits:model", "digits:load", 2, "not an nn.Module"),
+        ("digits:model", "digits:load", 2, "no torch.nn.Module"),
         (
             "  model_wise",
             "  op_wise: {clasifier.0: {scheme: null}}\n  model_wise",
@@ -186,7 +192,7 @@ def test_compress_takes_presets(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_bad_input_exits_2_with_one_line(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command) == 2
+    assert main([*command, "-q"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("vq-plugin: ")
     assert shown.count("\n") == 1
@@ -250,7 +256,7 @@ def test_doctor_says_why_kernels_do_not_load(
 
     fresh_native.delenv("VQ_PLUGIN_ISA", raising=False)
     fresh_native.setitem(sys.modules, "vq_plugin._native", None)
-    fresh_native.setattr("vq_plugin.cli.import_module", refuse)
+    fresh_native.setattr("vq_plugin.commands.doctor.import_module", refuse)
     assert "libtorch is older than 2.10" in doctor(capsys)["kernels"]
 
 
@@ -298,3 +304,31 @@ def test_export_writes_what_onnx_runtime_runs(
     assert main(command) == 2
     assert not target.exists()
     assert main([*command, "--opset", "9"]) == 2
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> list[str]:
+    """A command that exports, but for the target and the file."""
+    vq.save(vq.compress(digits.model(), vq.PQ(k=16, dim=4)), tmp_path / "m.vq")
+    places = ["--model", f"{digits.__name__}:model", "--example", f"{digits.__name__}:calibration"]
+    return ["export", str(tmp_path / "m.vq"), *places]
+
+
+def test_export_writes_native_operators(exported: list[str], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    target = str(tmp_path / "m.onnx")
+    assert main([*exported, "--to", "onnx", "--operator", "native", "--output", target]) == 0
+    operators = [node.op_type for node in onnx.load(target).graph.node]
+    assert operators.count("CodebookLinear") == 2
+
+
+def test_export_to_runtimes_of_torch(
+    exported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert main([*exported, "--to", "aoti", "--output", str(tmp_path / "m.zip")]) == 2
+    assert "end in .pt2" in capsys.readouterr().err
+    monkeypatch.setattr("vq_plugin.export.executorch.find_spec", lambda name: None)
+    assert main([*exported, "--to", "pte", "--output", str(tmp_path / "m.pte")]) == 2
+    assert "pip install executorch" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.vq"]

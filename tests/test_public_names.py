@@ -18,6 +18,8 @@ NAMES = {
     "PQ",
     "PRESETS",
     "RQ",
+    "SVD",
+    "Basis",
     "Binary",
     "CheckpointError",
     "CodebookWeight",
@@ -26,6 +28,7 @@ NAMES = {
     "Preset",
     "Recovery",
     "Scheme",
+    "Signs",
     "Summary",
     "Uniform",
     "TuneResult",
@@ -33,10 +36,16 @@ NAMES = {
     "choose_schemes",
     "compensate",
     "compress",
+    "export_aoti",
     "export_coreml",
+    "export_executorch",
     "export_onnx",
+    "factorize",
     "finetune",
+    "fold_batch_norms",
     "load",
+    "merge_neurons",
+    "onnxruntime_library",
     "open_file",
     "parse_scheme",
     "prune",
@@ -90,6 +99,7 @@ def test_version_is_that_of_the_distribution() -> None:
         (vq.PQ, {"k": 16, "dim": 4, "axis": "in", "codebooks": "subspace"}),
         (vq.RQ, {"k": 256, "stages": 2, "dim": None, "axis": "in", "codebooks": "subspace"}),
         (vq.Binary, {}),
+        (vq.Signs, {"levels": 4, "block": 4}),
     ],
 )
 def test_schemes(cls: type[vq.Scheme], settings: dict[str, object]) -> None:
@@ -116,7 +126,17 @@ def test_functions() -> None:
         "schemes": ...,
         "calibration": None,
         "seed": 0,
+        "fold": False,
     }
+    assert parameters(vq.factorize) == {"model": ..., "factors": ..., "calibration": None}
+    assert parameters(vq.merge_neurons) == {
+        "model": ...,
+        "keep": ...,
+        "calibration": None,
+        "seed": 0,
+    }
+    assert parameters(vq.SVD) == {"rank": None, "energy": None, "rate": None, "split": "channel"}
+    assert parameters(vq.Basis) == {"d": ..., "shared": False}
     assert parameters(vq.summary) == {"model": ..., "rest": None}
     assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
     assert parameters(vq.load) == {"path": ..., "model": ..., "part": ""}
@@ -142,6 +162,7 @@ def test_tune() -> None:
         "rest": None,
         "folder": None,
         "recipe": None,
+        "callback": None,
     }
     assert positional(vq.tune) == ["model", "evaluate", "budget", "calibration"]
     assert parameters(vq.Recovery) == {

@@ -23,12 +23,13 @@ SIDES = {
 }
 K = st.integers(1, 1 << 16)
 SMALL = st.integers(1, 300)
-CLASSES = (vq.KM, vq.PQ, vq.RQ, vq.Binary, vq.Uniform)
+CLASSES = (vq.KM, vq.PQ, vq.RQ, vq.Binary, vq.Uniform, vq.Signs)
 SCHEMES: st.SearchStrategy[vq.Scheme] = st.one_of(
     st.builds(vq.KM, k=K, group=st.none() | SMALL, keep_zeros=st.booleans(), **COMMON),
     st.builds(vq.PQ, k=K, dim=SMALL, **SIDES, **COMMON),
     st.builds(vq.RQ, k=K, stages=SMALL, dim=st.none() | SMALL, **SIDES, **COMMON),
     st.builds(vq.Uniform, step=st.floats(1e-6, 1e6), k=K, **COMMON),
+    st.builds(vq.Signs, levels=st.integers(1, 16), block=st.integers(1, 4), **COMMON),
     st.builds(vq.Binary, codebook_dtype=st.sampled_from(FLOATS), scale=SCALE),
 )
 
@@ -54,6 +55,7 @@ def test_defaults_are_those_of_the_paper_and_the_contract() -> None:
     assert vq.PQ() == vq.PQ(k=16, dim=4, axis="in", codebooks="subspace")
     assert vq.RQ() == vq.RQ(k=256, stages=2, dim=None, axis="in")
     assert vq.Binary().k == 2
+    assert vq.Signs() == vq.Signs(levels=4, block=4)
     assert vq.Uniform() == vq.Uniform(step=0.5, k=256)
     for scheme in (each() for each in CLASSES):
         assert scheme.codebook_dtype == "float16"

@@ -1,5 +1,6 @@
 """Patterns to layers: who wins, and what the errors say."""
 
+import re
 import warnings
 from typing import Any
 
@@ -167,11 +168,9 @@ def test_compressed_layers_are_not_compressed_again() -> None:
 @pytest.mark.parametrize(
     ("schemes", "message"),
     [
-        ("pq(k=4)", r"expected a scheme.*a preset.*parse_scheme"),
         (3, "must be a scheme, a preset or a mapping"),
         ([A], "must be a scheme, a preset or a mapping"),
-        ({"fc1": "pq(k=4)"}, r"'fc1': expected a scheme.*parse_scheme"),
-        ({"fc1": vq.PQ}, "expected a scheme"),
+        ({"fc1": vq.PQ}, r"'fc1': expected a scheme.*a preset"),
         ({3: A}, "a pattern is a name"),
         ({int: A}, "a pattern is a name"),
         ({nn.Linear(2, 2): A}, "a pattern is a name"),
@@ -180,6 +179,25 @@ def test_compressed_layers_are_not_compressed_again() -> None:
 def test_wrong_types_are_told_apart(schemes: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         select(Net(), schemes)
+
+
+def test_schemes_may_be_texts() -> None:
+    text = {"fc1": "km(k=4)", "*": "pq(k=16,dim=4)"}
+    assert select(Net(), text) == select(Net(), {"fc1": vq.KM(k=4), "*": vq.PQ(k=16, dim=4)})
+    assert select(Net(), "km(k=4)") == select(Net(), vq.KM(k=4))
+    for text in ("kmm(k=4)", "km(k=4", "atuo"):
+        with pytest.raises(ValueError, match=r"'fc1': expected a scheme.*'pq\(k=16,dim=4\)'.*auto"):
+            select(Net(), {"fc1": text})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("fc.*", "re:fc.*"), ("fc*", "re:fc.*"), ("fc?", "re:fc."), ("*1", "re:.*1")],
+)
+def test_an_expression_without_its_mark_is_shown_with_it(written: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"is written {re.escape(repr(meant))}"):
+        select(Net(), {written: A})
+    assert select(Net(), {meant: A})
 
 
 def test_a_broken_expression_is_shown() -> None:

@@ -4,9 +4,15 @@ The public names are those of ``__all__``; hosts live in ``vq_plugin.torch_ao`` 
 ``vq_plugin.inc`` and are imported only when asked for.
 """
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from vq_plugin.extension import onnxruntime_library
+
+# Who wants lines of progress gives the logger a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Without torch files can still be read, by vq_plugin.reader, and nothing else be imported.
 if TYPE_CHECKING or find_spec("torch") is not None:
@@ -14,8 +20,10 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compensate import compensate
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
+    from vq_plugin.factorize import SVD, Basis, factorize, merge_neurons
     from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
+    from vq_plugin.folding import fold_batch_norms
     from vq_plugin.nn import View, register_slot
     from vq_plugin.norms import reestimate_norms
     from vq_plugin.prune import prune
@@ -28,6 +36,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         Geometry,
         Preset,
         Scheme,
+        Signs,
         Uniform,
         parse_scheme,
         register_scheme,
@@ -36,7 +45,9 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.summary import Summary, summary
 
 if TYPE_CHECKING:
+    from vq_plugin.export.aoti import export_aoti
     from vq_plugin.export.coreml import export_coreml
+    from vq_plugin.export.executorch import export_executorch
     from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
 
@@ -57,6 +68,8 @@ __all__ = [
     "PQ",
     "PRESETS",
     "RQ",
+    "SVD",
+    "Basis",
     "Binary",
     "CheckpointError",
     "CodebookWeight",
@@ -65,6 +78,7 @@ __all__ = [
     "Preset",
     "Recovery",
     "Scheme",
+    "Signs",
     "Summary",
     "TuneResult",
     "Uniform",
@@ -72,10 +86,16 @@ __all__ = [
     "choose_schemes",
     "compensate",
     "compress",
+    "export_aoti",
     "export_coreml",
+    "export_executorch",
     "export_onnx",
+    "factorize",
     "finetune",
+    "fold_batch_norms",
     "load",
+    "merge_neurons",
+    "onnxruntime_library",
     "open_file",
     "parse_scheme",
     "prune",

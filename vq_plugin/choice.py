@@ -27,6 +27,9 @@ from vq_plugin.slot_fit import fit_named
 _ROUNDS = 6
 # Where little more can be had, nothing is spent on it: harm may be this many times the least.
 _MORE = 1.5
+# The part of the correlation of inputs that is not believed when errors are counted. Fits believe
+# less: what a fit leaves is to be small on other inputs too, what is counted is to be right.
+_DOUBT = 0.1
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,11 @@ class _Ladder:
     def _errors(self, change: Tensor) -> Tensor:
         """Squared errors of outputs, by row, on other inputs than those that the fit has seen.
 
-        A fit by few samples leaves errors where these show nothing: second moments count as the fit
-        damps them.
+        A fit by few samples leaves errors where these show nothing: second moments are damped.
         """
         if self.moments is None or self.moments.second is None:
             return self._known.row_errors(change)
-        return row_errors(damped(self.moments), change)
+        return row_errors(damped(self.moments, _DOUBT), change)
 
     def _sampled(self, weight: Tensor, felt: Tensor) -> list[_Size]:
         """Fits of some rows, by their weights alone, and by what is ``felt`` of each row."""

@@ -7,7 +7,13 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.calibration import MOST_INPUTS, Calibration, read_rows, run_calibration
+from vq_plugin.calibration import (
+    MOST_INPUTS,
+    Calibration,
+    check_batches,
+    read_rows,
+    run_calibration,
+)
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import as_it_was
 from vq_plugin.fit.parallel import worker_pool
@@ -57,6 +63,7 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
         >>> error() < before
         True
     """
+    check_batches(calibration)
     if not callable(calibration):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)

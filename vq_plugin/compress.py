@@ -14,6 +14,7 @@ from vq_plugin.choice import choose
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import worker_pool
+from vq_plugin.folding import fold_batch_norms
 from vq_plugin.left_float import left_float, share_of_file
 from vq_plugin.nn import CodebookLayer, Memory, coded_weights
 from vq_plugin.nn.slots import shown
@@ -21,7 +22,14 @@ from vq_plugin.ops import Precision
 from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.schemes import Preset, Scheme
-from vq_plugin.select import Choices, asks_for_all, leaves, select_choices, slots_by_name
+from vq_plugin.select import (
+    Choices,
+    asks_for_all,
+    check_model,
+    leaves,
+    select_choices,
+    slots_by_name,
+)
 from vq_plugin.sensitivity import felt_moments, sensitivities
 from vq_plugin.slot_fit import check_slot, fit_named
 from vq_plugin.ties import tied_weights
@@ -34,7 +42,12 @@ _MOST_WEIGHTS = 1 << 21
 
 
 def compress(
-    model: nn.Module, schemes: Choices, calibration: Calibration | None = None, seed: int = 0
+    model: nn.Module,
+    schemes: Choices,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    *,
+    fold: bool = False,
 ) -> nn.Module:
     """Puts codes in the place of the chosen weights of a model.
 
@@ -56,6 +69,7 @@ def compress(
             ``None`` lowers the error of the weights. Weights whose inputs are not known are named
             in a warning, and fitted without.
         seed: Seed of the fits.
+        fold: Whether batch norms are folded first, as :func:`vq_plugin.fold_batch_norms` does.
 
     Returns:
         A new model, in the training mode of ``model``.
@@ -63,7 +77,8 @@ def compress(
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
         ValueError: If a pattern matches nothing, a weight cannot be compressed (the message names
-            it and says why), or modules that share a weight would get different schemes.
+            it and says why), modules that share a weight would get different schemes, or batch
+            norms cannot be folded.
 
     Warns:
         UserWarning: If all weights are asked for and one of more than 1 % of the model has no slot,
@@ -77,6 +92,9 @@ def compress(
         >>> type(small[0]).__name__, type(small[2]).__name__
         ('CodebookLinear', 'CodebookLinear')
     """
+    if fold:
+        check_model(model)
+        model = fold_batch_norms(model)
     weights = _fit(model, schemes, calibration, seed)
     small = assemble(model, weights)
     if asks_for_all(schemes):

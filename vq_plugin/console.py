@@ -1,16 +1,20 @@
-"""What the command line says, and the signals that end it.
+"""What the command line says and logs, and the signals that end it.
 
 A pipe or terminal that is gone is no error of the work that was done: exit codes are verdicts.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from tqdm import tqdm
 
 from vq_plugin.table import printable
 
@@ -44,6 +48,31 @@ def complain(text: str) -> None:
         lines = "\n".join(map(printable, text.split("\n")))
         with suppress(OSError, ValueError):
             print(lines, file=sys.stderr, flush=True)
+
+
+class _Shown(logging.Handler):
+    """Lines with the time on standard error, above a bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        warned = "warning: " if record.levelno >= logging.WARNING else ""
+        with tqdm.external_write_mode(file=sys.stderr):
+            complain(f"{at} {warned}{record.getMessage()}")
+
+
+@contextmanager
+def shown_log(level: int) -> Iterator[None]:
+    """Shows what the package logs from a level on; the logger is then as it was."""
+    log = logging.getLogger("vq_plugin")
+    before, handler = log.level, _Shown()
+    log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _close(descriptor: int) -> None:

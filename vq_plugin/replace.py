@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,27 +42,38 @@ def assemble(
         layers, parameters = _holders(model, weights, ties)
         # A memo that knows the replaced layers copies everything but them, and puts them in place.
         memo: dict[int, object] = {id(slot.module): layer for slot, layer in layers}
-        shared = _shared(model)
+        shared = shared_parameters(model)
         for slot, layer in layers:
             bias = slot.module._parameters.get("bias")
             if bias is not None and id(bias) not in shared:
                 memo[id(bias)] = layer.bias
-        small = copy_model(model, memo)
-        copied = part_copies(model, memo)
+        small, copied = copy_around(model, memo)
         for slot, layer in layers:
             bias = slot.module._parameters.get("bias")
             if id(bias) in shared:
                 layer.register_parameter("bias", copied(bias))
             take_over(layer, slot.module, slot.parameter, copied)
-        for training in paused(model):
-            copied_module = memo.get(id(training))
-            if isinstance(copied_module, nn.Module):
-                copied_module.training = True
         for slot, coded, shift in parameters:
             module = memo[id(slot.module)]
             assert isinstance(module, nn.Module)
             _hold(slot, coded, shift, module)
         return small
+
+
+def copy_around(
+    model: nn.Module, memo: dict[int, object]
+) -> tuple[nn.Module, Callable[[Any], Any]]:
+    """A copy with other layers in the places of those that ``memo`` has by their ids.
+
+    Beside it, what copies all else that those had. Modules that a call on another thread has in
+    eval mode are training in the copy.
+    """
+    copied = copy_model(model, memo)
+    for training in paused(model):
+        place = memo.get(id(training))
+        if isinstance(place, nn.Module):
+            place.training = True
+    return copied, part_copies(model, memo)
 
 
 @torch.inference_mode(False)
@@ -73,7 +85,7 @@ def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     """
     layers, parameters = _holders(model, weights, None)
     places = {id(slot.module): layer for slot, layer in layers}
-    shared = _shared(model)
+    shared = shared_parameters(model)
     for slot, layer in layers:
         if id(slot.module._parameters.get("bias")) in shared:
             layer.register_parameter("bias", slot.module._parameters["bias"])
@@ -98,7 +110,7 @@ def _holders(
     # A layer two of whose parameters are coded stays what it is.
     chosen = {(id(slot.module), slot.parameter) for slot in map(slots.__getitem__, origins)}
     several = {module for module, count in Counter(m for m, _ in chosen).items() if count > 1}
-    shared = _shared(model)
+    shared = shared_parameters(model)
     # A slot of several names has one holder.
     holders: dict[tuple[int, str], CodebookLayer | CodedParameter] = {}
     layers: list[tuple[Slot, CodebookLayer]] = []
@@ -128,7 +140,7 @@ def _holders(
     return layers, parameters
 
 
-def _shared(model: nn.Module) -> set[int]:
+def shared_parameters(model: nn.Module) -> set[int]:
     """Ids of the parameters that several modules have."""
     owned = (p for module in model.modules() for p in module._parameters.values())
     return {

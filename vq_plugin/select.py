@@ -6,6 +6,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from torch import nn
@@ -19,14 +20,15 @@ from vq_plugin.nn import (
     other_parameters,
 )
 from vq_plugin.nn.graphs import graph_hint
-from vq_plugin.schemes import PRESETS, Preset, Scheme
+from vq_plugin.schemes import PRESETS, Preset, Scheme, parse_scheme
 
 T = TypeVar("T")
 Pattern: TypeAlias = str | type[nn.Module]
 # Behind the rank of every pattern that matches.
 _LAST = 5
 
-Schemes: TypeAlias = Scheme | Mapping[Pattern, Scheme | None]
+#: A scheme may be written as text, such as ``"pq(k=16,dim=4)"``.
+Schemes: TypeAlias = Scheme | str | Mapping[Pattern, Scheme | str | None]
 #: As schemes, with presets, or their names, wherever a scheme may stand.
 Choice: TypeAlias = Scheme | Preset | str
 Choices: TypeAlias = Choice | Mapping[Pattern, Choice | None]
@@ -50,7 +52,7 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
 
     Args:
         model: The float model.
-        schemes: One scheme for every slot, or patterns to schemes.
+        schemes: One scheme for every slot, or patterns to schemes; schemes may be texts.
 
     Returns:
         Scheme of every chosen slot, by its name, in the order of the model.
@@ -150,32 +152,40 @@ def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
 def as_choices(schemes: Choices) -> Mapping[Pattern, Scheme | Preset | None]:
     """A setting as a mapping, ``{"*": scheme}`` for one scheme; ``TypeError`` for wrong types."""
     if isinstance(schemes, Scheme | Preset | str):
-        return {"*": _choice("*", schemes)}
+        return {"*": read_choice("*", schemes)}
     if not isinstance(schemes, Mapping):
         raise TypeError(
             f"schemes must be a scheme, a preset or a mapping of patterns to them, got {schemes!r}"
         )
     for pattern in schemes:
         check_pattern_type(pattern)
-    return {pattern: _choice(pattern, choice) for pattern, choice in schemes.items()}
+    return {pattern: read_choice(pattern, choice) for pattern, choice in schemes.items()}
 
 
-def _choice(pattern: Pattern, choice: object) -> Scheme | Preset | None:
-    if isinstance(choice, str) and choice in PRESETS:
-        return PRESETS[choice]
+def read_choice(pattern: Pattern, choice: object) -> Scheme | Preset | None:
+    """A scheme, a preset or ``None``, also from text; TypeError or ValueError for all else."""
     if choice is None or isinstance(choice, Scheme | Preset):
         return choice
-    raise TypeError(
-        f"pattern {pattern!r}: expected a scheme such as vq.PQ(), a preset ("
-        f"{', '.join(map(repr, PRESETS))}) or None, got {choice!r}; vq.parse_scheme reads a scheme "
-        "from text"
+    expected = (
+        f"{_show(pattern)}: expected a scheme such as vq.PQ() or 'pq(k=16,dim=4)', a preset ("
+        f"{', '.join(map(repr, PRESETS))}) or None"
     )
+    if not isinstance(choice, str):
+        raise TypeError(f"{expected}, got {choice!r}")
+    if choice in PRESETS:
+        return PRESETS[choice]
+    try:
+        return parse_scheme(choice)
+    except ValueError as error:
+        raise ValueError(f"{expected}; {error}") from None
 
 
 def check_model(model: object) -> None:
     """Raises ``TypeError`` for what is no module of torch, such as an exported program."""
     if not isinstance(model, nn.Module):
         hint = "; compress the float model, and export the result" * hasattr(model, "graph_module")
+        if isinstance(model, Mapping):
+            hint = "; a state_dict has no layers: load it into the model with load_state_dict"
         raise TypeError(f"the model is a {type(model).__name__}, no torch.nn.Module{hint}")
 
 
@@ -254,6 +264,9 @@ def _check_modules(
         raise ValueError(f"{_show(pattern)}: already compressed ({coded[0]!r})")
     module, name = matched[0]
     hint = next(filter(None, map(graph_hint, (module, *modules))), None)
+    inside = {slot.name: None for slot in slots if slot.module in {*module.modules()}}
+    if inside and hint is None:
+        hint = f"name the layers in it: {', '.join([*inside][:3])}"
     raise ValueError(
         f"{_show(pattern)}: {name!r} cannot be compressed: it is a {type(module).__name__}, which "
         "has no slot; "
@@ -302,8 +315,22 @@ def _matches_nothing(
     if isinstance(pattern, type):
         kinds = sorted({type(slot.module).__name__ for slot in slots})
         return f"{nothing}; the model's layers are of {', '.join(kinds)}"
+    if expression := _as_expression(pattern, names):
+        return f"{nothing}; a regular expression is written {expression!r}"
     near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.4)
     return f"{nothing}; the nearest names are {', '.join(near or names[:3])}"
+
+
+def _as_expression(name: str, names: Iterable[str]) -> str | None:
+    """The pattern that was meant by one that is a regular expression, or as of file names."""
+    if name.startswith("re:"):
+        return None
+    # A star that follows no dot stands for letters, as it does in names of files.
+    for text in (name, re.sub(r"(?<!\.)\*", ".*", name).replace("?", ".")):
+        with suppress(re.error):
+            if any(map(re.compile(text).fullmatch, names)):
+                return f"re:{text}"
+    return None
 
 
 def _show(pattern: Pattern) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vq_plugin.checkpoint import Rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.entropy import coded_size
+from vq_plugin.factorize import factorized_away
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
@@ -34,7 +35,8 @@ class Account(NamedTuple):
 
     Attributes:
         other_nbytes: What the search does not touch, in a file: biases, norms, other layers.
-        float_nbytes: The whole float model in float32, integer tensors as they are.
+        float_nbytes: The whole float model in float32, integer tensors as they are; that from
+            before, where it was factorized.
     """
 
     other_nbytes: int
@@ -106,7 +108,8 @@ def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Acc
     slots = slots_by_name(model, searched).values()
     changing = {id(value) for slot in slots for value in slot.tensors}
     others = (value for value in tensors if id(value) not in changing)
-    return Account(stored_nbytes(others, rest), float_nbytes(tensors))
+    whole = float_nbytes(tensors) + weight_float_nbytes([factorized_away(model)])
+    return Account(stored_nbytes(others, rest), whole)
 
 
 def setting_nbytes(layers: Sequence[Sequence[Counted]], setting: Sequence[int]) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vq_plugin.checkpoint import Rest, check_rest, rest_tensors
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.factorize import factorized_away
+from vq_plugin.folding import foldable_nbytes
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
 from vq_plugin.select import check_model
@@ -58,12 +60,16 @@ class Summary:
         other_nbytes: Bytes of everything else in the ``state_dict``: biases, norms, layers left.
         other_float_nbytes: The same in float32 (integer tensors as they are).
         left: Weights of more than 1 % of the model that stayed in float, and why.
+        foldable_nbytes: Bytes that :func:`vq_plugin.fold_batch_norms` would save in a file.
+        factorized_nbytes: Bytes in float32 that factorizing has saved before anything was coded.
     """
 
     rows: tuple[LayerRow, ...]
     other_nbytes: int
     other_float_nbytes: int
     left: tuple[FloatWeight, ...] = ()
+    foldable_nbytes: int = 0
+    factorized_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -92,8 +98,8 @@ class Summary:
 
     @property
     def model_float_nbytes(self) -> int:
-        """Bytes of the whole model in float32."""
-        return self.float_nbytes + self.other_float_nbytes
+        """Bytes of the whole model in float32, as it was before it was factorized."""
+        return self.float_nbytes + self.other_float_nbytes + self.factorized_nbytes
 
     @property
     def model_file_nbytes(self) -> int:
@@ -138,6 +144,11 @@ class Summary:
             most = f", {100 * share:.0f} % of the file" * (share > 0.5)
             lines.append(f"left in float{most}:")
             lines += [f"  {w.name}: {format_bytes(w.nbytes)}, {w.reason}" for w in self.left]
+        if self.foldable_nbytes > 0:
+            lines.append(
+                f"batch norms could be folded into the layers before: fold=True saves "
+                f"{format_bytes(self.foldable_nbytes)} in a file"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -174,7 +185,12 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
         rows.append(_row(name, coded, "" if tied == name else f"tied to {tied}"))
     others = rest_tensors(model).values()
     return Summary(
-        tuple(rows), stored_nbytes(others, rest), float_nbytes(others), left_float(model)
+        tuple(rows),
+        stored_nbytes(others, rest),
+        float_nbytes(others),
+        left_float(model),
+        foldable_nbytes(model),
+        weight_float_nbytes([factorized_away(model)]),
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from vq_plugin.nn import Slot, find_slots, other_parameters
-from vq_plugin.schemes import Preset, Scheme
 
 
 def sharing(model: nn.Module) -> dict[str, list[Slot]]:
@@ -31,7 +30,7 @@ def _identity(slot: Slot) -> tuple[int, str]:
     return (id(slot.module), slot.parameter) if own is None else (id(own), "")
 
 
-def tied_weights(model: nn.Module, chosen: Mapping[str, Scheme | Preset]) -> dict[str, str]:
+def tied_weights(model: nn.Module, chosen: Mapping[str, object]) -> dict[str, str]:
     """The first owner of the weight, by the name of every chosen slot that is a later one.
 
     A parameter without a slot follows the weight that it is. ``ValueError`` if slots

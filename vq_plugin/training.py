@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Adam
 
 from vq_plugin.atomic import check_target, remove, write_atomically
+from vq_plugin.calibration import check_batches, unfit_batch
 from vq_plugin.eval_mode import as_it_was, eval_mode
 from vq_plugin.progress import progress
 from vq_plugin.seeded import seeded
@@ -80,6 +81,7 @@ class Training:
         Arguments and errors are those of :func:`vq_plugin.finetune`; ``before_step`` is called with
         the share of the training that is done.
         """
+        check_batches(loader, "loader")
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None:
             check_target(path)
@@ -257,7 +259,12 @@ def _to(value: Any, device: torch.device) -> Any:
 
 def _run(model: nn.Module, inputs: object) -> object:
     if not isinstance(inputs, Mapping):
-        return model(inputs)
+        try:
+            return model(inputs)
+        except (TypeError, AttributeError) as error:
+            if remedy := unfit_batch(inputs):
+                raise ValueError(f"the model does not take a batch: {error}; {remedy}") from error
+            raise
     try:
         return model(**inputs)
     except TypeError as error:

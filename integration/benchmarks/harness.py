@@ -31,7 +31,8 @@ from vq_plugin.table import format_table
 R = TypeVar("R")
 
 PACKAGES = (
-    "vq-plugin", "torch", "numpy", "scikit-learn", "faiss-cpu", "kmeans1d", "coremltools", "torchao"
+    "vq-plugin", "torch", "numpy", "scikit-learn", "faiss-cpu", "kmeans1d", "coremltools",
+    "torchao", "onnx", "onnxruntime", "executorch",
 )  # fmt: skip
 
 

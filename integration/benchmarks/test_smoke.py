@@ -87,6 +87,21 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_factorize(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "integration.benchmarks.factorize", "--quick"]
+    subprocess.run(
+        [*command, "--output", str(tmp_path / "x.json")], cwd=ROOT, check=True, timeout=120
+    )
+    results = {
+        name: json.loads((tmp_path / f"{name}.json").read_text())
+        for name in ("factorize_dense", "factorize_convolution", "merged_neurons")
+    }
+    assert len(values(results["factorize_dense"], "Dense layers", "rate")) == 3
+    assert len(values(results["factorize_convolution"], "Convolution", "loss")) == 2
+    [left] = values(results["merged_neurons"], "Merged neurons", "multiplications")
+    assert 0.5 < left < 1
+
+
 def test_tuning(tmp_path: Path) -> None:
     printed, result = run_quick("tuning", tmp_path / "tuning.json")
     methods = values(result, "digits: the smallest file", "method")
@@ -292,6 +307,15 @@ def test_deep_compression_counts_as_its_paper_does() -> None:
     assert _relative(np.array([1, 0, 0, 0, 0, 2], np.uint8), 2) == ([1, 0, 2], [0, 3, 0])
     # Codes of 1, 2 and 2 bits, and a byte of table for each symbol.
     assert _huffman([7] * 5 + [8] * 2 + [9]) == 5 + 2 * 2 + 2 + 8 * 3
+
+
+def test_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the benchmark runs its sessions")
+    _, result = run_quick("onnxruntime", tmp_path / "onnxruntime.json")
+    layers = values(result, "Linear(128, 128)", "layer")
+    assert layers[2:4] == ["native", "MatMulNBits, 4 bits"]
+    assert len(values(result, "CNN on digits", "file MB")) == 5
+    assert len(result["checks"]) == 10
 
 
 def test_transformer(tmp_path: Path) -> None:

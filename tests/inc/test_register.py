@@ -14,7 +14,7 @@ from neural_compressor.torch.utils.utility import algos_mapping
 
 from vq_plugin import inc
 
-NAMES = {"vq", "vq_km", "vq_pq", "vq_rq", "vq_binary", "vq_uniform"}
+NAMES = {"vq", "vq_km", "vq_pq", "vq_rq", "vq_binary", "vq_signs", "vq_uniform"}
 
 # INC's own autotune over everything it would try by default, in a process without us and in one
 # with us.
@@ -52,6 +52,7 @@ def test_names_are_registered():
     assert algos_mapping.keys() >= NAMES
     classes = (
         inc.VQConfig, inc.KMConfig, inc.PQConfig, inc.RQConfig, inc.BinaryConfig, inc.UniformConfig,
+        inc.SignsConfig,
     )  # fmt: skip
     assert {cls.name: cls for cls in classes} == {name: registered[name] for name in NAMES}
 
@@ -85,6 +86,7 @@ def test_public_names():
         "KMConfig",
         "PQConfig",
         "RQConfig",
+        "SignsConfig",
         "UniformConfig",
         "VQConfig",
         "load",

@@ -21,6 +21,7 @@ from vq_plugin.inc import (
     KMConfig,
     PQConfig,
     RQConfig,
+    SignsConfig,
     UniformConfig,
     VQConfig,
     load,
@@ -34,6 +35,7 @@ SHIPPED = {
     vq.RQ: RQConfig,
     vq.Binary: BinaryConfig,
     vq.Uniform: UniformConfig,
+    vq.Signs: SignsConfig,
 }
 
 

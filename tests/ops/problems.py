@@ -19,7 +19,7 @@ class Operands:
 
     @property
     def packs(self) -> bool:
-        group = self.settings["group"]
+        group = self.settings.get("group")
         return self.codebooks.shape[3] <= 16 and (group is None or group % 16 == 0)
 
 

@@ -37,7 +37,7 @@ def test_a_right_recipe_is_summed_up(write: Write, check: Check, every_key: str)
     [
         ("digits:model", "digits:modle", 2, ["no function 'modle'", "did you mean 'model'"]),
         ("digits:model", "digit:model", 2, ["model: ", "No module named"]),
-        ("digits:model", "digits:load", 2, ["not an nn.Module"]),
+        ("digits:model", "digits:load", 2, ["no torch.nn.Module"]),
         ("digits:calibration", "digits:calibrate", 5, ["did you mean 'calibration'"]),
         ("digits:evaluate", "digits:evaluates", 14, ["did you mean 'evaluate'"]),
         ("digits:test", "digits:tset", 15, ["evaluation.test: ", "did you mean 'test'"]),

@@ -43,7 +43,7 @@ def test_an_evaluation_that_fails_is_a_trial_and_the_search_goes_on(
         return 0.99
 
     message = {
-        "raise": "RuntimeError('out of memory \\udcff')",
+        "raise": "raised RuntimeError at test_search_failures.py:34: out of memory \\udcff",
         "nan": "evaluate returned NaN or infinite results",
         "none": "evaluate returned None",
         "shape": "evaluate returned values of shape (1, 500)",
@@ -74,7 +74,9 @@ def test_what_evaluate_raises_on_the_float_model_is_an_error(task: "Task") -> No
     def evaluate(_: nn.Module) -> float:
         raise OSError("no data")
 
-    with pytest.raises(ValueError, match=r"evaluate of the float model: OSError.*no data"):
+    with pytest.raises(
+        ValueError, match=r"evaluate of the float model: raised OSError at \w+\.py:\d+: no data"
+    ):
         vq.tune(task.model, evaluate, BUDGET, **task.settings)
 
 

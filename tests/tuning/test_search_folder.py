@@ -61,7 +61,9 @@ def test_an_error_destroys_nothing(task: "Task", tmp_path: Path) -> None:
     def broken(_: nn.Module) -> float:
         raise OSError("no data")
 
-    with pytest.raises(ValueError, match=r"evaluate of the float model: OSError.*no data"):
+    with pytest.raises(
+        ValueError, match=r"evaluate of the float model: raised OSError at \w+\.py:\d+: no data"
+    ):
         vq.tune(task.model, broken, BUDGET, **task.settings, folder=tmp_path)
     assert contents(tmp_path) == before
 

@@ -83,13 +83,22 @@ def test_what_gives_no_search_is_refused(candidates: Any, message: str) -> None:
         search_space(net(), candidates)
 
 
+def test_schemes_may_be_texts() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    expected = {"0": (vq.KM(k=4), vq.PQ(k=4, dim=2), None)}
+    assert search_space(model, ["km(k=4)", vq.PQ(k=4, dim=2), None]) == expected
+    assert search_space(model, {"0": "km(k=4)"}) == {"0": (vq.KM(k=4),)}
+    with pytest.raises(ValueError, match="'0': expected a scheme"):
+        search_space(model, {"0": ["km(k=4", None]})
+
+
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [
-        ("km(k=4)", "candidates for '\\*' must be a scheme, None or a sequence"),
+        (4, "candidates for '\\*' must be a scheme, None or a sequence"),
         ({"3": 4}, "candidates for '3' must be"),
         ({"3": {vq.KM()}}, "candidates for '3' must be"),
-        ([vq.KM(), "pq()"], "vq.parse_scheme"),
+        ([vq.KM(), "small"], "a preset stands where a scheme is needed"),
         ([[vq.KM()]], "expected a scheme"),
         ({3: FEW}, "a pattern is a name"),
         ({nn.Linear(2, 2): FEW}, "a pattern is a name"),

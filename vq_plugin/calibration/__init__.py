@@ -1,6 +1,12 @@
 """What the inputs of weights are like, from unlabelled data."""
 
-from vq_plugin.calibration.run import Calibration, input_moments, run_calibration
+from vq_plugin.calibration.run import (
+    Calibration,
+    check_batches,
+    input_moments,
+    run_calibration,
+    unfit_batch,
+)
 from vq_plugin.calibration.statistics import (
     MOST_INPUTS,
     InputMoments,
@@ -14,8 +20,10 @@ __all__ = [
     "Calibration",
     "InputMoments",
     "InputSquares",
+    "check_batches",
     "input_moments",
     "named_moments",
     "read_rows",
     "run_calibration",
+    "unfit_batch",
 ]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -133,14 +134,53 @@ def _computed_once(slots: Iterable[Slot]) -> Iterator[None]:
         yield
 
 
+def check_batches(batches: object, name: str = "calibration") -> None:
+    """Raises for what would be read as batches, and is none or a single one.
+
+    TypeError for what cannot be read at all, ValueError for a tensor, an array or a mapping.
+    """
+    if isinstance(batches, Mapping | Tensor | np.ndarray | str):
+        raise ValueError(
+            f"{name} is an iterable of batches, got a {type(batches).__name__}: put a single batch "
+            "into a list"
+        )
+    if not isinstance(batches, Iterable) and not callable(batches):
+        raise TypeError(
+            f"{name} is an iterable of batches, such as a list or a DataLoader, got a "
+            f"{type(batches).__name__}"
+        )
+
+
+def unfit_batch(batch: object) -> str | None:
+    """What to do about a batch that a model may fail on; ``None`` if nothing is known."""
+    if _is_of_numbers(batch):
+        return "numbers in lists are no tensor: make one of them with torch.tensor(batch)"
+    parts: Iterable[object] = [batch]
+    if isinstance(batch, Mapping):
+        parts = batch.values()
+    elif isinstance(batch, list | tuple):
+        parts = batch
+    if any(isinstance(part, np.ndarray) for part in parts):
+        return (
+            "a NumPy array is no tensor: make one of it with torch.from_numpy, in the model's "
+            "dtype, mostly .float()"
+        )
+    return None
+
+
+def _is_of_numbers(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_of_numbers, value))
+    return isinstance(value, int | float)
+
+
 @torch.no_grad()
 def run_calibration(model: nn.Module, calibration: Calibration) -> None:
     """Runs batches through a model, or a callable on it, without gradients."""
+    check_batches(calibration)
     if not isinstance(calibration, Iterable):
         calibration(model)
         return
-    if isinstance(calibration, Mapping | Tensor):
-        raise ValueError("calibration is an iterable of batches: put a single batch into a list")
     for batch in calibration:
         match batch:
             case PackedSequence():
@@ -150,12 +190,17 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
             case tuple() | list():
                 try:
                     model(*batch)
-                except TypeError as error:
-                    if _takes(model, batch):
+                except (TypeError, AttributeError) as error:
+                    remedy = unfit_batch(batch)
+                    if remedy is None and _takes(model, batch):
                         raise
                     raise ValueError(
-                        f"the model does not take a batch of calibration: {error}; the items of a "
-                        "tuple or list are its positional arguments, so leave the labels out"
+                        f"the model does not take a batch of calibration: {error}; "
+                        + (
+                            remedy
+                            or "the items of a tuple or list are its positional arguments, so "
+                            "leave the labels out"
+                        )
                     ) from error
             case Tensor():
                 model(batch)
@@ -163,9 +208,10 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
                 try:
                     model(batch)
                 except (TypeError, AttributeError) as error:
+                    remedy = unfit_batch(batch)
                     raise ValueError(
                         f"the model does not take a batch of calibration that is a "
-                        f"{type(batch).__name__}: {error}"
+                        f"{type(batch).__name__}: {error}" + f"; {remedy}" * (remedy is not None)
                     ) from error
 
 

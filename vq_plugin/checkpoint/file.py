@@ -7,10 +7,8 @@ the exponents of their steps beside them. Everything else keeps its own.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vq_plugin.atomic import write_atomically
+from vq_plugin.checkpoint.fresh import refactorized, slot_of
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
 from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
 from vq_plugin.checkpoint.state import load_state
@@ -28,12 +28,13 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import pack
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.factorize import FactorizedLayer
+from vq_plugin.folding import fold, norm_pairs
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
 from vq_plugin.format.weights import read_codes
 from vq_plugin.nn import Slot, View
-from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.replace import assemble
 from vq_plugin.rounding import to_int8
 from vq_plugin.schemes import Scheme, parse_scheme
@@ -80,6 +81,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
     if not coded:
         raise ValueError("the model has no coded weight; compress it first")
     header, tensors = Header(), _Parts()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FactorizedLayer):
+            header.factors[name] = str(module.factor)
     # Tensors are tied where they are one object, coded weights where they share their codebooks.
     first: dict[int, str] = {}
     own = {key for each in coded for key in each.keys}
@@ -118,7 +122,9 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
     Args:
         path: A file that :func:`save` wrote.
         model: Float model of the same architecture and dtype; its values do not matter and it is
-            not changed.
+            not changed. Layers that were factorized before they were coded are whole in it, or
+            factorized in the same way; batch norms that the file's model had folded into the layers
+            before are folded here, too.
         part: Name of a layer or of another module: ``model`` is that module, and only its tensors
             are read and decoded.
 
@@ -148,12 +154,14 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
             f"{path}: {name!r} of the model is on the meta device and would stay there: make it on "
             "the CPU, or give load() model.to_empty(device='cpu')"
         )
-    slots = slots_by_any_name(model)
+    model = _as_folded(model, file)
     weights: dict[str, CodebookWeight] = {}
     ties: dict[str, str] = {}
     try:
+        model = refactorized(model, file.header)
+        slots = slots_by_any_name(model)
         for name, stored in file.header.weights():
-            slot = _slot(name, slots, model)
+            slot = slot_of(name, slots, model)
             try:
                 _check_fit(file.header.layers[stored], slot, slots.get(stored, slot).view)
                 if name == stored:
@@ -173,29 +181,25 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
     return restored
 
 
-def _slot(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
-    if name in slots:
-        return slots[name]
-    modules = dict(model.named_modules(remove_duplicate=False))
-    hint = next(filter(None, map(graph_hint, modules.values())), None)
-    if hint is not None:
-        raise ValueError(f"the model has no layer {name!r}: {hint}")
-    if name in modules:
-        raise ValueError(
-            f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
-            "slot; give load() a fresh float model"
-        )
-    if "_orig_mod" in modules:
-        raise ValueError("the model is compiled: give load() model._orig_mod, compile the result")
-    for known in (name.removeprefix("module."), f"module.{name}"):
-        if known != name and known in slots:
-            raise ValueError(
-                f"the model has no layer {name!r} but {known!r}: one of the two is wrapped, as by "
-                "DataParallel; save, and load into, what such a wrapper has as .module"
-            )
-    near = difflib.get_close_matches(name, slots, n=3)
-    hint = f"; the nearest names are {', '.join(near)}" if near else ""
-    raise ValueError(f"the model has no layer {name!r}{hint}")
+def _as_folded(model: nn.Module, file: Container) -> nn.Module:
+    """The model without the batch norms that the file's had folded into the layers before."""
+    kept = {name.rpartition(".")[0] for name, _ in file.header.others()}
+    gone = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and name not in kept
+    }
+    if not gone:
+        return model
+    try:
+        pairs = norm_pairs(model)
+    except ValueError as error:
+        names = _listed(sorted(gone))
+        raise CheckpointError(
+            f"{file.path}: the file lacks the batch norms {names}, which seem to be folded into "
+            f"the layers before; {error}, and give load() the folded model"
+        ) from error
+    return fold(model, {name: pairs[name] for name in pairs if name in gone})
 
 
 def _check_fit(entry: Entry, slot: Slot, view: View) -> None:

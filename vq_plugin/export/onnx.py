@@ -13,7 +13,7 @@ from vq_plugin.export.example import Example, exported
 from vq_plugin.export.extras import require
 from vq_plugin.export.plain import plain_model
 
-Operator = Literal["portable"]
+Operator = Literal["portable", "native"]
 #: Those that torch writes for every model; others it converts, and not all models.
 OPSETS = range(18, 26)
 
@@ -39,7 +39,11 @@ def export_onnx(
         example: An input that the model runs on: a tensor, a tuple or list of positional
             arguments, or a mapping of keyword arguments.
         dynamic_batch: Whether the first size of every input is a batch of any size.
-        operator: ``"portable"`` is standard operators only.
+        operator: ``"portable"`` is standard operators only. ``"native"`` is operators that run
+            from codes where the library of :func:`vq_plugin.onnxruntime_library` is registered,
+            and are defined in the file by standard ones for everywhere else; from opset 21 on.
+            Linear layers, 1x1 convolutions and convolutions of channels have one, with up to 256
+            centers (the last 16); other weights are portable.
         opset: Version of ONNX's operators. From 21 on codes of 4 bits have a type of their own,
             from 25 on those of 2 bits; before, their bytes are taken apart by shifts.
 
@@ -67,8 +71,16 @@ def export_onnx(
         known = " or ".join(map(repr, get_args(Operator)))
         raise ValueError(f"operator {operator!r}: it can be {known}")
     require("onnx", "onnxscript", extra="onnx")
-    from vq_plugin.export.onnx_file import checked, portable
+    from vq_plugin.export import native_onnx
+    from vq_plugin.export.onnx_file import checked, with_codes
 
-    plain = plain_model(model, tables=True)
-    program = exported(plain.model, example, dynamic_batch=dynamic_batch)
-    write_atomically(path, checked(portable(program, plain, opset)))
+    if operator == "native":
+        if opset < native_onnx.OPSET:
+            raise ValueError(f"opset {opset}: native operators need {native_onnx.OPSET} or later")
+        plain = plain_model(model, tables=True, keep=native_onnx.has_kernel)
+        program = exported(plain.model, example, dynamic_batch=dynamic_batch)
+        program = program.run_decompositions(native_onnx.decompositions())
+    else:
+        plain = plain_model(model, tables=True)
+        program = exported(plain.model, example, dynamic_batch=dynamic_batch)
+    write_atomically(path, checked(with_codes(program, plain, opset)))

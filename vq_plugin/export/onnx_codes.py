@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -17,7 +18,10 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from vq_plugin.coding.bits import code_bits, pack
+from vq_plugin.export.plain import join
 from vq_plugin.nn import CodedWeight, View
+from vq_plugin.ops import pack_codes, packs
+from vq_plugin.ops.packing import NIBBLES
 from vq_plugin.rounding import to_int8
 
 # The opsets whose Cast takes an integer type of so many bits.
@@ -47,20 +51,26 @@ class Graph:
 
     def add_weight(self, output: str, coded: CodedWeight, view: View) -> None:
         """Decodes a weight, as the parameter that a view makes of it, into the value ``output``."""
-        _Decoding(self, output, coded, self._store(output, coded)).weight(view)
+        Decoding(self, output, coded, self._store(output, coded)).weight(view)
 
     def add_table(self, name: str, coded: CodedWeight) -> None:
         """Codes as ``uint8`` or more, codebooks and scales, of the layer with that name."""
-        _Decoding(self, name, coded, self._store(name, coded)).table()
+        Decoding(self, name, coded, self._store(name, coded)).table()
+
+    def add_operands(self, name: str, coded: CodedWeight) -> None:
+        """Codes as the kernels read them, codebooks and scales, of the layer with that name."""
+        Decoding(self, name, coded, self._store(name, coded)).operands()
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A constant with the values of a tensor."""
-        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
         types = {**_FLOATS, torch.int8: TensorProto.INT8, torch.int64: TensorProto.INT64}
-        self.constants.append(
-            helper.make_tensor(name, types[tensor.dtype], tensor.shape, raw, raw=True)
-        )
+        self.raw(name, types[tensor.dtype], tensor.shape, data)
         return name
+
+    def raw(self, name: str, kind: int, shape: Sequence[int], data: bytes) -> None:
+        """A constant of a type of ONNX, by its bytes."""
+        self.constants.append(helper.make_tensor(name, kind, shape, data, raw=True))
 
     def _store(self, name: str, coded: CodedWeight) -> _Stored:
         """The names of what is decoded; weights that share it have it once."""
@@ -71,26 +81,12 @@ class Graph:
 
 
 class _Stored:
-    """Constants of a weight."""
+    """Constants of a weight, which its graph gets when they are first asked for."""
 
     def __init__(self, graph: Graph, name: str, coded: CodedWeight, opset: int) -> None:
-        small = coded.codebook_weight
-        bits = code_bits(small.k)
-        codes = small.codes.numpy().reshape(-1).astype("int32")
         self.name = name
-        # Each with the place of its lowest bit.
-        self.planes: list[tuple[str, int, int]] = []
-        place = 0
-        for width in _widths(bits):
-            plane = (codes >> place) & ((1 << width) - 1)
-            raw = pack(plane, 1 << width).tobytes()
-            typed = opset >= _SINCE.get(width, 1 << 30)
-            shape = list(small.codes.shape) if typed else [len(raw)]
-            kind = _TYPES[width] if typed else TensorProto.UINT8
-            plane_name = f"{name}.codes" + (f".{place}" if place else "")
-            graph.constants.append(helper.make_tensor(plane_name, kind, shape, raw, raw=True))
-            self.planes.append((plane_name, place, 0 if typed else width))
-            place += width
+        self._graph, self._opset = graph, opset
+        self._small = small = coded.codebook_weight
         self.exponents = ""
         centers = small.codebooks
         if coded.scheme.codebook_dtype == "int8":
@@ -102,8 +98,39 @@ class _Stored:
         if small.scale is not None:
             self.scale = graph.constant(f"{name}.row_scale", small.scale)
 
+    @cached_property
+    def planes(self) -> list[tuple[str, int, int]]:
+        """Names, each with the place of its lowest bit and its width, or 0 where that is a type."""
+        codes = self._small.codes.numpy().reshape(-1).astype("int32")
+        found = []
+        place = 0
+        for width in _widths(code_bits(self._small.k)):
+            raw = pack((codes >> place) & ((1 << width) - 1), 1 << width).tobytes()
+            typed = self._opset >= _SINCE.get(width, 1 << 30)
+            shape = list(self._small.codes.shape) if typed else [len(raw)]
+            kind = _TYPES[width] if typed else TensorProto.UINT8
+            name = f"{self.name}.codes" + (f".{place}" if place else "")
+            self._graph.raw(name, kind, shape, raw)
+            found.append((name, place, 0 if typed else width))
+            place += width
+        return found
 
-class _Decoding:
+    @cached_property
+    def operand(self) -> str:
+        """The codes in the order in which kernels read them."""
+        name, codes = f"{self.name}.codes", self._small.codes
+        cut = self._small.geometry
+        if not packs(cut.k, cut.group):
+            self._graph.raw(name, TensorProto.UINT8, codes.shape, codes.numpy().tobytes())
+            return name
+        blocks = pack_codes(codes, along_out=cut.axis == "out")
+        # The same bytes: the lower half of a byte comes first, as it does in a dword.
+        shape = (*blocks.shape, NIBBLES)
+        self._graph.raw(name, TensorProto.UINT4, shape, blocks.numpy().tobytes())
+        return name
+
+
+class Decoding:
     """The nodes that decode one weight."""
 
     def __init__(self, graph: Graph, name: str, coded: CodedWeight, stored: _Stored) -> None:
@@ -114,9 +141,9 @@ class _Decoding:
             raise ValueError(f"layer {name!r}: ONNX has no weights of {dtype}")
         self._dtype = _FLOATS[dtype]
 
-    def weight(self, view: View) -> None:
-        """The parameter under the name of the decoding."""
-        cut, coded = self._cut, self._coded
+    def decoded(self) -> str:
+        """The weight, ``cut.shape``."""
+        cut = self._cut
         table = self._reshaped(self._codebooks(), (-1, cut.dim))
         vectors = self._add("Gather", table, self._indices(), axis=0)
         if cut.stages > 1:
@@ -128,7 +155,12 @@ class _Decoding:
         matrix = self._reshaped(vectors, (cut.rows, cut.subspaces * cut.dim))
         if cut.scaled:
             matrix = self._add("Mul", matrix, self._reshaped(self._scale(), (cut.rows, 1)))
-        weight = self._weight_of(matrix)
+        return self._weight_of(matrix)
+
+    def weight(self, view: View) -> None:
+        """The parameter under the name of the decoding."""
+        cut, coded = self._cut, self._coded
+        weight = self.decoded()
         if coded._padding is not None and coded._zero_row:
             rows = self._range(cut.shape[0], 1)
             is_padding = self._add("Equal", rows, self._int32(coded._padding))
@@ -147,13 +179,22 @@ class _Decoding:
         """Codes, codebooks and scales as the plain model has them."""
         kind = TensorProto.UINT8 if self._cut.k <= 256 else TensorProto.INT32
         kind = TensorProto.INT16 if 256 < self._cut.k <= 1 << 15 else kind
-        self._rename(self._codes(kind), f"{self._name}._codes")
-        self._rename(self._codebooks(), f"{self._name}.codebooks")
-        if self._cut.scaled:
-            self._rename(self._scale(), f"{self._name}.scale")
+        self._rename(self._codes(kind), "_codes")
+        self._rename_tables()
 
-    def _rename(self, value: str, name: str) -> None:
-        self._node("Identity", [value], [name])
+    def operands(self) -> None:
+        """Codes, codebooks and scales as a layer's node reads them."""
+        self._rename(self._stored.operand, "_codes")
+        self._rename_tables()
+
+    def _rename_tables(self) -> None:
+        self._rename(self._codebooks(), "codebooks")
+        if self._cut.scaled:
+            self._rename(self._scale(), "scale")
+
+    def _rename(self, value: str, leaf: str) -> None:
+        """Has the plain model's value of a layer, or of the model itself."""
+        self._node("Identity", [value], [join(self._name, leaf)])
 
     def _codes(self, kind: int) -> str:
         """Codes, ``(stages, rows, subspaces)``, of an integer type."""

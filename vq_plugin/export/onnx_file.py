@@ -14,17 +14,19 @@ import torch
 from onnx import helper
 from torch import nn
 
+from vq_plugin.export.native_onnx import add_definitions
 from vq_plugin.export.onnx_codes import Graph
-from vq_plugin.export.plain import PlainModel
+from vq_plugin.export.plain import PlainModel, join
 from vq_plugin.nn.slots import shown
 
 
-def portable(
+def with_codes(
     program: torch.export.ExportedProgram, plain: PlainModel, opset: int
 ) -> onnx.ModelProto:
     """A program of a plain model, with codes in the place of its weights.
 
-    ``ValueError`` if ONNX cannot express the model.
+    Layers that it kept are nodes of :mod:`vq_plugin.export.native_onnx`. ``ValueError`` if ONNX
+    cannot express the model.
     """
     for name, module in plain.model.named_modules():
         if isinstance(module, nn.LSTM) and module.proj_size:
@@ -33,9 +35,9 @@ def portable(
                 f"(proj_size={module.proj_size}): make it an nn.LSTM and an nn.Linear"
             )
     given = {*plain.decoded}
-    for name, table in plain.tables.items():
-        leaves = ["_codes", "codebooks"] + ["scale"] * (table.scale is not None)
-        given |= {f"{name}.{leaf}" if name else leaf for leaf in leaves}
+    for name, layer in (plain.tables | plain.kept).items():
+        leaves = ["_codes", "codebooks"] + ["scale"] * (layer.scale is not None)
+        given |= {join(name, leaf) for leaf in leaves}
     written = converted(program, opset, given)
     graph = Graph(opset)
     inputs = {each.name for each in written.graph.input}
@@ -44,6 +46,8 @@ def portable(
             graph.add_weight(name, decoded.coded, decoded.view)
     for name, table in plain.tables.items():
         graph.add_table(name, table)
+    for name, layer in plain.kept.items():
+        graph.add_operands(name, layer)
     outputs = {output for node in graph.nodes for output in node.output}
     kept = [each for each in written.graph.input if each.name not in outputs]
     del written.graph.input[:]
@@ -52,6 +56,9 @@ def portable(
     del written.graph.node[:]
     written.graph.node.extend(nodes)
     written.graph.initializer.extend(graph.constants)
+    add_definitions(
+        written, {join(name, "_codes"): layer.geometry for name, layer in plain.kept.items()}
+    )
     return written
 
 
@@ -91,7 +98,7 @@ def converted(
         del function.metadata_props[:]
         for node in function.node:
             del node.metadata_props[:]
-    written.ir_version = helper.find_min_ir_version_for(written.opset_import)
+    written.ir_version = helper.find_min_ir_version_for(written.opset_import, True)
     return written
 
 

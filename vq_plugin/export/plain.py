@@ -6,14 +6,21 @@ place of. Tables of embeddings stay codes: only the rows that are asked for are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from vq_plugin.model_copy import HOOKS, copy_model
-from vq_plugin.nn import CodebookEmbedding, CodebookLayer, CodedWeight, View, coded_parameters
+from vq_plugin.nn import (
+    CodebookEmbedding,
+    CodebookLayer,
+    CodedParameter,
+    CodedWeight,
+    View,
+    coded_parameters,
+)
 from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.nn.slots import shown
 from vq_plugin.replace import put_parameter
@@ -44,11 +51,13 @@ class PlainModel:
         decoded: Parameters with the values of decoded weights, by their names.
         tables: Layers that look rows of codes up, by their names. Their codes are the buffer
             ``_codes`` beside ``codebooks`` and ``scale``, which hold the values of a file.
+        kept: Layers that stay what they are, by their names; with buffers and values as tables.
     """
 
     model: nn.Module
     decoded: dict[str, Decoded]
     tables: dict[str, CodedWeight]
+    kept: dict[str, CodedWeight]
 
 
 def plain_model(
@@ -79,37 +88,27 @@ def plain_model(
         copied = copy_model(model, {})
         for module in copied.modules():
             module.training = False
-        plain = PlainModel(copied, {}, {})
+        plain = PlainModel(copied, {}, {}, {})
         shared: dict[object, nn.Parameter] = {}
         for name, module in list(copied.named_modules()):
             if isinstance(module, CodebookLayer):
                 if tables and type(module) is CodebookEmbedding:
-                    plain.tables[name] = _as_table(module)
-                elif not keep(module):
-                    decoded = Decoded(_frozen(module), View.whole(module.weight_shape), shown(name))
-                    _as_float(module)
-                    module._parameters["weight"] = _once(
-                        shared, decoded, module._parameters["weight"]
-                    )
-                    plain.decoded[_join(name, "weight")] = decoded
+                    plain.tables[name] = _as_stored(module)
+                elif keep(module):
+                    plain.kept[name] = _as_stored(module)
+                else:
+                    plain.decoded[join(name, "weight")] = _replaced(module, name, shared)
             elif found := coded_parameters(module):
-                for parameter, coded in found.items():
-                    decoded = Decoded(coded, coded.view, shown(_join(name, parameter)))
-                    put_parameter(module, parameter, coded.view.restore(coded._weight().detach()))
-                    module._parameters[parameter] = _once(
-                        shared, decoded, module._parameters[parameter]
-                    )
-                    plain.decoded[_join(name, parameter)] = decoded
-                if isinstance(module, nn.RNNBase):
-                    module._init_flat_weights()
-    if not plain.decoded and not plain.tables:
+                plain.decoded.update(_as_parameters(module, name, found, shared))
+    if not (plain.decoded or plain.tables or plain.kept):
         raise ValueError(
             "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
         )
     return plain
 
 
-def _join(module: str, name: str) -> str:
+def join(module: str, name: str) -> str:
+    """The name of what a module has, or the model itself."""
     return f"{module}.{name}" if module else name
 
 
@@ -129,6 +128,32 @@ def _once(shared: dict[object, nn.Parameter], decoded: Decoded, value: object) -
     return shared.setdefault((id(coded.codebooks), decoded.view, padding), value)
 
 
+def _as_parameters(
+    module: nn.Module,
+    name: str,
+    found: Mapping[str, CodedParameter],
+    shared: dict[object, nn.Parameter],
+) -> dict[str, Decoded]:
+    """Has a module the decoded weights as parameters, whose full names are returned."""
+    decoded = {}
+    for parameter, coded in found.items():
+        each = Decoded(coded, coded.view, shown(join(name, parameter)))
+        put_parameter(module, parameter, coded.view.restore(coded._weight().detach()))
+        module._parameters[parameter] = _once(shared, each, module._parameters[parameter])
+        decoded[join(name, parameter)] = each
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+    return decoded
+
+
+def _replaced(layer: CodebookLayer, name: str, shared: dict[object, nn.Parameter]) -> Decoded:
+    """What the weight is decoded from of a layer that becomes its float layer."""
+    decoded = Decoded(_frozen(layer), View.whole(layer.weight_shape), shown(name))
+    _as_float(layer)
+    layer._parameters["weight"] = _once(shared, decoded, layer._parameters["weight"])
+    return decoded
+
+
 def _as_float(layer: CodebookLayer) -> None:
     """Makes a codebook layer its float layer, with all else that it has: hooks, attributes."""
     plain = layer.to_float()
@@ -144,14 +169,15 @@ def _as_float(layer: CodebookLayer) -> None:
     vars(layer).update(held)
 
 
-def _as_table(layer: CodebookEmbedding) -> CodedWeight:
-    """Has an embedding look rows up in what a file holds, which it rounds no more."""
+def _as_stored(layer: CodebookLayer) -> CodedWeight:
+    """Has a layer read what a file holds, which it rounds no more."""
     stored = _frozen(layer)
     dtype = layer.codebooks.dtype
     layer.codebooks.data = round_centers(layer.codebooks, layer.scheme.codebook_dtype).to(dtype)
     if layer.scale is not None:
         layer.scale.data = layer._rounded_scale(layer.scale).to(dtype)
     layer.scheme = replace(layer.scheme, codebook_dtype="float32")
+    layer._settings = (*layer._settings[:-1], layer.scheme.torch_codebook_dtype)
     codes = vars(layer).pop("_codes")
     layer.register_buffer("_codes", codes)
     return stored

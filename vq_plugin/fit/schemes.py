@@ -11,7 +11,7 @@ from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.residual import fit_residual
 from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, PQ, RQ, Binary, Geometry, Uniform, torch_code_dtype
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Geometry, Signs, Uniform, torch_code_dtype
 
 # An element without importance still has to go somewhere: to the nearest center.
 LEAST_IMPORTANCE = 1e-8
@@ -84,6 +84,33 @@ def fit_rq(
         batch, scheme.k, scheme.stages, seed=seed, codebook_dtype=scheme.codebook_dtype
     )
     return _by_row(centers, codes, len(matrix))
+
+
+def fit_signs(
+    matrix: Tensor, scheme: Signs, importance: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Signs as they are, and k-means of the (weighted) mean sizes of blocks.
+
+    With size ``m`` the error of a block is ``Σ p·(|w| − m)²``: but for what no size changes, that
+    of its mean, weighted by ``Σ p``.
+    """
+    del seed
+    batch = sub_vectors(matrix, importance, scheme.geometry(tuple(matrix.shape)))
+    points = batch.x[0]
+    mass = torch.ones_like(points) if batch.importance is None else batch.importance[0]
+    means = (points.abs() * mass).sum(1) / mass.sum(1)
+    weights = None if batch.importance is None else mass.sum(1)
+    sizes = scalar.fit_scalar(means, scheme.levels, importance=weights)
+    sizes = round_centers(sizes.reshape(1, 1, 1, -1, 1), scheme.codebook_dtype).flatten()
+    # A row may be shorter than a block.
+    block = points.shape[1]
+    bits = 1 << torch.arange(block)
+    patterns = 1.0 - 2.0 * ((torch.arange(1 << block).unsqueeze(1) & bits) > 0)
+    centers = (sizes.float().reshape(-1, 1, 1) * patterns).flatten(0, 1)
+    codes = (scalar.assign_scalar(means, sizes).long() << block) + ((points < 0) * bits).sum(1)
+    # Small weights do not have all patterns.
+    used, codes = torch.unique(codes, return_inverse=True)
+    return codes.reshape(1, len(matrix), -1), centers[used][None, None, None]
 
 
 def _points(matrix: Tensor, scheme: PQ | RQ, importance: Tensor | None) -> Batch:

@@ -54,7 +54,7 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     if _LENGTH + int.from_bytes(readable[:_LENGTH], "little") <= _READABLE * len(readable):
         return readable
     packed = zlib.compress(text.encode(), 9)
-    names = len(header.layers) + len(header.aliases) + len(tensors)
+    names = len(header.layers) + len(header.aliases) + len(header.factors) + len(tensors)
     if len(text) > _MOST_EXPANDED * len(packed) or names > len(packed):
         return readable
     size = len(packed) + sum(part.size for part in data)

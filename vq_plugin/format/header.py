@@ -110,11 +110,13 @@ class Header:
     Attributes:
         layers: Coded weights by name. The tensors of ``fc`` are ``fc.codes`` and so on.
         aliases: Names of weights and of other tensors that are those of another name (ties).
+        factors: Layers that are products of two below their names, and as what, as text.
         tensors: All tensors, in the order of their bytes.
     """
 
     layers: dict[str, Entry] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    factors: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, Stored] = field(default_factory=dict)
 
     def books(self, name: str) -> tuple[int, ...]:
@@ -145,6 +147,9 @@ def part_of(
         return header, {}
     own, places = Header(), dict[str, str]()
     first: dict[str, str] = {}
+    for name, factor in header.factors.items():
+        if name == part or name.startswith(f"{part}."):
+            own.factors[name[len(part) :].removeprefix(".")] = factor
     for name, stored in (*header.weights(), *header.others()):
         if name != part and not name.startswith(f"{part}."):
             continue

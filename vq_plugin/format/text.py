@@ -31,8 +31,8 @@ from vq_plugin.format.header import (
 
 _T = TypeVar("_T")
 
-# Of a scheme's text, and of shapes: far beyond what anybody writes. Products of so few numbers
-# are small, and so is the time that it takes to read so short a text.
+# Of the text of a scheme or a factor, and of shapes: far beyond what anybody writes. Products of so
+# few numbers are small, and so is the time that it takes to read so short a text.
 _LONGEST_SCHEME, _MOST_DIMENSIONS = 1000, 64
 
 _STRING = r'"((?:[^"\\\x00-\x1f]|\\.)*+)"'
@@ -48,6 +48,7 @@ _LAYER = re.compile(
 )
 _ALIAS = re.compile(f"{_STRING}:{_STRING}{_END}")
 _TENSOR = re.compile(rf'{_STRING}:\["(\w+)",{_SHAPE},({_NUMBER})(?:,"(\w+)")?\]{_END}')
+_FACTORS = ',"factors":{'
 _CHECKSUM = re.compile(rf"({_NUMBER})\}}")
 
 
@@ -64,6 +65,7 @@ def header_json(header: Header) -> str:
             for name, entry in header.layers.items()
         },
         "aliases": header.aliases,
+        **({"factors": header.factors} if header.factors else {}),
         # Names are most of a header: every one once.
         "tensors": {
             name: [kind.dtype, kind.shape, kind.checksum, *([kind.rounded] if kind.rounded else [])]
@@ -124,6 +126,12 @@ class _Text:
         self._pass(',"aliases":{')
         for match in self._items(_ALIAS):
             _put(header.aliases, match[1], _string(match[2]))
+        if self._text.startswith(_FACTORS, self._at):
+            self._pass(_FACTORS)
+            for match in self._items(_ALIAS):
+                _put(header.factors, match[1], self._printable(match[2]))
+            if not header.factors:
+                raise self._odd()
         self._pass(',"tensors":{')
         for match in self._items(_TENSOR):
             _put(header.tensors, match[1], self._stored(match))
@@ -164,8 +172,8 @@ class _Text:
 
     def _entry(self, match: re.Match[str]) -> Entry:
         _, scheme, shape, view, *views, axis, group, codes, dtype, along, bits, _ = match.groups()
-        scheme = _string(scheme) if len(scheme) <= _LONGEST_SCHEME else ""
-        if not scheme or not scheme.isprintable() or dtype not in FLOATS or group == "0":
+        scheme = self._printable(scheme)
+        if dtype not in FLOATS or group == "0":
             raise ValueError(f"{match[0][:200]!r} cannot be")
         seen = self._shape(shape)
         return Entry(
@@ -178,6 +186,13 @@ class _Text:
             dtype=dtype,
             coding=None if along is None else Coding(_along(along), _number(bits)),
         )
+
+    def _printable(self, raw: str) -> str:
+        """The text of a scheme or of a factor."""
+        text = _string(raw) if len(raw) <= _LONGEST_SCHEME else ""
+        if not text or not text.isprintable():
+            raise ValueError(f"{raw[:200]!r} cannot be")
+        return text
 
     def _view(self, texts: list[str], shape: tuple[int, ...]) -> EntryView:
         parameter, split, order = map(self._shape, texts)

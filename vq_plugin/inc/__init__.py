@@ -18,7 +18,7 @@ from vq_plugin.inc.engine import compress_in_place
 from vq_plugin.inc.files import load
 from vq_plugin.inc.schemes import register_known, scheme_config
 from vq_plugin.inc.tuning import tuning_config
-from vq_plugin.schemes import KM, PQ, RQ, Binary, Uniform
+from vq_plugin.schemes import KM, PQ, RQ, Binary, Signs, Uniform
 
 register_algo(VQConfig.name)(compress_in_place)
 register_known()
@@ -28,12 +28,14 @@ PQConfig = scheme_config(PQ)
 RQConfig = scheme_config(RQ)
 BinaryConfig = scheme_config(Binary)
 UniformConfig = scheme_config(Uniform)
+SignsConfig = scheme_config(Signs)
 
 __all__ = [
     "BinaryConfig",
     "KMConfig",
     "PQConfig",
     "RQConfig",
+    "SignsConfig",
     "UniformConfig",
     "VQConfig",
     "load",

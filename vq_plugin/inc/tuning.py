@@ -11,7 +11,7 @@ from pathlib import Path
 from neural_compressor.torch.quantization import TuningConfig
 from torch import nn
 
-from vq_plugin.calibration import Calibration
+from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.inc.config import VQConfig
@@ -115,8 +115,8 @@ def tuning_config(
         _check_recipe(prepared.recipe, path)
         if tolerable_loss is None:
             tolerable_loss = _relative(tuning.accuracy_criterion, path)
-        if calibration is None and prepared.calibration is not None:
-            calibration = prepared.calibration()
+        if calibration is None:
+            calibration = prepared.data("quantization", "calibration")
         max_trials = tuning.exit_policy.max_trials if max_trials is None else max_trials
         seed = tuning.random_seed if seed is None else seed
         recipe_or_schemes = prepared.recipe.candidates()
@@ -204,6 +204,8 @@ def _frontier(
     model: nn.Module, candidates: Candidates, calibration: Calibration | None, count: int, seed: int
 ) -> list[VQConfig]:
     """Points of the tuner's frontier, the smallest model first."""
+    if calibration is not None:
+        check_batches(calibration)
     if isinstance(calibration, Iterable):
         # Read several times, in the same order.
         calibration = list(calibration)

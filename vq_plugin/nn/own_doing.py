@@ -64,8 +64,8 @@ def replaceable(module: nn.Module, parameter: str, layer: type[CodebookLayer]) -
     )
 
 
-def take_over(layer: CodebookLayer, module: nn.Module, parameter: str, moved: Any) -> None:
-    """Gives a codebook layer all that its float layer has beside weight, bias and settings.
+def take_over(layer: nn.Module, module: nn.Module, parameter: str, moved: Any) -> None:
+    """Gives a layer all that the one before it has beside its weight, and that it has not itself.
 
     ``moved`` gives what takes the place of a value: attributes, parameters, buffers, submodules and
     hooks of every kind.

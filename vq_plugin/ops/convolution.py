@@ -145,7 +145,8 @@ def _memory_format(input: Tensor) -> torch.memory_format:
     return last
 
 
-def _conv_fake(input: Tensor, *rest: Any) -> Tensor:
+def conv_fake(input: Tensor, *rest: Any) -> Tensor:
+    """An output of the operator's shape and layout; ``rest`` as the operator's."""
     out_channels, kernel, stride, padding, dilation, *_ = rest[4:]
     size = [
         (length + 2 * pad - spread * (width - 1) - 1) // step + 1
@@ -168,7 +169,7 @@ _library = Library("vq", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _name in ("codebook_conv", "codebook_conv.inference", "decoded_conv"):
     _library.define(_name + _SCHEMA, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
     _library.impl(_name, _conv, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    register_fake(f"vq::{_name}", _conv_fake, lib=_library)
+    register_fake(f"vq::{_name}", conv_fake, lib=_library)
 
 
 class _Conv(torch.autograd.Function):

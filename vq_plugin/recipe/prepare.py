@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from vq_plugin.nn import layer_types
+from vq_plugin.raised import raised
 from vq_plugin.recipe.fields import Choice
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
-from vq_plugin.recipe.references import raised, resolve
+from vq_plugin.recipe.references import resolve
 from vq_plugin.recipe.schema import Recipe
 from vq_plugin.schemes import Scheme
-from vq_plugin.select import Pattern, match
+from vq_plugin.select import Pattern, check_model, match
 from vq_plugin.tuning.space import search_space
 
 Function = Callable[..., Any]
@@ -28,13 +28,15 @@ class Prepared:
     """A recipe that is ready to run, with what its functions are, and schemes by layer name."""
 
     recipe: Recipe
+    source: Source
     model: nn.Module
-    evaluate: Function
-    test: Function | None
-    calibration: Function | None
-    pruning: Function | None
-    recovery: Function | None
+    functions: Mapping[str, Function]
     space: dict[str, tuple[Scheme | None, ...]]
+
+    def data(self, *location: str) -> Any:
+        """What the function of a key returns, ``None`` without one; RecipeError if it raises."""
+        function = self.functions.get(key_text(location))
+        return None if function is None else _called(function, self.source, location)
 
     def __str__(self) -> str:
         searched = sum(len(schemes) > 1 for schemes in self.space.values())
@@ -56,12 +58,9 @@ def prepare(path: str | os.PathLike[str], model: nn.Module | None = None) -> Pre
         model = _build(functions["model"], source)
     return Prepared(
         recipe=recipe,
+        source=source,
         model=model,
-        evaluate=functions["evaluation.tuning"],
-        test=functions.get("evaluation.test"),
-        calibration=functions.get("quantization.calibration"),
-        pruning=functions.get("pruning.loader"),
-        recovery=functions.get("recovery.loader"),
+        functions=functions,
         space=_space(recipe, source, model),
     )
 
@@ -89,16 +88,24 @@ def _functions(recipe: Recipe, source: Source) -> dict[str, Function]:
 
 
 def _build(function: Function, source: Source) -> nn.Module:
-    reference = source.raw["model"]
+    model: Any = _called(function, source, ["model"])
     try:
-        model = function()
-    except Exception as error:
-        text = source.problem(["model"], f"model: {reference!r} {raised(error)}")
-        raise RecipeError(text) from error
-    if not isinstance(model, nn.Module):
-        text = f"model: {reference!r} returned {model!r}, not an nn.Module"
-        raise RecipeError(source.problem(["model"], text))
+        check_model(model)
+    except TypeError as error:
+        text = f"model: {source.raw['model']!r} returned no model: {error}"
+        raise RecipeError(source.problem(["model"], text)) from None
+    assert isinstance(model, nn.Module)
     return model
+
+
+def _called(function: Function, source: Source, location: Sequence[str]) -> object:
+    """What a function of the user returns; a RecipeError has its key, file and line."""
+    try:
+        return function()
+    except Exception as error:
+        reference = source.value(location)
+        text = f"{key_text(location)}: {reference!r} {raised(error)}"
+        raise RecipeError(source.problem(location, text)) from error
 
 
 def _space(
@@ -118,24 +125,13 @@ def _space(
         try:
             match(model, [pattern], [pattern] if choice is None else [])
         except ValueError as error:
-            hint = _expression_hint(model, name)
             location = ("quantization", section, name)
-            problems.append(source.problem(location, f"quantization.{section}: {error}{hint}"))
+            problems.append(source.problem(location, f"quantization.{section}: {error}"))
     _raise(problems)
     try:
         return search_space(model, recipe.candidates())
     except ValueError as error:
         raise RecipeError(source.problem(["quantization"], f"quantization: {error}")) from None
-
-
-def _expression_hint(model: nn.Module, name: str) -> str:
-    """Intel Neural Compressor reads every name as a regular expression."""
-    try:
-        expression = re.compile(name)
-    except re.error:
-        return ""
-    hit = any(expression.fullmatch(layer) for layer, _ in model.named_modules())
-    return f"; a regular expression is written 're:{name}'" if hit else ""
 
 
 def _raise(problems: Sequence[str]) -> None:

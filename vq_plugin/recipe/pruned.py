@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,14 +16,15 @@ from vq_plugin.recipe.prepare import Prepared
 from vq_plugin.replace import assemble
 from vq_plugin.tuning.identity import model_digest
 
+_log = logging.getLogger(__name__)
+
 _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
 
 def pruned(prepared: Prepared, folder: Path) -> nn.Module:
     """The float model, pruned as its recipe says; ``folder`` keeps it, ValueError if damaged."""
-    keys, loader = prepared.recipe.pruning, prepared.pruning
+    keys = prepared.recipe.pruning
     assert keys is not None
-    assert loader is not None
     model, seed = prepared.model, prepared.recipe.tuning.random_seed
     run = json.dumps([model_digest(model), keys.model_dump(), seed])
     path = folder / _NAME
@@ -37,10 +39,12 @@ def pruned(prepared: Prepared, folder: Path) -> nn.Module:
             sparse = assemble(model, {})
             sparse.load_state_dict(state)
             return sparse
+    loader = prepared.data("pruning", "loader")
     folder.mkdir(parents=True, exist_ok=True)
+    _log.info("prune")
     sparse = prune(
         model,
-        loader(),
+        loader,
         keys.sparsity,
         epochs=keys.epochs,
         lr=keys.learning_rate,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -39,6 +40,13 @@ class Source:
                 break
             line = place[0] + 1
         return line
+
+    def value(self, location: Sequence[str]) -> object:
+        """What stands at a location."""
+        node: Any = self.raw
+        for part in location:
+            node = node[part]
+        return node
 
     def problem(self, location: Sequence[int | str], text: str) -> str:
         """A problem as ``file:line: text``."""

@@ -6,9 +6,10 @@ import difflib
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
+
+from vq_plugin.raised import raised
 
 
 def resolve(reference: str) -> Callable[..., Any]:
@@ -26,7 +27,10 @@ def resolve(reference: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{reference!r}: {error}") from error
+        remedy = ""
+        if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
+            remedy = f"; modules are found in {os.getcwd()} and among what is installed"
+        raise ValueError(f"{reference!r}: {error}{remedy}") from error
     except Exception as error:
         raise ValueError(f"{reference!r}: the import {raised(error)}") from error
     function = getattr(module, name, None)
@@ -38,9 +42,15 @@ def resolve(reference: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def raised(error: Exception) -> str:
-    """What a function of the user raised, and where, in one line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-    text = " ".join(str(error).split())
-    return f"raised {type(error).__name__} at {place}: {text}"
+def call(reference: str, *arguments: object) -> Any:
+    """What the function that ``"module:function"`` names returns; ValueError if it raises.
+
+    Example:
+        >>> call("math:sqrt", 9.0)
+        3.0
+    """
+    function = resolve(reference)
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(f"{reference!r} {raised(error)}") from error

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from vq_plugin.recipe.prepare import Prepared, prepare
+from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.pruned import forget_pruned, pruned
+from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
+from vq_plugin.recipe.schema import Recipe
 from vq_plugin.tuning import Recovery, TuneResult, tune
 from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
+from vq_plugin.tuning.trials import BaselineError
+from vq_plugin.tuning.watch import Callback
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ def run_recipe(
     *,
     workers: int = 1,
     backend: str = "loky",
+    callback: Callback | None = None,
 ) -> Outcome:
     """Runs a recipe: tunes, saves the model if the budget holds, writes the reports.
 
@@ -34,9 +44,11 @@ def run_recipe(
 
     Args:
         path: The recipe.
-        output: Folder for the results instead of the recipe's.
+        output: Folder for the results instead of the recipe's. It may be anywhere; that of a recipe
+            is in the current folder.
         workers: Fits and evaluations at a time, as in :func:`vq_plugin.tune`.
         backend: What runs them if there are several, as there.
+        callback: Called with every trial, as there.
 
     Returns:
         The outcome.
@@ -45,37 +57,59 @@ def run_recipe(
         RecipeError: If the recipe cannot be used.
         ValueError: As :func:`vq_plugin.tune`.
     """
-    prepared = prepare(path)
-    recipe, calibration = prepared.recipe, prepared.calibration
-    folder = Path(output or recipe.output)
+    if output is None:
+        # Before the model is built, which may take long.
+        output = _inside(*read_recipe(path))
+    _log.info("build the model")
+    prepared, folder = prepare(path), Path(output)
+    recipe, source = prepared.recipe, prepared.source
     start = None if recipe.pruning is None else pruned(prepared, folder)
-    result = tune(
-        prepared.model,
-        prepared.evaluate,
-        recipe.tuning.accuracy_criterion.budget(),
-        None if calibration is None else calibration(),
-        candidates=recipe.candidates(),
-        test=prepared.test,
-        max_trials=recipe.tuning.exit_policy.max_trials,
-        timeout=recipe.tuning.exit_policy.timeout,
-        seed=recipe.tuning.random_seed,
-        workers=workers,
-        backend=backend,
-        start=start,
-        recovery=_recovery(prepared),
-        rest=recipe.rest,
-        folder=folder,
-        recipe=Path(path),
-    )
+    try:
+        result = tune(
+            prepared.model,
+            prepared.functions["evaluation.tuning"],
+            recipe.tuning.accuracy_criterion.budget(),
+            prepared.data("quantization", "calibration"),
+            candidates=recipe.candidates(),
+            test=prepared.functions.get("evaluation.test"),
+            max_trials=recipe.tuning.exit_policy.max_trials,
+            timeout=recipe.tuning.exit_policy.timeout,
+            seed=recipe.tuning.random_seed,
+            workers=workers,
+            backend=backend,
+            start=start,
+            recovery=_recovery(prepared),
+            rest=recipe.rest,
+            folder=folder,
+            recipe=Path(path),
+            callback=callback,
+        )
+    except BaselineError as error:
+        location = ("evaluation", "tuning" if error.name == "evaluate" else "test")
+        text = f"{key_text(location)}: {source.value(location)!r} of the float model: "
+        raise RecipeError(source.problem(location, text + error.reason)) from error
     forget_pruned(folder)
     model_path = folder / MODEL_FILE if result.passed else None
     return Outcome(result, model_path, folder / REPORT_FILE)
 
 
+def is_outside(output: str) -> bool:
+    """Whether a folder is not in the current one, where recipes of others may write."""
+    return not Path(output).resolve().is_relative_to(Path.cwd().resolve())
+
+
+def _inside(recipe: Recipe, source: Source) -> str:
+    """The recipe's folder; RecipeError if it is outside of the current one."""
+    if is_outside(recipe.output):
+        text = f"output: {recipe.output!r} is outside of the current folder"
+        remedy = f"if that is meant, give it yourself: --output {shlex.quote(recipe.output)}"
+        raise RecipeError(source.problem(["output"], f"{text}; {remedy}"))
+    return recipe.output
+
+
 def _recovery(prepared: Prepared) -> Recovery | None:
     keys = prepared.recipe.recovery
-    if keys is None or prepared.recovery is None:
+    if keys is None:
         return None
-    return Recovery(
-        prepared.recovery(), keys.epochs, keys.learning_rate, max_trials=keys.max_trials
-    )
+    loader = prepared.data("recovery", "loader")
+    return Recovery(loader, keys.epochs, keys.learning_rate, max_trials=keys.max_trials)

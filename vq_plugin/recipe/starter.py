@@ -9,6 +9,7 @@ from string import Template
 
 from vq_plugin.atomic import write_atomically
 from vq_plugin.recipe.fields import check_reference
+from vq_plugin.workloads.recipes import read_shipped
 
 
 def write_starter(
@@ -36,6 +37,15 @@ def write_starter(
         calibration=f"{'' if calibration else '# '}calibration: "
         f"{calibration or 'my_package:calibration'}",
     )
+    _write_new(path, text)
+
+
+def write_shipped(path: Path, name: str) -> None:
+    """Writes a copy of a recipe that comes with the package; FileExistsError if there is one."""
+    _write_new(path, read_shipped(name))
+
+
+def _write_new(path: Path, text: str) -> None:
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists and stays as it is; name another file")
     write_atomically(path, text.encode())

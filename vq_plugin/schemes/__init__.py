@@ -1,4 +1,4 @@
-"""What to do to one weight: ``KM``, ``PQ``, ``RQ``, ``Uniform``, ``Binary``, and a user's own.
+"""What to do to one weight: ``KM``, ``PQ``, ``RQ``, ``Uniform``, ``Binary``, ``Signs``, one's own.
 
 The names follow Gong et al. 2014 (arXiv 1412.6115): k-means on single weights, product and residual
 quantization, and binarization.
@@ -16,7 +16,7 @@ from vq_plugin.schemes.registry import (
 )
 from vq_plugin.schemes.scalar import KM, Binary, Uniform
 from vq_plugin.schemes.scheme import Scheme
-from vq_plugin.schemes.vector import PQ, RQ
+from vq_plugin.schemes.vector import PQ, RQ, Signs
 
 __all__ = [
     "KM",
@@ -32,6 +32,7 @@ __all__ = [
     "Geometry",
     "Preset",
     "Scheme",
+    "Signs",
     "Uniform",
     "fit_of",
     "parse_scheme",

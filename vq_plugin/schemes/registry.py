@@ -129,20 +129,25 @@ def parse_scheme(text: str) -> Scheme:
         >>> parse_scheme(str(vq.RQ(k=64, stages=3))) == vq.RQ(k=64, stages=3)
         True
     """
+    return scheme_from_dict(read_call(text, "scheme"))
+
+
+def read_call(text: str, noun: str) -> dict[str, Any]:
+    """``"method"`` and settings from text such as ``"pq(k=16,dim=4)"``; ``noun`` is for errors."""
     match = _CALL.fullmatch(text.strip())
     if match is None:
         cut = text.count("(") != text.count(")")
         hint = " in quotes: a comma ends a value inside YAML's [] and {}" if cut else ""
-        raise ValueError(f"cannot read the scheme {text!r}; write it as 'pq(k=16,dim=4)'{hint}")
-    values: dict[str, object] = {"method": match[1].lower()}
+        raise ValueError(f"cannot read the {noun} {text!r}; write it as 'pq(k=16,dim=4)'{hint}")
+    values: dict[str, Any] = {"method": match[1].lower()}
     for setting in filter(str.strip, (match[2] or "").split(",")):
         name, equals, value = (part.strip() for part in setting.partition("="))
         if not equals:
-            raise ValueError(f"scheme {text!r}: {setting.strip()!r} needs the form 'setting=value'")
+            raise ValueError(f"{noun} {text!r}: {setting.strip()!r} needs the form 'setting=value'")
         if name in values:
-            raise ValueError(f"scheme {text!r}: {name!r} is given twice")
+            raise ValueError(f"{noun} {text!r}: {name!r} is given twice")
         values[name] = _parse_value(value)
-    return scheme_from_dict(values)
+    return values
 
 
 def scheme_from_dict(values: dict[str, Any]) -> Scheme:
@@ -164,12 +169,12 @@ def scheme_from_dict(values: dict[str, Any]) -> Scheme:
     settings = dict(values)
     method = settings.pop("method", None)
     if method not in SCHEMES:
-        raise ValueError(_unknown("scheme", method, list(SCHEMES)))
+        raise ValueError(unknown("scheme", method, list(SCHEMES)))
     cls = SCHEMES[method]
     fields = [field.name for field in dataclasses.fields(cls)]
     for name in settings:
         if name not in fields:
-            raise ValueError(_unknown(f"{method}: setting", name, fields))
+            raise ValueError(unknown(f"{method}: setting", name, fields))
     return cls(**settings)
 
 
@@ -184,7 +189,8 @@ def _parse_value(text: str) -> object:
     return float(text) if re.fullmatch(r"[+-]?(\d+\.\d*|\.?\d+)(e[+-]?\d+)?", text) else text
 
 
-def _unknown(kind: str, name: object, known: list[str]) -> str:
+def unknown(kind: str, name: object, known: list[str]) -> str:
+    """What an error says of an unknown name: the nearest, and all that are known."""
     near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{kind} {name!r} is unknown; {hint}known: {', '.join(known)}"

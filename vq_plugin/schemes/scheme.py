@@ -166,7 +166,7 @@ class Scheme:
 
     def _shown(self) -> list[tuple[str, object]]:
         """The settings that tell schemes apart at a glance, then all that are not the default."""
-        always = ("step", "k", "stages", "dim")
+        always = ("step", "k", "levels", "block", "stages", "dim")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         names = [name for name in always if name in defaults]
         names += [

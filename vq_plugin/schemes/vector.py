@@ -1,4 +1,4 @@
-"""Schemes of sub-vectors: ``PQ`` and ``RQ``."""
+"""Schemes of sub-vectors: ``PQ``, ``RQ`` and ``Signs``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from vq_plugin.schemes.scheme import Scheme, require_centers, require_choice, re
 
 CodebookSharing = Literal["subspace", "tensor"]
 Layout = Literal["flat", "channels"]
+
+# So that a code takes a byte, and kernels read it.
+_MOST_PATTERNS = 256
 
 
 @register_scheme(fit="vq_plugin.fit.schemes:fit_pq")
@@ -103,6 +106,56 @@ class RQ(Scheme):
             stages=self.stages,
             shared=self.codebooks == "tensor",
         )
+
+
+@register_scheme(fit="vq_plugin.fit.schemes:fit_signs")
+@dataclass(frozen=True, repr=False)
+class Signs(Scheme):
+    """A sign for every weight and a size for every block of weights.
+
+    Blocks run along the inputs, as sub-vectors of :class:`PQ` with a codebook for the whole tensor
+    do: its centers are all patterns of signs, at every size (micro-structured weight unification,
+    Lin et al. 2021, arXiv 2106.08301). A weight takes ``1 + log2(levels) / block`` bits.
+    :func:`vq_plugin.finetune` moves centers one by one, and so away from one size.
+
+    Attributes:
+        levels: Sizes to choose from.
+        block: Weights that have one size. There are ``levels * 2**block`` centers, at most 256.
+
+    Example:
+        >>> import torch
+        >>> import vq_plugin as vq
+        >>> weight = torch.tensor([[0.5, -0.5, 2.0, 2.0], [-0.6, 0.4, 3.0, -1.0]])
+        >>> vq.quantize_weight(weight, Signs(levels=2, block=2)).decode()
+        tensor([[ 0.5000, -0.5000,  2.0000,  2.0000],
+                [-0.5000,  0.5000,  2.0000, -2.0000]])
+    """
+
+    method: ClassVar[str] = "signs"
+    # Free centers would not have one size.
+    calibrates: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+
+    levels: int = 4
+    block: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "levels")
+        require_positive(self, "block")
+        if self.block > 8 or self.k > _MOST_PATTERNS:
+            raise ValueError(
+                f"signs: levels={self.levels} and block={self.block} make more than "
+                f"{_MOST_PATTERNS} centers, levels * 2**block: lower one of them, or use pq"
+            )
+
+    @property
+    def k(self) -> int:
+        """Centers: every pattern of signs at every size."""
+        return self.levels << self.block
+
+    def geometry(self, shape: tuple[int, ...]) -> Geometry:  # noqa: D102 - inherited
+        return self.cut(shape, dim=self.block)
 
 
 def _cut_axis(scheme: PQ | RQ) -> CutAxis:

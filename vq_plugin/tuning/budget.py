@@ -97,6 +97,18 @@ class LossBudget:
         """Whether ``score`` is a number and its loss is within the limit."""
         return math.isfinite(score) and self.loss(baseline, score) <= self.limit + 1e-12
 
+    def loss_text(self, loss: float) -> str:
+        """A loss in the unit of the limit.
+
+        Example:
+            >>> LossBudget(relative=0.01).loss_text(0.004)
+            '0.40 %'
+        """
+        # Adding 0.0 turns a rounded -0.0 into 0.0.
+        if self.relative is not None:
+            return f"{round(100 * loss, 2) + 0.0:.2f} %"
+        return f"{round(loss, 4) + 0.0:.4f}"
+
     def __str__(self) -> str:
         sure = "" if self.confidence is None else f", with {self.confidence:.4g} confidence"
         if self.relative is not None:

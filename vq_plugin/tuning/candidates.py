@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 import warnings
@@ -30,6 +31,8 @@ from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.orphans import EndsWithItsCaller
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
+
+_log = logging.getLogger(__name__)
 
 # A candidate: the index of its layer, and its own there.
 Pair: TypeAlias = tuple[int, int]
@@ -238,6 +241,8 @@ class Fits:
         wanted = self.missing(settings)
         for pair, found in self._run(wanted, deadline):
             self.fitted[pair] = found
+            name, small = self.layers[pair[0]].name, found.candidate
+            _log.debug("%s %s: %d bytes, %.2f s", name, small.scheme, small.nbytes, found.seconds)
         return all(pair in self.fitted for pair in wanted)
 
     def _run(self, pairs: list[Pair], deadline: Deadline) -> Iterator[tuple[Pair, _Fitted]]:

@@ -37,8 +37,9 @@ class Journal:
     is dropped. :meth:`finish` removes the files. A key names the weights of the model and the
     function, so that what another model left is of no use and does no harm. It cannot see that the
     function's data or code have changed since the run was interrupted: delete the file then.
-    ``files`` is a folder for what is too large for a line, ``None`` without a folder; ``resumed``
-    counts evaluations of an interrupted run that were of use; ``spent`` is the seconds of new ones.
+    ``files`` is a folder for what is too large for a line, ``None`` without a folder; ``found`` are
+    the keys of an interrupted run, ``resumed`` counts those that were of use; ``spent`` is the
+    seconds of new evaluations.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -47,7 +48,7 @@ class Journal:
         self.files = None if folder is None else folder / _FILES
         self._folder = folder
         self._known: dict[str, Evaluation] = {}
-        self._found: set[str] = set()
+        self.found: set[str] = set()
         self._used: set[str] = set()
 
     @property
@@ -71,8 +72,8 @@ class Journal:
         except BaseException:
             self._lock.release()
             raise
-        self._found = set(self._known)
-        if not self._found:
+        self.found = set(self._known)
+        if not self.found:
             self._remove_files()
         return self
 
@@ -82,14 +83,19 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives the folder back."""
+        """Gives the folder back; what a signal interrupted says how it goes on."""
         if self._folder is not None:
+            if error is not None and not isinstance(error, Exception) and self._known:
+                error.add_note(
+                    f"{len(self._known)} evaluations are in {self._folder}: to go on from there, "
+                    "start the same again"
+                )
             (self._folder / _LOCK).unlink(missing_ok=True)
             self._lock.release()
 
     def get(self, key: str) -> Evaluation | None:
         """The evaluation of that name, if there is one."""
-        if key in self._found:
+        if key in self.found:
             self._used.add(key)
         return self._known.get(key)
 

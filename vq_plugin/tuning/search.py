@@ -11,8 +11,10 @@ from pathlib import Path
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from vq_plugin.calibration import Calibration
+from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.checkpoint import Rest, check_rest, save
+from vq_plugin.factorize.layers import whole_state
+from vq_plugin.select import check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits, layers_of, observed
@@ -27,6 +29,7 @@ from vq_plugin.tuning.session import Session
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
+from vq_plugin.tuning.watch import Callback, Watch
 
 # Of the time that is left, what a second evaluation of the float model may take.
 _REPEATED = 0.1
@@ -50,6 +53,7 @@ def tune(
     rest: Rest | None = None,
     folder: str | os.PathLike[str] | None = None,
     recipe: Path | None = None,
+    callback: Callback | None = None,
 ) -> TuneResult:
     """Finds the smallest model whose loss stays within a budget, layer by layer.
 
@@ -86,7 +90,8 @@ def tune(
             (processes on this machine) or ``"dask"`` (the current ``distributed.Client``).
         start: A float model of the same architecture to compress in the place of ``model``, such
             as ``vq.prune(model, ...)``, whose zeros take few bits with ``KM(keep_zeros=True)``
-            among the candidates. Losses still count against ``model``.
+            among the candidates, or ``vq.factorize(model, ...)``. Losses and rates still count
+            against ``model``.
         recovery: How settings past the budget are trained, with ``model`` as the teacher. One at a
             time and in this process, whatever ``workers`` says: each of its ``max_trials`` takes as
             long as :func:`vq_plugin.finetune` and an evaluation.
@@ -98,6 +103,9 @@ def tune(
             started again. What an earlier run left there stays until all is written, and then in
             the folder ``previous``. ``None`` keeps everything in memory.
         recipe: The recipe that the run came from, to be quoted in the reports.
+        callback: Called with every :class:`vq_plugin.tuning.Trial` as it ends, also with those that
+            come from the journal of an interrupted run. What it raises ends the search; a later
+            call goes on from there. The logger ``vq_plugin`` has a line for each at ``INFO``.
 
     Returns:
         The result. If nothing holds, the float model with ``passed=False``.
@@ -123,11 +131,7 @@ def tune(
     """
     began, deadline = time.monotonic(), Deadline.after(timeout)
     budget = LossBudget(relative=0.01) if budget is None else budget
-    if not isinstance(model, nn.Module) or not isinstance(budget, LossBudget):
-        raise TypeError(
-            f"tune takes a module, a function and a LossBudget; got {type(model).__name__} and "
-            f"{budget!r}"
-        )
+    _check_arguments(model, evaluate, budget, calibration)
     _check_limits(max_trials, timeout, workers)
     check_rest(rest)
     if isinstance(calibration, Iterable):
@@ -139,9 +143,9 @@ def tune(
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()
-    with Journal(place) as journal:
-        if place is not None:
-            complete(place)
+    watch = Watch(budget, deadline, callback)
+    with Journal(place) as journal, watch:
+        _begin(watch, journal, place)
         tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
         name = model_digest(model)
         judge = _judge(tuning, model, name, budget, deadline)
@@ -153,6 +157,7 @@ def tune(
         if test_baseline is not None:
             # Fails at once, not after the search, if the budget is relative and this is 0.
             budget.loss(test_baseline.mean, test_baseline.mean)
+        watch.stage(f"look at {len(space)} layers")
         layers = layers_of(start, space, rest)
         trainer = None
         if recovery is not None:
@@ -161,11 +166,15 @@ def tune(
         fits = Fits(layers, seed, workers, backend)
         identity = Identity(model_digest(start), fits, training, rest)
         agreement = None if calibration is None else Agreement(model, calibration)
-        session = Session(start, identity, judge, tuning, max_trials, deadline, trainer, agreement)
+        session = Session(
+            start, identity, judge, tuning, max_trials, deadline, watch, trainer, agreement
+        )
         cut = _search(session, start, calibration, seed)
         if trainer is not None:
+            watch.stage("train settings past the budget", trainer.recovery.max_trials)
             session.recover(trainer)
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
+        watch.stage("verdict")
         result = verdict(session, testing, test_baseline)
         if not result.passed:
             result = replace(result, model=model)
@@ -177,14 +186,27 @@ def tune(
     return result
 
 
+def _begin(watch: Watch, journal: Journal, place: Path | None) -> None:
+    """Takes what an earlier run left."""
+    if place is not None:
+        complete(place)
+    if journal.found:
+        watch.stage(f"resumed: {len(journal.found)} evaluations of an interrupted run")
+    watch.stage("evaluate the float model")
+
+
 def _search(
     session: Session, start: nn.Module, calibration: Calibration | None, seed: int
 ) -> str | None:
     """Runs a session; says what a deadline cut off before its trials."""
     if session.deadline.limited:
+        session.watch.stage("evaluate a gentle setting")
         session.start()
+    session.watch.stage("measure what each layer costs")
     layers, cut = observed(session.fits.layers, start, calibration, seed, session.deadline)
     session.observe(layers)
+    trials = session.max_trials - len(session.trials)
+    session.watch.stage(f"search, at most {trials} trials", trials)
     session.run()
     return cut
 
@@ -213,6 +235,16 @@ def _write(place: Path, result: TuneResult, recipe: Path | None) -> None:
         write_report(new, result, model_path, recipe=recipe)
 
 
+def _check_arguments(model: object, evaluate: object, budget: object, calibration: object) -> None:
+    check_model(model)
+    if not callable(evaluate):
+        raise TypeError(f"evaluate is a function of a model, got {evaluate!r}")
+    if not isinstance(budget, LossBudget):
+        raise TypeError(f"the budget is a vq.LossBudget, such as relative=0.01, got {budget!r}")
+    if calibration is not None:
+        check_batches(calibration)
+
+
 def _check_alike(model: nn.Module, start: nn.Module) -> None:
     """Losses and bytes count against a model of the same architecture."""
     if not isinstance(start, nn.Module):
@@ -220,7 +252,7 @@ def _check_alike(model: nn.Module, start: nn.Module) -> None:
     expected, found = (
         {
             (name, tuple(value.shape))
-            for name, value in m.state_dict().items()
+            for name, value in whole_state(m).items()
             if not is_lazy(value)  # said of its layer, later
         }
         for m in (model, start)

@@ -9,7 +9,6 @@ from functools import partial
 from torch import nn
 
 from vq_plugin.checkpoint import round_rest
-from vq_plugin.progress import progress
 from vq_plugin.replace import assemble
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
@@ -24,6 +23,7 @@ from vq_plugin.tuning.propose import Landscape, Outcome, Phase, Proposal, ahead,
 from vq_plugin.tuning.recovery import Trainer, next_to_train
 from vq_plugin.tuning.result import Trial
 from vq_plugin.tuning.trials import Evaluator
+from vq_plugin.tuning.watch import Watch
 
 # Parts of its baseline that a metric hardly gains by compression.
 _MUCH_BETTER = 0.5
@@ -34,10 +34,11 @@ class Session:
     """One search.
 
     ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
-    training. ``agreement`` is with the float model, where there is data for it. ``landscape`` is
-    what is known of the candidates that were asked for, and what is forecast of the others; ``cut``
-    says what a limit cut off; ``metrics`` has what could be evaluated, ``outcomes`` what the search
-    knows of settings as they were fitted, ``trials`` all in order.
+    training; ``watch`` is told of all. ``agreement`` is with the float model, where there is data
+    for it. ``landscape`` is what is known of the candidates that were asked for, and what is
+    forecast of the others; ``cut`` says what a limit cut off; ``metrics`` has what could be
+    evaluated, ``outcomes`` what the search knows of settings as they were fitted, ``trials`` all in
+    order.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Session:
     evaluator: Evaluator
     max_trials: int
     deadline: Deadline
+    watch: Watch
     trainer: Trainer | None = None
     agreement: Agreement | None = None
     cut: str | None = None
@@ -73,12 +75,8 @@ class Session:
 
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
-        with progress(total=self.max_trials, desc="tune", unit="trial") as bar:
-            bar.update(len(self.trials))
-            while self.cut is None and (proposal := self._next()) is not None:
-                self._try(proposal)
-                bar.set_postfix(rate=self._best_rate())
-                bar.update()
+        while self.cut is None and (proposal := self._next()) is not None:
+            self._try(proposal)
 
     def _try(self, proposal: Proposal) -> None:
         setting, phase = proposal
@@ -156,30 +154,27 @@ class Session:
         held: dict[Setting, bool] = {}
         best = self._smallest()
         size = math.inf if best is None else self.landscape.nbytes(best)
-        with progress(total=most, desc="recovery", unit="trial") as bar:
-            while (setting := next_to_train(self.landscape, size, held)) is not None:
-                late = self.deadline.passed
-                if not late and len(held) < most and not self.asked.issuperset(enumerate(setting)):
-                    late = not self.fits.fit([setting], self.deadline)
-                    if not late:
-                        self.asked.update(enumerate(setting))
-                        self._survey()
-                        continue
-                if late or len(held) >= most:
-                    limit = "timeout" if late else f"recovery's max_trials={most}"
-                    cut = f"{limit} reached after {len(held)} trained settings: others were left"
-                    self.cut = "; ".join(filter(None, [self.cut, cut]))
-                    return
-                tried = Tried(setting, trained=True)
-                if not self._known(setting, trained=True):
-                    self.evaluator.run_after(
-                        partial(self._train, tried),
-                        self.identity.key(tried),
-                        self.compressed(Tried(setting)),
-                    )
-                held[setting] = self._keep(tried, "recovery").held
-                bar.set_postfix(rate=self._best_rate())
-                bar.update()
+        while (setting := next_to_train(self.landscape, size, held)) is not None:
+            late = self.deadline.passed
+            if not late and len(held) < most and not self.asked.issuperset(enumerate(setting)):
+                late = not self.fits.fit([setting], self.deadline)
+                if not late:
+                    self.asked.update(enumerate(setting))
+                    self._survey()
+                    continue
+            if late or len(held) >= most:
+                limit = "timeout" if late else f"recovery's max_trials={most}"
+                cut = f"{limit} reached after {len(held)} trained settings: others were left"
+                self.cut = "; ".join(filter(None, [self.cut, cut]))
+                return
+            tried = Tried(setting, trained=True)
+            if not self._known(setting, trained=True):
+                self.evaluator.run_after(
+                    partial(self._train, tried),
+                    self.identity.key(tried),
+                    self.compressed(Tried(setting)),
+                )
+            held[setting] = self._keep(tried, "recovery").held
 
     def nbytes(self, setting: Setting) -> int:
         """Bytes of the whole model in a file, without its header."""
@@ -215,7 +210,7 @@ class Session:
             interval = loss_interval(budget, baseline, metric)
             if loss < -budget.limit:
                 self._check_better(tried, loss)
-        self.trials[tried] = Trial(
+        trial = Trial(
             schemes={
                 other: scheme
                 for name, scheme in self.identity.fits.schemes(setting).items()
@@ -232,6 +227,8 @@ class Session:
             seconds=evaluation.seconds,
             error=error,
         )
+        self.trials[tried] = trial
+        self.watch.trial(trial, self.evaluator.resumed(self.identity.key(tried)))
         return outcome
 
     def _check_better(self, tried: Tried, loss: float) -> None:
@@ -275,10 +272,6 @@ class Session:
                 f"{len(self.fits.fitted)} of {total} candidates were fitted"
             )
         return None
-
-    def _best_rate(self) -> str:
-        rates = [trial.rate for trial in self.trials.values() if trial.held]
-        return f"{max(rates):.1f}x" if rates else "-"
 
     def _smallest(self) -> Setting | None:
         held = [setting for setting, outcome in self.outcomes.items() if outcome.held]

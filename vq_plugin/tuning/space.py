@@ -8,11 +8,11 @@ from typing import TypeAlias
 from torch import nn
 
 from vq_plugin.schemes import PQ, PRESETS, RQ, Scheme
-from vq_plugin.select import Pattern, check_pattern_type, match, slots_by_name
+from vq_plugin.select import Pattern, as_patterns, match, slots_by_name
 from vq_plugin.slot_fit import check_not_lazy
 from vq_plugin.ties import sharing
 
-Ladder: TypeAlias = Scheme | Sequence[Scheme | None] | None
+Ladder: TypeAlias = Scheme | str | Sequence[Scheme | str | None] | None
 Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
 
 # From about 120x to 4x of a large layer, then float. Along the outputs each input feature has
@@ -49,8 +49,8 @@ def search_space(
 
     Args:
         model: The float model.
-        candidates: What each layer may become: a scheme or ``None`` (fixed), or a sequence of
-            them (to be searched); for all layers, or by patterns as in
+        candidates: What each layer may become: a scheme, also as text, or ``None`` (fixed), or a
+            sequence of them (to be searched); for all layers, or by patterns as in
             :func:`vq_plugin.compress`.
 
     Returns:
@@ -71,7 +71,6 @@ def search_space(
     by_pattern = candidates if isinstance(candidates, Mapping) else {"*": candidates}
     ladders: dict[Pattern, tuple[Scheme | None, ...]] = {}
     for pattern, ladder in by_pattern.items():
-        check_pattern_type(pattern)
         ladders[pattern] = _as_tuple(pattern, ladder)
     leaving = [pattern for pattern, ladder in ladders.items() if ladder == (None,)]
     owners = match(model, ladders, leaving)
@@ -83,23 +82,18 @@ def search_space(
     return _merge_tied(model, space)
 
 
-def _as_tuple(pattern: Pattern, ladder: object) -> tuple[Scheme | None, ...]:
-    if ladder is None or isinstance(ladder, Scheme):
-        return (ladder,)
-    if not isinstance(ladder, Sequence) or isinstance(ladder, str):
+def _as_tuple(pattern: Pattern, ladder: Ladder) -> tuple[Scheme | None, ...]:
+    if ladder is None or isinstance(ladder, Scheme | str):
+        ladder = (ladder,)
+    if not isinstance(ladder, Sequence):
         raise TypeError(
             f"candidates for {pattern!r} must be a scheme, None or a sequence of them, got "
             f"{ladder!r}"
         )
-    for scheme in ladder:
-        if scheme is not None and not isinstance(scheme, Scheme):
-            raise TypeError(
-                f"candidates for {pattern!r}: expected a scheme such as vq.PQ() or None, got "
-                f"{scheme!r}; vq.parse_scheme reads one from text"
-            )
     if not ladder:
         raise ValueError(f"candidates for {pattern!r} are empty: give at least one scheme or None")
-    return tuple(dict.fromkeys(ladder))
+    # As a mapping of schemes, which has no presets: a search is to choose by itself.
+    return tuple(dict.fromkeys(as_patterns({pattern: entry})[pattern] for entry in ladder))
 
 
 def _merge_tied(

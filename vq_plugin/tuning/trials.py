@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vq_plugin.raised import raised
 from vq_plugin.replace import assemble
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.journal import Evaluation, Journal
@@ -18,6 +19,14 @@ from vq_plugin.tuning.orphans import EndsWithItsCaller
 _APART = 0.1
 # One number, or one result per sample as a vector.
 Evaluate = Callable[[nn.Module], object]
+
+
+class BaselineError(ValueError):
+    """The user's function of that ``name`` gives no metric of the float model."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} of the float model: {reason}")
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,16 @@ class Evaluator:
     backend: str = "loky"
 
     def baseline(self, model: nn.Module, key: str) -> Metric:
-        """The float model's metric; ValueError if it is not finite, or the function raises."""
+        """The float model's metric; BaselineError if it is not finite, or the function raises."""
         known = self.journal.get(self._key(key))
         if known is not None and known.metric is not None:
             return known.metric
         start = time.monotonic()
         try:
             # A copy, as all models that the function gets: it may do with them what it likes.
-            metric = read_metric(self.function(assemble(model, {})), self.name)
-        except Exception as error:
-            raise ValueError(f"{self.name} of the float model: {_raised(error)}") from error
+            metric = _call(self.function, assemble(model, {}), self.name)
+        except ValueError as error:
+            raise BaselineError(self.name, str(error)) from error
         self.journal.add(self._key(key), Evaluation(metric, time.monotonic() - start))
         return metric
 
@@ -62,6 +71,10 @@ class Evaluator:
     def known(self, key: str) -> Evaluation | None:
         """What the journal has of a model."""
         return self.journal.get(self._key(key))
+
+    def resumed(self, key: str) -> bool:
+        """Whether an earlier run evaluated a model."""
+        return self._key(key) in self.journal.found
 
     def run(self, models: Mapping[str, nn.Module]) -> None:
         """Evaluates models by their keys, several at a time; the journal has the results."""
@@ -91,16 +104,20 @@ class Evaluator:
         return f"{self.name} {module}:{function} {key}"
 
 
-def _raised(error: BaseException) -> str:
-    return str(error) if isinstance(error, ValueError) else repr(error)
+def _call(function: Evaluate, model: nn.Module, name: str) -> Metric:
+    """One call; ValueError if it gives no metric, whatever the user's code raises."""
+    try:
+        found = function(model)
+    except (Exception, SystemExit) as error:
+        raise ValueError(raised(error)) from error
+    return read_metric(found, name)
 
 
 def evaluate_once(function: Evaluate, model: nn.Module, name: str) -> Evaluation:
-    """One call; the user's code may raise anything, and the search goes on."""
+    """One call; where it fails, the search goes on."""
     start = time.monotonic()
     try:
-        metric = read_metric(function(model), name)
-    except (Exception, SystemExit) as problem:  # noqa: BLE001 - see above
-        text = _raised(problem)
-        return Evaluation(None, time.monotonic() - start, text)
+        metric = _call(function, model, name)
+    except ValueError as error:
+        return Evaluation(None, time.monotonic() - start, str(error))
     return Evaluation(metric, time.monotonic() - start)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vq_plugin.tuning.report as report_module
+from tests.tuning.report.conftest import passing
 from vq_plugin.tuning.report import build_report, render_page, write_report
+from vq_plugin.tuning.report.charts import tradeoff_chart
 from vq_plugin.tuning.result import TuneResult
 
 if TYPE_CHECKING:
@@ -221,11 +223,38 @@ def test_in_print_nothing_is_cut(browser: "Browser", files: dict[str, Path]) -> 
     page.close()
 
 
-def test_tables_scroll_by_keyboard_in_their_own_box(
+def test_trials_need_no_scrolling_to_the_side_on_a_phone(
     browser: "Browser", files: dict[str, Path]
 ) -> None:
     page = opened(browser, files["passed"], PHONE)
     box = page.get_by_role("region", name="Trials")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    # The header is elsewhere: every number has its name beside it.
+    names = (
+        box.locator("tbody tr")
+        .first.locator("td")
+        .evaluate_all("cells => cells.map(cell => getComputedStyle(cell, '::before').content)")
+    )
+    assert {'"Size"', '"Loss"', '"Change"'} <= set(names)
+    assert not {'""', "none"} & set(names)
+    page.close()
+
+
+def test_the_line_of_the_best_trials_stays_within_the_budget() -> None:
+    result = passing()
+    chart = tradeoff_chart(result)
+    assert chart is not None
+    assert any(trial.loss > result.budget.limit for trial in result.trials)
+    # Downwards, as pictures have it.
+    assert chart.line
+    assert min(y for _, y in chart.line) >= chart.y.at(result.budget.limit)
+
+
+def test_tables_scroll_by_keyboard_in_their_own_box(
+    browser: "Browser", files: dict[str, Path]
+) -> None:
+    page = opened(browser, files["passed"], PHONE)
+    box = page.get_by_role("region", name="Layers")
     box.focus()
     page.keyboard.press("ArrowRight")
     # Scrolling is animated, and the page's policy forbids wait_for_function, which evaluates text.

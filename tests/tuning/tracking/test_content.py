@@ -53,7 +53,7 @@ def test_the_parent_holds_budget_schemes_and_metrics(
     assert run.data.tags["passed"] == "true"
     assert run.data.tags["vq_plugin.version"] == vq.__version__
     assert run.data.tags["mlflow.note.content"] == (
-        "Within the budget of 0.02 absolute: 1.4x smaller, loss 0.015 on the test split."
+        "Within the budget of 0.02 absolute: 1.4x smaller, loss 0.0150 on the test split."
     )
     assert {"stopped", "cut"}.isdisjoint(run.data.tags)
 
@@ -96,7 +96,7 @@ def test_a_child_holds_schemes_and_metrics(
         "held": 0,
         "seconds": 2,
     }
-    assert first.info.run_name == "1 over 3.5x"
+    assert first.info.run_name == "01 over 3.5x"
     assert second.data.metrics["held"] == 1
     assert second.data.metrics["loss_low"] == -0.01
     assert second.data.metrics["loss_high"] == 0.03
@@ -182,7 +182,7 @@ def test_a_failed_trial_has_its_error_and_no_metric_that_is_not_a_number(
     )
     first, second = children(client, parent)
     assert (first.info.status, second.info.status) == ("FAILED", "FINISHED")
-    assert [run.info.run_name for run in (first, second)] == ["1 failed", "2 held 3.5x"]
+    assert [run.info.run_name for run in (first, second)] == ["01 failed", "02 held 3.5x"]
     assert first.data.tags["error"].startswith("evaluate: no disk")
     assert set(first.data.metrics) == {"rate", "nbytes", "held", "seconds"}
     assert "error" not in second.data.tags

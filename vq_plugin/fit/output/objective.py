@@ -18,8 +18,9 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.schemes import Axis, Geometry, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
-# showed: part of the correlation is not believed, and every input counts a little.
-_SHRINKAGE = 0.1
+# showed: part of the correlation is not believed, and every input counts a little. How large a part
+# is a matter of how many sources samples come from, which they do not tell (decision 78).
+SHRINKAGE = 0.3
 _FLOOR = 1e-3
 _ROUNDING = 1e-5
 # What padding counts beside a true input or output.
@@ -75,7 +76,7 @@ class Objective:
         """
         if moments.second is None or not bool((moments.raw().diagonal > 0).any()):
             return None
-        metric = _scaled(damped(moments))
+        metric = _scaled(damped(moments, SHRINKAGE))
         along_out, dim = geometry.axis == "out", geometry.dim
         groups = len(metric.diagonal)
         weight = matrix.T if along_out else matrix
@@ -182,8 +183,13 @@ def _scaled(metric: Metric) -> Metric:
     return metric.scaled(math.ldexp(1.0, -shift))
 
 
-def damped(moments: Moments) -> Metric:
-    """Second moments shrunk towards their diagonal (Ledoit & Wolf 2004), with a floor under it."""
+def damped(moments: Moments, share: float) -> Metric:
+    """Second moments shrunk towards their diagonal (Ledoit & Wolf 2004), with a floor under it.
+
+    Args:
+        moments: Of the inputs of a weight; their second moments are known.
+        share: How much of what is off the diagonal is not believed, from 0 to 1.
+    """
     # Of the raw moments: of an input that hardly varies the centered ones are rounding errors.
     raw = moments.raw().diagonal
-    return moments.centered().damped(_SHRINKAGE, _ROUNDING * raw + _FLOOR * raw.mean())
+    return moments.centered().damped(share, _ROUNDING * raw + _FLOOR * raw.mean())

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "operands.h"
 #include "torch_abi.h"
 
 namespace vq::boxed {
@@ -15,8 +16,6 @@ using torch_abi::functions;
 using torch_abi::Tensor;
 using torch_abi::TensorHandle;
 using torch_abi::Value;
-
-[[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
 
 inline Tensor take(Value value) { return Tensor(reinterpret_cast<TensorHandle>(value)); }
 
@@ -95,13 +94,6 @@ inline void give_optional(Value* place, Tensor tensor) {
 inline void call(const char* name, const char* overload, Value* stack) {
   if (functions().call_dispatcher(name, overload, stack) != 0)
     fail(functions().what != nullptr ? functions().what() : std::string(name) + " failed");
-}
-
-inline std::string shape(const Tensor& tensor) {
-  std::string text = "(";
-  for (int64_t i = 0; i < tensor.dims; ++i)
-    text += (i ? ", " : "") + std::to_string(tensor.sizes[i]);
-  return text + ")";
 }
 
 }  // namespace vq::boxed

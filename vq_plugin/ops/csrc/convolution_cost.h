@@ -1,10 +1,18 @@
 // Whether a convolution on codes is faster than the float layer that it replaces.
 #pragma once
 
-#include "convolution_library.h"
+#include "kernels.h"
 #include "packing.h"
 
 namespace vq {
+
+// What decides how long a convolution takes.
+struct ConvolutionShape {
+  int64_t images, inputs, places;  // of an image, of an output
+  int64_t in, out, groups;
+  int64_t positions, stages, k, dim;
+  bool shared;  // one codebook for all pieces of a position
+};
 
 // About how long a kernel takes on one thread.
 inline double picoseconds(const ConvolutionCost& cost, const ConvolutionShape& s) {

@@ -1,14 +1,13 @@
 #include "convolution_library.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "convolution_cost.h"
+#include "convolution_operands.h"
 #include "library.h"
-#include "operands.h"
+#include "torch_operands.h"
 
 namespace vq {
 namespace {
@@ -57,13 +56,6 @@ const ConvolutionKernel& choose(const Kernels& kernels, Precision precision) {
   return kernels.convolve[static_cast<int>(precision)];
 }
 
-ConvolutionShape shape_of(const Convolution& c) {
-  const auto product = [](const int64_t* three) { return three[0] * three[1] * three[2]; };
-  return {c.images,       product(c.size),   product(c.places), c.in,
-          c.out,          c.groups,          product(c.kernel), c.books.stages,
-          c.books.k,      c.books.dim,       c.books.book_step == 0};
-}
-
 void codebook_conv(Value* stack, uint64_t, uint64_t) {
   Tensor tensors[5] = {take(stack[0]), take(stack[1]), take(stack[2]), take_optional(stack[3]),
                        take_optional(stack[4])};
@@ -74,51 +66,15 @@ void codebook_conv(Value* stack, uint64_t, uint64_t) {
   const auto precision = static_cast<int64_t>(stack[12]);
 
   Convolution c{};
-  c.out = static_cast<int64_t>(stack[5]);
-  c.groups = static_cast<int64_t>(stack[10]);
-  const int64_t space = input.dims - 2;
-  const bool right_dims =
-      space >= 1 && space <= 3 && codebooks.dims == 5 && codebooks.numel() > 0 &&
-      std::all_of(lists, lists + kLists, [=](const Numbers& list) {
-        return static_cast<int64_t>((*list).size()) == space;
-      });
-  // Torch computes all else, or says what is wrong with it.
-  if (!right_dims || input.numel() == 0 || c.out <= 0 || c.groups <= 0 || precision < 0 ||
-      precision > 2 || input.sizes[1] % c.groups != 0 || c.out % c.groups != 0)
-    return decode_instead(stack, tensors, lists);
-  c.images = input.sizes[0];
-  c.in = input.sizes[1];
-  for (int i = 0; i < 3; ++i)
-    c.size[i] = c.kernel[i] = c.stride[i] = c.dilation[i] = c.places[i] = 1;
-  for (int from = 0; from < space; ++from) {
-    // Of two dimensions the second is the last one of three.
-    const int i = space == 2 ? 2 * from : from;
-    c.size[i] = input.sizes[2 + from];
-    c.kernel[i] = (*lists[0])[from];
-    c.stride[i] = (*lists[1])[from];
-    c.padding[i] = (*lists[2])[from];
-    c.dilation[i] = (*lists[3])[from];
-    const int64_t room =
-        c.size[i] + 2 * c.padding[i] - c.dilation[i] * (c.kernel[i] - 1) - 1;
-    if (c.kernel[i] < 1 || c.stride[i] < 1 || c.padding[i] < 0 || c.dilation[i] < 1 || room < 0)
-      return decode_instead(stack, tensors, lists);
-    c.places[i] = room / c.stride[i] + 1;
-  }
-  c.books = books_of(codebooks, dtype);
-  const int64_t pieces = div_up(c.in / c.groups, c.books.dim);
-  const int64_t positions = c.kernel[0] * c.kernel[1] * c.kernel[2];
-  const NibbleLayout layout(c.out, positions * pieces, false);
-  const int64_t expected[4] = {c.books.stages, layout.row_blocks, layout.column_blocks, kLanes};
-  const int64_t books = codebooks.sizes[2];
-  const bool fits = packed(codes) && std::equal(expected, expected + 4, codes.sizes) &&
-                    codebooks.sizes[1] == 1 && (books == 1 || books == pieces) &&
-                    (!scale || (scale.dims == 1 && scale.sizes[0] == c.out)) &&
-                    (!bias || (bias.dims == 1 && bias.sizes[0] == c.out));
-  const bool readable = kernels_read(codes, codebooks, scale, dtype) && floats(input) &&
-                        (!bias || (floats(bias) && bias.contiguous()));
   const bool last = !input.contiguous();
-  if (!fits || !readable || (last && !channels_last(input)) ||
-      (c.groups > 1 && c.out / c.groups % kLanes != 0))
+  const bool fits =
+      precision >= 0 && precision <= 2 &&
+      make_a_convolution(input, codes, codebooks, scale, bias, static_cast<int64_t>(stack[5]),
+                         static_cast<int64_t>(stack[10]),
+                         {*lists[0], *lists[1], *lists[2], *lists[3]}, rounding_of(dtype), &c);
+  // Torch computes all else, or says what is wrong with it.
+  if (!fits || !kernels_read(codes, codebooks, scale, dtype) || !floats(input) ||
+      (bias && (!floats(bias) || !bias.contiguous())) || (last && !channels_last(input)))
     return decode_instead(stack, tensors, lists);
 
   const Kernels& kernels = *kernels_in_use.load();
@@ -129,14 +85,11 @@ void codebook_conv(Value* stack, uint64_t, uint64_t) {
     kernels.round(scale.as<float>(), c.out, c.books.rounding, rounded_scale.data());
     c.scale = rounded_scale.data();
   }
-  std::vector<int64_t> sizes{c.images, c.out};
-  for (int i = 0; i < space; ++i) sizes.push_back(c.places[space == 2 ? 2 * i : i]);
+  const std::vector<int64_t> sizes = output_sizes(c, input.dims - 2);
   Tensor result = last ? empty_channels_last(sizes) : empty(sizes, functions().float32);
   c.channels_last = last;
   c.x = input.as<float>();
   c.y = result.as<float>();
-  c.bias = bias ? bias.as<float>() : nullptr;
-  c.codes = codes.as<int32_t>();
   c.picoseconds = picoseconds(kernel.cost, shape_of(c));
   kernel.run(c, torch_pool());
   give(stack, std::move(result));

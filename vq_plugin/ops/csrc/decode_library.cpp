@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "library.h"
-#include "operands.h"
+#include "torch_operands.h"
 
 namespace vq {
 namespace {
@@ -39,7 +39,7 @@ void dequantize_codebook(Value* stack, uint64_t, uint64_t) {
     return call("vq::dequantize_codebook", "in_torch", stack);
   }
 
-  p.books = books_of(codebooks, dtype);
+  p.books = books_of(codebooks, rounding_of(dtype));
   p.subspaces = div_up(p.length, p.books.dim);
   p.group = group > 0 ? group : p.rows;
   p.codes = codes.data;

@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "choose.h"
 #include "convolution_library.h"
 #include "cost.h"
 #include "decode_library.h"
 #include "fit_library.h"
-#include "operands.h"
 #include "packing.h"
+#include "torch_operands.h"
 
 namespace vq {
 
@@ -38,31 +39,6 @@ void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
   for (int i = 0; i < 3; ++i) give(stack + i, std::move(tensors[i]));
   for (int i = 3; i < 5; ++i) give_optional(stack + i, std::move(tensors[i]));
   call("vq::decoded_linear", pointwise ? "pointwise" : "", stack);
-}
-
-const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed, bool along_out,
-                     Precision precision) {
-  const bool single = p.books.dim == 1 && p.books.book_step == 0 && p.books.stages == 1;
-  const auto of_precision = [precision](const Kernel& exact, const Kernel& high,
-                                        const Kernel& fast) {
-    const Kernel& kernel = precision == Precision::fast   ? fast
-                           : precision == Precision::high ? high
-                                                          : exact;
-    return kernel.run != nullptr ? &kernel : &exact;
-  };
-  const bool one_group = p.group >= p.rows;
-  if (along_out)
-    return !one_group ? nullptr : packed ? &kernels.outward_nibbles : &kernels.outward_bytes;
-  if (single) {
-    if (!packed) return &kernels.scalar_bytes;
-    if (!one_group && p.group % kLanes != 0) return nullptr;
-    return of_precision(kernels.scalar_nibbles, kernels.scalar_nibbles,
-                        kernels.scalar_nibbles_fast);
-  }
-  if (!one_group) return nullptr;
-  if (!packed) return &kernels.lookup_bytes;
-  return of_precision(kernels.lookup_nibbles, kernels.lookup_nibbles_high,
-                      kernels.lookup_nibbles_fast);
 }
 
 // A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become
@@ -112,44 +88,25 @@ void multiply(Value* stack, bool pointwise) {
   if (input.dims < 1) fail("codebook_linear: the input needs at least one dimension");
   if (pointwise && input.dims != 3)
     fail("codebook_linear: pointwise needs (images, in, samples), got " + shape(input));
-  if (codebooks.dims != 5)
-    fail("codebook_linear: codebooks need 5 dimensions, got " + shape(codebooks));
-  if (out < 0) fail("codebook_linear: out_features is negative");
   if (precision < 0 || precision > 2)
     fail("codebook_linear: precision is 0 (exact), 1 (high) or 2 (fast), got " +
          std::to_string(precision));
   const int64_t in = input.sizes[pointwise ? 1 : input.dims - 1];
-  if (codebooks.numel() == 0) fail("codebook_linear: the codebooks are empty");
-  const int64_t rows = along_out ? in : out, length = along_out ? out : in;
-  if (!make_a_weight(codes, codebooks, rows, length, along_out, group))
-    fail("codebook_linear: codes " + shape(codes) + " and codebooks " + shape(codebooks) +
-         " do not make a weight of " + std::to_string(out) + " x " + std::to_string(in));
-  if (scale && (scale.dims != 1 || scale.sizes[0] != rows))
-    fail("codebook_linear: scale " + shape(scale) + " is not (" + std::to_string(rows) + ")");
-  if (bias && (bias.dims != 1 || bias.sizes[0] != out))
-    fail("codebook_linear: bias " + shape(bias) + " is not (" + std::to_string(out) + ")");
+  Linear p = linear_of(codes, codebooks, scale, bias, in, out, along_out, group,
+                       rounding_of(dtype));
 
   const bool readable = kernels_read(codes, codebooks, scale, dtype) && floats(input) &&
                         (!bias || (floats(bias) && bias.contiguous()));
   if (!readable || input.numel() == 0 || out == 0) return decode_instead(stack, tensors, pointwise);
 
-  Linear p{};
-  p.in = in;
-  p.out = out;
   p.batch = input.numel() / in;
-  p.bias = bias ? bias.as<float>() : nullptr;
-  p.rows = rows;
-  p.books = books_of(codebooks, dtype);
-  p.subspaces = div_up(length, p.books.dim);
-  p.group = group > 0 ? group : rows;
-  p.codes = codes.data;
   const Kernels& kernels = *kernels_in_use.load();
   const Kernel* kernel = choose(kernels, p, packed(codes), along_out,
                                 static_cast<Precision>(precision));
   std::vector<float> rounded_scale;
   if (scale) {
-    rounded_scale.resize(static_cast<size_t>(rows));
-    kernels.round(scale.as<float>(), rows, p.books.rounding, rounded_scale.data());
+    rounded_scale.resize(static_cast<size_t>(p.rows));
+    kernels.round(scale.as<float>(), p.rows, p.books.rounding, rounded_scale.data());
     p.scale = rounded_scale.data();
   }
   if (pointwise) {

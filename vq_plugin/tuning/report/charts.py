@@ -22,7 +22,7 @@ _MOST_BUDGETS = 4.0
 
 
 class Tradeoff(NamedTuple):
-    """Loss against bytes; ``line`` joins the best of the trials at each size."""
+    """Loss against bytes; ``line`` joins the best of the trials that hold at each size."""
 
     x: Axis
     y: Axis
@@ -47,7 +47,7 @@ def tradeoff_chart(result: TuneResult) -> Tradeoff | None:
     x = log_axis([float(trial.nbytes) for trial in result.trials], 0, 100)
     y = Axis(low - 0.04 * (high - low), high, _HEIGHT, 0)
     line: list[tuple[float, float]] = []
-    for nbytes, loss in sorted(finished):
+    for nbytes, loss in sorted((t.nbytes, t.loss) for t in result.trials if t.held):
         place = x.at(nbytes), y.at(loss)
         if loss <= high and (not line or place[1] > line[-1][1]):
             line += [(place[0], line[-1][1]), place] if line else [place]

@@ -55,10 +55,7 @@ def loss_text(budget: LossBudget, loss: float | None) -> str:
     """A loss in the unit of the budget."""
     if loss is None or not exists(loss):
         return NOTHING
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    if budget.relative is not None:
-        return f"{round(100 * loss, 2) + 0.0:.2f} %"
-    return f"{round(loss, 4) + 0.0:.4f}"
+    return budget.loss_text(loss)
 
 
 def limit_text(budget: LossBudget, limit: float | None = None) -> str:

@@ -1,0 +1,116 @@
+"""Trained networks as programs of ExecuTorch: size, answers and speed, float and of codes.
+
+    python -m integration.benchmarks.executorch [--quick]
+
+Needs ExecuTorch, which is in no extra. Programs run in its Python runtime on one image at a time;
+time is the processor's, one thread, in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vq_plugin as vq
+from integration.benchmarks.harness import Report, Table, parse_arguments, torch_threads
+from vq_plugin.select import Schemes
+from vq_plugin.workloads import digits
+
+_SCHEMES: Mapping[str, Schemes] = {
+    "pq(k=16,dim=4), convolutions km(k=16)": {nn.Linear: vq.PQ(k=16, dim=4), "*": vq.KM(k=16)},
+    "km(k=16)": vq.KM(k=16),
+}
+
+
+def _float_program(model: nn.Module, path: Path, image: Tensor) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = torch.export.export(model, (image,))
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _loaded(path: Path) -> Callable[[Tensor], Tensor]:
+    from executorch.runtime import Runtime
+
+    # A method does not keep its program alive.
+    program = Runtime.get().load_program(path)
+    method = program.load_method("forward")
+    return lambda image, program=program: method.execute([image])[0].clone()
+
+
+def _milliseconds(
+    runs: Mapping[str, Callable[[Tensor], Tensor]], image: Tensor
+) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(15):
+        for name, run in runs.items():
+            run(image)
+            start = time.process_time()
+            run(image)
+            times[name].append((time.process_time() - start) * 1e3)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _compare(report: Report, name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    table = Table(
+        f"{name}, one image",
+        {"program": "", "MB": ".3f", "accuracy": ".2%", "error": ".1e", "other answers": "d",
+         "ms": ".2f"},
+    )  # fmt: skip
+    models = {"float": model}
+    models |= {label: vq.compress(model, schemes).eval() for label, schemes in _SCHEMES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        runs, sizes = {}, {}
+        for label, each in models.items():
+            path = Path(folder) / "model.pte"
+            if label == "float":
+                _float_program(each, path, images[:1])
+            else:
+                vq.export_executorch(each, path, images[:1])
+            sizes[label] = path.stat().st_size / 1e6
+            runs[label] = _loaded(path)
+        times = _milliseconds(runs, images[:1])
+        for label, run in runs.items():
+            found = torch.cat([run(image.unsqueeze(0)) for image in images])
+            expected = models[label](images)
+            answers = found.argmax(1)
+            table.rows.append({
+                "program": label,
+                "MB": sizes[label],
+                "accuracy": (answers == labels).double().mean().item(),
+                "error": float((found - expected).abs().max() / expected.abs().max()),
+                "other answers": int((answers != expected.argmax(1)).sum()),
+                "ms": times[label],
+            })  # fmt: skip
+    report.add(table)
+
+
+@torch.no_grad()
+def main() -> None:
+    warnings.simplefilter("ignore")
+    arguments = parse_arguments(__doc__.splitlines()[0])
+    report = Report("executorch", {"quick": arguments.quick})
+    with torch_threads(1):
+        images, labels = digits.load().test
+        _compare(report, "CNN on digits", digits.model().eval(), images, labels)
+        if not arguments.quick:
+            from integration.workloads import fashion_mnist, fashion_mnist_cnn
+
+            test: Any = fashion_mnist.load().test
+            images, labels = (each[:1000] for each in test)
+            _compare(report, "Fashion-MNIST CNN", fashion_mnist_cnn.model().eval(), images, labels)
+    report.finish(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

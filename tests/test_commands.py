@@ -1,0 +1,254 @@
+"""What all commands have in common, and those that need no file of their own for tests."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vq_plugin as vq
+from vq_plugin.cli import main
+from vq_plugin.tuning.report import json_schema
+from vq_plugin.workloads import digits
+
+MODEL = "vq_plugin.workloads.digits:model"
+COMMANDS = (
+    ["tune"], ["compress"], ["layers"], ["inspect"], ["doctor"], ["completion"],
+    ["recipe", "check"], ["recipe", "init"], ["recipe", "schema"],
+)  # fmt: skip
+NAMES = """\
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.mix = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.rnn = nn.GRU(8, 8)
+        self.table = nn.Parameter(torch.randn(4, 8))
+        self.head = nn.Linear(8, 16)
+        self.head.weight = self.embed.weight
+def model():
+    return Net()
+"""
+
+
+@pytest.fixture(autouse=True)
+def current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stopped(words: list[str]) -> Any:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stopped(["--version"]) == 0
+    assert capsys.readouterr().out == f"vq-plugin {vq.__version__}\n"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_the_exit_codes(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stopped([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    name = " ".join(words)
+    example = re.search(r"^example:\n(.*)$", shown, re.MULTILINE)
+    assert example is not None
+    assert f"vq-plugin {name}" in example[1]
+    codes = re.findall(r"^  (\d)  ", shown[shown.index("exit codes:") :], re.MULTILINE)
+    assert codes == (["0", "2", "3"] if name == "tune" else ["0", "2"])
+
+
+def recipe() -> str:
+    assert main(["recipe", "init", "--from", "digits", "mine.yaml"]) == 0
+    return "mine.yaml"
+
+
+def test_json_of_tune_is_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe()
+    capsys.readouterr()
+    assert main(["tune", path, "--json"]) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report == json.loads(Path("runs/digits/report.json").read_text())
+    assert set(json_schema()["required"]) <= set(report)
+    assert re.search(r"^\d\d:\d\d:\d\d trial 1: ", shown.err, re.MULTILINE)
+
+
+def test_json_of_compress_and_inspect(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate = ["--evaluate", "vq_plugin.workloads.digits:evaluate"]
+    words = ["compress", MODEL, "--scheme", "km(k=8)", "--output", "m.vq", "--json", *evaluate]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    small = vq.load("m.vq", digits.DigitsCNN().eval())
+    rows = vq.summary(small).rows
+    assert [layer["name"] for layer in found["layers"]] == [row.name for row in rows]
+    assert found["file_nbytes"] == Path("m.vq").stat().st_size
+    assert found["metric"] == {
+        "float": digits.evaluate(digits.model()),
+        "compressed": digits.evaluate(small),
+    }
+    assert main(["inspect", "m.vq", "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["nbytes"] == found["file_nbytes"]
+    assert [layer["scheme"] for layer in seen["layers"]] == ["km(k=8)"] * len(rows)
+    assert sum(layer["nbytes"] for layer in seen["layers"]) <= vq.summary(small).file_nbytes
+
+
+def test_json_of_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vq_plugin"] == vq.__version__
+
+
+def test_layers_says_what_can_code_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("net_of_layers.py").write_text(NAMES)
+    assert main(["layers", "net_of_layers:model", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    all_slots = {"compress", "tune", "INC", "torchao quantize_"}
+    assert set(rows["mix"]["hosts"]) == {*all_slots, "PT2E", "torch.ao"}
+    assert set(rows["attention.in_proj_weight"]["hosts"]) == {*all_slots, "PT2E"}
+    assert set(rows["rnn.weight_ih_l0"]["hosts"]) == all_slots
+    assert (rows["mix"]["shape"], rows["mix"]["nbytes"]) == ([8, 8], 256)
+    assert (rows["head"]["tied_to"], rows["head"]["nbytes"]) == ("embed", 0)
+    assert [name for name, row in rows.items() if row["by_name_only"]] == ["table"]
+    assert main(["layers", "net_of_layers:model", "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert "tied to embed" in shown
+    assert f"{len(rows)} weights" in shown
+    # Names are those that compress takes.
+    schemes = {name: vq.KM(k=2) for name in rows}
+    namespace: dict[str, Any] = {}
+    exec(NAMES, namespace)
+    assert len(vq.summary(vq.compress(namespace["Net"](), schemes)).rows) == len(rows)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_quiet_and_verbose_stand_before_or_after_the_command(
+    before: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, said = recipe(), {}
+    for option in ("-q", "-v"):
+        words = [option, "tune", path] if before else ["tune", path, option]
+        capsys.readouterr()
+        assert main([*words, "--output", option.strip("-")]) == 0
+        said[option] = capsys.readouterr()
+    assert said["-q"].err == ""
+    assert "PASSED" in said["-q"].out
+    assert re.search(r"classifier\.0 pq.*: \d+ bytes, ", said["-v"].err)
+    assert logging.getLogger("vq_plugin").level == logging.NOTSET
+
+
+def test_verbose_shows_where_an_error_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("failing_user.py").write_text("def model():\n    raise KeyError('weights')\n")
+    for words, traced in (([], False), (["-v"], True)):
+        assert main(["layers", "failing_user:model", *words]) == 2
+        shown = capsys.readouterr().err
+        assert "'failing_user:model' raised KeyError at failing_user.py:2: 'weights'" in shown
+        assert ("Traceback" in shown) == traced
+
+
+def test_an_error_of_the_package_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No line of the user's.
+    monkeypatch.setattr("vq_plugin.commands.doctor._processor", partial(divmod, 1, 0))
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+def test_a_recipe_that_writes_elsewhere_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside, inside = tmp_path / "out", tmp_path / "work"
+    inside.mkdir()
+    text = Path(recipe()).read_text().replace("output: runs/digits", "output: ../out")
+    monkeypatch.chdir(inside)
+    Path("mine.yaml").write_text(text)
+    assert main(["tune", "mine.yaml"]) == 2
+    line = text.splitlines().index("output: ../out") + 1
+    shown = capsys.readouterr().err
+    assert f"mine.yaml:{line}: output: '../out' is outside of the current folder" in shown
+    assert "--output ../out" in shown
+    assert not outside.exists()
+    questions = []
+
+    def answer(question: str) -> str:
+        questions.append(question)
+        return answers.pop()
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", answer)
+    answers = ["yes", "no"]
+    assert main(["tune", "mine.yaml"]) == 2
+    assert not outside.exists()
+    assert main(["tune", "mine.yaml"]) == 0
+    assert (outside / "model.vq").exists()
+    assert str(outside) in questions[0]
+    # Said on the command line it is meant.
+    assert main(["tune", "mine.yaml", "--output", "../out"]) == 0
+    assert len(questions) == 2
+
+
+def test_shipped_recipes_run_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "init", "--from", "digits"]) == 0
+    assert "$schema" not in Path("digits.yaml").read_text()
+    assert main(["recipe", "check", "digits.yaml"]) == 0
+    assert main(["recipe", "init", "--from", "digits"]) == 2
+    assert "exists and stays" in capsys.readouterr().err
+    assert main(["recipe", "init", "--from", "digits", "--model", MODEL, "x.yaml"]) == 2
+    assert stopped(["recipe", "init", "--from", "digts"]) == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_complete_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(words[0] in script for words in COMMANDS)
+    assert "digits_confidence" in script
+    if shell == "bash" and shutil.which("bash"):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_completion_without_its_library_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "pip install 'vq-plugin[completion]'" in capsys.readouterr().err
+
+
+def test_the_first_line_comes_before_the_slow_imports() -> None:
+    """The time of ``import torch`` is not ours; what comes after it is next to nothing."""
+    code = "import time, torch; import vq_plugin.cli; print(time.time())"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = recipe()
+    command = [sys.executable, "-c", f"{code}; vq_plugin.cli.main(['tune', {path!r}])"]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        first = process.stderr.readline()
+        at = time.time()
+        process.kill()
+        began = float(process.stdout.readline())
+    assert first.endswith(f"read {path}\n")
+    assert at - began < 0.5

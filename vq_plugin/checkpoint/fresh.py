@@ -1,0 +1,92 @@
+"""What a file names in the fresh float model that it is loaded into."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from torch import nn
+
+from vq_plugin.factorize import FactorizedLayer, parse_factor
+from vq_plugin.factorize.place import empty_layer, place, split_for
+from vq_plugin.format.header import Header, join
+from vq_plugin.nn import Slot
+from vq_plugin.nn.graphs import graph_hint
+from vq_plugin.select import slots_by_any_name
+
+
+def refactorized(model: nn.Module, header: Header) -> nn.Module:
+    """A model whose layers are factorized as a file says, with weights that are yet to come.
+
+    The model itself where it has them so already. ``ValueError`` names a layer that cannot be.
+    """
+    slots = slots_by_any_name(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers: dict[Slot, FactorizedLayer] = {}
+    for name, text in header.factors.items():
+        there = modules.get(name)
+        if isinstance(there, FactorizedLayer):
+            if str(there.factor) != text:
+                raise ValueError(
+                    f"layer {name!r} is {text} in the file and {there.factor} in the model"
+                )
+            continue
+        slot = slot_of(name, slots, model)
+        try:
+            factor = parse_factor(text)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        split = split_for(slot, factor)
+        if isinstance(split, str):
+            raise ValueError(f"layer {name!r}: {split}")
+        if factor.channels is None:
+            raise ValueError(f"layer {name!r}: {text} has no rank")
+        layers[slot] = empty_layer(slot, factor, split)
+    if not layers:
+        return model
+    model = place(model, layers, {})
+    _tie(model, header)
+    return model
+
+
+def _tie(model: nn.Module, header: Header) -> None:
+    """Layers share the factors that their file has once."""
+    parts: dict[str, tuple[FactorizedLayer, str]] = {}
+    for name in header.factors:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, FactorizedLayer)
+        for part in layer.parts:
+            parts[join(name, f"{part}.weight")] = layer, part
+    for alias, to in header.aliases.items():
+        if alias in parts and to in parts:
+            (layer, part), (other, same) = parts[alias], parts[to]
+            one, two = layer.get_submodule(part), other.get_submodule(same)
+            if one.weight.shape != two.weight.shape:
+                raise ValueError(f"{alias!r} and {to!r} are no weights of one shape")
+            one.weight = two.weight
+
+
+def slot_of(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
+    """The slot that a file names; ``ValueError`` says why the model may not have it."""
+    if name in slots:
+        return slots[name]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    hint = next(filter(None, map(graph_hint, modules.values())), None)
+    if hint is not None:
+        raise ValueError(f"the model has no layer {name!r}: {hint}")
+    if name in modules:
+        raise ValueError(
+            f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
+            "slot; give load() a fresh float model"
+        )
+    if "_orig_mod" in modules:
+        raise ValueError("the model is compiled: give load() model._orig_mod, compile the result")
+    for known in (name.removeprefix("module."), f"module.{name}"):
+        if known != name and known in slots:
+            raise ValueError(
+                f"the model has no layer {name!r} but {known!r}: one of the two is wrapped, as by "
+                "DataParallel; save, and load into, what such a wrapper has as .module"
+            )
+    near = difflib.get_close_matches(name, slots, n=3)
+    hint = f"; the nearest names are {', '.join(near)}" if near else ""
+    raise ValueError(f"the model has no layer {name!r}{hint}")

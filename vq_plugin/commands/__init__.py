@@ -1,0 +1,1 @@
+"""The commands of ``vq-plugin``, one a file."""

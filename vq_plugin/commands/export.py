@@ -1,0 +1,120 @@
+"""``vq-plugin export``: a compressed file for another runtime."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from vq_plugin.commands.command import WITHIN_BUDGET, add_command, add_json, as_json
+from vq_plugin.console import say
+
+_log = logging.getLogger(__name__)
+
+
+def add_export(commands: Any) -> None:
+    """Adds ``export`` to a parser's sub-commands."""
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        summary="write a compressed file for another runtime",
+        example="vq-plugin export model.vq --to onnx --model my_package:model "
+        "--example my_package:batches --output model.onnx",
+    )
+    parser.add_argument("file", help="compressed file")
+    parser.add_argument("--to", required=True, choices=[*_TARGETS], help="what the runtime reads")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function that returns a float model of the same layers; its values do not matter",
+    )
+    parser.add_argument(
+        "--example",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function that returns input batches, such as a recipe's calibration; the first is "
+        "the example",
+    )
+    parser.add_argument("--opset", type=int, default=21, help="of ONNX (default 21)")
+    parser.add_argument(
+        "--operator",
+        choices=["portable", "native"],
+        default="portable",
+        help="of ONNX: standard ones, or those of vq_plugin's operator library (default portable)",
+    )
+    parser.add_argument(
+        "--fixed-batch", action="store_true", help="only batches of the example's size"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
+    add_json(parser)
+
+
+def _export(options: argparse.Namespace) -> int:
+    _log.info("read %s", options.file)
+
+    from vq_plugin.atomic import check_target
+    from vq_plugin.checkpoint import load
+    from vq_plugin.recipe.references import call
+    from vq_plugin.select import check_model
+    from vq_plugin.table import format_bytes
+
+    if options.to != "coreml":  # whose packages are folders
+        check_target(Path(options.output))
+    model = call(options.model)
+    check_model(model)
+    small = load(options.file, model)
+    batch = next(iter(call(options.example)), None)
+    if batch is None:
+        raise ValueError(f"{options.example!r} returned no batches")
+    _log.info("export")
+    _TARGETS[options.to](small, batch, options)
+    size, before = _nbytes(Path(options.output)), _nbytes(Path(options.file))
+    if options.json:
+        say(as_json({"file": options.output, "file_nbytes": size, "compressed_nbytes": before}))
+    else:
+        say(f"{options.output}: {format_bytes(size)} ({options.file}: {format_bytes(before)})")
+    return WITHIN_BUDGET
+
+
+def _nbytes(path: Path) -> int:
+    """Of a file, or of all in a package, which is a folder."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _to_onnx(small: Any, batch: Any, options: argparse.Namespace) -> None:
+    from vq_plugin.export.onnx import export_onnx
+
+    export_onnx(
+        small,
+        options.output,
+        batch,
+        dynamic_batch=not options.fixed_batch,
+        operator=options.operator,
+        opset=options.opset,
+    )
+
+
+def _to_coreml(small: Any, batch: Any, options: argparse.Namespace) -> None:
+    from vq_plugin.export.coreml import export_coreml
+
+    export_coreml(small, options.output, batch, not options.fixed_batch)
+
+
+def _to_aoti(small: Any, batch: Any, options: argparse.Namespace) -> None:
+    from vq_plugin.export.aoti import export_aoti
+
+    export_aoti(small, options.output, batch, dynamic_batch=not options.fixed_batch)
+
+
+def _to_pte(small: Any, batch: Any, options: argparse.Namespace) -> None:
+    from vq_plugin.export.executorch import export_executorch
+
+    export_executorch(small, options.output, batch)
+
+
+# What --to can be.
+_TARGETS = {"onnx": _to_onnx, "coreml": _to_coreml, "aoti": _to_aoti, "pte": _to_pte}

@@ -1,0 +1,81 @@
+"""AOTInductor packages of compressed models, which run the kernels on codes."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vq_plugin.atomic import check_target, write_atomically
+from vq_plugin.eval_mode import eval_mode
+from vq_plugin.export.example import Example, exported
+from vq_plugin.nn import coded_weights
+
+
+def export_aoti(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Example,
+    dynamic_batch: bool = True,
+) -> None:
+    """Compiles a compressed model with AOTInductor, into a package that keeps its codes.
+
+    Layers that have a kernel run from their codes: the package calls the operators of
+    :mod:`vq_plugin.ops`, so a process that loads it imports that first. Other weights are decoded
+    in every pass. Constant folding of inductor, ``torch._inductor.config.freezing``, would write
+    float weights and is off.
+
+    Args:
+        model: A model with codebook weights, or a graph of ``convert_pt2e`` that has them; it is
+            not changed, and compiled in eval mode.
+        path: The file, which ends in ``.pt2``; one that is there is replaced in one step.
+        example: An input that the model runs on: a tensor, a tuple or list of positional
+            arguments, or a mapping of keyword arguments.
+        dynamic_batch: Whether the first size of every input is a batch of any size.
+
+    Raises:
+        OSError: If the file cannot be written.
+        RuntimeError: If there is no C++ compiler, or inductor cannot compile the model.
+        TypeError: If ``model`` is no module.
+        ValueError: If the path does not end in ``.pt2``, the model has no codebook weights, does
+            not run on the example, or cannot take batches of any size. An older file is then as
+            it was.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Linear(64, 32), vq.PQ(k=16, dim=4))
+        >>> vq.export_aoti(small, "small.pt2", torch.zeros(1, 64))  # doctest: +SKIP
+        >>> torch._inductor.aoti_load_package("small.pt2")(torch.zeros(1, 64))  # doctest: +SKIP
+    """
+    path = Path(path)
+    check_target(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"{path}: torch loads packages from files that end in .pt2")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a compressed model is an nn.Module, got {type(model).__name__}")
+    if not coded_weights(model):
+        raise ValueError(
+            "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
+        )
+    _check_compiler()
+    package = io.BytesIO()
+    with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(freezing=False):
+        program = exported(model, example, dynamic_batch=dynamic_batch)
+        torch._inductor.aoti_compile_and_package(program, package_path=package)
+    write_atomically(path, package.getvalue())
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise RuntimeError(
+            "AOTInductor compiles C++: install a compiler (for example g++), or name one in the "
+            f"variable CXX. torch says: {error}"
+        ) from error

@@ -1,0 +1,89 @@
+"""ExecuTorch programs of compressed models, whose weights are codes of a byte."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vq_plugin.atomic import check_target, write_atomically
+from vq_plugin.export.example import Example, exported
+from vq_plugin.export.plain import plain_model
+from vq_plugin.ops.convolution import _conv
+from vq_plugin.ops.library import _dequantize
+
+
+def export_executorch(model: nn.Module, path: str | os.PathLike[str], example: Example) -> None:
+    """Writes a compressed model as a program of ExecuTorch that keeps its codes.
+
+    A code takes a byte in the file, or two above 256 centers. Every pass decodes each weight and
+    forgets it; products with it go to XNNPACK, convolutions to ExecuTorch's portable kernels. That
+    is for files that have to be small: the float program is faster.
+
+    Args:
+        model: A model with codebook weights; it is not changed, and is written in eval mode.
+        path: The file, ``.pte`` by custom; one that is there is replaced in one step.
+        example: An input that the model runs on: a tensor, a tuple or list of positional
+            arguments, or a mapping of keyword arguments. The program takes inputs of these sizes.
+
+    Raises:
+        ImportError: If ExecuTorch is not installed.
+        OSError: If the file cannot be written.
+        TypeError: If ``model`` is no module.
+        ValueError: If the model has no codebook weights, or does not run on the example. An older
+            file is then as it was.
+
+    Example:
+        >>> import vq_plugin as vq
+        >>> small = vq.compress(nn.Linear(64, 32), vq.PQ(k=16, dim=4))
+        >>> vq.export_executorch(small, "small.pte", torch.zeros(1, 64))  # doctest: +SKIP
+    """
+    path = Path(path)
+    check_target(path)
+    if find_spec("executorch") is None:
+        raise ImportError("ExecuTorch is not installed: pip install executorch")
+    program = program_of_bytes(model, example)
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    write_atomically(path, bytes(lowered.to_executorch().buffer))
+
+
+def program_of_bytes(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    """A program of torch's own operators whose codes are ``uint8``, or more above 256 centers."""
+    plain = plain_model(model, tables=True, keep=lambda layer: True)
+    for name, coded in (plain.kept | plain.tables).items():
+        plain.model.get_submodule(name)._codes = coded.codes
+    program = exported(plain.model, example, dynamic_batch=False)
+    linear, conv = torch.ops.vq.codebook_linear, torch.ops.vq.codebook_conv
+    table = {
+        linear.default: _product,
+        linear.inference: _product,
+        linear.pointwise: lambda input, *rest: _product(input.mT, *rest).mT,
+        conv.default: _conv,
+        conv.inference: _conv,
+    }
+    decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
+    return decomposed
+
+
+def _product(
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    *settings: Any,
+) -> Tensor:
+    shape = [out_features, input.shape[-1]]
+    weight = _dequantize(codes, codebooks, scale, shape, *settings[:-1])
+    # Of products XNNPACK takes this one alone where no factor is a constant.
+    rows = input.reshape(1, -1, input.shape[-1])
+    output = torch.bmm(rows, weight.mT.unsqueeze(0)).reshape(*input.shape[:-1], out_features)
+    return output if bias is None else output + bias

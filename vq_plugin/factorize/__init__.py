@@ -1,0 +1,20 @@
+"""Smaller float layers, made before anything is coded: products of two, and merged neurons."""
+
+from vq_plugin.factorize.factors import SVD, Basis, Factor, parse_factor
+from vq_plugin.factorize.layers import FactorizedLayer, KernelBasis, LowRank, factorized_away
+from vq_plugin.factorize.merge import merge_neurons
+from vq_plugin.factorize.model import Factors, factorize
+
+__all__ = [
+    "SVD",
+    "Basis",
+    "Factor",
+    "FactorizedLayer",
+    "Factors",
+    "KernelBasis",
+    "LowRank",
+    "factorize",
+    "factorized_away",
+    "merge_neurons",
+    "parse_factor",
+]

@@ -1,0 +1,165 @@
+"""Layers that are products of two ordinary ones, in the place of one."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vq_plugin.factorize.factors import Factor
+from vq_plugin.factorize.splits import Split
+
+
+class FactorizedLayer(nn.Module):
+    """Base of :class:`LowRank` and :class:`KernelBasis`: two layers that multiply to one weight.
+
+    Both are ordinary: whatever takes Linear or convolutions takes them, as it finds them below
+    the name of the layer. Settings of the layer that it stands for, such as ``in_features``, stay
+    readable.
+
+    Attributes:
+        factor: What made it, with a rank.
+        parts: Names of the two layers; the second has the bias.
+    """
+
+    parts: ClassVar[tuple[str, str]]
+
+    factor: Factor
+
+    def __init__(
+        self, source: nn.Module, weight: Tensor, trains: bool, factor: Factor, split: Split
+    ) -> None:
+        """In the place of ``source``, with weights of zeros that are like its, without its bias."""
+        super().__init__()
+        self.factor, self._split = factor, split
+        assert factor.channels is not None
+        for name, part in zip(self.parts, split.layers(source, factor.channels), strict=True):
+            self.add_module(name, part)
+            assert isinstance(part.weight, Tensor)
+            zeros = torch.zeros(part.weight.shape, dtype=weight.dtype, device=weight.device)
+            part.weight = nn.Parameter(zeros, requires_grad=trains)
+
+    @property
+    def layers(self) -> tuple[nn.Module, nn.Module]:
+        """The two layers in their order."""
+        first, second = (self.get_submodule(name) for name in self.parts)
+        return first, second
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Those of the two layers."""
+        first, second = (layer.weight for layer in self.layers)
+        assert isinstance(first, Tensor)
+        assert isinstance(second, Tensor)
+        return first, second
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of :attr:`weight`."""
+        return self._split.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the two layers multiply to, computed at each access."""
+        return self._split.weight(*self.weights)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """That of the second layer."""
+        bias = self.layers[1]._parameters["bias"]
+        assert bias is None or isinstance(bias, nn.Parameter)
+        return bias
+
+    @torch.no_grad()
+    def multiply(self, left: Tensor, right: Tensor) -> None:
+        """Takes over factors of matrices, ``(groups, rows, rank)``, ``(groups, rank, columns)``."""
+        for own, weight in zip(self.weights, self._split.weights(left, right), strict=True):
+            own.copy_(weight)
+
+    @torch.no_grad()
+    def mix(self, second: Tensor) -> None:
+        """Takes over the second layer's weight, in any shape of its size."""
+        own = self.weights[1]
+        own.copy_(second.reshape(own.shape))
+
+    def sizes(self) -> dict[int, int]:
+        """Weights of the two layers, coded or not, by what is one where layers share it."""
+        assert self.factor.channels is not None
+        split, sizes = self._split, dict[int, int]()
+        for part, length in zip(self.layers, (split.columns, split.rows), strict=True):
+            own = part._parameters.get("weight")
+            key = getattr(part, "codebooks", part) if own is None else own
+            sizes[id(key)] = split.count * length * self.factor.channels
+        return sizes
+
+    def share(self, other: FactorizedLayer, parts: tuple[str, ...]) -> None:
+        """Makes the weights of some parts those of the same parts of another layer."""
+        for name in parts:
+            self.get_submodule(name).weight = other.get_submodule(name).weight
+
+    def extra_repr(self) -> str:  # noqa: D102 - inherited
+        return str(self.factor)
+
+
+class LowRank(FactorizedLayer):
+    """A layer as ``second(first(input))``, with few channels between; see :class:`SVD`."""
+
+    parts = ("first", "second")
+
+    first: nn.Module
+    second: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer it stands for."""
+        output: Tensor = self.second(self.first(input))
+        return output
+
+
+class KernelBasis(FactorizedLayer):
+    """A convolution of every channel by the basis kernels, then mixes of them; see :class:`Basis`.
+
+    All channels have the same kernels: they are samples of one channel to the first convolution.
+    """
+
+    parts = ("basis", "coefficients")
+
+    basis: nn.Module
+    coefficients: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the convolution it stands for."""
+        places, mixed = len(self._split.kernel), self._split.channels * (self.factor.channels or 0)
+        # Only operations that do not ask whether there is a dimension of samples: traces keep them.
+        filtered = self.basis(input.unsqueeze(-1 - places).flatten(0, -2 - places))
+        shape = input.shape[: -1 - places] + (mixed,) + filtered.shape[2:]  # noqa: RUF005 - traced
+        output: Tensor = self.coefficients(filtered.reshape(shape))
+        return output
+
+
+def factorized_away(model: nn.Module) -> int:
+    """How many weights fewer a model has than before it was factorized; shared ones count once."""
+    whole: dict[object, int] = {}
+    parts: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, FactorizedLayer):
+            sizes = module.sizes()
+            parts |= sizes
+            whole[tuple(sizes)] = math.prod(module.shape)
+    return sum(whole.values()) - sum(parts.values())
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict`` of a model as if its layers were whole; their weights are on no device."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FactorizedLayer):
+            prefix = f"{name}." if name else ""
+            for part in module.parts:
+                state.pop(f"{prefix}{part}.weight", None)
+            bias = state.pop(f"{prefix}{module.parts[1]}.bias", None)
+            state[f"{prefix}weight"] = torch.empty(module.shape, device="meta")
+            if bias is not None:
+                state[f"{prefix}bias"] = bias
+    return state
