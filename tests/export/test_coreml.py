@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import vq_plugin as vq
 from vq_plugin.nn import coded_weights
@@ -68,32 +68,42 @@ def check_palettes(small: nn.Module, path: Path) -> None:
         assert any(np.array_equal(weight.numpy().view(np.uint16), o.view(np.uint16)) for o in same)
 
 
-def network() -> nn.Module:
-    model = nn.Sequential(
-        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 12)
-    )
-    # One that would move the weights of the convolution if it were folded into them.
-    nn.init.uniform_(model[1].weight, 0.5, 2)
-    return model.eval()
-
-
-@pytest.mark.parametrize(
-    ("scheme", "target"),
-    [
-        ("km(k=5)", "iOS16"),
-        ("km(k=16)", "iOS17"),
-        ("km(k=5)", "iOS18"),
-        ("km(k=20,group=3)", "iOS18"),
-        ("binary()", "iOS18"),
-        ("pq(k=16,dim=4,layout=channels)", "iOS18"),
-        ("pq(k=12,dim=4,axis=out,codebook_dtype=int8)", "iOS18"),
-        ("pq(k=4,dim=2,codebooks=tensor,layout=channels)", "iOS18"),
+SCHEMES = {
+    "iOS16": ["km(k=5)", "binary()"],
+    "iOS17": ["km(k=16)"],
+    "iOS18": [
+        "km(k=5)",
+        "km(k=20,group=3)",
+        "pq(k=16,dim=4,layout=channels)",
+        "pq(k=12,dim=4,axis=out,codebook_dtype=int8)",
+        "pq(k=4,dim=2,codebooks=tensor,layout=channels)",
     ],
-)
-def test_palettes_have_the_bits_of_decoded_weights(
-    tmp_path: Path, scheme: str, target: Any
-) -> None:
-    small = vq.compress(network(), vq.parse_scheme(scheme))
+}
+
+
+class Parallel(nn.Module):
+    """A convolution and a linear layer for each of some schemes."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 8, 3) for _ in range(count))
+        self.linear = nn.ModuleList(nn.Linear(32, 12) for _ in range(count))
+        # One that would move the weights of a convolution if it were folded into them.
+        self.norm = nn.BatchNorm2d(8)
+        nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        places = [self.norm(convolve(x)).relu().flatten(1) for convolve in self.convolutions]
+        return [layer(each) for layer, each in zip(self.linear, places, strict=True)]
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+def test_palettes_have_the_bits_of_decoded_weights(tmp_path: Path, target: Any) -> None:
+    texts = SCHEMES[target]
+    schemes: dict[Any, Any] = {}
+    for at, text in enumerate(texts):
+        schemes[rf"re:(convolutions|linear)\.{at}"] = vq.parse_scheme(text)
+    small = vq.compress(Parallel(len(texts)).eval(), schemes)
     vq.export_coreml(small, tmp_path / "m.mlpackage", torch.randn(1, 4, 4, 4), target=target)
     check_palettes(small, tmp_path / "m.mlpackage")
 
