@@ -157,6 +157,13 @@ def test_tables_look_up_rows_of_codes(tmp_path: Path, scheme: str, padding: int 
     check_same(small, tmp_path / "m.onnx", tokens[:2])
 
 
+def test_a_bare_table(tmp_path: Path) -> None:
+    small = vq.compress(nn.Embedding(40, 12), vq.KM(k=16, scale="row"))
+    tokens = torch.randint(40, (3, 6))
+    vq.export_onnx(small, tmp_path / "m.onnx", tokens)
+    check_same(small, tmp_path / "m.onnx", tokens[:2])
+
+
 def test_tables_are_never_decoded(tmp_path: Path) -> None:
     """Not in memory either: no value of an optimized session is as large as the table."""
     small = vq.compress(
