@@ -43,6 +43,7 @@ NAMES = {
     "factorize",
     "finetune",
     "fold_batch_norms",
+    "learn",
     "load",
     "merge_neurons",
     "onnxruntime_library",
@@ -141,6 +142,24 @@ def test_functions() -> None:
     assert parameters(vq.save) == {"model": ..., "path": ..., "rest": None}
     assert parameters(vq.load) == {"path": ..., "model": ..., "part": ""}
     assert parameters(vq.open_file) == {"path": ...}
+    assert parameters(vq.learn) == {
+        "model": ...,
+        "loader": ...,
+        "rate_weight": None,
+        "target_rate": None,
+        "target_bytes": None,
+        "budget": None,
+        "evaluate": None,
+        "teacher": None,
+        "loss": None,
+        "layers": ("*",),
+        "epochs": 8,
+        "lr": 0.002,
+        "seed": 0,
+        "rest": "float16",
+        "checkpoint": None,
+    }
+    assert positional(vq.learn) == ["model", "loader"]
     assert parameters(vq.parse_scheme) == {"text": ...}
 
 

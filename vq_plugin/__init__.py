@@ -18,15 +18,11 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.checkpoint import CheckpointError, load, open_file, save
     from vq_plugin.codebook import CodebookWeight
-    from vq_plugin.compensate import compensate
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
     from vq_plugin.factorize import SVD, Basis, factorize, merge_neurons
-    from vq_plugin.finetune import finetune
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.folding import fold_batch_norms
     from vq_plugin.nn import View, register_slot
-    from vq_plugin.norms import reestimate_norms
-    from vq_plugin.prune import prune
     from vq_plugin.schemes import (
         KM,
         PQ,
@@ -43,6 +39,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         scheme_from_dict,
     )
     from vq_plugin.summary import Summary, summary
+    from vq_plugin.training import compensate, finetune, learn, prune, reestimate_norms
 
 if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
@@ -93,6 +90,7 @@ __all__ = [
     "factorize",
     "finetune",
     "fold_batch_norms",
+    "learn",
     "load",
     "merge_neurons",
     "onnxruntime_library",

@@ -17,6 +17,7 @@ from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.factorize import factorized_away
 from vq_plugin.format.bounds import may_be_coded
+from vq_plugin.nn import coded_weights
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
 from vq_plugin.ties import tied_weights
@@ -75,7 +76,7 @@ def stored_nbytes(tensors: Iterable[Tensor], rest: Rest | None = None) -> int:
         >>> stored_nbytes([torch.zeros(3)]), stored_nbytes([torch.zeros(3)], "float16")
         (12, 6)
     """
-    return sum(stored_rest(value, rest).nbytes for value in _distinct(tensors))
+    return sum(stored_rest(value, rest).tensor.nbytes for value in _distinct(tensors))
 
 
 def file_nbytes(small: CodebookWeight) -> int:
@@ -95,10 +96,20 @@ def file_nbytes(small: CodebookWeight) -> int:
         >>> small.nbytes, file_nbytes(small) < small.nbytes / 5
         (1546, True)
     """
+    return _codes_nbytes(small) + small.geometry.table_bytes
+
+
+def _codes_nbytes(small: CodebookWeight) -> int:
     codes, geometry = small.codes, small.geometry
     if may_be_coded(codes.numel(), math.prod(small.shape)):
-        return coded_size(codes.detach().cpu().numpy(), small.k) + geometry.table_bytes
-    return geometry.nbytes
+        return coded_size(codes.detach().cpu().numpy(), small.k)
+    return geometry.nbytes - geometry.table_bytes
+
+
+def codes_nbytes(model: nn.Module) -> int:
+    """Bytes of all codes of a compressed model in a file; tied ones count once."""
+    codes = {id(each.codebooks): each for each in coded_weights(model).values()}
+    return sum(_codes_nbytes(each.codebook_weight) for each in codes.values())
 
 
 def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Account:

@@ -1,6 +1,6 @@
 """Files: save and load."""
 
-from vq_plugin.checkpoint.file import load, save
+from vq_plugin.checkpoint.file import file_bytes, load, save
 from vq_plugin.checkpoint.opened import open_file
 from vq_plugin.checkpoint.rest import Rest, check_rest, rest_tensors, round_rest, stored_rest
 from vq_plugin.format.container import read_header
@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "Rest",
     "check_rest",
+    "file_bytes",
     "load",
     "open_file",
     "read_header",

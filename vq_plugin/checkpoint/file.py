@@ -47,7 +47,6 @@ _SHOWN = 20
 _Parts = dict[str, tuple[Stored, NDArray[np.uint8]]]
 
 
-@cpu_by_default()
 def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = None) -> int:
     """Writes a compressed model to a file, in one atomic step.
 
@@ -55,8 +54,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         model: A model with codebook layers.
         path: Where to; an existing file is replaced.
         rest: ``"float16"`` rounds what is not of a codebook (biases, norms, layers left as they
-            are) from float32 or float64, but for tensors with a value beyond its range. Loading
-            gives them their dtype back. ``None`` keeps them as they are.
+            are) from float32 or float64, but for tensors with a value beyond its range.
+            ``"int8"`` does so, too, but that parameters of one dimension (biases, scales of norms)
+            are off by up to 1/127 of their largest value, at a byte each. Loading gives tensors
+            their dtype back. ``None`` keeps them as they are.
 
     Returns:
         Bytes of the file.
@@ -75,6 +76,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         >>> bool(torch.equal(again.weight, small.weight))
         True
     """
+    content = file_bytes(model, rest)
+    write_atomically(Path(path), content)
+    return len(content)
+
+
+@cpu_by_default()
+def file_bytes(model: nn.Module, rest: Rest | None) -> bytes:
+    """The content of the file that :func:`save` writes."""
     check_rest(rest)
     check_model(model)
     coded = list(saved_weights(model))
@@ -99,10 +108,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         if first.setdefault(id(value), key) != key:
             header.aliases[key] = first[id(value)]
             continue
-        kept = stored_rest(value.detach(), rest)
-        kind, data = _stored(key, kept)
-        rounded = _name(value.dtype) if kept.dtype != value.dtype else None
-        tensors[key] = kind._replace(rounded=rounded), data
+        kept = stored_rest(value, rest)
+        kind, data = _stored(key, kept.tensor)
+        rounded = _name(value.dtype) if kept.tensor.dtype != value.dtype else None
+        tensors[key] = kind._replace(rounded=rounded, exponent=kept.exponent), data
     for each in coded:
         books = id(each.holder.codebooks)
         if first.setdefault(books, each.name) != each.name:
@@ -110,9 +119,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
             continue
         header.layers[each.name], parts = _coded(each)
         tensors |= parts
-    content = to_bytes(header, tensors)
-    write_atomically(Path(path), content)
-    return len(content)
+    return to_bytes(header, tensors)
 
 
 @cpu_by_default()

@@ -81,4 +81,7 @@ def tensor_of(kind: Stored, data: NDArray[np.uint8]) -> Tensor:
     # What is empty has no view.
     raw = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
     tensor = raw.reshape(kind.shape)
-    return tensor if kind.rounded is None else tensor.to(getattr(torch, kind.rounded))
+    if kind.rounded is None:
+        return tensor
+    wide = tensor.to(getattr(torch, kind.rounded))
+    return wide if kind.exponent is None else wide * 2.0**kind.exponent

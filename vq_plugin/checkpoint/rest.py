@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vq_plugin.checkpoint.weights import saved_weights
+from vq_plugin.format.header import LEAST_REST_EXPONENT, MOST_REST_EXPONENT
+from vq_plugin.format.weights import MOST_STEPS
 
-Rest = Literal["float16"]
+Rest = Literal["float16", "int8"]
+
+_WIDE = (torch.float32, torch.float64)
+
+
+class Kept(NamedTuple):
+    """A tensor as a file keeps it.
+
+    Attributes:
+        tensor: In the dtype of the file.
+        exponent: Where integers stand for floats, of the power of two that is their step.
+    """
+
+    tensor: Tensor
+    exponent: int | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """What it stands for."""
+        if self.exponent is None:
+            return self.tensor
+        return self.tensor.float() * 2.0**self.exponent
 
 
 def check_rest(rest: str | None) -> None:
     """Raises a ValueError if there is no such way to store the rest."""
-    if rest not in (None, "float16"):
-        raise ValueError(f"rest={rest!r} is neither None nor 'float16'")
+    if rest not in (None, *get_args(Rest)):
+        raise ValueError(f"rest={rest!r} is neither None nor 'float16' nor 'int8'")
 
 
 def rest_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -28,19 +52,44 @@ def rest_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def stored_rest(value: Tensor, rest: Rest | None) -> Tensor:
-    """A tensor as a file keeps it: with ``"float16"`` rounded from float32 or float64, if in range.
+def stored_rest(value: Tensor, rest: Rest | None) -> Kept:
+    """A tensor of the ``state_dict`` as a file keeps it; rounded from float32 or float64 alone.
+
+    ``"float16"`` rounds what is in its range. ``"int8"`` rounds parameters of one dimension, such
+    as biases, to whole numbers of up to 127 times a power of two, hence by at most 1/127 of the
+    largest; and all else as ``"float16"``: statistics of batch norms need their small values.
 
     Example:
-        >>> stored_rest(torch.tensor([0.1, 7.0]), "float16").nbytes
+        >>> stored_rest(torch.tensor([0.1, 7.0]), "float16").tensor.nbytes
         4
-        >>> stored_rest(torch.tensor([0.1, 7e7]), "float16").nbytes
+        >>> stored_rest(torch.tensor([0.1, 7e7]), "float16").tensor.nbytes
         8
+        >>> stored_rest(nn.Parameter(torch.tensor([0.1, 1.0])), "int8").values.tolist()
+        [0.09375, 1.0]
     """
-    if rest is None or value.dtype not in (torch.float32, torch.float64):
-        return value
-    half = value.half()
-    return value if bool((half.isinf() & value.isfinite()).any()) else half
+    kept = value.detach()
+    if rest is None or kept.dtype not in _WIDE:
+        return Kept(kept)
+    if rest == "int8" and isinstance(value, nn.Parameter) and kept.dim() == 1:
+        exponent = _exponent(float(kept.abs().max()) if kept.numel() else 0.0)
+        if exponent is not None:
+            return Kept((kept.double() * 2.0**-exponent).round().to(torch.int8), exponent)
+    half = kept.half()
+    return Kept(kept if bool((half.isinf() & kept.isfinite()).any()) else half)
+
+
+def _exponent(largest: float) -> int | None:
+    """Of the smallest step of which ``largest`` needs no more than 127; ``None`` if out of range.
+
+    Of one that float32 has, and all of whose multiples it has.
+    """
+    if not math.isfinite(largest):
+        return None
+    part, power = math.frexp(largest)
+    # From half a step above 127 on it is rounded to 128.
+    exponent = power - (6 if part * 128 >= MOST_STEPS + 0.5 else 7)
+    exponent = max(exponent, LEAST_REST_EXPONENT)
+    return exponent if exponent <= MOST_REST_EXPONENT else None
 
 
 def round_rest(model: nn.Module, rest: Rest | None) -> nn.Module:
@@ -48,6 +97,6 @@ def round_rest(model: nn.Module, rest: Rest | None) -> nn.Module:
     with torch.no_grad():
         for value in rest_tensors(model).values():
             stored = stored_rest(value, rest)
-            if stored is not value:
-                value.copy_(stored)
+            if stored.tensor.dtype != value.dtype:
+                value.copy_(stored.values)
     return model

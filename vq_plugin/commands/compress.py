@@ -47,7 +47,7 @@ def add_compress(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the fits (default 0)")
     parser.add_argument(
         "--rest",
-        choices=["float16"],
+        choices=["float16", "int8"],
         help="round biases, norms and layers left as they are in the file",
     )
     parser.add_argument(

@@ -61,7 +61,8 @@ def _export(options: argparse.Namespace) -> int:
     from vq_plugin.select import check_model
     from vq_plugin.table import format_bytes
 
-    if options.to != "coreml":  # whose packages are folders
+    if options.to != "coreml":
+        # Its packages are folders, and looked at where they are written.
         check_target(Path(options.output))
     model = call(options.model)
     check_model(model)

@@ -35,6 +35,9 @@ DTYPES = {
     "float8_e5m2fnuz": ("F8_E5M2FNUZ", 1),
 }
 
+# Of the step of integers that stand for floats: float32 holds all of their multiples.
+LEAST_REST_EXPONENT, MOST_REST_EXPONENT = -126, 120
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -90,12 +93,14 @@ class Stored(NamedTuple):
         shape: Its shape.
         checksum: CRC-32 of its bytes.
         rounded: The dtype that it had before it was rounded to the one in the file, or ``None``.
+        exponent: Of the power of two that integers are multiples of which stand for floats.
     """
 
     dtype: str
     shape: tuple[int, ...]
     checksum: int
     rounded: str | None = None
+    exponent: int | None = None
 
     @property
     def nbytes(self) -> int:

@@ -21,6 +21,8 @@ from vq_plugin.format.header import (
     DTYPES,
     FLOATS,
     FORMAT,
+    LEAST_REST_EXPONENT,
+    MOST_REST_EXPONENT,
     CheckpointError,
     Entry,
     EntryView,
@@ -37,6 +39,7 @@ _LONGEST_SCHEME, _MOST_DIMENSIONS = 1000, 64
 
 _STRING = r'"((?:[^"\\\x00-\x1f]|\\.)*+)"'
 _NUMBER = r"0|[1-9][0-9]{0,18}"
+_EXPONENT = r"0|-?[1-9][0-9]{0,2}"
 _SHAPE = rf"\[((?:(?:{_NUMBER})(?:,(?:{_NUMBER})){{0,{_MOST_DIMENSIONS - 1}}})?)\]"
 # Another one follows, or none.
 _END = r'(?:,(?=")|(\}))'
@@ -47,7 +50,9 @@ _LAYER = re.compile(
     rf'"codes":{_SHAPE},"dtype":"(\w+)","coding":(?:null|\{{"along":"(\w+)","bits":({_NUMBER})\}})\}}{_END}'
 )
 _ALIAS = re.compile(f"{_STRING}:{_STRING}{_END}")
-_TENSOR = re.compile(rf'{_STRING}:\["(\w+)",{_SHAPE},({_NUMBER})(?:,"(\w+)")?\]{_END}')
+_TENSOR = re.compile(
+    rf'{_STRING}:\["(\w+)",{_SHAPE},({_NUMBER})(?:,"(\w+)"(?:,({_EXPONENT}))?)?\]{_END}'
+)
 _FACTORS = ',"factors":{'
 _CHECKSUM = re.compile(rf"({_NUMBER})\}}")
 
@@ -68,7 +73,12 @@ def header_json(header: Header) -> str:
         **({"factors": header.factors} if header.factors else {}),
         # Names are most of a header: every one once.
         "tensors": {
-            name: [kind.dtype, kind.shape, kind.checksum, *([kind.rounded] if kind.rounded else [])]
+            name: [
+                kind.dtype,
+                kind.shape,
+                kind.checksum,
+                *(each for each in (kind.rounded, kind.exponent) if each is not None),
+            ]
             for name, kind in header.tensors.items()
         },
     }
@@ -202,12 +212,16 @@ class _Text:
         return parameter, split, order
 
     def _stored(self, match: re.Match[str]) -> Stored:
-        _, dtype, shape, checksum, rounded, _ = match.groups()
+        _, dtype, shape, checksum, rounded, power, _ = match.groups()
         if dtype not in DTYPES:
             raise ValueError(f"there is no dtype {dtype!r}")
-        if rounded is not None and (dtype != "float16" or rounded not in ("float32", "float64")):
+        exponent = None if power is None else int(power)
+        to = "float16" if exponent is None else "int8"
+        if rounded is not None and (dtype != to or rounded not in ("float32", "float64")):
             raise ValueError(f"a tensor cannot be rounded from {rounded!r} to {dtype}")
-        return Stored(dtype, self._shape(shape), _number(checksum), rounded)
+        if exponent is not None and not LEAST_REST_EXPONENT <= exponent <= MOST_REST_EXPONENT:
+            raise ValueError(f"a step of 2^{exponent} is out of range")
+        return Stored(dtype, self._shape(shape), _number(checksum), rounded, exponent)
 
     def _shape(self, text: str) -> tuple[int, ...]:
         shape = self._shapes.get(text)

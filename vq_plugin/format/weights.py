@@ -32,7 +32,10 @@ def array_of(kind: Stored, data: NDArray[np.uint8]) -> NDArray[Any]:
     else:
         array = data.view(np.dtype(kind.dtype).newbyteorder("<"))
     array = array.reshape(kind.shape)
-    return array if kind.rounded is None else array.astype(kind.rounded)
+    if kind.rounded is None:
+        return array
+    wide = array.astype(kind.rounded)
+    return wide if kind.exponent is None else np.ldexp(wide, kind.exponent)
 
 
 def read_codes(file: Container, name: str, entry: Entry) -> NDArray[Any]:

@@ -11,9 +11,9 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.prune import prune
 from vq_plugin.recipe.prepare import Prepared
 from vq_plugin.replace import assemble
+from vq_plugin.training import prune
 from vq_plugin.tuning.identity import model_digest
 
 _log = logging.getLogger(__name__)

@@ -225,7 +225,7 @@ class Recipe(_Keys):
         description="The metric.", examples=[{"tuning": "my_package:evaluate"}]
     )
     tuning: Tuning = Field(default=Tuning(), description="Budget and limits of the search.")
-    rest: Literal["float16"] | None = Field(
+    rest: Literal["float16", "int8"] | None = Field(
         default=None, description="Dtype in the file of biases, norms and layers left as they are."
     )
     output: str = Field(

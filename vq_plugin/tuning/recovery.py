@@ -10,9 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from vq_plugin.checkpoint import load, save
-from vq_plugin.finetune import finetune
 from vq_plugin.replace import assemble
-from vq_plugin.training import Loss
+from vq_plugin.training import Loss, finetune
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.propose import Landscape
 

@@ -1,4 +1,4 @@
-"""The training loop of `finetune` and `prune`: a teacher or targets, seeds, checkpoints."""
+"""The training loop of `finetune`, `prune`, `learn`: a teacher or targets, seeds, checkpoints."""
 
 from __future__ import annotations
 
@@ -216,6 +216,11 @@ def soft_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """
     likely = functional.log_softmax(output, -1)
     return -(functional.softmax(target, -1) * likely).sum(-1).mean()
+
+
+def run_batch(model: nn.Module, batch: object, device: torch.device) -> object:
+    """What a model gives for the inputs of a batch of a loader."""
+    return _run(model, _to(_pair(batch)[0], device))
 
 
 def _pair(batch: object) -> tuple[object, object]:

@@ -27,7 +27,7 @@ def inputs(seed: int) -> list[Tensor]:
 def test_a_linear_layer_is_the_solution_of_least_squares(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("vq_plugin.compensate")
+    module = importlib.import_module("vq_plugin.training.compensate")
     monkeypatch.setattr(module, "_RIDGE", 0.0)
     monkeypatch.setattr(module, "_FLOOR", 0.0)
     model = nn.Sequential(nn.Linear(9, 12), nn.Tanh(), nn.Linear(12, 4, bias=bias)).eval()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import prune as torch_prune
 
 import vq_plugin as vq
-from tests.test_finetune import batches, same
+from tests.training.test_finetune import batches, same
 from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Batches
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vq_plugin.nn import CodedWeight
 from vq_plugin.select import check_model
-from vq_plugin.training import Loss, Stop, Training
+from vq_plugin.training.loop import Loss, Stop, Training
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from vq_plugin.replace import assemble
-from vq_plugin.select import Pattern, check_model, match, slots_by_name
-from vq_plugin.training import Loss, Training
+from vq_plugin.select import Pattern, check_model
+from vq_plugin.training.chosen import chosen_weights
+from vq_plugin.training.loop import Loss, Training
 
 # Weights are chosen anew this often while more and more of them go.
 _MOMENTS = 100
@@ -97,7 +98,7 @@ def prune(
             f"at least, got {epochs}"
         )
     sparse = assemble(model, {})
-    weights = _weights(sparse, layers)
+    weights = list(chosen_weights(sparse, layers).values())
     total = sum(weight.numel() for weight in weights)
     gone: list[Tensor] = []
     moment = -1
@@ -128,24 +129,6 @@ def prune(
     # Where there were too few steps to get there.
     _keep_largest(weights, total - round(sparsity * total))
     return sparse
-
-
-def _weights(model: nn.Module, layers: Sequence[Pattern]) -> list[nn.Parameter]:
-    """The weights that zeros are made in; one that layers share counts once."""
-    if isinstance(layers, str):
-        raise TypeError(f"layers is a sequence of patterns, such as [{layers!r}]")
-    weights: dict[int, nn.Parameter] = {}
-    for name, slot in slots_by_name(model, match(model, layers)).items():
-        weight = slot.module._parameters.get(slot.parameter)
-        if weight is None:
-            raise ValueError(
-                f"layer {name!r} keeps its weight in parts: make it one, as with "
-                f"torch.nn.utils.prune.remove(layer, {slot.parameter!r})"
-            )
-        if not weight.requires_grad:
-            raise ValueError(f"layer {name!r} is frozen: leave it out of layers=")
-        weights[id(weight)] = weight
-    return list(weights.values())
 
 
 @torch.no_grad()

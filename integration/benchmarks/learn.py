@@ -1,0 +1,144 @@
+"""Whole files of `vq.learn`, beside as many passes of pruning, on networks of Fashion-MNIST.
+
+    python -m integration.benchmarks.learn [--quick] [--networks lenet5 ...] [--seeds 3]
+
+The training images are used without labels: the float model teaches. Bytes to aim at were chosen
+on the tuning split with seed 0; losses are absolute, in points of accuracy. The control is
+`vq.prune` with as many zeros as `vq.learn` has found, k-means and an epoch of `vq.finetune`, for as
+many passes together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import vq_plugin as vq
+from integration.benchmarks import settings
+from integration.benchmarks.harness import Report, Table, parse_arguments
+from integration.workloads import fashion_mnist, fashion_mnist_resnet20
+from vq_plugin.nn import coded_weights
+from vq_plugin.workloads import digits
+from vq_plugin.workloads.data import Batches
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one network is trained; a training step of the float model has the same batches."""
+
+    target_bytes: int
+    epochs: int = 8
+    batch: int = 64
+    lr: float = 2e-3
+    augment: Callable[[Tensor], Tensor] | None = None
+    norms: bool = False
+
+
+SETTINGS = {
+    "lenet_300_100": Setting(9_000, epochs=4),
+    "lenet5": Setting(8_000, epochs=5),
+    "fashion_mnist_cnn": Setting(30_000, epochs=4, batch=128),
+    "resnet20": Setting(
+        22_800, batch=128, augment=fashion_mnist_resnet20.shift_and_flip, norms=True
+    ),
+    "digits": Setting(8_000),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: who made it, with which seed, its bytes and the processor time it took."""
+
+    by: str
+    seed: int
+    nbytes: int
+    seconds: float
+    model: nn.Module
+
+
+def rows(name: str, setting: Setting, seeds: int) -> Iterator[Row]:
+    """Learned models, and the control for the first seed."""
+    workload = settings.WORKLOADS[name]
+    data = (digits if name == "digits" else fashion_mnist).load().train
+    loader = Batches(data, setting.batch, augment=setting.augment)
+    for seed in range(seeds):
+        model = workload.model().train(setting.norms)
+        start = time.process_time()
+        small = vq.learn(
+            model, loader, target_bytes=setting.target_bytes, teacher=workload.model(),
+            epochs=setting.epochs, lr=setting.lr, seed=seed,
+        )  # fmt: skip
+        yield _saved("vq.learn", seed, small, time.process_time() - start, workload.model())
+        if seed:
+            continue
+        start = time.process_time()
+        sparse = vq.prune(
+            model, loader, _zeros(small), teacher=workload.model(), epochs=setting.epochs - 1,
+            lr=setting.lr, seed=seed,
+        )  # fmt: skip
+        control = vq.compress(sparse, vq.KM(k=5, keep_zeros=True), workload.calibration())
+        vq.finetune(control, loader, teacher=workload.model(), seed=seed)
+        yield _saved("pruning alone", seed, control, time.process_time() - start, workload.model())
+
+
+def _saved(by: str, seed: int, small: nn.Module, seconds: float, model: nn.Module) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        nbytes = vq.save(small, Path(folder) / "model.vq", rest="float16")
+        return Row(by, seed, nbytes, seconds, vq.load(Path(folder) / "model.vq", model))
+
+
+def _zeros(small: nn.Module) -> float:
+    weights = [each.codebook_weight.decode().flatten() for each in coded_weights(small).values()]
+    return float((torch.cat(weights) == 0).double().mean())
+
+
+def measure(report: Report, name: str, seeds: int) -> None:
+    """Adds the table of a network to a report."""
+    workload, setting = settings.WORKLOADS[name], SETTINGS[name]
+    model = workload.model()
+    tuning, test = workload.evaluate(model), workload.test(model)
+    nbytes = sum(value.nbytes for value in model.state_dict().values())
+    table = Table(
+        f"{name}: {setting.epochs} passes in batches of {setting.batch}; float {nbytes} bytes, "
+        f"{100 * tuning:.2f} % tuning, {100 * test:.2f} % test",
+        {
+            "by": "", "seed": "d", "bytes": "d", "rate": ".1f", "zeros": ".2%",
+            "loss (tuning)": ".2f", "loss (test)": ".2f", "CPU s": ".0f",
+        },
+    )  # fmt: skip
+    for row in rows(name, setting, seeds):
+        table.rows.append({
+            "by": row.by, "seed": row.seed, "bytes": row.nbytes, "rate": nbytes / row.nbytes,
+            "zeros": _zeros(row.model),
+            "loss (tuning)": 100 * (tuning - workload.evaluate(row.model)),
+            "loss (test)": 100 * (test - workload.test(row.model)), "CPU s": row.seconds,
+        })  # fmt: skip
+        # The next takes minutes.
+        print(table.rows[-1], flush=True)
+    report.add(table)
+
+
+def main() -> None:
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--networks", nargs="+", choices=list(SETTINGS), default=None)
+        parser.add_argument("--seeds", type=int, default=3)
+
+    arguments = parse_arguments(__doc__.splitlines()[0], more)
+    names = arguments.networks or (["digits"] if arguments.quick else list(SETTINGS)[:3])
+    seeds = 1 if arguments.quick else arguments.seeds
+    report = Report("learn", {"quick": arguments.quick, "seeds": seeds})
+    torch.set_num_threads(1)
+    for name in names:
+        measure(report, name, seeds)
+    report.finish(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

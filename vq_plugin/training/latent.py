@@ -1,0 +1,120 @@
+"""A weight in training as whole numbers of steps, and what their bits pull it towards."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Codes run from minus this to this: what one byte numbers, with a zero in the middle.
+REACH = 127
+# Of a code that no weight has, as a count; its length must be known when a weight comes near.
+_UNSEEN = 0.5
+
+
+class LatentWeight(nn.Module):
+    """A float weight behind one that holds multiples of a step only.
+
+    What the model computes with is ``step · (code + shift[code])``, where ``code`` is the latent
+    weight over the step, rounded. The task's gradient passes straight through the rounding (Bengio
+    et al. 2013, arXiv 1308.3432). Beside it the bits of the codes pull: those of the code at hand
+    are ``-log2`` of its share among the codes of the weight, which is what a coder with a table for
+    the weight spends; between two codes they are interpolated, the mean over a rounding with
+    uniform noise (Ballé et al. 2016, arXiv 1611.01704). A pull is thus the difference of two code
+    lengths over a step: large towards a frequent zero, small between rare large codes.
+
+    Attributes:
+        latent: Float32, of the shape of the parameter.
+        log_step: Logarithm of the step, a scalar.
+        shift: How far centers are from multiples of the step, in steps, ``(2 · REACH + 1,)``; zeros
+            until codes stay. That of the code 0 stays 0.
+        pulls: Bits from each size of a code to the next, ``(REACH + 1,)``.
+        bits: Bits of all codes, when last counted.
+    """
+
+    pulls: Tensor
+    bits: Tensor
+
+    def __init__(self, weight: nn.Parameter, step: float) -> None:
+        """``step`` is the first one, over the standard deviation of ``weight``."""
+        super().__init__()
+        # Not a submodule's: the model has it, and no optimizer.
+        self._weight = [weight]
+        values = weight.detach().float()
+        self.latent = nn.Parameter(values.clone())
+        size = max(float(values.double().square().mean().sqrt()), torch.finfo(torch.float32).tiny)
+        # No code is beyond the last at the start.
+        first = max(step * size, float(values.abs().max()) / REACH)
+        self.log_step = nn.Parameter(values.new_tensor(math.log(first)))
+        self.shift = nn.Parameter(values.new_zeros(2 * REACH + 1))
+        self.register_buffer("pulls", values.new_zeros(REACH + 1))
+        self.register_buffer("bits", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """Whole numbers from ``-REACH`` to ``REACH``, float32, of the shape of the parameter."""
+        return (self.latent / self.log_step.exp()).round_().clamp_(-REACH, REACH)
+
+    @torch.no_grad()
+    def centers(self) -> Tensor:
+        """What every code stands for, from ``-REACH`` on, ``(2 · REACH + 1,)``."""
+        numbers = torch.arange(-REACH, REACH + 1, device=self.shift.device)
+        return (numbers + self.shift) * self.log_step.exp()
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """Counts the codes anew: their bits, and how these pull."""
+        places = self.codes().flatten().int() + REACH
+        counts = torch.bincount(places, minlength=2 * REACH + 1).double()
+        total, used = counts.sum(), counts[counts > 0]
+        self.bits.copy_(-(used * (used / total).log2()).sum())
+        # Of both signs together, and never shorter for larger codes: single rare ones say little.
+        sizes = counts[REACH:].clone()
+        sizes[1:] += counts[:REACH].flip(0)
+        sizes[1:] /= 2
+        lengths = -((sizes + _UNSEEN) / (total + _UNSEEN * len(counts))).log2()
+        self.pulls[:REACH] = lengths.cummax(0).values.diff().to(self.pulls)
+
+    @torch.no_grad()
+    def clear(self, limit: float) -> None:
+        """Makes weights zero that are shorter than ``limit`` steps."""
+        self.latent.masked_fill_(self.latent.abs() < limit * self.log_step.exp(), 0)
+
+    @torch.no_grad()
+    def write(self, settled: bool) -> None:
+        """Gives the model the weight; with shifted centers once codes are ``settled``."""
+        codes = self.codes()
+        if settled:
+            self._weight[0].copy_(self.centers()[codes.int() + REACH])
+        else:
+            self._weight[0].copy_(codes.mul_(self.log_step.exp()))
+
+    @torch.no_grad()
+    def pull(self, rate_weight: float, settled: bool) -> None:
+        """Gives the latent weight, the step and the shifts their gradients, from the weight's.
+
+        Once codes are ``settled`` only the shifts get some.
+        """
+        (weight,) = self._weight
+        found, weight.grad = weight.grad, None
+        grad = torch.zeros_like(self.latent) if found is None else found.float()
+        if grad.is_sparse:
+            grad = grad.to_dense()
+        step = self.log_step.exp()
+        self.latent.grad = self.log_step.grad = self.shift.grad = None
+        codes = self.codes()
+        if settled:
+            places = codes.flatten().int() + REACH
+            sums = torch.zeros_like(self.shift).index_add_(0, places, grad.flatten())
+            sums[REACH] = 0
+            self.shift.grad = sums * step
+            return
+        place = self.latent / step
+        pull = self.pulls[place.abs().clamp_(max=REACH).int()].mul_(rate_weight).copysign_(place)
+        # The step's share in what rounding changes (Esser et al. 2020, arXiv 1902.08153), and in
+        # how many steps a weight is long.
+        change = codes.sub_(place)
+        slope = torch.dot(grad.flatten(), change.flatten()) * step
+        self.log_step.grad = slope - torch.dot(pull.flatten(), place.flatten())
+        self.latent.grad = grad.add(pull, alpha=1 / float(step))
