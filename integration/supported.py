@@ -34,7 +34,8 @@ HEADER = (
     "torch.ao",
     "INC",
     "torch.export",
-    "ONNX, Core ML",
+    "ONNX",
+    "Core ML",
 )
 # A new codebook layer has to be given its line here.
 _KERNELS: dict[type[CodebookLayer] | None, str] = {
@@ -44,6 +45,11 @@ _KERNELS: dict[type[CodebookLayer] | None, str] = {
     CodebookConv3d: "1x1 on codes, else decodes",
     CodebookEmbedding: "decodes the rows asked for",
     None: "decodes",
+}
+# Tried by conversion. Of others coremltools 9 knows no such layer, or reorders their weights.
+_PALETTES: dict[object, str] = {
+    **dict.fromkeys((nn.Linear, nn.Embedding, nn.MultiheadAttention), "palettes"),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "palettes"),
 }
 
 
@@ -76,7 +82,8 @@ def table() -> str:
                 "yes" if owner in LAYERS else "no",
                 "yes",
                 "codes",
-                "planned",
+                "codes",
+                _PALETTES.get(owner, "no"),
             )
             for (layer, calibration), names in by_holder.items()
         ]

@@ -55,62 +55,73 @@ def check_same(model: nn.Module, path: Path, *inputs: Tensor) -> None:
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
 
 
-SCHEMES = [
-    "km(k=16)",
-    "km(k=5,scale=row)",
-    "km(k=300)",
-    "km(k=16,group=5,codebook_dtype=int8)",
-    "km(k=1)",
-    "binary()",
-    "uniform(k=16)",
-    "pq(k=16,dim=4,codebook_dtype=bfloat16)",
-    "pq(k=32,dim=8,codebook_dtype=int8,axis=out)",
-    "pq(k=4,dim=4,codebooks=tensor,codebook_dtype=float32)",
-    "rq(k=8,stages=3,dim=7)",
-]
+class Parallel(nn.Module):
+    """Layers that all get the input, each in a shape of its own: many cases in one file."""
+
+    def __init__(self, layers: dict[str, nn.Module], shaped: Any = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        self.shaped = shaped or {}
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(self.shaped.get(n, lambda x: x)(x)) for n, layer in self.layers.items()]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_runs_in_onnx_runtime(tmp_path: Path, scheme: str) -> None:
+SCHEMES = {
+    "padded": "km(k=5,scale=row)",
+    "two_bytes": "km(k=300)",
+    "groups": "km(k=16,group=5,codebook_dtype=int8)",
+    "one_center": "km(k=1)",
+    "binary": "binary()",
+    "uniform": "uniform(k=16)",
+    "inputs": "pq(k=16,dim=4,codebook_dtype=bfloat16)",
+    "outputs": "pq(k=32,dim=8,codebook_dtype=int8,axis=out)",
+    "shared": "pq(k=4,dim=4,codebooks=tensor,codebook_dtype=float32)",
+    "stages": "rq(k=8,stages=3,dim=7)",
+}
+
+
+def test_every_scheme_runs_in_onnx_runtime(tmp_path: Path) -> None:
     # 30 and 50 are no multiples of a sub-vector, nor of a byte of codes.
-    small = vq.compress(nn.Linear(30, 50), vq.parse_scheme(scheme))
+    model = Parallel({name: nn.Linear(30, 50) for name in SCHEMES})
+    schemes = {f"layers.{name}": vq.parse_scheme(text) for name, text in SCHEMES.items()}
+    small = vq.compress(model, schemes)
     vq.export_onnx(small, tmp_path / "m.onnx", torch.randn(2, 30))
     check_same(small, tmp_path / "m.onnx", torch.randn(7, 30))
 
 
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
-@pytest.mark.parametrize("k", [2, 4, 16, 128])
-def test_codes_have_no_gaps_in_any_opset(tmp_path: Path, opset: int, k: int) -> None:
-    layer = nn.Linear(96, 128)
-    small = vq.compress(layer, vq.KM(k=k))
+def test_codes_have_no_gaps_in_any_opset(tmp_path: Path, opset: int) -> None:
+    centers = (2, 4, 16, 128)
+    model = Parallel({f"{k}": nn.Linear(96, 128) for k in centers})
+    small = vq.compress(model, {f"layers.{k}": vq.KM(k=k) for k in centers})
     vq.export_onnx(small, tmp_path / "m.onnx", torch.randn(2, 96), opset=opset)
     check_same(small, tmp_path / "m.onnx", torch.randn(3, 96))
-    model = onnx.load(tmp_path / "m.onnx")
-    assert [each.version for each in model.opset_import if each.domain == ""] == [opset]
-    codes = [each for each in model.graph.initializer if ".codes" in each.name]
-    bits = (k - 1).bit_length()
-    assert sum(len(each.raw_data) for each in codes) == bits * 96 * 128 // 8
-    if opset >= 25 and k in (4, 16):
-        kind = onnx.TensorProto.UINT2 if k == 4 else onnx.TensorProto.UINT4
-        assert [each.data_type for each in codes] == [kind]
-
-
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "conv1d": (lambda: nn.Conv1d(10, 16, 3, padding=1), (3, 10, 9)),
-    "grouped": (lambda: nn.Conv2d(10, 16, 3, stride=2, groups=2), (3, 10, 9, 9)),
-    "conv3d": (lambda: nn.Conv3d(5, 8, 3, padding="same"), (3, 5, 4, 4, 4)),
-    "1x1": (lambda: nn.Conv2d(10, 16, 1), (3, 10, 5, 5)),
-    "reflecting": (lambda: nn.Conv2d(10, 16, 3, padding=1, padding_mode="reflect"), (3, 10, 5, 5)),
-}
+    graph = onnx.load(tmp_path / "m.onnx")
+    assert [each.version for each in graph.opset_import if each.domain == ""] == [opset]
+    for k in centers:
+        start = f"layers.{k}.weight.codes"
+        codes = [each for each in graph.graph.initializer if each.name.startswith(start)]
+        bits = (k - 1).bit_length()
+        assert sum(len(each.raw_data) for each in codes) == bits * 96 * 128 // 8
+        if opset >= 25 and k in (4, 16):
+            kind = onnx.TensorProto.UINT2 if k == 4 else onnx.TensorProto.UINT4
+            assert [each.data_type for each in codes] == [kind]
 
 
 @pytest.mark.parametrize("layout", ["flat", "channels"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_convolutions(tmp_path: Path, name: str, layout: Any) -> None:
-    make, shape = LAYERS[name]
-    small = vq.compress(make(), vq.PQ(k=16, dim=4, layout=layout))
-    vq.export_onnx(small, tmp_path / "m.onnx", torch.randn(shape))
-    check_same(small, tmp_path / "m.onnx", torch.randn(5, *shape[1:]))
+def test_convolutions(tmp_path: Path, layout: Any) -> None:
+    layers: dict[str, nn.Module] = {
+        "line": nn.Conv1d(10, 16, 3, padding=1),
+        "grouped": nn.Conv2d(10, 16, 3, stride=2, groups=2),
+        "space": nn.Conv3d(10, 8, (3, 3, 1), padding="same"),
+        "1x1": nn.Conv2d(10, 16, 1),
+        "reflecting": nn.Conv2d(10, 16, 3, padding=1, padding_mode="reflect"),
+    }
+    shaped = {"line": lambda x: x[..., 0], "space": lambda x: x.unsqueeze(-1)}
+    small = vq.compress(Parallel(layers, shaped), vq.PQ(k=16, dim=4, layout=layout))
+    vq.export_onnx(small, tmp_path / "m.onnx", torch.randn(3, 10, 5, 5))
+    check_same(small, tmp_path / "m.onnx", torch.randn(5, 10, 5, 5))
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -134,12 +145,21 @@ def test_modules(tmp_path: Path, name: str) -> None:
     check_same(small, tmp_path / "m.onnx", torch.randn(5, *shape[1:]))
 
 
-@pytest.mark.parametrize("scheme", ["pq(k=16,dim=4)", "rq(k=16,stages=2,dim=3,axis=out,scale=row)"])
-@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize(
+    ("scheme", "padding"),
+    [("pq(k=16,dim=4)", 3), ("rq(k=16,stages=2,dim=3,axis=out,scale=row)", None)],
+)
 def test_tables_look_up_rows_of_codes(tmp_path: Path, scheme: str, padding: int | None) -> None:
     small = vq.compress(Tokens(padding=padding), vq.parse_scheme(scheme))
     tokens = torch.randint(40, (3, 6))
     tokens[0, 0] = 3
+    vq.export_onnx(small, tmp_path / "m.onnx", tokens)
+    check_same(small, tmp_path / "m.onnx", tokens[:2])
+
+
+def test_a_bare_table(tmp_path: Path) -> None:
+    small = vq.compress(nn.Embedding(40, 12), vq.KM(k=16, scale="row"))
+    tokens = torch.randint(40, (3, 6))
     vq.export_onnx(small, tmp_path / "m.onnx", tokens)
     check_same(small, tmp_path / "m.onnx", tokens[:2])
 
