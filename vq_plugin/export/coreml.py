@@ -51,10 +51,11 @@ def export_coreml(
 
     Example:
         >>> import torch, vq_plugin as vq
-        >>> small = vq.compress(nn.Linear(64, 32), vq.RQ(k=16, stages=2, dim=4))
+        >>> model = nn.Sequential(nn.Linear(64, 32))
+        >>> small = vq.compress(model, vq.RQ(k=16, stages=2, dim=4))
         >>> vq.export_coreml(small, "small.mlpackage", torch.zeros(1, 64))
         Traceback (most recent call last):
-        ValueError: layer '': palettes have one table, not 2 that are added; use KM or PQ
+        ValueError: layer '0': palettes have one table, not 2 that are added; use KM or PQ
     """
     path = Path(path)
     if target not in get_args(Target):
