@@ -93,10 +93,10 @@ def test_rounded_biases_and_layers_count_half_and_are_what_was_evaluated(
 
 
 def test_a_rest_that_does_not_exist_is_an_error(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="rest='int8'"):
-        vq.tune(model, constant, rest="int8")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="rest='int8'"):
-        vq.summary(model, rest="int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rest='int4'"):
+        vq.tune(model, constant, rest="int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rest='int4'"):
+        vq.summary(model, rest="int4")  # type: ignore[arg-type]
 
 
 def test_what_is_larger_when_packed_wins_where_its_file_is_smaller(
