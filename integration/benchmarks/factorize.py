@@ -25,34 +25,11 @@ from torch import Tensor, nn
 import vq_plugin as vq
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
 from integration.workloads import fashion_mnist, fashion_mnist_cnn
-from vq_plugin.seeded import seeded
 from vq_plugin.workloads import digits
-from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.data import Samples
-from vq_plugin.workloads.training import accuracy, train
+from vq_plugin.workloads.training import accuracy
 
 Make = Callable[[nn.Module, Sequence[Tensor] | None], nn.Module]
-
-
-def network(seed: int) -> nn.Module:
-    """The CNN, trained from a seed."""
-    if seed == 0:
-        return fashion_mnist_cnn.model()
-    with seeded(seed):
-        untrained = fashion_mnist_cnn.FashionCNN()
-    return trained(f"fashion_mnist_cnn_seed{seed}", untrained, partial(_train, seed=seed))
-
-
-def _train(model: nn.Module, seed: int) -> None:
-    train(
-        model,
-        fashion_mnist.load().train,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
-        max_lr=2e-3,
-        epochs=6,
-        batch_size=128,
-        seed=seed,
-    )
 
 
 class Bench:
@@ -329,7 +306,7 @@ if __name__ == "__main__":
     if options.quick:
         bench = Bench([digits.model()], digits.load().test, digits.calibration())
     else:
-        networks = [network(seed) for seed in options.seeds]
+        networks = [fashion_mnist_cnn.model(seed) for seed in options.seeds]
         bench = Bench(networks, fashion_mnist.load().test, fashion_mnist.calibration())
     seeds = [0] if options.quick else options.seeds
     for part in options.parts:

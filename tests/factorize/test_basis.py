@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from tests.factorize.test_svd import CONVOLUTIONS, convolved
+from tests.factorize.convolutions import convolutions, convolved
 
 
 def components(kernels: Tensor, count: int) -> Tensor:
@@ -33,23 +32,10 @@ def test_kernels_are_mixes_of_their_principal_components() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_convolutions_of_all_forms(data: st.DataObject) -> None:
-    torch.manual_seed(data.draw(st.integers(0, 99)))
-    dims = data.draw(st.integers(1, 3))
-    groups = data.draw(st.sampled_from([1, 2, 4]))
-    inputs, outputs = groups * data.draw(st.integers(3, 5)), groups * data.draw(st.integers(4, 9))
-    sizes = st.tuples(*[st.integers(1, 3)] * dims)
-    steps = st.tuples(*[st.integers(1, 2)] * dims)
-    padding = data.draw(st.one_of(st.just("valid"), st.tuples(*[st.integers(0, 2)] * dims)))
-    mode = "zeros" if padding == "valid" else data.draw(st.sampled_from(["zeros", "replicate"]))
-    kernel = data.draw(sizes.filter(lambda size: math.prod(size) > 2))
-    layer = CONVOLUTIONS[dims](
-        inputs, outputs, kernel, data.draw(steps), padding, data.draw(steps), groups,
-        bias=data.draw(st.booleans()), padding_mode=mode,
-    )  # fmt: skip
-    small = vq.factorize(layer, vq.Basis(math.prod(kernel) - 2))
-    x = torch.randn(2, inputs, *[7] * dims)
+@given(layer=convolutions(positions=3, outputs=4))
+def test_convolutions_of_all_forms(layer: Any) -> None:
+    small = vq.factorize(layer, vq.Basis(math.prod(layer.kernel_size) - 2))
+    x = torch.randn(2, layer.in_channels, *[7] * len(layer.kernel_size))
     expected = convolved(layer, small.weight.detach(), x)
     torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(small(x[0]), expected[0], rtol=1e-4, atol=1e-5)

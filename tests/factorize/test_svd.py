@@ -1,7 +1,6 @@
 """Low ranks: against decompositions by torch, and convolutions by torch."""
 
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+from tests.factorize.convolutions import convolutions, convolved
 
 
 def truncated(matrix: Tensor, rank: int) -> Tensor:
@@ -23,18 +21,6 @@ def truncated(matrix: Tensor, rank: int) -> Tensor:
 
 def low_rank(rows: int, columns: int, rank: int) -> Tensor:
     return torch.randn(rows, rank) @ torch.randn(rank, columns)
-
-
-def convolved(layer: Any, weight: Tensor, input: Tensor) -> Tensor:
-    """The convolution of ``layer`` by another weight."""
-    other = type(layer)(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-        layer.dilation, layer.groups, padding_mode=layer.padding_mode,
-    )  # fmt: skip
-    other.weight = nn.Parameter(weight)
-    other.bias = layer.bias
-    output: Tensor = other(input)
-    return output
 
 
 def test_linear_is_the_truncated_decomposition() -> None:
@@ -88,24 +74,12 @@ def test_rate_is_reached_by_the_highest_rank(rate: float) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_convolutions_of_all_forms(data: st.DataObject) -> None:
-    torch.manual_seed(data.draw(st.integers(0, 99)))
-    dims = data.draw(st.integers(1, 3))
-    split = "spatial" if dims > 1 and data.draw(st.booleans()) else "channel"
-    groups = data.draw(st.sampled_from([1, 2]))
-    inputs, outputs = groups * data.draw(st.integers(3, 6)), groups * data.draw(st.integers(8, 16))
-    sizes = st.tuples(*[st.integers(1, 3)] * dims)
-    steps = st.tuples(*[st.integers(1, 2)] * dims)
-    padding = data.draw(st.one_of(st.just("valid"), st.tuples(*[st.integers(0, 2)] * dims)))
-    mode = "zeros" if padding == "valid" else data.draw(st.sampled_from(["zeros", "circular"]))
-    kernel = data.draw(sizes.filter(lambda size: math.prod(size) > 1))
-    layer = CONVOLUTIONS[dims](
-        inputs, outputs, kernel, data.draw(steps), padding, data.draw(steps), groups,
-        bias=data.draw(st.booleans()), padding_mode=mode,
-    )  # fmt: skip
+@given(layer=convolutions(positions=2, outputs=8), spatial=st.booleans())
+def test_convolutions_of_all_forms(layer: Any, spatial: bool) -> None:
+    dims = len(layer.kernel_size)
+    split = "spatial" if dims > 1 and spatial else "channel"
     small = vq.factorize(layer, vq.SVD(rank=1, split=split))  # type: ignore[arg-type]
-    x = torch.randn(2, inputs, *[7] * dims)
+    x = torch.randn(2, layer.in_channels, *[7] * dims)
     expected = convolved(layer, small.weight.detach(), x)
     torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(small(x[0]), expected[0], rtol=1e-4, atol=1e-5)

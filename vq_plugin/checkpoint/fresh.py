@@ -20,6 +20,8 @@ def refactorized(model: nn.Module, header: Header) -> nn.Module:
 
     The model itself where it has them so already. ``ValueError`` names a layer that cannot be.
     """
+    if not header.factors:
+        return model
     slots = slots_by_any_name(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[Slot, FactorizedLayer] = {}

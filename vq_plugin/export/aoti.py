@@ -12,7 +12,7 @@ from torch import nn
 from vq_plugin.atomic import check_target, write_atomically
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.export.example import Example, exported
-from vq_plugin.nn import coded_weights
+from vq_plugin.export.plain import check_compressed
 
 
 def export_aoti(
@@ -54,12 +54,7 @@ def export_aoti(
     check_target(path)
     if path.suffix != ".pt2":
         raise ValueError(f"{path}: torch loads packages from files that end in .pt2")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a compressed model is an nn.Module, got {type(model).__name__}")
-    if not coded_weights(model):
-        raise ValueError(
-            "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
-        )
+    check_compressed(model)
     _check_compiler()
     package = io.BytesIO()
     with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(freezing=False):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vq_plugin.atomic import check_target, write_atomically
 from vq_plugin.export.example import Example, exported
 from vq_plugin.export.plain import plain_model
-from vq_plugin.ops.convolution import _conv
-from vq_plugin.ops.library import _dequantize
+from vq_plugin.ops.convolution import conv_in_torch
+from vq_plugin.ops.library import dequantize_in_torch
 
 
 def export_executorch(model: nn.Module, path: str | os.PathLike[str], example: Example) -> None:
@@ -65,8 +65,8 @@ def program_of_bytes(model: nn.Module, example: Example) -> torch.export.Exporte
         linear.default: _product,
         linear.inference: _product,
         linear.pointwise: lambda input, *rest: _product(input.mT, *rest).mT,
-        conv.default: _conv,
-        conv.inference: _conv,
+        conv.default: conv_in_torch,
+        conv.inference: conv_in_torch,
     }
     decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
     return decomposed
@@ -82,7 +82,7 @@ def _product(
     *settings: Any,
 ) -> Tensor:
     shape = [out_features, input.shape[-1]]
-    weight = _dequantize(codes, codebooks, scale, shape, *settings[:-1])
+    weight = dequantize_in_torch(codes, codebooks, scale, shape, *settings[:-1])
     # Of products XNNPACK takes this one alone where no factor is a constant.
     rows = input.reshape(1, -1, input.shape[-1])
     output = torch.bmm(rows, weight.mT.unsqueeze(0)).reshape(*input.shape[:-1], out_features)

@@ -20,6 +20,7 @@ from vq_plugin.nn import (
     CodedWeight,
     View,
     coded_parameters,
+    coded_weights,
 )
 from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.nn.slots import shown
@@ -77,8 +78,7 @@ def plain_model(
         TypeError: If ``model`` is no module.
         ValueError: If it has no coded weights, is a graph already, or is not on the CPU.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a compressed model is an nn.Module, got {type(model).__name__}")
+    check_compressed(model)
     if hint := graph_hint(model):
         raise ValueError(hint)
     devices = {str(p.device) for p in model.parameters() if not p.is_cpu}
@@ -100,11 +100,17 @@ def plain_model(
                     plain.decoded[join(name, "weight")] = _replaced(module, name, shared)
             elif found := coded_parameters(module):
                 plain.decoded.update(_as_parameters(module, name, found, shared))
-    if not (plain.decoded or plain.tables or plain.kept):
+    return plain
+
+
+def check_compressed(model: object) -> None:
+    """``TypeError`` for what is no module, ``ValueError`` for one without coded weights."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a compressed model is an nn.Module, got {type(model).__name__}")
+    if not coded_weights(model):
         raise ValueError(
             "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
         )
-    return plain
 
 
 def join(module: str, name: str) -> str:

@@ -74,7 +74,7 @@ def _whitened(split: Split, weight: Tensor, moments: Moments | None) -> Tensor:
         by_weight = moments.importance.cpu().double().expand(split.shape)
         squares = split.inputs_of(by_weight.reshape(split.groups, split.outputs, -1)[:, 0])
         return matrices if squares is None else matrices * squares.sqrt().unsqueeze(1)
-    pairs = split.inputs_of(_pairs(moments))
+    pairs = split.inputs_of(pairs_of(moments))
     return matrices if pairs is None else matrices @ torch.linalg.cholesky(pairs)
 
 
@@ -98,7 +98,7 @@ def second_weight(
         wanted, seen = [], []
         for split, weight, moments, first in zip(splits, weights, known, firsts, strict=True):
             filters = split.filters(first.double().cpu())
-            reached = _pairs(moments) @ filters.mT
+            reached = pairs_of(moments) @ filters.mT
             rows = weight.double().cpu().reshape(split.groups, split.outputs, -1)
             wanted.append(rows @ reached)
             seen.append(filters @ reached)
@@ -110,7 +110,7 @@ def second_weight(
         return solved.mT
 
 
-def _pairs(moments: Moments) -> Tensor:
+def pairs_of(moments: Moments) -> Tensor:
     """Second moments, damped: float64 ``(groups, inputs, inputs)``."""
     metric = damped(moments)
     if isinstance(metric, LowRank):

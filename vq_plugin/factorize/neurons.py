@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vq_plugin.factorize.fit import knows_pairs, pairs_of
 from vq_plugin.fit.batch import Batch
-from vq_plugin.fit.output.metric import LowRank
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.output.objective import damped
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.vector import fit_vector
 from vq_plugin.nn.recomputed import current
@@ -49,15 +48,10 @@ def entering(layer: nn.Module, norm: nn.Module | None) -> Tensor:
 
 def moments_of_neurons(moments: Moments, neurons: int) -> Tensor | None:
     """Second moments of the outputs of neurons, the mean over places; ``None`` if not known."""
-    if moments.second is None or not bool((moments.raw().diagonal > 0).any()):
+    if not knows_pairs(moments):
         return None
     with worker_pool():
-        metric = damped(moments)
-        if isinstance(metric, LowRank):
-            pairs = metric.rows[0].double().mT @ metric.rows[0].double()
-            pairs += metric.own[0].double().diag()
-        else:
-            pairs = metric.matrix[0].double()
+        pairs = pairs_of(moments)[0]
         places = len(pairs) // neurons
         by_place = pairs.reshape(neurons, places, neurons, places).diagonal(0, 1, 3)
         return by_place.mean(-1)

@@ -122,7 +122,7 @@ def _weight_shape(input: Tensor, settings: Sequence[Any]) -> list[int]:
     return [out_channels, input.shape[1] // groups, *kernel]
 
 
-def _conv(
+def conv_in_torch(
     input: Tensor,
     codes: Tensor,
     codebooks: Tensor,
@@ -130,6 +130,7 @@ def _conv(
     bias: Tensor | None,
     *settings: Any,
 ) -> Tensor:
+    """The convolution with the decoded weight, by torch; arguments are the operator's."""
     _, kernel, stride, padding, dilation, groups, dtype, _ = settings
     weight = _decoded(codes, codebooks, scale, _weight_shape(input, settings), dtype)
     convolve = _CONVOLVE[len(kernel)]
@@ -168,7 +169,7 @@ _library = Library("vq", "FRAGMENT")  # type: ignore[no-untyped-call]
 # what the native kernel leaves to torch.
 for _name in ("codebook_conv", "codebook_conv.inference", "decoded_conv"):
     _library.define(_name + _SCHEMA, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
-    _library.impl(_name, _conv, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _library.impl(_name, conv_in_torch, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     register_fake(f"vq::{_name}", conv_fake, lib=_library)
 
 
@@ -212,11 +213,11 @@ class _Conv(torch.autograd.Function):
 
 
 _operator = torch.ops.vq.codebook_conv.default
-_run = differentiable(_operator, _Conv, _conv)
+_run = differentiable(_operator, _Conv, conv_in_torch)
 _library.impl(_operator, _run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 for _operator in (torch.ops.vq.codebook_conv.default, torch.ops.vq.codebook_conv.inference):
     _library.impl(_operator, under_autocast(_operator), "AutocastCPU")  # type: ignore[no-untyped-call]
 # Elsewhere torch's convolution itself takes the half of float32.
 for _device in ("AutocastCUDA", "AutocastXPU", "AutocastMPS"):
     for _name in ("codebook_conv", "codebook_conv.inference"):
-        _library.impl(_name, _conv, _device)  # type: ignore[no-untyped-call]
+        _library.impl(_name, conv_in_torch, _device)  # type: ignore[no-untyped-call]

@@ -178,7 +178,7 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values if dtype == torch.float32 else values.to(dtype).to(values.dtype)
 
 
-def _dequantize(
+def dequantize_in_torch(
     codes: Tensor,
     codebooks: Tensor,
     scale: Tensor | None,
@@ -187,6 +187,7 @@ def _dequantize(
     group: int,
     codebook_dtype: torch.dtype,
 ) -> Tensor:
+    """The decoded weight, by torch's own operators; arguments are those of the operator."""
     columns = math.prod(shape[1:])
     rows, length = (columns, shape[0]) if along_out else (shape[0], columns)
     plain = canonical(codes, rows, length, codebooks.shape[4], along_out)
@@ -217,7 +218,7 @@ def _linear(
 ) -> Tensor:
     shape = [out_features, input.shape[-1]]
     # But for the last setting: torch has no faster way.
-    weight = _dequantize(codes, codebooks, scale, shape, *settings[:-1])
+    weight = dequantize_in_torch(codes, codebooks, scale, shape, *settings[:-1])
     return torch.nn.functional.linear(input, weight, bias)
 
 
@@ -266,8 +267,8 @@ for _name, _schema, _body, _fake in (
     # The same in torch: what the native kernels leave to it.
     ("decoded_linear", _LINEAR, _linear, _linear_fake),
     ("decoded_linear.pointwise", _LINEAR, _pointwise(_linear), _pointwise(_linear_fake)),
-    ("dequantize_codebook", _DEQUANTIZE, _dequantize, _dequantize_fake),
-    ("dequantize_codebook.in_torch", _DEQUANTIZE, _dequantize, _dequantize_fake),
+    ("dequantize_codebook", _DEQUANTIZE, dequantize_in_torch, _dequantize_fake),
+    ("dequantize_codebook.in_torch", _DEQUANTIZE, dequantize_in_torch, _dequantize_fake),
     ("pack_codes", _PACK, pack, _pack_fake),
     ("unpack_codes", _UNPACK, unpack, _unpack_fake),
 ):
@@ -371,7 +372,7 @@ def under_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 for _operator, _function, _body in (
     (torch.ops.vq.codebook_linear.default, _Linear, _linear),
-    (torch.ops.vq.dequantize_codebook.default, _Dequantize, _dequantize),
+    (torch.ops.vq.dequantize_codebook.default, _Dequantize, dequantize_in_torch),
 ):
     _run = differentiable(_operator, _function, _body)
     _library.impl(_operator, _run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
