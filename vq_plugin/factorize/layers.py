@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.factorize.factors import Factor
-from vq_plugin.factorize.splits import Split
+from vq_plugin.factors.factors import Factor
+from vq_plugin.factors.splits import Split
 
 
 class FactorizedLayer(nn.Module):
