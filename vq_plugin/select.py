@@ -139,7 +139,7 @@ def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     return names
 
 
-def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
+def as_patterns(schemes: Choices) -> Mapping[Pattern, Scheme | None]:
     """As :func:`as_choices`, but ``TypeError`` for factors and presets, too."""
     patterns: dict[Pattern, Scheme | None] = {}
     for pattern, choice in as_choices(schemes).items():

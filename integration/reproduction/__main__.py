@@ -71,7 +71,7 @@ def run(journal: Journal, seed: int, quick: bool) -> None:
 
 def measured(head: Head, setting: Setting | None, *, calibrated: bool) -> dict[str, float]:
     """One row; the rate is of the layers that are compressed."""
-    whole = sum(4 * head.layers.get_submodule(n).weight.numel() for n in head.compressed)  # type: ignore[operator, union-attr]
+    whole = sum(4 * head.layers.get_submodule(n).weight.numel() for n in head.compressed)
     if setting is None:
         return {"rate": 1.0, **measure(head, head.layers)}
     with warnings.catch_warnings():
