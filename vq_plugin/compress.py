@@ -19,6 +19,7 @@ from vq_plugin.factorize.coded import (
     fit_factored,
 )
 from vq_plugin.factorize.fit import directions
+from vq_plugin.factorize.layers import parts_of_products
 from vq_plugin.factors import Factored
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import worker_pool
@@ -151,8 +152,9 @@ def _fit(
     ties = tied_weights(model, chosen)
     for slot in slots.values():
         check_slot(slot)
+    parts = parts_of_products(model)
     splits = {
-        name: checked_split(slots[name], each)
+        name: checked_split(slots[name], each, parts)
         for name, each in chosen.items()
         if isinstance(each, Factored)
     }

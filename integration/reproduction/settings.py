@@ -13,9 +13,6 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
     "binary": (vq.Binary(),),
     "KM": tuple(vq.KM(k=k) for k in (2, 4, 8, 16, 32)),
     "PQ, x axis": tuple(vq.PQ(k=k, dim=dim, axis="in") for k in (4, 8, 16) for dim in (1, 2, 3, 4)),
-    "PQ, y axis": tuple(
-        vq.PQ(k=k, dim=dim, axis="out") for k in (4, 8, 16) for dim in (1, 2, 3, 4)
-    ),
     "RQ": tuple(vq.RQ(k=256, stages=stages) for stages in (2, 3)),
     "PQ, longer": (
         vq.PQ(k=8, dim=8, axis="out"),
@@ -25,6 +22,9 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
     "SVD, coded": (
         *(vq.Factored(vq.SVD(rate=rate), vq.KM(k=16)) for rate in (2, 4, 8, 16)),
         *(vq.Factored(vq.SVD(rate=rate), vq.Uniform(step=1.0)) for rate in (4, 8, 16, 32)),
+    ),
+    "PQ, y axis": tuple(
+        vq.PQ(k=k, dim=dim, axis="out") for k in (4, 8, 16) for dim in (1, 2, 3, 4)
     ),
 }
 QUICK: dict[str, tuple[Setting, ...]] = {

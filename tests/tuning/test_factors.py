@@ -147,6 +147,17 @@ def test_what_is_built_in_is_for_layers_that_have_such_factors() -> None:
     ]  # fmt: skip
 
 
+def test_factors_have_no_factors() -> None:
+    small = vq.factorize(network(), {"0": vq.SVD(rate=2)})
+    assert not any(
+        isinstance(f, vq.Factored) for ladder in search_space(small).values() for f in ladder
+    )
+    with pytest.raises(ValueError, match="layer '0' is factorized already"):
+        search_space(small, {"0.first": FORMS[0]})
+    with pytest.raises(ValueError, match="layer '0' is factorized already"):
+        vq.compress(small, {"0.first": FORMS[0]})
+
+
 def test_what_is_named_has_to_have_them() -> None:
     model = nn.Sequential(nn.Embedding(300, 128), nn.Linear(128, 128))
     for candidates, said in (

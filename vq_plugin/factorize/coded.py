@@ -24,6 +24,7 @@ from vq_plugin.factors.splits import Split
 from vq_plugin.fit.output.moments import Moments, Samples
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.nn import Slot
+from vq_plugin.nn.slots import shown
 from vq_plugin.replace import assemble
 from vq_plugin.select import slots_by_name
 from vq_plugin.slot_fit import fit_named
@@ -53,8 +54,15 @@ class FactoredWeight:
         return self.split.weight(self.first.decode(), self.second.decode())
 
 
-def checked_split(slot: Slot, factored: Factored) -> Split:
-    """How a setting cuts the weight of a slot; ``ValueError``, which names it, if it cannot."""
+def checked_split(
+    slot: Slot, factored: Factored, parts: Mapping[nn.Module, str] | None = None
+) -> Split:
+    """How a setting cuts the weight of a slot; ``ValueError``, which names it, if it cannot.
+
+    ``parts`` are those that products are made of already, of the slot's model.
+    """
+    if parts and slot.module in parts:
+        raise ValueError(f"layer {shown(parts[slot.module])} is factorized already")
     split = split_for(slot, factored.factor)
     if isinstance(split, str):
         raise ValueError(f"layer {slot.shown}: {factored}: {split}")
@@ -108,7 +116,8 @@ def rank_for(name: str, factored: Factored, split: Split, found: Directions) -> 
     rank = factored.factor.rank_for(split, found.singular.tolist())
     if rank == 0:
         raise ValueError(
-            f"layer {name!r}: {factored.factor} asks for less than rank 1, {split.size:,} weights"
+            f"layer {shown(name)}: {factored.factor} asks for less than rank 1, "
+            f"{split.size:,} weights"
         )
     return min(rank, split.most)
 

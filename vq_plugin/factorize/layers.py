@@ -138,6 +138,16 @@ class KernelBasis(FactorizedLayer):
         return output
 
 
+def parts_of_products(model: nn.Module) -> dict[nn.Module, str]:
+    """The layers that products are made of, with the name of each one's product."""
+    return {
+        part: name
+        for name, module in model.named_modules()
+        if isinstance(module, FactorizedLayer)
+        for part in module.layers
+    }
+
+
 def factorized_away(model: nn.Module) -> int:
     """How many weights fewer a model has than before it was factorized; shared ones count once."""
     whole: dict[object, int] = {}

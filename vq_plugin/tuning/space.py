@@ -8,6 +8,7 @@ from typing import TypeAlias
 from torch import nn
 
 from vq_plugin.factorize.coded import checked_split
+from vq_plugin.factorize.layers import parts_of_products
 from vq_plugin.factors import SVD, Factored
 from vq_plugin.nn import Slot
 from vq_plugin.schemes import PQ, PRESETS, RQ, Scheme, Uniform
@@ -96,17 +97,21 @@ def search_space(
     owners = match(model, ladders, leaving)
     space = {name: ladders[pattern] for name, pattern in owners.items()}
     slots, sharers = slots_by_name(model, space), sharing(model)
+    parts = parts_of_products(model)
     for name, slot in slots.items():
         check_not_lazy(slot)
         named = owners[name] in (*slot.names, *slot.module_names)
-        space[name] = _possible(space[name], sharers[name], named)
+        space[name] = _possible(space[name], sharers[name], named, parts)
     if not any(scheme for ladder in space.values() for scheme in ladder):
         raise ValueError("the candidates leave every layer as it is: there is nothing to search")
     return _merge_tied(model, space)
 
 
 def _possible(
-    ladder: tuple[Form | None, ...], slots: Sequence[Slot], named: bool
+    ladder: tuple[Form | None, ...],
+    slots: Sequence[Slot],
+    named: bool,
+    parts: Mapping[nn.Module, str],
 ) -> tuple[Form | None, ...]:
     """A ladder without the factors that a weight does not have; ``slots`` are all that have it.
 
@@ -115,7 +120,9 @@ def _possible(
     possible, reasons = [], []
     for form in ladder:
         try:
-            if not isinstance(form, Factored) or all(_pays(form, s, named) for s in slots):
+            if not isinstance(form, Factored) or all(
+                _pays(form, slot, named, parts) for slot in slots
+            ):
                 possible.append(form)
         except ValueError as error:
             if named:
@@ -126,9 +133,9 @@ def _possible(
     return tuple(possible)
 
 
-def _pays(form: Factored, slot: Slot, named: bool) -> bool:
+def _pays(form: Factored, slot: Slot, named: bool, parts: Mapping[nn.Module, str]) -> bool:
     """Whether a layer may have factors; ``ValueError`` if its kind has none."""
-    split = checked_split(slot, form)
+    split = checked_split(slot, form, parts)
     weights, rate = slot.weight.numel(), getattr(form.factor, "rate", None)
     if named:
         return True
