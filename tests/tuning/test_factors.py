@@ -167,3 +167,17 @@ def test_what_is_named_has_to_have_them() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             search_space(model, candidates)
+
+
+@pytest.mark.parametrize("factor", ["svd(rate=2)", "svd(rate=2,split=spatial)", "basis(d=3)"])
+@pytest.mark.parametrize("scheme", ["km(k=8)", "uniform(step=0.5)"])
+def test_convolutions_have_forecasts_too(factor: str, scheme: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, groups=2), nn.Flatten(), nn.Linear(32, 4))
+    form = f"{factor}+{scheme}"
+    space = search_space(model, {"0": [form, None]})
+    layers, _ = observed(layers_of(model, space), model, [torch.randn(64, 32, 3, 3)], 0, Deadline())
+    at = [str(each).split("+")[0] for each in layers[0].schemes].index(factor)
+    fits = Fits(layers)
+    assert fits.fit([(at,)], Deadline())
+    assert 0.6 < layers[0].forecasts[at].nbytes / fits.fitted[0, at].candidate.nbytes < 1.6

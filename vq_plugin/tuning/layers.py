@@ -21,7 +21,8 @@ from vq_plugin.factors import Factored
 from vq_plugin.factors.splits import Split
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
-from vq_plugin.forecast import Sample, expected_error, expected_nbytes, is_sparse
+from vq_plugin.forecast import Expected, Sample, expected_error, expected_nbytes, is_sparse
+from vq_plugin.schemes import Scheme
 from vq_plugin.select import Form, slots_by_name
 from vq_plugin.sensitivity import Sensitivity, felt_moments, pieces, sensitivities
 from vq_plugin.sizes import float_nbytes, stored_nbytes
@@ -60,60 +61,51 @@ class Layer:
 
         What is trained goes by its geometry, what is not by a fit of a sample, which costs little.
         """
-        shape = tuple(self.weight.shape)
         counts = None if self.moments is None else self.moments.outputs
-        sample = Sample.of(self.weight, torch.ones(shape[0]).double() if counts is None else counts)
-        sparse = is_sparse(self.weight)
+        if counts is None:
+            counts = torch.ones(len(self.weight), dtype=torch.float64)
+        sample, sparse = Sample.of(self.weight, counts), is_sparse(self.weight)
         found = []
         for scheme in self.schemes:
             if scheme is None:
                 found.append(LayerCandidate(None, self.stored_nbytes, 0.0, 0.0))
                 continue
             if isinstance(scheme, Factored):
-                found.append(self._of_factors(scheme, counts))
-                continue
-            if scheme.trains:
-                geometry = scheme.geometry(shape)
-                nbytes: float = geometry.nbytes
-                if sparse:
-                    nbytes = expected_nbytes(geometry, self.weight)
-                error = expected_error(geometry)
+                nbytes, error = self._of_factors(scheme, counts)
             else:
-                expected = sample.expected(self.name, scheme, shape)
-                nbytes = expected.nbytes
-                error = expected.error / sample.size if sample.size > 0 else 0.0
+                nbytes, error = self._coded(scheme, self.weight, sample, sparse=sparse)
             found.append(LayerCandidate(scheme, round(nbytes), error, error * self.whole))
         return found
 
-    def _of_factors(self, scheme: Factored, counts: Tensor | None) -> LayerCandidate:
+    def _coded(
+        self, scheme: Scheme, weight: Tensor, sample: Sample, *, sparse: bool = False
+    ) -> Expected:
+        """Of a weight, or one of its factors; the error is over its size."""
+        shape = tuple(weight.shape)
+        if not scheme.trains:
+            nbytes, error = sample.expected(self.name, scheme, shape)
+            return Expected(nbytes, error / sample.size if sample.size > 0 else 0.0)
+        geometry = scheme.geometry(shape)
+        nbytes = expected_nbytes(geometry, weight) if sparse else geometry.nbytes
+        return Expected(nbytes, expected_error(geometry))
+
+    def _of_factors(self, form: Factored, counts: Tensor) -> Expected:
         """What the rank loses, and what codes lose of the rest."""
-        split = self.splits[scheme]
+        split = self.splits[form]
         found = self.directions[type(split)]
-        rank = rank_for(self.name, scheme, split, found)
+        rank = rank_for(self.name, form, split, found)
         squares = found.singular.square()
         total = float(squares.sum())
-        lost = float(squares[rank:].sum()) / total if total > 0 else 0.0
+        error = lost = float(squares[rank:].sum()) / total if total > 0 else 0.0
+        nbytes = 0.0
         left, (right,) = multiplied([split], [self.weight], found.left[:, :, :rank])
         first, second = split.weights(left, right)
-        if counts is None:
-            counts = torch.ones(len(second), dtype=torch.float64)
-        error, nbytes = lost, 0.0
-        of_first = left.square().sum(1).flatten()
-        if len(of_first) != len(first):
-            of_first = torch.ones(len(first), dtype=torch.float64)
-        for part, outputs in ((first, of_first), (second, counts)):
-            shape = tuple(part.shape)
-            geometry = scheme.scheme.geometry(shape)
-            if scheme.scheme.trains:
-                nbytes += geometry.nbytes
-                coded = expected_error(geometry)
-            else:
-                sample = Sample.of(part, outputs)
-                expected = sample.expected(self.name, scheme.scheme, shape)
-                nbytes += expected.nbytes
-                coded = expected.error / sample.size if sample.size > 0 else 0.0
-            error += (1 - lost) * coded
-        return LayerCandidate(scheme, round(nbytes), error, error * self.whole)
+        # An error of the first counts as what the second makes of it.
+        for part, each in ((first, left.square().sum(1).flatten()), (second, counts)):
+            coded = self._coded(form.scheme, part, Sample.of(part, each))
+            nbytes += coded.nbytes
+            error += (1 - lost) * coded.error
+        return Expected(nbytes, error)
 
     def measured(self, small: CodebookWeight | FactoredWeight, nbytes: int) -> LayerCandidate:
         """A candidate after its fit."""
