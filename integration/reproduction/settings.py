@@ -27,6 +27,8 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         vq.PQ(k=k, dim=dim, axis="out") for k in (4, 8, 16) for dim in (1, 2, 3, 4)
     ),
 }
+# With whole rows as sub-vectors a calibrated fit takes minutes.
+PLAIN_ONLY = ("float", "RQ")
 QUICK: dict[str, tuple[Setting, ...]] = {
     "SVD": (vq.SVD(rate=4),),
     "KM": (vq.KM(k=4),),
