@@ -23,6 +23,7 @@ NAMES = {
     "Binary",
     "CheckpointError",
     "CodebookWeight",
+    "Factored",
     "Geometry",
     "LossBudget",
     "Preset",

@@ -19,7 +19,8 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.checkpoint import CheckpointError, load, open_file, save
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
-    from vq_plugin.factorize import SVD, Basis, factorize, merge_neurons
+    from vq_plugin.factorize import factorize, merge_neurons
+    from vq_plugin.factors import SVD, Basis, Factored
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.folding import fold_batch_norms
     from vq_plugin.nn import View, register_slot
@@ -70,6 +71,7 @@ __all__ = [
     "Binary",
     "CheckpointError",
     "CodebookWeight",
+    "Factored",
     "Geometry",
     "LossBudget",
     "Preset",

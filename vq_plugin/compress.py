@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.choice import choose
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.factorize.coded import (
+    FactoredWeight,
+    assemble_factored,
+    checked_split,
+    fit_factored,
+)
+from vq_plugin.factorize.fit import directions
+from vq_plugin.factorize.layers import parts_of_products
+from vq_plugin.factors import Factored
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.folding import fold_batch_norms
@@ -20,10 +29,10 @@ from vq_plugin.nn import CodebookLayer, Memory, coded_weights
 from vq_plugin.nn.slots import shown
 from vq_plugin.ops import Precision
 from vq_plugin.progress import progress
-from vq_plugin.replace import assemble
-from vq_plugin.schemes import Preset, Scheme
+from vq_plugin.schemes import Preset
 from vq_plugin.select import (
     Choices,
+    Form,
     asks_for_all,
     check_model,
     leaves,
@@ -96,7 +105,7 @@ def compress(
         check_model(model)
         model = fold_batch_norms(model)
     weights = _fit(model, schemes, calibration, seed)
-    small = assemble(model, weights)
+    small = assemble_factored(model, weights)
     if asks_for_all(schemes):
         _warn_of_left(small, schemes)
     return small
@@ -105,7 +114,7 @@ def compress(
 def choose_schemes(
     model: nn.Module, schemes: Choices = "auto", calibration: Calibration | None = None,
     seed: int = 0,
-) -> dict[str, Scheme]:  # fmt: skip
+) -> dict[str, Form]:  # fmt: skip
     """The schemes that :func:`compress` would use, weight by weight.
 
     For hosts, recipes and searches, which take a scheme for each layer and no presets.
@@ -136,13 +145,19 @@ def choose_schemes(
 
 def _fit(
     model: nn.Module, schemes: Choices, calibration: Calibration | None, seed: int
-) -> dict[str, CodebookWeight]:
+) -> dict[str, CodebookWeight | FactoredWeight]:
     """The weights of every scheme and preset, by the names of their slots, in the model's order."""
     chosen = select_choices(model, schemes)
     slots = slots_by_name(model, chosen)
     ties = tied_weights(model, chosen)
     for slot in slots.values():
         check_slot(slot)
+    parts = parts_of_products(model)
+    splits = {
+        name: checked_split(slots[name], each, parts)
+        for name, each in chosen.items()
+        if isinstance(each, Factored)
+    }
     moments: dict[str, Moments] = {}
     if calibration is not None:
         if isinstance(calibration, Iterator):
@@ -166,27 +181,35 @@ def _fit(
         for name, first in ties.items():
             if name in moments and slots[name].view == slots[first].view:
                 moments.setdefault(first, moments[name])
-    weights: dict[str, CodebookWeight] = {}
+    weights: dict[str, CodebookWeight | FactoredWeight] = {}
     own = {name: each for name, each in chosen.items() if name not in ties}
     for preset in dict.fromkeys(each for each in own.values() if isinstance(each, Preset)):
         its = {name: slots[name] for name, each in own.items() if each == preset}
         weights |= choose(model, its, preset, moments, calibration, seed)
-    plain = {name: each for name, each in own.items() if isinstance(each, Scheme)}
+    plain = {name: each for name, each in own.items() if not isinstance(each, Preset)}
     feeling = [slots[name] for name, each in plain.items() if each.feels]
     if feeling and calibration is not None:
         felt = sensitivities(model, feeling, calibration, moments, seed=seed)
         moments |= felt_moments(feeling, moments, felt)
     with worker_pool():
         for name, scheme in progress(plain.items(), desc="compress", unit="layer", leave=False):
-            weights[name] = fit_named(
-                name, slots[name].weight, scheme, moments=moments.get(name), seed=seed
-            )
+            weight, seen = slots[name].weight.detach(), moments.get(name)
+            if isinstance(scheme, Factored):
+                split = splits[name]
+                found = directions([split], [weight], [seen])
+                weights[name] = fit_factored(
+                    name, weight, scheme, split, found, moments=seen, seed=seed
+                )
+            else:
+                weights[name] = fit_named(name, weight, scheme, moments=seen, seed=seed)
     if calibration is None:
         _warn_of_far_off({name: (slots[name].weight, weights[name]) for name in plain})
     return {name: weights[name] for name in own}
 
 
-def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> None:
+def _warn_of_far_off(
+    weights: Mapping[str, tuple[Tensor, CodebookWeight | FactoredWeight]],
+) -> None:
     lost = {
         name: share
         for name, (weight, small) in weights.items()
@@ -204,7 +227,7 @@ def _warn_of_far_off(weights: Mapping[str, tuple[Tensor, CodebookWeight]]) -> No
         )
 
 
-def _lost_rows(weight: Tensor, small: CodebookWeight) -> float:
+def _lost_rows(weight: Tensor, small: CodebookWeight | FactoredWeight) -> float:
     """The share of the rows that are lost, of those that are not zero."""
     rows = weight.flatten(1).float()
     change = small.decode().flatten(1).float() - rows

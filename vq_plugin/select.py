@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from torch import nn
 
+from vq_plugin.factors import Factored
 from vq_plugin.nn import (
     CodedWeight,
     Slot,
@@ -29,8 +30,10 @@ _LAST = 5
 
 #: A scheme may be written as text, such as ``"pq(k=16,dim=4)"``.
 Schemes: TypeAlias = Scheme | str | Mapping[Pattern, Scheme | str | None]
-#: As schemes, with presets, or their names, wherever a scheme may stand.
-Choice: TypeAlias = Scheme | Preset | str
+#: What one layer may become: codes of its weight, or of two factors.
+Form: TypeAlias = Scheme | Factored
+#: As schemes, with factors and presets, or their names, wherever a scheme may stand.
+Choice: TypeAlias = Form | Preset | str
 Choices: TypeAlias = Choice | Mapping[Pattern, Choice | None]
 
 
@@ -70,8 +73,8 @@ def select(model: nn.Module, schemes: Schemes) -> dict[str, Scheme]:
     return _selected(model, as_patterns(schemes))
 
 
-def select_choices(model: nn.Module, schemes: Choices) -> dict[str, Scheme | Preset]:
-    """As :func:`select`, with presets where they stand."""
+def select_choices(model: nn.Module, schemes: Choices) -> dict[str, Form | Preset]:
+    """As :func:`select`, with factors and presets where they stand."""
     return _selected(model, as_choices(schemes))
 
 
@@ -136,22 +139,34 @@ def _modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     return names
 
 
-def as_patterns(schemes: Schemes) -> Mapping[Pattern, Scheme | None]:
-    """As :func:`as_choices`, but ``TypeError`` for presets, too."""
+def as_patterns(schemes: Choices) -> Mapping[Pattern, Scheme | None]:
+    """As :func:`as_choices`, but ``TypeError`` for factors and presets, too."""
     patterns: dict[Pattern, Scheme | None] = {}
     for pattern, choice in as_choices(schemes).items():
-        if isinstance(choice, Preset):
+        form = no_preset(pattern, choice)
+        if isinstance(form, Factored):
             raise TypeError(
-                f"pattern {pattern!r}: a preset stands where a scheme is needed; "
-                "vq.choose_schemes(model, ...) gives the schemes that it stands for"
+                f"{_show(pattern)}: {form} stands where a scheme is needed, which codes a layer "
+                f"that is there; factorize the model first: vq.factorize(model, "
+                f"{{...: {form.factor!r}}}), then give its layers {form.scheme}"
             )
-        patterns[pattern] = choice
+        patterns[pattern] = form
     return patterns
 
 
-def as_choices(schemes: Choices) -> Mapping[Pattern, Scheme | Preset | None]:
+def no_preset(pattern: Pattern, choice: Form | Preset | None) -> Form | None:
+    """What a pattern chooses; ``TypeError`` for a preset."""
+    if isinstance(choice, Preset):
+        raise TypeError(
+            f"pattern {pattern!r}: a preset stands where a scheme is needed; "
+            "vq.choose_schemes(model, ...) gives the schemes that it stands for"
+        )
+    return choice
+
+
+def as_choices(schemes: Choices) -> Mapping[Pattern, Form | Preset | None]:
     """A setting as a mapping, ``{"*": scheme}`` for one scheme; ``TypeError`` for wrong types."""
-    if isinstance(schemes, Scheme | Preset | str):
+    if isinstance(schemes, Scheme | Factored | Preset | str):
         return {"*": read_choice("*", schemes)}
     if not isinstance(schemes, Mapping):
         raise TypeError(
@@ -162,9 +177,9 @@ def as_choices(schemes: Choices) -> Mapping[Pattern, Scheme | Preset | None]:
     return {pattern: read_choice(pattern, choice) for pattern, choice in schemes.items()}
 
 
-def read_choice(pattern: Pattern, choice: object) -> Scheme | Preset | None:
-    """A scheme, a preset or ``None``, also from text; TypeError or ValueError for all else."""
-    if choice is None or isinstance(choice, Scheme | Preset):
+def read_choice(pattern: Pattern, choice: object) -> Form | Preset | None:
+    """A scheme, factors, a preset or ``None``, also from text; TypeError or ValueError else."""
+    if choice is None or isinstance(choice, Scheme | Factored | Preset):
         return choice
     expected = (
         f"{_show(pattern)}: expected a scheme such as vq.PQ() or 'pq(k=16,dim=4)', a preset ("
@@ -175,9 +190,14 @@ def read_choice(pattern: Pattern, choice: object) -> Scheme | Preset | None:
     if choice in PRESETS:
         return PRESETS[choice]
     try:
-        return parse_scheme(choice)
+        return parse_form(choice)
     except ValueError as error:
         raise ValueError(f"{expected}; {error}") from None
+
+
+def parse_form(text: str) -> Form:
+    """Reads a scheme, or factors and theirs; ``ValueError`` for a text that is neither."""
+    return Factored.parse(text) or parse_scheme(text)
 
 
 def check_model(model: object) -> None:

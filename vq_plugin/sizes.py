@@ -16,6 +16,7 @@ from vq_plugin.checkpoint import Rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.factorize import factorized_away
+from vq_plugin.factorize.coded import FactoredWeight
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.nn import coded_weights
 from vq_plugin.schemes import Scheme
@@ -79,11 +80,11 @@ def stored_nbytes(tensors: Iterable[Tensor], rest: Rest | None = None) -> int:
     return sum(stored_rest(value, rest).tensor.nbytes for value in _distinct(tensors))
 
 
-def file_nbytes(small: CodebookWeight) -> int:
+def file_nbytes(small: CodebookWeight | FactoredWeight) -> int:
     """Bytes of a weight in a file: codes, codebooks and scales, without its part of the header.
 
     Args:
-        small: The weight.
+        small: The weight, or the two that stand for one.
 
     Returns:
         Of the codes the smaller of packed and coded, see
@@ -96,6 +97,8 @@ def file_nbytes(small: CodebookWeight) -> int:
         >>> small.nbytes, file_nbytes(small) < small.nbytes / 5
         (1546, True)
     """
+    if isinstance(small, FactoredWeight):
+        return file_nbytes(small.first) + file_nbytes(small.second)
     return _codes_nbytes(small) + small.geometry.table_bytes
 
 

@@ -282,7 +282,7 @@ def convolution_part(report: Report, bench: Bench) -> None:
 def merged_part(report: Report, bench: Bench) -> None:
     dense = {"classifier.0": 0.25, "classifier.3": 0.25}
     channels = {"features.0": 0.75, "features.3": 0.5}
-    keeps: list[Any] = [{**channels, **dense}, dense]
+    keeps: list[Any] = [{"features.3": 0.75, **dense}, {**channels, **dense}, dense]
     if report.settings["quick"]:
         keeps = [{"classifier.0": 0.5}]
     table = merged_table(bench, keeps, turns=2 if report.settings["quick"] else 40)

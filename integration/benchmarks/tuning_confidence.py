@@ -31,8 +31,9 @@ from integration.benchmarks import settings
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
 from integration.benchmarks.tuning_rivals import Bench, Memo
 from vq_plugin.tuning import search
-from vq_plugin.tuning.candidates import Fits, layers_of, observed
+from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.layers import layers_of, observed
 from vq_plugin.tuning.space import LADDER, search_space
 
 _LEVEL = 0.95

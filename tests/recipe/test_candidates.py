@@ -9,6 +9,7 @@ import vq_plugin as vq
 from vq_plugin.recipe.reading import parse_recipe
 from vq_plugin.recipe.schema import ExitPolicy
 from vq_plugin.tuning import LADDER
+from vq_plugin.tuning.space import BUILT_IN
 
 START = "version: 1.0\nmodel: a:b\nevaluation: {tuning: a:c}\noutput: out\n"
 
@@ -25,6 +26,7 @@ def candidates(quantization: str) -> dict[object, object]:
         ("km(k=4)", vq.KM(k=4)),
         ("PQ(k=4, dim=2, axis=out)", vq.PQ(k=4, dim=2, axis="out")),
         ("binary", vq.Binary()),
+        ("svd(rate=8) + km(k=4)", vq.Factored(vq.SVD(rate=8), vq.KM(k=4))),
         ("\n      - km(k=4)", [vq.KM(k=4)]),
         ("\n      - pq(k=4,dim=2)\n      - null", [vq.PQ(k=4, dim=2), None]),
     ],
@@ -45,8 +47,10 @@ def test_what_a_scheme_may_be_at_every_level(text: str, choice: object) -> None:
 @pytest.mark.parametrize(
     "quantization", ["", "quantization: {}\n", "quantization: {op_wise: {fc: {scheme: null}}}\n"]
 )
-def test_layers_that_no_key_speaks_of_get_the_ladder(quantization: str) -> None:
-    assert candidates(quantization)["*"] == list(LADDER)
+def test_layers_that_no_key_speaks_of_get_what_is_built_in(quantization: str) -> None:
+    assert candidates(quantization)["*"] == list(BUILT_IN)
+    recipe, _ = parse_recipe(START + quantization, "recipe.yaml")
+    assert recipe.candidates(LADDER)["*"] == list(LADDER)
 
 
 def test_the_whole_recipe_becomes_candidates_and_a_budget(every_key: str) -> None:

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from vq_plugin.tuning.candidates import Fits, Layer
+from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, Tried, digest
+from vq_plugin.tuning.layers import Layer
 
 
 def test_digests_tell_tensors_apart() -> None:

@@ -6,8 +6,9 @@ from itertools import combinations
 import torch
 
 import vq_plugin as vq
-from vq_plugin.tuning.candidates import Fits, layers_of, observed
+from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.layers import layers_of, observed
 from vq_plugin.tuning.result import LayerCandidate
 from vq_plugin.tuning.space import search_space
 from vq_plugin.workloads import digits

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq_plugin.factorize.splits import Split
+from vq_plugin.factors.splits import Split
 from vq_plugin.fit.output.metric import LowRank
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import damped
@@ -16,6 +16,8 @@ from vq_plugin.fit.parallel import worker_pool
 
 # Added to the diagonal of what is solved for, as a part of its mean.
 _NOTHING = 1e-9
+# Where nothing is left at all.
+_TINY = 1e-30
 
 
 class Directions(NamedTuple):
@@ -41,12 +43,18 @@ def directions(
     """
     # On one thread: products and decompositions may round differently on several.
     with worker_pool():
-        each = zip(splits, weights, known, strict=True)
-        seen = torch.cat([_whitened(*one) for one in each], 2)
-        left, singular, _ = torch.linalg.svd(seen, full_matrices=False)
+        each = list(zip(splits, weights, known, strict=True))
+        if splits[0].rows <= len(splits) * splits[0].columns:
+            # A fraction of the time that the decomposition of the wide matrix takes.
+            squares, left = torch.linalg.eigh(torch.stack([_product(*one) for one in each]).sum(0))
+            left, squares = left.flip(2), squares.flip(1).clamp_min(0)
+        else:
+            seen = torch.cat([_whitened(*one) for one in each], 2)
+            left, singular, _ = torch.linalg.svd(seen, full_matrices=False)
+            squares = singular.square()
         # Of each direction both signs are right.
         largest = left.gather(1, left.abs().argmax(1, keepdim=True))
-        return Directions(left * largest.sign(), singular.square().sum(0).sqrt())
+        return Directions(left * largest.sign(), squares.sum(0).sqrt())
 
 
 def multiplied(
@@ -65,14 +73,45 @@ def multiplied(
         return left * halves.mT, [one / halves for one in right]
 
 
+def _product(split: Split, weight: Tensor, moments: Moments | None) -> Tensor:
+    """``W·E[x xᵀ]·Wᵀ``, float64."""
+    if split.columns_are_inputs:
+        matrices = split.matrices(weight.double().cpu())
+        return matrices @ _met(split, moments, matrices)
+    seen = _whitened(split, weight, moments)
+    return seen @ seen.mT
+
+
+def _met(split: Split, moments: Moments | None, filters: Tensor) -> Tensor:
+    """What inputs have in common with filters of them, ``(groups, hidden, inputs)``, damped.
+
+    Float64 ``(groups, inputs, hidden)``. Inputs of which nothing is known count alike, and go
+    together with no others where that is not known.
+    """
+    if moments is None:
+        return filters.mT
+    if not knows_pairs(moments):
+        return squares_of(split, moments).unsqueeze(2) * filters.mT
+    metric = damped(moments)
+    if isinstance(metric, LowRank):
+        rows = metric.rows.double()
+        return metric.own.double().unsqueeze(2) * filters.mT + rows.mT @ (rows @ filters.mT)
+    return metric.matrix.double() @ filters.mT
+
+
+def squares_of(split: Split, moments: Moments) -> Tensor:
+    """Mean squares of a layer's inputs, float64 ``(groups, inputs)``."""
+    by_weight = moments.importance.cpu().double().expand(split.shape)
+    return by_weight.reshape(split.groups, split.outputs, -1)[:, 0]
+
+
 def _whitened(split: Split, weight: Tensor, moments: Moments | None) -> Tensor:
     """``W·R``, float64."""
     matrices = split.matrices(weight.double().cpu())
     if moments is None:
         return matrices
     if not knows_pairs(moments):
-        by_weight = moments.importance.cpu().double().expand(split.shape)
-        squares = split.inputs_of(by_weight.reshape(split.groups, split.outputs, -1)[:, 0])
+        squares = split.inputs_of(squares_of(split, moments))
         return matrices if squares is None else matrices * squares.sqrt().unsqueeze(1)
     pairs = split.inputs_of(pairs_of(moments))
     return matrices if pairs is None else matrices @ torch.linalg.cholesky(pairs)
@@ -86,7 +125,7 @@ def knows_pairs(moments: Moments) -> bool:
 def second_weight(
     splits: Sequence[Split],
     weights: Sequence[Tensor],
-    known: Sequence[Moments],
+    known: Sequence[Moments | None],
     firsts: Sequence[Tensor],
 ) -> Tensor:
     """The weight of second layers that fits the layers' outputs best, given the first layers.
@@ -98,14 +137,15 @@ def second_weight(
         wanted, seen = [], []
         for split, weight, moments, first in zip(splits, weights, known, firsts, strict=True):
             filters = split.filters(first.double().cpu())
-            reached = pairs_of(moments) @ filters.mT
+            reached = _met(split, moments, filters)
             rows = weight.double().cpu().reshape(split.groups, split.outputs, -1)
             wanted.append(rows @ reached)
             seen.append(filters @ reached)
         # Layers that share it want it together.
         products = torch.stack(seen).sum(0)
         # Filters may depend on each other.
-        products.diagonal(0, 1, 2).add_(_NOTHING * products.diagonal(0, 1, 2).mean(1, keepdim=True))
+        least = products.diagonal(0, 1, 2).mean(1, keepdim=True).clamp_min(_TINY)
+        products.diagonal(0, 1, 2).add_(_NOTHING * least)
         solved: Tensor = torch.linalg.solve(products, torch.stack(wanted).sum(0).mT)
         return solved.mT
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.factorize.factors import Factor
-from vq_plugin.factorize.splits import Split
+from vq_plugin.factors.factors import Factor
+from vq_plugin.factors.splits import Split
 
 
 class FactorizedLayer(nn.Module):
@@ -136,6 +136,16 @@ class KernelBasis(FactorizedLayer):
         shape = input.shape[: -1 - places] + (mixed,) + filtered.shape[2:]  # noqa: RUF005 - traced
         output: Tensor = self.coefficients(filtered.reshape(shape))
         return output
+
+
+def parts_of_products(model: nn.Module) -> dict[nn.Module, str]:
+    """The layers that products are made of, with the name of each one's product."""
+    return {
+        part: name
+        for name, module in model.named_modules()
+        if isinstance(module, FactorizedLayer)
+        for part in module.layers
+    }
 
 
 def factorized_away(model: nn.Module) -> int:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.default_device import cpu_by_default
-from vq_plugin.factorize.factors import SVD, Basis, Factor
 from vq_plugin.factorize.fit import directions, knows_pairs, multiplied, second_weight
-from vq_plugin.factorize.layers import FactorizedLayer
+from vq_plugin.factorize.layers import FactorizedLayer, parts_of_products
 from vq_plugin.factorize.place import empty_layer, place, split_for
-from vq_plugin.factorize.splits import Split
 from vq_plugin.factorize.stayed import warn_of_stayed
+from vq_plugin.factors.factors import SVD, Basis, Factor
+from vq_plugin.factors.splits import Split
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import Slot
 from vq_plugin.nn.slots import shown
@@ -132,12 +132,7 @@ def _chosen(
     leaving = {pattern for pattern, factor in patterns.items() if factor is None}
     owners = match(model, patterns, leaving)
     slots = slots_by_name(model, owners)
-    parts = {
-        part: name
-        for name, module in model.named_modules()
-        if isinstance(module, FactorizedLayer)
-        for part in module.layers
-    }
+    parts = parts_of_products(model)
     chosen: dict[str, _Chosen] = {}
     for name, pattern in owners.items():
         slot, factor = slots[name], patterns[pattern]

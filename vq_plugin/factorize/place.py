@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import alone
-from vq_plugin.factorize.factors import Factor
 from vq_plugin.factorize.layers import FactorizedLayer, KernelBasis, LowRank
-from vq_plugin.factorize.splits import KernelSplit, NoSplitError, Split
+from vq_plugin.factors.factors import Factor
+from vq_plugin.factors.splits import KernelSplit, NoSplitError, Split
 from vq_plugin.nn import Slot
 from vq_plugin.nn.own_doing import take_over
 from vq_plugin.nn.recomputed import at_rest

@@ -20,14 +20,15 @@ from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
 from vq_plugin.recipe.schema import AccuracyCriterion, Recipe
 from vq_plugin.schemes import Scheme, parse_scheme
-from vq_plugin.select import Pattern, Schemes, select, slots_by_name
+from vq_plugin.select import Pattern, Schemes, as_patterns, select, slots_by_name
 from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
 from vq_plugin.ties import sharing
-from vq_plugin.tuning import LossBudget
+from vq_plugin.tuning import LADDER, LossBudget
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Fits, Pair, layers_of, observed
+from vq_plugin.tuning.candidates import Fits, Pair
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import digest
+from vq_plugin.tuning.layers import layers_of, observed
 from vq_plugin.tuning.space import Candidates, Ladder, search_space
 
 _TOLERABLE_LOSS, _MAX_TRIALS = 0.01, 25
@@ -119,7 +120,7 @@ def tuning_config(
             calibration = prepared.data("quantization", "calibration")
         max_trials = tuning.exit_policy.max_trials if max_trials is None else max_trials
         seed = tuning.random_seed if seed is None else seed
-        recipe_or_schemes = prepared.recipe.candidates()
+        recipe_or_schemes = prepared.recipe.candidates(LADDER)
     limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
     count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
@@ -210,6 +211,10 @@ def _frontier(
         # Read several times, in the same order.
         calibration = list(calibration)
     space = search_space(model, candidates)
+    for name, ladder in space.items():
+        for form in ladder:
+            # Of one layer, INC makes one.
+            as_patterns({name: form})
     layers, _ = observed(layers_of(model, space), model, calibration, seed, Deadline())
     fits = Fits(layers, seed)
     slots = slots_by_name(model, [layer.name for layer in fits.layers])
@@ -237,6 +242,7 @@ def _frontier(
     for setting in chosen:
         rules: dict[str, VQConfig] = {}
         for name, small in fits.chosen(setting).items():
+            assert isinstance(small, CodebookWeight)
             if id(small) not in known:
                 known[id(small)] = FittedConfig.of(
                     slots[name], small, seed, calibrated=calibration is not None

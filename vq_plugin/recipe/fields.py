@@ -9,15 +9,20 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
 
+from vq_plugin.factors.factors import FACTORS
 from vq_plugin.nn import layer_types
-from vq_plugin.schemes import SCHEMES, Scheme, parse_scheme
+from vq_plugin.schemes import SCHEMES
+from vq_plugin.select import Form, parse_form
 
-Choice: TypeAlias = Scheme | list[Scheme | None] | None
-"""What may become of a layer: a scheme or ``None`` fixes it, a list is its search space."""
+Choice: TypeAlias = Form | list[Form | None] | None
+"""What may become of a layer: a form or ``None`` fixes it, a list is its search space."""
 
 _REFERENCE = r"^[\w.-]+:\w+$"
-_SCHEME = r"^\s*(?:{})\s*(?:\([\s\S]*\))?\s*$".format(
-    "|".join("".join(f"[{c.upper()}{c}]" for c in method) for method in SCHEMES)
+_SCHEME = r"^\s*(?:(?:{})\s*\([^)]*\)\s*\+\s*)?(?:{})\s*(?:\([\s\S]*\))?\s*$".format(
+    *(
+        "|".join("".join(f"[{c.upper()}{c}]" for c in method) for method in methods)
+        for methods in (FACTORS, SCHEMES)
+    )
 )
 
 
@@ -39,12 +44,12 @@ def check_reference(value: object) -> object:
     return value
 
 
-def _read_entry(value: object) -> Scheme | None:
+def _read_entry(value: object) -> Form | None:
     if value is None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"a scheme is a text such as 'pq(k=16,dim=4)' or null, got {show(value)}")
-    return parse_scheme(value)
+    return parse_form(value)
 
 
 def _read_choice(value: object) -> Choice:
@@ -88,12 +93,13 @@ _ENTRY: dict[str, Any] = {
         "pq(k=256,dim=8,codebooks=tensor)",
         "rq(k=256,stages=2,dim=none)",
         "binary(scale=row)",
+        "svd(rate=8)+km(k=16)",
     ],
 }
 _CHOICE = {"anyOf": [_ENTRY, {"type": "array", "minItems": 1, "items": _ENTRY}]}
 
-_ENTRIES: TypeAdapter[list[Scheme | None]] = TypeAdapter(
-    list[Annotated[Scheme | None, PlainValidator(_read_entry)]]
+_ENTRIES: TypeAdapter[list[Form | None]] = TypeAdapter(
+    list[Annotated[Form | None, PlainValidator(_read_entry)]]
 )
 
 Reference = Annotated[

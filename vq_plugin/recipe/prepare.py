@@ -16,8 +16,7 @@ from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.references import resolve
 from vq_plugin.recipe.schema import Recipe
-from vq_plugin.schemes import Scheme
-from vq_plugin.select import Pattern, check_model, match
+from vq_plugin.select import Form, Pattern, check_model, match
 from vq_plugin.tuning.space import search_space
 
 Function = Callable[..., Any]
@@ -31,7 +30,7 @@ class Prepared:
     source: Source
     model: nn.Module
     functions: Mapping[str, Function]
-    space: dict[str, tuple[Scheme | None, ...]]
+    space: dict[str, tuple[Form | None, ...]]
 
     def data(self, *location: str) -> Any:
         """What the function of a key returns, ``None`` without one; RecipeError if it raises."""
@@ -108,9 +107,7 @@ def _called(function: Function, source: Source, location: Sequence[str]) -> obje
         raise RecipeError(source.problem(location, text)) from error
 
 
-def _space(
-    recipe: Recipe, source: Source, model: nn.Module
-) -> dict[str, tuple[Scheme | None, ...]]:
+def _space(recipe: Recipe, source: Source, model: nn.Module) -> dict[str, tuple[Form | None, ...]]:
     """The schemes of every layer, once each pattern is known to match something."""
     by_name, by_type = recipe.quantization.op_wise, recipe.quantization.optype_wise
     rules: list[tuple[str, str, Pattern, Choice]] = [

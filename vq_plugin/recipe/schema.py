@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -9,7 +10,9 @@ from torch import nn
 
 from vq_plugin.nn import layer_types
 from vq_plugin.recipe.fields import Choice, LayerName, LayerType, Reference, SchemeChoice, show
-from vq_plugin.tuning import LADDER, LossBudget
+from vq_plugin.select import Form
+from vq_plugin.tuning import LossBudget
+from vq_plugin.tuning.space import BUILT_IN
 
 
 def _check_version(value: object) -> object:
@@ -233,10 +236,15 @@ class Recipe(_Keys):
         examples=["runs/my_model"],
     )
 
-    def candidates(self) -> dict[str | type[nn.Module], Choice]:
-        """What may become of which layers, for :func:`vq_plugin.tune`; else the built-in ladder."""
+    def candidates(
+        self, built_in: Sequence[Form | None] = BUILT_IN
+    ) -> dict[str | type[nn.Module], Choice]:
+        """What may become of which layers, for :func:`vq_plugin.tune`; of others what is built in.
+
+        Hosts take no factors, and :data:`vq_plugin.tuning.LADDER`.
+        """
         quantization = self.quantization
-        rest = list(LADDER) if quantization.model_wise is None else quantization.model_wise.scheme
+        rest = list(built_in) if quantization.model_wise is None else quantization.model_wise.scheme
         types = layer_types()
         return {
             **{name: layer.scheme for name, layer in quantization.op_wise.items()},

@@ -5,30 +5,23 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
-from vq_plugin.calibration import Calibration, input_moments, run_calibration
-from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.default_device import cpu_by_default
-from vq_plugin.fit.output.moments import Moments
+from vq_plugin.factorize.coded import FactoredWeight, fit_factored
+from vq_plugin.factors import Factored
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
-from vq_plugin.forecast import Guess, Sample, expected_error, expected_nbytes, forecast, is_sparse
+from vq_plugin.forecast import Guess, forecast
 from vq_plugin.progress import progress
-from vq_plugin.schemes import Scheme
-from vq_plugin.select import slots_by_name
-from vq_plugin.sensitivity import Sensitivity, felt_moments, pieces, sensitivities
-from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes
-from vq_plugin.slot_fit import check_slot, fit_named
+from vq_plugin.select import Form
+from vq_plugin.sizes import file_nbytes
+from vq_plugin.slot_fit import fit_named
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.layers import Layer
 from vq_plugin.tuning.orphans import EndsWithItsCaller
 from vq_plugin.tuning.result import LayerCandidate, LayerLadder
 
@@ -37,77 +30,9 @@ _log = logging.getLogger(__name__)
 # A candidate: the index of its layer, and its own there.
 Pair: TypeAlias = tuple[int, int]
 
-# Parts of what is left of the time for the calibration's pass and for the one of sensitivities.
-_PASS = 0.25
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight, and the schemes that it may have, from the largest to the smallest.
-
-    ``whole`` is the harm of an error as large as the weight, which that of others is measured by
-    where ``sensitivity`` is ``None``.
-    """
-
-    name: str
-    weight: Tensor
-    schemes: tuple[Scheme | None, ...]
-    float_nbytes: int
-    stored_nbytes: int
-    moments: Moments | None = None
-    sensitivity: Sensitivity | None = None
-    whole: float = 1.0
-
-    @cached_property
-    @cpu_by_default()
-    def forecasts(self) -> list[LayerCandidate]:
-        """All candidates before their fits.
-
-        What is trained goes by its geometry, what is not by a fit of a sample, which costs little.
-        """
-        shape = tuple(self.weight.shape)
-        counts = None if self.moments is None else self.moments.outputs
-        sample = Sample.of(self.weight, torch.ones(shape[0]).double() if counts is None else counts)
-        sparse = is_sparse(self.weight)
-        found = []
-        for scheme in self.schemes:
-            if scheme is None:
-                found.append(LayerCandidate(None, self.stored_nbytes, 0.0, 0.0))
-                continue
-            if scheme.trains:
-                geometry = scheme.geometry(shape)
-                nbytes: float = geometry.nbytes
-                if sparse:
-                    nbytes = expected_nbytes(geometry, self.weight)
-                error = expected_error(geometry)
-            else:
-                expected = sample.expected(self.name, scheme, shape)
-                nbytes = expected.nbytes
-                error = expected.error / sample.size if sample.size > 0 else 0.0
-            found.append(LayerCandidate(scheme, round(nbytes), error, error * self.whole))
-        return found
-
-    def measured(self, small: CodebookWeight, nbytes: int) -> LayerCandidate:
-        """A candidate after its fit."""
-        change = small.decode() - self.weight
-        error = self._seen.output_error(change) / self._size if self._size > 0 else 0.0
-        harm = error * self.whole
-        if self.sensitivity is not None:
-            harm = self.sensitivity.harm(change)
-        return LayerCandidate(small.scheme, nbytes, error, harm)
-
-    @property
-    def _seen(self) -> Moments:
-        return self.moments or Moments(torch.ones((), device="cpu"))
-
-    @cached_property
-    def _size(self) -> float:
-        """The error that would be as large as the outputs."""
-        return self._seen.output_error(self.weight)
-
 
 class _Fitted(NamedTuple):
-    small: CodebookWeight
+    small: CodebookWeight | FactoredWeight
     candidate: LayerCandidate
     seconds: float
 
@@ -117,15 +42,22 @@ class _Task:
     """One fit; small enough to travel to another machine, unlike the model."""
 
     layer: Layer
-    scheme: Scheme
+    scheme: Form
     seed: int
 
     def __call__(self) -> _Fitted:
-        start, layer = time.monotonic(), self.layer
+        start, layer, scheme = time.monotonic(), self.layer, self.scheme
         moments = layer.moments
-        if moments is not None and not self.scheme.feels:
+        if moments is not None and not scheme.feels:
             moments = replace(moments, outputs=None)
-        small = fit_named(layer.name, layer.weight, self.scheme, moments=moments, seed=self.seed)
+        name, weight, seed = layer.name, layer.weight, self.seed
+        small: CodebookWeight | FactoredWeight
+        if isinstance(scheme, Factored):
+            split = layer.splits[scheme]
+            known = layer.directions[type(split)]
+            small = fit_factored(name, weight, scheme, split, known, moments=moments, seed=seed)
+        else:
+            small = fit_named(name, weight, scheme, moments=moments, seed=seed)
         found = layer.measured(small, file_nbytes(small))
         return _Fitted(small, found, time.monotonic() - start)
 
@@ -147,14 +79,14 @@ class Fits:
             found = layers[pair[0]].measured(old.small, old.candidate.nbytes)
             self.fitted[pair] = old._replace(candidate=found)
 
-    def schemes(self, setting: Setting) -> dict[str, Scheme | None]:
+    def schemes(self, setting: Setting) -> dict[str, Form | None]:
         """A setting, layer by layer."""
         return {
             layer.name: layer.schemes[choice]
             for layer, choice in zip(self.layers, setting, strict=True)
         }
 
-    def chosen(self, setting: Setting) -> dict[str, CodebookWeight]:
+    def chosen(self, setting: Setting) -> dict[str, CodebookWeight | FactoredWeight]:
         """The compressed weights of a setting by layer name, without the layers left."""
         return {
             self.layers[pair[0]].name: self.fitted[pair].small
@@ -298,104 +230,5 @@ class Fits:
         pace = statistics.median(same or paces.values() or [0.0])
         return pace * self.layers[pair[0]].weight.numel()
 
-    def _scheme(self, pair: Pair) -> Scheme | None:
+    def _scheme(self, pair: Pair) -> Form | None:
         return self.layers[pair[0]].schemes[pair[1]]
-
-
-class _Limited:
-    """Batches while there is time for them, in small pieces, but at least one."""
-
-    def __init__(self, model: nn.Module, batches: Collection[object], deadline: Deadline) -> None:
-        self.deadline = deadline
-        self.read: list[object] = []
-        self.batches = list(batches)
-        if deadline.limited and self.batches:
-            try:
-                run_calibration(model, [next(pieces(self.batches[0]))[0]])
-            except Exception:  # noqa: BLE001 - what looks like samples may be anything
-                return
-            self.batches = [ways[0] for batch in batches for ways in pieces(batch)]
-
-    def __iter__(self) -> Iterator[object]:
-        for batch in self.batches:
-            if self.read and self.deadline.passed:
-                return
-            self.read.append(batch)
-            yield batch
-
-
-def layers_of(
-    model: nn.Module, space: Mapping[str, tuple[Scheme | None, ...]], rest: Rest | None = None
-) -> tuple[Layer, ...]:
-    """The layers of a search, of which nothing is known yet.
-
-    ``space`` is of :func:`vq_plugin.tuning.space.search_space`. A ValueError names a layer that
-    cannot be compressed.
-    """
-    slots = slots_by_name(model, space)
-    for name, ladder in space.items():
-        # Those left may be whatever they like.
-        if any(ladder):
-            check_slot(slots[name])
-    layers = []
-    for name, ladder in space.items():
-        slot = slots[name]
-        sizes = float_nbytes([slot.value]), stored_nbytes([slot.value], rest)
-        layers.append(_ordered(Layer(slot.name, slot.weight.detach(), ladder, *sizes)))
-    return tuple(layers)
-
-
-def observed(
-    layers: tuple[Layer, ...],
-    model: nn.Module,
-    calibration: Calibration | None,
-    seed: int,
-    deadline: Deadline,
-) -> tuple[tuple[Layer, ...], str | None]:
-    """The layers with their inputs, and what the outputs feel of them; what a deadline cut off.
-
-    A ValueError names a layer that the calibration does not reach.
-    """
-    if calibration is None:
-        warnings.warn(
-            "no calibration data: what a layer costs in accuracy is guessed from the error of its "
-            "weight alone; pass unlabelled inputs as calibration= to measure it",
-            stacklevel=4,
-        )
-        return layers, None
-    if deadline.passed:
-        return layers, "calibration was not read"
-    slots = slots_by_name(model, [layer.name for layer in layers])
-    # Those left may well be out of the calibration's reach.
-    changing = [slots[layer.name] for layer in layers if any(layer.schemes)]
-    cut = None
-    if isinstance(calibration, Collection):
-        limited = _Limited(model, calibration, deadline.share(_PASS))
-        moments = input_moments(model, changing, limited)
-        if len(limited.read) < len(limited.batches):
-            part = len(limited.read) / len(limited.batches)
-            cut = f"calibration stopped after {part:.0%} of its data"
-        calibration = limited.read
-    else:
-        moments = input_moments(model, changing, calibration)
-    until = deadline.share(_PASS)
-    found = sensitivities(
-        model, changing, calibration, moments, seed=seed, late=lambda: until.passed
-    )
-    moments |= felt_moments(changing, moments, found)
-    wholes = {name: each.harm(slots[name].weight) for name, each in found.items()}
-    typical = statistics.median(wholes.values()) if wholes else 1.0
-    return tuple(
-        replace(
-            layer,
-            moments=moments.get(layer.name),
-            sensitivity=found.get(layer.name),
-            whole=wholes.get(layer.name) or typical,
-        )
-        for layer in layers
-    ), cut
-
-
-def _ordered(layer: Layer) -> Layer:
-    forecasts = sorted(layer.forecasts, key=lambda each: -each.nbytes)
-    return replace(layer, schemes=tuple(each.scheme for each in forecasts))

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
-from vq_plugin.schemes import Scheme
+from vq_plugin.factorize.coded import FactoredWeight
+from vq_plugin.select import Form
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.candidates import Fits
 
@@ -34,7 +35,7 @@ class Identity:
     fits: Fits
     training: tuple[object, ...]
     rest: Rest | None
-    _digests: dict[tuple[str, Scheme], str] = field(default_factory=dict, init=False)
+    _digests: dict[tuple[str, Form], str] = field(default_factory=dict, init=False)
 
     def key(self, tried: Tried) -> str:
         """The name of a model, 16 hexadecimal digits."""
@@ -52,10 +53,13 @@ class Identity:
             parts.append(self.rest)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    def _digest(self, name: str, scheme: Scheme, weight: CodebookWeight) -> str:
+    def _digest(self, name: str, scheme: Form, weight: CodebookWeight | FactoredWeight) -> str:
         if (name, scheme) not in self._digests:
+            fitted = (
+                [weight] if isinstance(weight, CodebookWeight) else [weight.first, weight.second]
+            )
             parts = ("codes", "codebooks", "scale", "bias_shift")
-            found = digest((part, getattr(weight, part)) for part in parts)
+            found = digest((part, getattr(each, part)) for each in fitted for part in parts)
             self._digests[name, scheme] = f"{scheme} {found}"
         return self._digests[name, scheme]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from vq_plugin.checkpoint import Rest
 from vq_plugin.left_float import FloatWeight
-from vq_plugin.schemes import Scheme
+from vq_plugin.select import Form
 from vq_plugin.tuning.budget import LossBudget
 
 Interval = tuple[float, float]
@@ -41,7 +41,7 @@ class Trial:
         error: Why the trial failed, or ``None``.
     """
 
-    schemes: Mapping[str, Scheme | None]
+    schemes: Mapping[str, Form | None]
     nbytes: int
     rate: float
     harm: float
@@ -68,7 +68,7 @@ class LayerCandidate:
             ``error``.
     """
 
-    scheme: Scheme | None
+    scheme: Form | None
     nbytes: int
     error: float
     harm: float
@@ -140,7 +140,7 @@ class TuneResult:
     """
 
     model: nn.Module
-    schemes: dict[str, Scheme | None] | None
+    schemes: dict[str, Form | None] | None
     passed: bool
     baseline: float
     score: float

@@ -17,16 +17,17 @@ from vq_plugin.factorize.layers import whole_state
 from vq_plugin.select import check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.candidates import Fits, layers_of, observed
+from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
+from vq_plugin.tuning.layers import layers_of, observed
 from vq_plugin.tuning.recovery import Recovery, Trainer
 from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
-from vq_plugin.tuning.space import LADDER, Candidates, search_space
+from vq_plugin.tuning.space import BUILT_IN, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
 from vq_plugin.tuning.watch import Callback, Watch
@@ -139,7 +140,7 @@ def tune(
         calibration = list(calibration)
     start = model if start is None else start
     _check_alike(model, start)
-    space = search_space(start, LADDER if candidates is None else candidates)
+    space = search_space(start, BUILT_IN if candidates is None else candidates)
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()

@@ -9,15 +9,16 @@ from functools import partial
 from torch import nn
 
 from vq_plugin.checkpoint import round_rest
-from vq_plugin.replace import assemble
+from vq_plugin.factorize.coded import assemble_factored
 from vq_plugin.sizes import account
 from vq_plugin.ties import sharing
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.allocation import Setting, frontier
-from vq_plugin.tuning.candidates import Fits, Layer, Pair
+from vq_plugin.tuning.candidates import Fits, Pair
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.identity import Identity, Tried
+from vq_plugin.tuning.layers import Layer
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, Proposal, ahead, propose
 from vq_plugin.tuning.recovery import Trainer, next_to_train
@@ -185,7 +186,7 @@ class Session:
         """The model of a setting."""
         # The values of the file: what is evaluated is what is shipped.
         weights = self.identity.fits.chosen(tried.setting)
-        small = round_rest(assemble(self.model, weights), self.identity.rest)
+        small = round_rest(assemble_factored(self.model, weights), self.identity.rest)
         return self._train(tried, small) if tried.trained else small
 
     def _train(self, tried: Tried, small: nn.Module) -> nn.Module:

@@ -7,13 +7,21 @@ from typing import TypeAlias
 
 from torch import nn
 
-from vq_plugin.schemes import PQ, PRESETS, RQ, Scheme
-from vq_plugin.select import Pattern, as_patterns, match, slots_by_name
+from vq_plugin.factorize.coded import checked_split
+from vq_plugin.factorize.layers import parts_of_products
+from vq_plugin.factors import SVD, Factored
+from vq_plugin.nn import Slot
+from vq_plugin.schemes import PQ, PRESETS, RQ, Scheme, Uniform
+from vq_plugin.select import Form, Pattern, as_choices, match, no_preset, slots_by_name
 from vq_plugin.slot_fit import check_not_lazy
 from vq_plugin.ties import sharing
 
-Ladder: TypeAlias = Scheme | str | Sequence[Scheme | str | None] | None
+Ladder: TypeAlias = Form | str | Sequence[Form | str | None] | None
 Candidates: TypeAlias = Ladder | Mapping[Pattern, Ladder]
+
+# Smaller weights save less than their factors take in the header; larger ones take minutes to
+# decompose.
+_LEAST_WEIGHTS, _MOST_ROWS = 1 << 14, 2048
 
 # From about 120x to 4x of a large layer, then float. Along the outputs each input feature has
 # codebooks of its own, which suits large layers; one byte for each number keeps them small. Shared
@@ -41,17 +49,29 @@ LADDER: tuple[Scheme | None, ...] = (
     None,
 )
 
+# Where weights are nearly of a low rank, as large dense layers are: from about 20x to 500x.
+FACTORS: tuple[Factored, ...] = tuple(
+    Factored(SVD(rate=rate), Uniform(step=step))
+    for rate in (2, 4, 8, 16, 32)
+    for step in (0.5, 1.0)
+)
+
+#: What :func:`vq_plugin.tune` chooses from where nothing else is said.
+BUILT_IN: tuple[Form | None, ...] = (*LADDER, *FACTORS)
+
 
 def search_space(
-    model: nn.Module, candidates: Candidates = LADDER
-) -> dict[str, tuple[Scheme | None, ...]]:
-    """The schemes that every layer may choose from.
+    model: nn.Module, candidates: Candidates = BUILT_IN
+) -> dict[str, tuple[Form | None, ...]]:
+    """The schemes, and factors with theirs, that every layer may choose from.
 
     Args:
         model: The float model.
         candidates: What each layer may become: a scheme, also as text, or ``None`` (fixed), or a
             sequence of them (to be searched); for all layers, or by patterns as in
-            :func:`vq_plugin.compress`.
+            :func:`vq_plugin.compress`. :class:`vq_plugin.Factored` among what a pattern gives to
+            many layers is for those that have such factors, 2^14 weights or more and at most 2,048
+            rows or columns; a layer that is named has to have them.
 
     Returns:
         Distinct schemes by layer name, in the order of the model. Layers that share a weight are
@@ -60,7 +80,8 @@ def search_space(
     Raises:
         TypeError: If a pattern or a scheme is of the wrong type.
         ValueError: If a pattern matches nothing, a sequence is empty, no layer may change, a layer
-            is lazy, or layers that share a weight have different candidates.
+            is lazy, or has no factors where there is nothing else for it, or layers that share a
+            weight have different candidates.
 
     Example:
         >>> import vq_plugin as vq
@@ -69,21 +90,62 @@ def search_space(
         {'0': (KM(k=4), KM(k=16)), '1': (None,)}
     """
     by_pattern = candidates if isinstance(candidates, Mapping) else {"*": candidates}
-    ladders: dict[Pattern, tuple[Scheme | None, ...]] = {}
+    ladders: dict[Pattern, tuple[Form | None, ...]] = {}
     for pattern, ladder in by_pattern.items():
         ladders[pattern] = _as_tuple(pattern, ladder)
     leaving = [pattern for pattern, ladder in ladders.items() if ladder == (None,)]
     owners = match(model, ladders, leaving)
     space = {name: ladders[pattern] for name, pattern in owners.items()}
-    for slot in slots_by_name(model, space).values():
+    slots, sharers = slots_by_name(model, space), sharing(model)
+    parts = parts_of_products(model)
+    for name, slot in slots.items():
         check_not_lazy(slot)
+        named = owners[name] in (*slot.names, *slot.module_names)
+        space[name] = _possible(space[name], sharers[name], named, parts)
     if not any(scheme for ladder in space.values() for scheme in ladder):
         raise ValueError("the candidates leave every layer as it is: there is nothing to search")
     return _merge_tied(model, space)
 
 
-def _as_tuple(pattern: Pattern, ladder: Ladder) -> tuple[Scheme | None, ...]:
-    if ladder is None or isinstance(ladder, Scheme | str):
+def _possible(
+    ladder: tuple[Form | None, ...],
+    slots: Sequence[Slot],
+    named: bool,
+    parts: Mapping[nn.Module, str],
+) -> tuple[Form | None, ...]:
+    """A ladder without the factors that a weight does not have; ``slots`` are all that have it.
+
+    ``ValueError`` for a layer that is named for them, or gets nothing else.
+    """
+    possible, reasons = [], []
+    for form in ladder:
+        try:
+            if not isinstance(form, Factored) or all(
+                _pays(form, slot, named, parts) for slot in slots
+            ):
+                possible.append(form)
+        except ValueError as error:
+            if named:
+                raise
+            reasons.append(error)
+    if reasons and not any(possible):
+        raise reasons[0]
+    return tuple(possible)
+
+
+def _pays(form: Factored, slot: Slot, named: bool, parts: Mapping[nn.Module, str]) -> bool:
+    """Whether a layer may have factors; ``ValueError`` if its kind has none."""
+    split = checked_split(slot, form, parts)
+    weights, rate = slot.weight.numel(), getattr(form.factor, "rate", None)
+    if named:
+        return True
+    if weights < _LEAST_WEIGHTS or split.most > _MOST_ROWS:
+        return False
+    return rate is None or weights >= rate * split.size
+
+
+def _as_tuple(pattern: Pattern, ladder: Ladder) -> tuple[Form | None, ...]:
+    if ladder is None or isinstance(ladder, Form | str):
         ladder = (ladder,)
     if not isinstance(ladder, Sequence):
         raise TypeError(
@@ -92,15 +154,17 @@ def _as_tuple(pattern: Pattern, ladder: Ladder) -> tuple[Scheme | None, ...]:
         )
     if not ladder:
         raise ValueError(f"candidates for {pattern!r} are empty: give at least one scheme or None")
-    # As a mapping of schemes, which has no presets: a search is to choose by itself.
-    return tuple(dict.fromkeys(as_patterns({pattern: entry})[pattern] for entry in ladder))
+    # No presets: a search is to choose by itself.
+    return tuple(
+        dict.fromkeys(no_preset(pattern, as_choices({pattern: entry})[pattern]) for entry in ladder)
+    )
 
 
 def _merge_tied(
-    model: nn.Module, space: dict[str, tuple[Scheme | None, ...]]
-) -> dict[str, tuple[Scheme | None, ...]]:
+    model: nn.Module, space: dict[str, tuple[Form | None, ...]]
+) -> dict[str, tuple[Form | None, ...]]:
     owners = sharing(model)
-    merged: dict[str, tuple[Scheme | None, ...]] = {}
+    merged: dict[str, tuple[Form | None, ...]] = {}
     for name, ladder in space.items():
         first, *others = (slot.name for slot in owners[name])
         for other in {first, *others} - {name}:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vq_plugin.schemes import Scheme
+from vq_plugin.select import Form
 from vq_plugin.summary import summary
 from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE, Trial, TuneResult
 
@@ -356,7 +356,7 @@ def _log_trial(client: MlflowClient, run_id: str, trial: Trial, end: int) -> Non
 
 
 def _scheme_params(
-    client: MlflowClient, run_id: str, schemes: Mapping[str, Scheme | None]
+    client: MlflowClient, run_id: str, schemes: Mapping[str, Form | None]
 ) -> list[Param]:
     """One parameter a layer, or ``schemes.json`` where that would be too many or bad names."""
     from mlflow.entities import Param

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import torch
 
+from vq_plugin.factorize import FactorizedLayer
 from vq_plugin.summary import LayerRow, Summary, summary
 from vq_plugin.tuning.result import TuneResult
 
@@ -84,8 +85,9 @@ class Report:
         chosen_trial: Index of the chosen setting in the result's `trials`, counted from 0; null
             if the budget was not reached.
         sizes: Bytes of the whole model.
-        layers: How the chosen model stores its layers: those of the search, then codebook layers
-            that the search did not touch; empty if the budget was not reached.
+        layers: How the chosen model stores its layers: those of the search, or the two layers that
+            one has become, then codebook layers that the search did not touch; empty if the budget
+            was not reached.
         recipe: The recipe; null where the search was called from Python.
         environment: What the search ran on.
     """
@@ -146,7 +148,17 @@ def _sizes(
 
 def _layers(result: TuneResult, sizes: Summary) -> Iterator[LayerRow]:
     rows = {row.name: row for row in sizes.rows}
+    products = {
+        name: module
+        for name, module in result.model.named_modules(remove_duplicate=False)
+        if isinstance(module, FactorizedLayer)
+    }
     for ladder in result.layers:
+        if ladder.name in products:
+            prefix = f"{ladder.name}." if ladder.name else ""
+            parts = [f"{prefix}{part}" for part in products[ladder.name].parts]
+            yield from (rows.pop(part) for part in parts if part in rows)
+            continue
         row = rows.pop(ladder.name, None)
         if row is None:
             # Left in float.

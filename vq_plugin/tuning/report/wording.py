@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vq_plugin.schemes import Scheme
+from vq_plugin.select import Form
 from vq_plugin.summary import LayerRow
 from vq_plugin.table import format_bytes
 from vq_plugin.tuning.budget import LossBudget
@@ -105,7 +105,7 @@ def layer_text(name: str) -> str:
     return name or "(model)"
 
 
-def scheme_text(scheme: Scheme | None) -> str:
+def scheme_text(scheme: Form | None) -> str:
     """A scheme, or that the layer is left."""
     return "float" if scheme is None else str(scheme)
 

@@ -14,6 +14,7 @@ from dataclasses import Field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from vq_plugin.factors import Factored
 from vq_plugin.schemes import Scheme
 from vq_plugin.tuning.report.content import REPORT_VERSION, Report
 
@@ -25,6 +26,7 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     float: {"type": ["number", "null"]},
     str: {"type": "string"},
     Scheme: {"type": "string"},
+    Factored: {"type": "string"},
     NoneType: {"type": "null"},
 }
 
@@ -37,7 +39,7 @@ def as_json(value: Any) -> Any:
         >>> as_json(FrontierPoint(nbytes=100, harm=float("inf")))
         {'nbytes': 100, 'harm': None}
     """
-    if isinstance(value, Scheme):
+    if isinstance(value, Scheme | Factored):
         return str(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -95,7 +97,9 @@ def _schema(hint: Any, records: dict[str, Any]) -> dict[str, Any]:
     if hint in _PLAIN:
         return _PLAIN[hint]
     if origin in (Union, UnionType):
-        return {"anyOf": [_schema(part, records) for part in inside]}
+        parts = [_schema(part, records) for part in inside]
+        # Two that are written alike are one.
+        return {"anyOf": [part for at, part in enumerate(parts) if part not in parts[:at]]}
     if origin is Literal:
         return {"enum": list(inside)}
     if origin is tuple and inside[-1] is Ellipsis:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from torch import nn
 
-from vq_plugin.factorize.splits import ChannelSplit, KernelSplit, SpatialSplit, Split
+from vq_plugin.factors.splits import ChannelSplit, KernelSplit, SpatialSplit, Split
 from vq_plugin.schemes.registry import read_call, unknown
 
 # What is left of a sum of squares beyond this part of it is rounding.

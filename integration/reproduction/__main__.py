@@ -1,0 +1,132 @@
+"""Figures 1 to 4 and the retrieval test of Gong et al. 2014 on a network that fits here.
+
+    python -m integration.reproduction [--seeds 0] [--quick] [--folder runs/reproduction]
+
+The dense layers of the Fashion-MNIST CNN by every method, plain and calibrated on 512 unlabelled
+images; nothing is trained after. What was measured is in FOLDER/dense.jsonl: a run that is killed
+goes on from there. Tables and the picture go to docs/reproduction; with ``--quick``, which takes
+the digits and three settings, to FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from integration.benchmarks.harness import Table, environment
+from integration.reproduction.journal import Journal, Row
+from integration.reproduction.measured import Head, compressed, measure, nbytes
+from integration.reproduction.picture import curves
+from integration.reproduction.settings import PLAIN_ONLY, QUICK, SETTINGS, Setting
+
+_DOCS = Path(__file__).parents[2] / "docs" / "reproduction"
+_FORMATS = {
+    "method": "", "setting": "", "fit": "", "rate": ".1f", "error@1": ".2f", "lost@1": ".2f",
+    "lost@5": ".2f", "mAP": ".2f", "mAP lost": ".2f", "mAP, 1 bit": ".2f",
+}  # fmt: skip
+
+
+@torch.no_grad()
+def head_of(seed: int, quick: bool) -> Head:
+    """The dense layers of a trained network with what reaches them."""
+    from integration.workloads import fashion_mnist, fashion_mnist_cnn
+    from vq_plugin.workloads import digits
+
+    model: Any = digits.model() if quick else fashion_mnist_cnn.model(seed)
+    data = digits.load().test if quick else fashion_mnist.load().test
+    calibration = (digits if quick else fashion_mnist).calibration()
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([model.features(some).flatten(1) for some in images.split(500)])
+
+    layers = model.classifier.eval()
+    *inner, _ = (name for name, layer in layers.named_modules() if isinstance(layer, nn.Linear))
+    known = [features(batch) for batch in calibration]
+    return Head(layers, features(data.images), data.labels, known, tuple(inner))
+
+
+def run(journal: Journal, seed: int, quick: bool) -> None:
+    """Measures what is not in the journal."""
+    head = None
+    for method, settings in {"float": (None,), **(QUICK if quick else SETTINGS)}.items():
+        for setting in settings:
+            for calibrated in (False,) if method in PLAIN_ONLY else (False, True):
+                key = f"{seed} {setting} {'calibrated' if calibrated else 'plain'}"
+                if key in journal.rows:
+                    continue
+                head = head or head_of(seed, quick)
+                row = measured(head, setting, calibrated=calibrated)
+                fit = "calibrated" if calibrated else "plain"
+                named = {"seed": seed, "method": method, "setting": str(setting or ""), "fit": fit}
+                journal.add(key, {**named, **row})
+                print(key, {name: round(value, 2) for name, value in row.items()}, flush=True)
+
+
+def measured(head: Head, setting: Setting | None, *, calibrated: bool) -> dict[str, float]:
+    """One row; the rate is of the layers that are compressed."""
+    whole = sum(4 * head.layers.get_submodule(n).weight.numel() for n in head.compressed)
+    if setting is None:
+        return {"rate": 1.0, **measure(head, head.layers)}
+    with warnings.catch_warnings():
+        # Of codes far off without calibration: that is what is measured.
+        warnings.simplefilter("ignore")
+        small = compressed(head, setting, calibrated=calibrated)
+    return {"rate": whole / nbytes(head, small), **measure(head, small)}
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """Of the seeds, with what is lost against the float network of each."""
+    floats = {row["seed"]: row for row in rows if not row["setting"]}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        before = floats[row["seed"]]
+        lost = {
+            "error@1": 100 - row["accuracy@1"],
+            "lost@1": before["accuracy@1"] - row["accuracy@1"],
+            "lost@5": before["accuracy@5"] - row["accuracy@5"],
+            "mAP lost": before["mAP"] - row["mAP"],
+        }
+        groups.setdefault((row["method"], row["setting"], row["fit"]), []).append({**row, **lost})
+    return [
+        dict(zip(("method", "setting", "fit"), key, strict=True))
+        | {
+            n: statistics.mean(row[n] for row in some)
+            for n in _FORMATS
+            if n in some[0] and isinstance(some[0][n], float | int)
+        }
+        for key, some in groups.items()
+    ]
+
+
+def tables(rows: Sequence[Row], facts: Mapping[str, Any], seeds: Sequence[int], name: str) -> str:
+    """What is published as text."""
+    table = Table(f"{name}, seeds {', '.join(map(str, seeds))}", _FORMATS, list(rows))
+    return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--quick", action="store_true", help="the digits, to see that it runs")
+    parser.add_argument("--folder", type=Path, default=Path("runs/reproduction"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = [0] if options.quick else options.seeds
+    journal = Journal(options.folder / ("quick.jsonl" if options.quick else "dense.jsonl"))
+    for seed in seeds:
+        run(journal, seed, options.quick)
+    rows = means([row for row in journal.rows.values() if row["seed"] in seeds])
+    target = options.folder if options.quick else _DOCS
+    target.mkdir(parents=True, exist_ok=True)
+    name = "Dense layers of the " + ("digits' CNN" if options.quick else "Fashion-MNIST CNN")
+    text = tables(rows, environment(), seeds, name)
+    (target / "dense_layers.txt").write_text(text, encoding="utf-8")
+    (target / "error_against_rate.svg").write_text(curves(rows), encoding="utf-8")
+    print(text)

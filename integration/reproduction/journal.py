@@ -1,0 +1,33 @@
+"""Rows that a run has measured: one that was killed goes on after the last of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """Rows by what they are of, in a file of one JSON text a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # cut off as it was written
+                    continue
+                self.rows[row["key"]] = row
+
+    def add(self, key: str, row: Row) -> None:
+        """Keeps a row."""
+        self.rows[key] = {"key": key, **row}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        if before and not before.endswith("\n"):
+            before += "\n"
+        self.path.write_text(before + json.dumps(self.rows[key]) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""The retrieval test beside scikit-learn, and a run that goes on after a kill."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+import vq_plugin as vq
+from integration.reproduction import __main__ as command
+from integration.reproduction.journal import Journal
+from integration.reproduction.measured import mean_average_precision
+
+
+def test_mean_average_precision_is_that_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(70, 5, generator=generator)
+    labels = torch.randint(0, 3, (70,), generator=generator)
+    unit = (features / features.norm(dim=1, keepdim=True)).numpy()
+    expected = []
+    for at in range(50):
+        others = np.arange(70) != at
+        relevant = (labels == labels[at]).numpy()[others]
+        expected.append(average_precision_score(relevant, (unit @ unit[at])[others]))
+    assert mean_average_precision(features, labels, queries=50) == pytest.approx(np.mean(expected))
+
+
+def test_a_run_goes_on_after_its_last_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def measured(head: Any, setting: object, *, calibrated: bool) -> dict[str, float]:
+        calls.append((setting, calibrated))
+        return {"rate": 1.0, "accuracy@1": 90.0, "accuracy@5": 99.0, "mAP": 80.0, "mAP, 1 bit": 1.0}
+
+    monkeypatch.setattr(command, "head_of", lambda seed, quick: None)
+    monkeypatch.setattr(command, "measured", measured)
+    path = tmp_path / "rows.jsonl"
+    command.run(Journal(path), 0, quick=True)
+    assert len(calls) == 7
+    *whole, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole) + last[:20])
+    journal = Journal(path)
+    command.run(journal, 0, quick=True)
+    assert len(calls) == 8
+    assert {row["setting"] for row in command.means([*Journal(path).rows.values()])} == {
+        "", "svd(rate=4)", "km(k=4)", "svd(rate=4)+km(k=16)",
+    }  # fmt: skip
+
+
+def test_rates_are_those_of_the_layers_that_are_compressed() -> None:
+    head = command.head_of(0, quick=True)
+    row = command.measured(head, vq.KM(k=4), calibrated=False)
+    assert 16 <= row["rate"] < 17
+    assert command.measured(head, vq.SVD(rate=4), calibrated=False)["rate"] == pytest.approx(
+        4, rel=0.03
+    )
