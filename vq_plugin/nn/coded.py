@@ -293,13 +293,18 @@ class CodedWeight(nn.Module):
 
     def _kept_weight(self) -> Tensor:
         """The decoded weight, decoded once where nothing has to see how it is made."""
-        if self.memory == "codes" or self._recorded():
-            return self._weight()
-        return self._kept()
+        return self._weight() if recording() else self._weight_unrecorded()
+
+    def _weight_unrecorded(self) -> Tensor:
+        """The same, where it is known that nothing records."""
+        return self._weight() if self.memory == "codes" or self._trains() else self._kept()
 
     def _kept(self) -> Tensor:
-        codes = self._codes
-        return self._decoded.get(codes, self._tables(), partial(self._dequantized, codes))
+        codes, tables = self._codes, self._tables()
+        kept = self._decoded.found(codes, tables)
+        if kept is not None:
+            return kept
+        return self._decoded.get(codes, tables, partial(self._dequantized, codes))
 
     def _tables(self) -> tuple[Tensor, Tensor | None]:
         return self._tensor("codebooks"), self._optional("scale")
