@@ -21,9 +21,9 @@ def add_doctor(commands: Any) -> None:
         _doctor,
         summary="show versions, this machine and its kernels",
         description=(
-            "Shows versions, this machine and its kernels. --measure times the kernels against "
-            "float layers, on one thread and on all, for some ten seconds: from then on layers of "
-            "this user run the faster way on this machine."
+            "Shows versions, this machine and its kernels. --measure times kernels against float "
+            "layers, on one thread and on all, for half a minute: from then on layers of this user "
+            "run the faster way on this machine."
         ),
         example="vq-plugin doctor",
     )

@@ -37,10 +37,7 @@ class Decoded:
             return None
         # Tables are small, and values written through ``.data`` leave no other trace.
         for old, new in zip(entry.tables, tables, strict=True):
-            if old is None or new is None:
-                if old is not new:
-                    return None
-            elif not old.same(new):
+            if not (new is None if old is None else new is not None and old.same(new)):
                 return None
         return entry.decoded
 

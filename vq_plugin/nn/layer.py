@@ -42,6 +42,8 @@ class CodebookLayer(CodedWeight):
 
     precision: Precision = "exact"
     bias: nn.Parameter | None
+    # Codebooks, in a tuple that is no parameter, and whether kernels read them.
+    _asked: tuple[Tensor | None, bool]
 
     def __init__(self, source: nn.Module, small: CodebookWeight) -> None:
         """Takes over everything but the weight from a float layer, whose bias is copied.
@@ -74,7 +76,7 @@ class CodebookLayer(CodedWeight):
         # What nn.Module does with a tensor, past two calls that small layers notice.
         if len(arguments) == 1 and type(arguments[0]) is Tensor and not keywords:
             if self._compiled_call_impl is None:
-                return self._call_impl(arguments[0])
+                return self._call_impl(arguments[0])  # type: ignore[no-untyped-call]
             return self._compiled_call_impl(arguments[0])
         for value in arguments or keywords.values():
             if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
@@ -189,8 +191,7 @@ class CodebookLayer(CodedWeight):
     def _forget(self) -> None:
         super()._forget()
         self._int8_centers = Decoded()
-        # Codebooks, in a tuple that is no parameter, and whether kernels read them.
-        self._asked: tuple[Tensor | None, bool] = None, False
+        self._asked = None, False
 
     def to_float(self) -> nn.Module:
         """The float layer that computes the same: its weight is the decoded one."""

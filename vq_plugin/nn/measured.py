@@ -25,22 +25,29 @@ from vq_plugin.ops.costs import (
     linear_estimates,
 )
 from vq_plugin.progress import progress
-from vq_plugin.schemes import KM, PQ, Scheme
+from vq_plugin.schemes import Scheme, parse_scheme
 
 # More multiplications of a float layer, or more picoseconds by a kernel's estimate, take too long:
 # there, the ratio is that of fewer samples.
-_PRODUCTS, _LONG = 6e8, 1e11
-_PAIRS, _MOST_PAIRS, _ENOUGH = 5, 40, 4e-3  # turns, and seconds after which they suffice
+_PRODUCTS, _LONG = 3.1e8, 5e10
+_PAIRS, _MOST_PAIRS, _ENOUGH = 5, 25, 2e-3  # turns, and seconds after which they suffice
 
 _EXACT: tuple[Precision, ...] = ("exact",)
 _ALL: tuple[Precision, ...] = ("exact", "high", "fast")
-_SCHEMES: tuple[tuple[Scheme, tuple[Precision, ...]], ...] = (
-    (PQ(k=16, dim=4), _ALL),
-    (KM(k=16), ("exact", "fast")),
-    (PQ(k=16, dim=4, axis="out"), _EXACT),
-    (PQ(k=256, dim=8), _EXACT),
-    (KM(k=256), _EXACT),
-    (PQ(k=256, dim=8, axis="out"), _EXACT),
+_Schemes = tuple[tuple[str, tuple[Precision, ...]], ...]
+_OF_FOUR: _Schemes = (
+    ("pq(k=16,dim=4)", _ALL),
+    ("pq(k=16,dim=4,axis=out)", _EXACT),
+    ("pq(k=256,dim=4,codebooks=tensor)", _EXACT),
+    ("pq(k=256,dim=4,codebooks=tensor,axis=out)", _EXACT),
+    ("km(k=16)", ("exact", "fast")),
+    ("km(k=256)", _EXACT),
+)
+_OF_EIGHT: _Schemes = (
+    ("pq(k=16,dim=8)", _ALL),
+    ("pq(k=16,dim=8,axis=out)", _EXACT),
+    ("pq(k=256,dim=8)", _EXACT),
+    ("pq(k=256,dim=8,axis=out)", _EXACT),
 )
 
 
@@ -52,7 +59,7 @@ class _Kind:
     layer: type[CodebookLayer]
     sizes: tuple[int, ...]
     samples: tuple[int, ...]
-    schemes: tuple[tuple[Scheme, tuple[Precision, ...]], ...]
+    schemes: _Schemes
 
     def input(self, size: int, samples: int) -> Tensor:
         if self.layer is CodebookLinear:
@@ -63,16 +70,16 @@ class _Kind:
 
 _PLACES = (49, 196, 784, 3136)
 _KINDS = (
-    _Kind(lambda n: nn.Linear(n, n), CodebookLinear, (128, 512, 2048), (1, 2, 4, 8, 32, 128),
-          _SCHEMES),
-    _Kind(lambda n: nn.Conv2d(n, n, 1), CodebookConv2d, (64, 256, 1024), _PLACES, _SCHEMES),
+    _Kind(lambda n: nn.Linear(n, n), CodebookLinear, (128, 512, 1536, 4096), (1, 2, 4, 8, 32, 128),
+          (*_OF_FOUR, *_OF_EIGHT)),
+    _Kind(lambda n: nn.Conv2d(n, n, 1), CodebookConv2d, (64, 256, 1024), _PLACES, _OF_FOUR),
     _Kind(lambda n: nn.Conv2d(n, n, 3, padding=1), CodebookConv2d, (32, 128, 512), _PLACES,
-          ((PQ(k=16, dim=4, layout="channels"), _ALL),)),
+          (("pq(k=16,dim=4,layout=channels)", _ALL),)),
 )  # fmt: skip
 
 
 def measure_costs(threads: Sequence[int]) -> Costs:
-    """Measures the kernels of the instruction set in use, in some ten seconds.
+    """Measures the kernels of the instruction set in use, in some twenty seconds.
 
     On one thread the clock is the processor time of the thread, so that other programs disturb
     little; on more it is that of the wall.
@@ -91,20 +98,20 @@ def measure_costs(threads: Sequence[int]) -> Costs:
 
 
 def _grids(
-    kind: _Kind, scheme: Scheme, precisions: Sequence[Precision], threads: int
+    kind: _Kind, scheme: str, precisions: Sequence[Precision], threads: int
 ) -> Iterator[tuple[str, Grid]]:
     rows: dict[str, dict[float, tuple[float, ...]]] = {}
     for size in kind.sizes:
-        codes, plain = (_layer(kind.make(size), kind.layer, scheme, pays) for pays in (True, False))
+        layer = _layer(kind.make(size), kind.layer, parse_scheme(scheme))
         for precision in precisions:
-            codes.precision = plain.precision = precision
-            expected = [_expected(codes, samples) for samples in kind.samples]
+            layer.precision = precision
+            expected = [_expected(layer, samples) for samples in kind.samples]
             ratios: list[float] = []
             for one in expected:
                 if one.weights * one.samples > _PRODUCTS or one.codes > _LONG:
                     break
-                x = kind.input(size, one.samples)
-                ratios.append(_race(codes, plain, x, threads) * one.plain / one.codes)
+                ratio = _race(layer, kind.input(size, one.samples), threads)
+                ratios.append(ratio * one.plain / one.codes)
             if ratios:
                 ratios += ratios[-1:] * (len(expected) - len(ratios))
                 rows.setdefault(one.kernel, {})[float(one.weights)] = tuple(ratios)
@@ -121,13 +128,11 @@ def _expected(layer: CodebookLayer, samples: int) -> Estimates:
     return found
 
 
-def _layer(
-    plain: nn.Module, layer: type[CodebookLayer], scheme: Scheme, pays: bool
-) -> CodebookLayer:
-    """A layer of random codes that runs by them, or by a kept weight: values cost nothing."""
+def _layer(plain: nn.Module, layer: type[CodebookLayer], scheme: Scheme) -> CodebookLayer:
+    """A layer of random codes: their values cost nothing."""
     assert isinstance(plain.weight, Tensor)
     shape = tuple(plain.weight.shape)
-    geometry = scheme.geometry(shape).with_centers(min(scheme.k, plain.weight.shape[0]))
+    geometry = scheme.geometry(shape).with_centers(min(scheme.k, shape[0]))
     random = torch.Generator().manual_seed(0)
     small = CodebookWeight(
         codes=torch.randint(geometry.k, geometry.code_shape, generator=random, dtype=torch.uint8),
@@ -137,22 +142,19 @@ def _layer(
         shape=shape,
         dtype=plain.weight.dtype,
     )
-    made = layer(plain, small).eval()
-    made._codes_pay = made._lookups_pay = lambda *_: pays  # type: ignore[method-assign,attr-defined]
-    return made
+    return layer(plain, small).eval()
 
 
-def _race(codes: nn.Module, plain: nn.Module, x: Tensor, threads: int) -> float:
-    """Time of the first layer over that of the second: the median of pairs of calls."""
+def _race(layer: CodebookLayer, x: Tensor, threads: int) -> float:
+    """Time by its codes over that by its kept weight: the median of pairs of calls."""
     clock = time.thread_time if threads == 1 else time.perf_counter
-    for layer in (codes, plain):
-        layer(x)
     ratios: list[float] = []
     until = time.perf_counter() + _ENOUGH
     while len(ratios) < _PAIRS or (len(ratios) < _MOST_PAIRS and time.perf_counter() < until):
         seconds = []
-        for layer in (codes, plain):
-            # The first call finds the other's values in the cache.
+        for pays in (True, False):
+            layer._codes_pay = layer._lookups_pay = lambda *_, pays=pays: pays  # type: ignore[method-assign]
+            # The first call finds the values of the other way in the cache.
             layer(x)
             start = clock()
             layer(x)

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ class Estimates:
     """What is expected of a layer, before measurements mend it.
 
     Attributes:
-        kernel: Its name; 1x1 convolutions have one of their own, as their rival is another.
+        kernel: Its name, with the kind of layers that it takes alike long for: those of about as
+            long sub-vectors, or 1x1 convolutions, whose rival is another.
         codes: Picoseconds of the kernel, on one thread.
         plain: Those of torch's float layer with a kept weight.
         weights: Of the layer.
@@ -158,8 +160,12 @@ def linear_estimates(samples: int, shape: tuple[int, ...], precision: int) -> Es
     if found is None:
         return None
     name, codes, plain = found
-    in_, out, *_, pointwise = shape
-    return Estimates("pointwise " * pointwise + name, codes, plain, in_ * out, samples)
+    in_, out, _, _, dim, *_, pointwise = shape
+    if pointwise:
+        kernel = f"pointwise {name}"
+    else:
+        kernel = name if dim == 1 else f"{name}, dim {4 if dim < 6 else 8}"
+    return Estimates(kernel, codes, plain, in_ * out, samples)
 
 
 def convolution_estimates(
@@ -279,9 +285,11 @@ def _parsed(text: str, key: dict[str, str]) -> Costs:
 
 
 def _key(isa: str) -> dict[str, str]:
-    from vq_plugin import __version__
-
-    return {"cpu": processor(), "isa": isa, "torch": torch.__version__, "vq_plugin": __version__}
+    try:
+        own = metadata.version("vq-plugin")
+    except metadata.PackageNotFoundError:  # a clone that is not installed
+        own = "unknown"
+    return {"cpu": processor(), "isa": isa, "torch": torch.__version__, "vq_plugin": own}
 
 
 @cache
