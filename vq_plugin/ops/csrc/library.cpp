@@ -9,6 +9,7 @@
 #include "cost.h"
 #include "decode_library.h"
 #include "fit_library.h"
+#include "gradient_library.h"
 #include "packing.h"
 #include "torch_operands.h"
 
@@ -220,6 +221,7 @@ bool register_operators() {
   register_convolution_operator(library);
   register_decode_operator(library);
   register_fit_operators(library);
+  register_gradient_operator(library);
   return true;
 }
 
