@@ -154,7 +154,7 @@ def _by_kind(rows: list[dict[str, object]], where: str) -> Table:
 
 
 def _cases(quick: bool) -> Iterator[_Case]:
-    for out, in_, batches in _LINEAR[:2] if quick else _LINEAR:
+    for out, in_, batches in ((48, 64, (2,)),) if quick else _LINEAR:
         plain = nn.Linear(in_, out).eval()
         inputs = {batch: torch.randn(batch, in_) for batch in batches}
         for kind, precisions in _SCHEMES.items():

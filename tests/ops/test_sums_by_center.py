@@ -44,9 +44,7 @@ def by_loops(grad: Tensor, codes: Tensor, shape: list[int], group: int) -> Tenso
 
 
 @pytest.mark.parametrize("numbers", CASES, ids=str)
-def test_sums_are_those_of_plain_loops(
-    numbers: Case, set_threads: Callable[[int], None]
-) -> None:
+def test_sums_are_those_of_plain_loops(numbers: Case, set_threads: Callable[[int], None]) -> None:
     grad, codes, shape, group = case(numbers)
     along_out, expected = numbers[-1], by_loops(grad, codes, shape, group)
     k = shape[3]

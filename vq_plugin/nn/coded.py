@@ -307,6 +307,11 @@ class CodedWeight(nn.Module):
         return self._decoded.get(codes, tables, partial(self._dequantized, codes))
 
     def _tables(self) -> tuple[Tensor, Tensor | None]:
+        parameters = self._parameters
+        codebooks = parameters.get("codebooks")
+        # In one piece, as every pass of a kept weight asks; the rest is for wrappers.
+        if codebooks is not None and "scale" in parameters:
+            return codebooks, parameters["scale"]
         return self._tensor("codebooks"), self._optional("scale")
 
     def _tensor(self, name: str) -> Tensor:

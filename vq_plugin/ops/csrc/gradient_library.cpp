@@ -47,24 +47,27 @@ struct Sums {
   }
 };
 
-// Adds a tile to sums; `place(row, subspace)` is where the centers of a sub-vector start. kDim is 0
+// Adds a tile to sums: the centers of a sub-vector start at base(row) + places[subspace]. kDim is 0
 // where it is known at run time only.
-template <int kDim, typename Place>
+template <int kDim, typename Base>
 void add_tile(const Sums& s, int64_t row_block, int64_t column_block, const uint8_t* codes,
-              Place place) {
+              const int64_t* places, Base base) {
   const int64_t dim = kDim ? kDim : s.dim;
   const int64_t first = row_block * kLanes, last = std::min(first + kLanes, s.rows);
-  const int64_t from = column_block * kNibbles, to = std::min(from + kNibbles, s.subspaces);
+  const int64_t from = column_block * kNibbles, columns = std::min(kNibbles, s.subspaces - from);
+  const int64_t ends = s.length - from * dim;
   for (int64_t r = first; r < last; ++r) {
     const uint8_t* code = codes + (r - first) * kNibbles;
-    for (int64_t c = from; c < to; ++c) {
-      const float* x = s.grad + r * s.row_step + c * dim * s.value_step;
-      float* sum = place(r, c) + code[c - from] * dim;
-      const int64_t count = std::min(dim, s.length - c * dim);
-      if (count == dim)
-        for (int64_t j = 0; j < dim; ++j) sum[j] += x[j * s.value_step];
+    const float* x = s.grad + r * s.row_step + from * dim * s.value_step;
+    float* sums = base(r);
+    for (int64_t c = 0; c < columns; ++c) {
+      float* __restrict sum = sums + places[c] + code[c] * dim;
+      const float* __restrict values = x + c * dim * s.value_step;
+      const int64_t count = std::min(dim, ends - c * dim);
+      if (count == dim && s.value_step == 1)
+        for (int64_t j = 0; j < dim; ++j) sum[j] += values[j];
       else
-        for (int64_t j = 0; j < count; ++j) sum[j] += x[j * s.value_step];
+        for (int64_t j = 0; j < count; ++j) sum[j] += values[j * s.value_step];
     }
   }
 }
@@ -77,11 +80,13 @@ void add_strip(const Sums& s, int64_t stage, int64_t strip, float* out) {
   const int64_t book = s.room() * s.dim;
   std::vector<float> sums(static_cast<size_t>((last - first) * book));
   uint8_t codes[kLanes * kNibbles];
+  int64_t places[kNibbles];
+  for (int64_t i = 0; i < kNibbles; ++i) places[i] = i * book;
   for (int64_t r = 0; r < s.layout.row_blocks; ++r)
     for (int64_t c = block; c < blocks; ++c) {
       s.load(stage, r, c, codes);
-      add_tile<kDim>(s, r, c, codes,
-                     [&](int64_t, int64_t at) { return sums.data() + (at - first) * book; });
+      float* base = sums.data() + (c - block) * kNibbles * book;
+      add_tile<kDim>(s, r, c, codes, places, [&](int64_t) { return base; });
     }
   for (int64_t at = first; at < last; ++at)
     std::copy_n(sums.data() + (at - first) * book, s.k * s.dim,
@@ -92,16 +97,20 @@ void add_strip(const Sums& s, int64_t stage, int64_t strip, float* out) {
 template <int kDim>
 void add_share(const Sums& s, int64_t stage, int64_t share, float* own) {
   const int64_t book = s.room() * s.dim, of_a_group = s.books * book;
-  uint8_t codes[kLanes * kNibbles];
   const int64_t first = share * s.layout.row_blocks / kShares,
                 last = (share + 1) * s.layout.row_blocks / kShares;
-  for (int64_t r = first; r < last; ++r)
-    for (int64_t c = 0; c < s.layout.column_blocks; ++c) {
+  uint8_t codes[kLanes * kNibbles];
+  int64_t places[kNibbles];
+  for (int64_t c = 0; c < s.layout.column_blocks; ++c) {
+    for (int64_t i = 0; i < kNibbles; ++i)
+      places[i] = i % s.copies() * s.groups * of_a_group + (c * kNibbles + i) % s.books * book;
+    for (int64_t r = first; r < last; ++r) {
       s.load(stage, r, c, codes);
-      add_tile<kDim>(s, r, c, codes, [&](int64_t row, int64_t at) {
-        return own + (at % s.copies() * s.groups + row / s.group) * of_a_group + at % s.books * book;
+      add_tile<kDim>(s, r, c, codes, places, [&](int64_t row) {
+        return own + (s.groups == 1 ? 0 : row / s.group * of_a_group);
       });
     }
+  }
 }
 
 template <typename F>
