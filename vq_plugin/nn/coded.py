@@ -219,10 +219,8 @@ class CodedWeight(nn.Module):
     def _weight(self) -> Tensor:
         """The decoded weight, to compute with."""
         codebooks, scale = self._tables()
-        if not self._recorded():
-            return self._dequantized(
-                self._codes, codebooks.detach(), None if scale is None else scale.detach()
-            )
+        if not recording():
+            return self._dequantized(self._codes, codebooks, scale)
         self._warn_if_stacked(codebooks)
         # Programs that are recorded keep torch's own operators, and derivatives of every kind flow.
         weight = decode(
@@ -246,7 +244,7 @@ class CodedWeight(nn.Module):
         return weight.masked_fill(rows.eq(self._padding), 0)
 
     def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
-        """The decoded weight, without gradients."""
+        """The decoded weight, by an operator that has first derivatives."""
         cut, shape = self.geometry, self.weight_shape
         codebooks = self._rounded_codebooks(codebooks)
         if cut.axis == "channels":

@@ -126,10 +126,8 @@ class CodebookLayer(CodedWeight):
         Not to be asked where torch records: there, it is no question of time.
         ``length`` values of ``input`` make one of the vectors that :meth:`_multiply` would get.
         """
-        # While codebooks train no weight can be kept: the kernel saves decoding it.
-        return self._kernels_take(input) and (
-            self._codes_pay(input.numel() // max(length, 1)) or self._trains()
-        )
+        # While codebooks train no weight can be kept, but gradients of inputs need it decoded, too.
+        return self._kernels_take(input) and self._codes_pay(input.numel() // max(length, 1))
 
     def _codes_pay(self, samples: int) -> bool:
         """Whether the kernel is expected to be as fast as the float layer."""
