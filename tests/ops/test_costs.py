@@ -111,6 +111,16 @@ def test_the_worst_number_of_threads_decides() -> None:
     assert Costs(NOW, {"lookup_bytes": (few, many)}).ratio("scalar_bytes", 1e4, 8) == 1.0
 
 
+def test_decoding_in_every_pass_counts_as_time_of_the_float_layer() -> None:
+    shape = (1024, 1024, 1, 16, 4, 0, False, True, False, False)
+    found = costs.linear_estimates(1, shape, 0)
+    assert found is not None
+    # Twice as slow as a kept weight: less than decoding a million weights takes.
+    keep_costs(isa(), times(2 * found.plain / found.codes, found.kernel))
+    assert not costs.codes_pay(1, shape, 0)
+    assert costs.codes_pay(1, shape, 0, decodes=True)
+
+
 def test_outputs_are_those_of_the_way_that_was_chosen() -> None:
     layer = vq.compress(nn.Linear(96, 48), vq.PQ(k=16, dim=4))
     x = torch.randn(5, 96)

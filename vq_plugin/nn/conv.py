@@ -124,7 +124,10 @@ class _CodebookConv(CodebookLayer):
     def _lookups_pay(self, images: int, inputs: int, places: int) -> bool:
         """Whether the kernel is expected to be as fast as the float convolution."""
         precision = PRECISIONS[self.precision]
-        return convolution_codes_pay(images, inputs, places, self._products, precision)
+        decodes = self.memory == "codes"
+        return convolution_codes_pay(
+            images, inputs, places, self._products, precision, decodes=decodes
+        )
 
     def _look_up(self, input: Tensor) -> Tensor:
         """The convolution by tables of the products of places with centers."""

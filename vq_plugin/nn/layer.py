@@ -131,7 +131,9 @@ class CodebookLayer(CodedWeight):
 
     def _codes_pay(self, samples: int) -> bool:
         """Whether the kernel is expected to be as fast as the float layer."""
-        return codes_pay(samples, self._kernel_shape, PRECISIONS[self.precision])
+        precision = PRECISIONS[self.precision]
+        decodes = self.memory == "codes"
+        return codes_pay(samples, self._kernel_shape, precision, decodes=decodes)
 
     def _kernels_take(self, input: Tensor) -> bool:
         """Whether there are native kernels that take ``input``."""

@@ -32,6 +32,7 @@ COSTS_VARIABLE = "VQ_PLUGIN_COSTS"
 SHIPPED = "shipped"
 # Where both ways are about as fast by a measurement, the float layer is sure not to be slower.
 _DOUBT = 1.05
+_DECODED = 400.0  # picoseconds, of each weight
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class Costs:
         return max((grid.at(weights, samples) for grid in self.grids.get(kernel, ())), default=1.0)
 
 
-def codes_pay(samples: int, shape: tuple[int, ...], precision: int) -> bool:
+def codes_pay(
+    samples: int, shape: tuple[int, ...], precision: int, *, decodes: bool = False
+) -> bool:
     """Whether the kernel of a linear layer is expected to be as fast as the float layer.
 
     Args:
@@ -114,12 +117,19 @@ def codes_pay(samples: int, shape: tuple[int, ...], precision: int) -> bool:
             book for all subspaces, codes are packed, they run along the outputs, and whether it is
             ``pointwise``: a 1x1 convolution.
         precision: Of :data:`vq_plugin.ops.PRECISIONS`.
+        decodes: Whether no weight is kept, so that the float layer decodes it first.
     """
-    return _linear_pays(isa(), samples, shape, precision)
+    return _linear_pays(isa(), decodes, samples, shape, precision)
 
 
 def convolution_codes_pay(
-    images: int, inputs: int, places: int, shape: tuple[int, ...], precision: int
+    images: int,
+    inputs: int,
+    places: int,
+    shape: tuple[int, ...],
+    precision: int,
+    *,
+    decodes: bool = False,
 ) -> bool:
     """The same of a convolution.
 
@@ -130,8 +140,9 @@ def convolution_codes_pay(
         shape: Input channels, output channels, groups, positions of the kernel, stages, centers,
             ``dim``, whether there is one book for all pieces.
         precision: Of :data:`vq_plugin.ops.PRECISIONS`.
+        decodes: As for :func:`codes_pay`.
     """
-    return _convolution_pays(isa(), images, inputs, places, shape, precision)
+    return _convolution_pays(isa(), decodes, images, inputs, places, shape, precision)
 
 
 @dataclass(frozen=True)
@@ -178,21 +189,22 @@ def convolution_estimates(
 
 
 @lru_cache(maxsize=4096)
-def _linear_pays(isa: str, *layer: Any) -> bool:
+def _linear_pays(isa: str, decodes: bool, *layer: Any) -> bool:
     found = linear_estimates(*layer)
-    return found is not None and _pays(isa, found)
+    return found is not None and _pays(isa, decodes, found)
 
 
 @lru_cache(maxsize=4096)
-def _convolution_pays(isa: str, *layer: Any) -> bool:
-    return _pays(isa, convolution_estimates(*layer))
+def _convolution_pays(isa: str, decodes: bool, *layer: Any) -> bool:
+    return _pays(isa, decodes, convolution_estimates(*layer))
 
 
-def _pays(isa: str, layer: Estimates) -> bool:
+def _pays(isa: str, decodes: bool, layer: Estimates) -> bool:
     costs = costs_of(isa)
     doubt = _DOUBT if layer.kernel in costs.grids else 1.0
     ratio = costs.ratio(layer.kernel, layer.weights, layer.samples)
-    return layer.codes * ratio * doubt <= layer.plain
+    plain = layer.plain + layer.weights * _DECODED * decodes
+    return layer.codes * ratio * doubt <= plain
 
 
 def _module() -> Any:
