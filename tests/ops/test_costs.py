@@ -130,12 +130,14 @@ def test_outputs_are_those_of_the_way_that_was_chosen() -> None:
             torch.testing.assert_close(layer(x), layer.to_float()(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spoiled", ["{", "[]", '"grids"', "{}", "\x00\xff", "older"])
+@pytest.mark.parametrize("spoiled", ["{", "[]", '"grids"', "{}", "\x00\xff", "older", "timeless"])
 def test_a_damaged_file_is_warned_of_once_and_not_used(spoiled: str) -> None:
     keep_costs(isa(), times(1e3, "lookup_nibbles, dim 4"))
     path = costs_path(isa())
     if spoiled == "older":
         spoiled = path.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"')
+    elif spoiled == "timeless":
+        spoiled = path.read_text().replace(NOW, "yesterday")
     path.write_bytes(spoiled.encode("latin1"))
     forget_costs()
     with pytest.warns(UserWarning, match="doctor --measure"):
@@ -247,6 +249,15 @@ def test_a_cache_that_cannot_be_written_is_bad_input(
     cache.chmod(stat.S_IRUSR | stat.S_IXUSR)
     assert main(["doctor", "--measure"]) == 2
     assert str(cache) in capsys.readouterr().err
+
+
+def test_nothing_is_measured_where_nothing_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    monkeypatch.setattr("vq_plugin.nn.measured.measure_costs", pytest.fail)
+    (cache / "costs").touch()
+    assert main(["doctor", "--measure"]) == 2
+    assert str(cache / "costs") in capsys.readouterr().err
 
 
 def test_a_measurement_finds_a_ratio_for_every_kernel_and_number_of_threads(

@@ -96,7 +96,7 @@ def _measure() -> None:
 
     from vq_plugin import ops
     from vq_plugin.nn.measured import measure_costs
-    from vq_plugin.ops.costs import COSTS_VARIABLE, keep_costs
+    from vq_plugin.ops.costs import COSTS_VARIABLE, keep_costs, place_for_costs
 
     isa = ops.isa()
     if isa is None:
@@ -105,4 +105,5 @@ def _measure() -> None:
         raise ValueError(
             f"{COSTS_VARIABLE} says that layers go by shipped costs: unset it before measuring"
         )
+    place_for_costs(isa)
     keep_costs(isa, measure_costs(sorted({1, torch.get_num_threads()})))

@@ -8,6 +8,7 @@ round differently, so that the same program has to decide alike in every process
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cache, lru_cache
 from importlib import metadata
 from itertools import pairwise
@@ -238,7 +240,7 @@ def costs_of(isa: str) -> Costs:
         return shipped
     try:
         return _parsed(text, _key(isa))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         _warn(f"{path} holds no costs of kernels: {error}")
         return shipped
 
@@ -263,17 +265,28 @@ def costs_path(isa: str) -> Path:
     return cache_dir() / "costs" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
-def keep_costs(isa: str, costs: Costs) -> None:
-    """Writes that file, in one step, and has this process go by it.
+def place_for_costs(isa: str) -> Path:
+    """The file, in a folder that can be written to: to be asked for before the measurement.
 
     Raises:
-        OSError: If it cannot be written.
-        RuntimeError: If it would be in the home of a user who has none.
+        OSError: If it cannot.
+        ValueError: If it would be in the home of a user who has none.
     """
-    path = costs_path(isa)
+    try:
+        path = costs_path(isa)
+    except RuntimeError as error:
+        raise ValueError(f"{error} Set VQ_PLUGIN_CACHE to a folder for what is kept") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+    return path
+
+
+def keep_costs(isa: str, costs: Costs) -> None:
+    """Writes the file in one step, and has this process go by it; errors are those of its place."""
+    path = place_for_costs(isa)
     grids = {name: [asdict(grid) for grid in some] for name, some in costs.grids.items()}
     text = json.dumps({**_key(isa), "measured": costs.measured, "grids": grids}, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
     forget_costs()
 
@@ -293,7 +306,10 @@ def _parsed(text: str, key: dict[str, str]) -> Costs:
         )
         for name, some in content["grids"].items()
     }
-    return Costs(str(content["measured"]), grids)
+    measured = str(content["measured"])
+    if datetime.fromisoformat(measured).tzinfo is None:
+        raise ValueError(f"it has no time zone: {measured}")
+    return Costs(measured, grids)
 
 
 def _key(isa: str) -> dict[str, str]:
