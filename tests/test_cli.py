@@ -210,11 +210,11 @@ def test_a_damaged_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def fresh_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The kernels are chosen anew in the test, and again after it."""
     before = ops.isa()
-    for cached in (native, extension):
+    for cached in (native, extension, ops.isa):
         cached.cache_clear()
     with monkeypatch.context() as patch:
         yield patch
-    for cached in (native, extension):
+    for cached in (native, extension, ops.isa):
         cached.cache_clear()
     if before is not None:
         ops.use_isa(before)

@@ -168,7 +168,7 @@ def test_verbose_shows_where_an_error_comes_from(
 
 def test_an_error_of_the_package_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     # No line of the user's.
-    monkeypatch.setattr("vq_plugin.commands.doctor._processor", partial(divmod, 1, 0))
+    monkeypatch.setattr("vq_plugin.ops.costs.processor", partial(divmod, 1, 0))
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
 

@@ -280,10 +280,14 @@ def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
     """A codebook layer with random codes and centers: for what does not depend on their values."""
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    geometry = scheme.geometry(tuple(weight.shape)).with_centers(scheme.k)
+    geometry = scheme.geometry(tuple(weight.shape))
+    # As a fit has it: no more centers than sub-vectors that share them.
+    geometry = geometry.with_centers(min(scheme.k, geometry.sub_vectors))
     generator = torch.Generator().manual_seed(0)
     small = CodebookWeight(
-        codes=torch.randint(scheme.k, geometry.code_shape, generator=generator, dtype=torch.uint8),
+        codes=torch.randint(
+            geometry.k, geometry.code_shape, generator=generator, dtype=torch.uint8
+        ),
         codebooks=torch.randn(geometry.codebook_shape, generator=generator).half(),
         scale=None,
         scheme=scheme,

@@ -143,6 +143,20 @@ def test_linear(tmp_path: Path) -> None:
     assert "## Bounds" in printed
 
 
+def test_never_slower(tmp_path: Path) -> None:
+    printed, result = run_quick("never_slower", tmp_path / "sweep.json")
+    ratios = [values(result, f"{ops.isa()}, 1 thread: {what}", "ratio")
+              for what in ("the worst", "all cases")]  # fmt: skip
+    assert ratios[0] == sorted(ratios[1])[: len(ratios[0])]
+    assert "cases below 0.97" in printed
+
+
+def test_training_speed(tmp_path: Path) -> None:
+    _, result = run_quick("training_speed", tmp_path / "steps.json")
+    assert values(result, "nn.Linear", "km(k=16)")[0] > 0
+    assert values(result, "nn.Conv2d", "pq(k=16,dim=4,layout=channels)")[0] > 0
+
+
 def test_conv(tmp_path: Path) -> None:
     _, result = run_quick("conv", tmp_path / "conv.json")
     assert values(result, "nn.Conv2d", "kernel") == ["1x1", "3x3"]

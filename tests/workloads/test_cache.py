@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vq_plugin.workloads.cache import cache_dir, trained
+from vq_plugin.user_cache import cache_dir
+from vq_plugin.workloads.cache import trained
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,9 @@ def test_the_cache_is_in_the_home_folder_unless_told_otherwise(
 ) -> None:
     assert cache_dir() == cache
     monkeypatch.delenv("VQ_PLUGIN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/tmp/caches")
+    assert cache_dir() == Path("/var/tmp/caches/vq_plugin")
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "vq_plugin"
 
 

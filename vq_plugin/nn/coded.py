@@ -219,10 +219,8 @@ class CodedWeight(nn.Module):
     def _weight(self) -> Tensor:
         """The decoded weight, to compute with."""
         codebooks, scale = self._tables()
-        if not self._recorded():
-            return self._dequantized(
-                self._codes, codebooks.detach(), None if scale is None else scale.detach()
-            )
+        if not recording():
+            return self._dequantized(self._codes, codebooks, scale)
         self._warn_if_stacked(codebooks)
         # Programs that are recorded keep torch's own operators, and derivatives of every kind flow.
         weight = decode(
@@ -246,7 +244,7 @@ class CodedWeight(nn.Module):
         return weight.masked_fill(rows.eq(self._padding), 0)
 
     def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
-        """The decoded weight, without gradients."""
+        """The decoded weight, by an operator that has first derivatives."""
         cut, shape = self.geometry, self.weight_shape
         codebooks = self._rounded_codebooks(codebooks)
         if cut.axis == "channels":
@@ -293,15 +291,25 @@ class CodedWeight(nn.Module):
 
     def _kept_weight(self) -> Tensor:
         """The decoded weight, decoded once where nothing has to see how it is made."""
-        if self.memory == "codes" or self._recorded():
-            return self._weight()
-        return self._kept()
+        return self._weight() if recording() else self._weight_unrecorded()
+
+    def _weight_unrecorded(self) -> Tensor:
+        """The same, where it is known that nothing records."""
+        return self._weight() if self.memory == "codes" or self._trains() else self._kept()
 
     def _kept(self) -> Tensor:
-        codes = self._codes
-        return self._decoded.get(codes, self._tables(), partial(self._dequantized, codes))
+        codes, tables = self._codes, self._tables()
+        kept = self._decoded.found(codes, tables)
+        if kept is not None:
+            return kept
+        return self._decoded.get(codes, tables, partial(self._dequantized, codes))
 
     def _tables(self) -> tuple[Tensor, Tensor | None]:
+        parameters = self._parameters
+        codebooks = parameters.get("codebooks")
+        # In one piece, as every pass of a kept weight asks; the rest is for wrappers.
+        if codebooks is not None and "scale" in parameters:
+            return codebooks, parameters["scale"]
         return self._tensor("codebooks"), self._optional("scale")
 
     def _tensor(self, name: str) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import CodebookLayer
-from vq_plugin.ops import PRECISIONS, packs, tracing
+from vq_plugin.ops import PRECISIONS, packs, recording, tracing
+from vq_plugin.ops.costs import convolution_codes_pay
 
 _SETTINGS = (
     "in_channels",
@@ -56,6 +57,7 @@ class _CodebookConv(CodebookLayer):
             and self.groups == 1
             and (isinstance(self.padding, str) or set(self.padding) == {0})
         )
+        self._of_a_place = self.in_channels * math.prod(self.stride)
         self._pad_widths: list[int] = list(source._reversed_padding_repeated_twice)  # type: ignore[arg-type]
         # Of each dimension both ends, as torch pads it: the last dimension comes first.
         ends = [self._pad_widths[at : at + 2] for at in range(0, len(self._pad_widths), 2)][::-1]
@@ -81,48 +83,51 @@ class _CodebookConv(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
-        traced = tracing()
-        if self._pointwise and (
-            traced
-            or torch.compiler.is_compiling()
-            or self._kernel_runs(input, self.in_channels * math.prod(self.stride))
-        ):
-            space = len(self.stride)
-            batched = input.dim() - space in (1, 2)
-            # Torch's own convolution has the errors for other shapes; a trace keeps no condition.
-            if batched and (traced or input.shape[-1 - space] == self.in_channels):
+        recorded = recording()
+        by_codes = recorded and (tracing() or torch.compiler.is_compiling())
+        # Torch's own convolution has the errors for other shapes.
+        if self._fits(input):
+            if self._pointwise and (
+                by_codes or (not recorded and self._kernel_runs(input, self._of_a_place))
+            ):
                 return self._multiply_places(input)
-        if self._by_position and (traced or self._convolves(input)):
-            return self._look_up(input)
+            if self._by_position and (by_codes or (not recorded and self._convolves(input))):
+                return self._look_up(input)
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._pad_widths, mode=self.padding_mode)
             padding = 0
         convolve = type(self).convolve
         return convolve(
-            *(input, self._kept_weight(), self._optional("bias"), self.stride, padding),
+            *(input, self._weight() if recorded else self._weight_unrecorded()),
+            *(self._optional("bias"), self.stride, padding),
             *(self.dilation, self.groups),
+        )
+
+    def _fits(self, input: Tensor) -> bool:
+        space = len(self.stride)
+        # A trace keeps no condition.
+        return input.dim() - space in (1, 2) and (
+            tracing() or input.size(-1 - space) == self.in_channels
         )
 
     def _convolves(self, input: Tensor) -> bool:
         """Whether the convolution on codes takes ``input`` and is no slower than the float one."""
         space = len(self.stride)
-        # Torch's own convolution has the errors for other shapes.
-        if input.dim() not in (space + 1, space + 2) or input.shape[-1 - space] != self.in_channels:
-            return False
-        if torch.compiler.is_compiling():
-            return True
-        module = self._kernels(input)
-        if module is None:
+        if not self._kernels_take(input):
             return False
         inputs, places = _places(input.shape[-space:], self._reach)
         if inputs == 0 or places == 0:
             return False
-        images = input.numel() // (self.in_channels * inputs)
-        faster: bool = module.convolution_faster_than_float(
-            images, inputs, places, *self._products, PRECISIONS[self.precision]
+        return self._lookups_pay(input.numel() // (self.in_channels * inputs), inputs, places)
+
+    def _lookups_pay(self, images: int, inputs: int, places: int) -> bool:
+        """Whether the kernel is expected to be as fast as the float convolution."""
+        precision = PRECISIONS[self.precision]
+        decodes = self.memory == "codes"
+        return convolution_codes_pay(
+            images, inputs, places, self._products, precision, decodes=decodes
         )
-        return faster
 
     def _look_up(self, input: Tensor) -> Tensor:
         """The convolution by tables of the products of places with centers."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vq_plugin.ops import native
+
+_TENSORS = (Tensor, nn.Parameter)
 
 
 class Decoded:
@@ -19,46 +22,78 @@ class Decoded:
     """
 
     def __init__(self) -> None:
-        # Codes, tables and what they stand for, exchanged as one: passes of threads overlap.
-        self._entry: tuple[Tensor, list[Tensor], Tensor] | None = None
+        # Exchanged as one: passes of threads overlap.
+        self._entry: _Entry | None = None
 
     @property
     def kept(self) -> Tensor | None:
         """What is kept, if anything is."""
-        return None if self._entry is None else self._entry[2]
+        return None if self._entry is None else self._entry.decoded
+
+    def found(self, codes: Tensor, tables: Sequence[Tensor | None]) -> Tensor | None:
+        """What is kept, if it is of these codes and tables: codebooks, and a scale or ``None``."""
+        entry = self._entry
+        if entry is None or entry.codes is not codes:
+            return None
+        # Tables are small, and values written through ``.data`` leave no other trace.
+        for old, new in zip(entry.tables, tables, strict=True):
+            if not (new is None if old is None else new is not None and old.same(new)):
+                return None
+        return entry.decoded
 
     def get(
         self, codes: Tensor, tables: Sequence[Tensor | None], decode: Callable[..., Tensor]
     ) -> Tensor:
-        """What ``decode`` gives for tables, codebooks and scale, and these codes."""
-        given = [table for table in tables if table is not None]
-        entry = self._entry
-        # Codebooks are small, and values written through ``.data`` leave no other trace.
-        if entry is not None and entry[0] is codes and all(map(_same, entry[1], given)):
-            return entry[2]
+        """What ``decode`` gives for tables and these codes."""
+        kept = self.found(codes, tables)
+        if kept is not None:
+            return kept
         # Whatever mode the caller is in, later passes may ask for gradients of their inputs.
         with torch.inference_mode(False), torch.no_grad():
             # Of the copies: the tables themselves may change while they are decoded.
-            copies = [None if t is None else _copy(t) for t in tables]
-            decoded = decode(*copies)
+            copies = [None if table is None else _Copy(table) for table in tables]
+            decoded = decode(*(None if copy is None else copy.values for copy in copies))
         if type(decoded) is Tensor and not decoded.is_meta:
-            self._entry = codes, [copy for copy in copies if copy is not None], decoded
+            self._entry = _Entry(codes, copies, decoded)
         return decoded
 
     def __getstate__(self) -> dict[str, object]:
         return Decoded().__dict__
 
 
-def _copy(table: Tensor) -> Tensor:
-    return table.detach().clone(memory_format=torch.contiguous_format)
+class _Copy:
+    """A table as it was."""
 
+    __slots__ = ("address", "at", "nbytes", "of", "values")
 
-def _same(old: Tensor, new: Tensor) -> bool:
-    module = native()
-    if module is not None and old.is_cpu and new.is_cpu and new.is_contiguous():
-        return (
-            old.dtype is new.dtype
-            and old.shape == new.shape
-            and module.same_bytes(old.data_ptr(), new.data_ptr(), old.nbytes)
+    def __init__(self, table: Tensor) -> None:
+        self.values = table.detach().clone(memory_format=torch.contiguous_format)
+        # Where both are, for kernels to compare.
+        self.of = (
+            table if native() is not None and type(table) in _TENSORS and table.is_cpu else None
         )
-    return old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
+        self.address = 0 if self.of is None else self.of.data_ptr()
+        self.at = 0 if self.of is None else self.values.data_ptr()
+        self.nbytes = self.values.nbytes
+
+    def same(self, table: Tensor) -> bool:
+        """Whether a table has the values, and the dtype, that this one had."""
+        old, module = self.values, native()
+        if table is self.of and table.data_ptr() == self.address and table.is_contiguous():
+            # The very same memory: only what is in it may have changed.
+            same: bool = module.same_bytes(self.at, self.address, self.nbytes)  # type: ignore[union-attr]
+            return same
+        if module is not None and old.is_cpu and table.is_cpu and table.is_contiguous():
+            return (
+                old.dtype is table.dtype
+                and old.shape == table.shape
+                and module.same_bytes(old.data_ptr(), table.data_ptr(), old.nbytes)
+            )
+        return old.dtype == table.dtype and old.device == table.device and torch.equal(old, table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    codes: Tensor
+    tables: Sequence[_Copy | None]
+    decoded: Tensor

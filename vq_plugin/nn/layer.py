@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,12 +19,14 @@ from vq_plugin.ops import (
     Precision,
     native,
     tracing,
-    transforming,
     warn_without_native,
 )
+from vq_plugin.ops.costs import codes_pay
 from vq_plugin.schemes import Scheme
 
 _HALVES = (torch.bfloat16, torch.float16)
+_TENSORS = (Tensor, nn.Parameter)
+_LINEAR = torch.ops.vq.codebook_linear
 
 
 class CodebookLayer(CodedWeight):
@@ -41,6 +42,8 @@ class CodebookLayer(CodedWeight):
 
     precision: Precision = "exact"
     bias: nn.Parameter | None
+    # Codebooks, in a tuple that is no parameter, and whether kernels read them.
+    _asked: tuple[Tensor | None, bool]
 
     def __init__(self, source: nn.Module, small: CodebookWeight) -> None:
         """Takes over everything but the weight from a float layer, whose bias is copied.
@@ -70,6 +73,11 @@ class CodebookLayer(CodedWeight):
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """As every layer of torch: whole, a node of its own, in what ``torch.fx`` traces."""
+        # What nn.Module does with a tensor, past two calls that small layers notice.
+        if len(arguments) == 1 and type(arguments[0]) is Tensor and not keywords:
+            if self._compiled_call_impl is None:
+                return self._call_impl(arguments[0])  # type: ignore[no-untyped-call]
+            return self._compiled_call_impl(arguments[0])
         for value in arguments or keywords.values():
             if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
                 return self._traced(value.tracer, arguments, keywords)
@@ -115,48 +123,50 @@ class CodebookLayer(CodedWeight):
     def _kernel_runs(self, input: Tensor, length: int) -> bool:
         """Whether a native kernel takes ``input`` and is no slower than the float layer.
 
+        Not to be asked where torch records: there, it is no question of time.
         ``length`` values of ``input`` make one of the vectors that :meth:`_multiply` would get.
         """
-        module = self._kernels(input)
-        # While codebooks train no weight can be kept: the kernel saves decoding it.
-        return module is not None and (
-            module.faster_than_float(
-                input.numel() // max(length, 1),
-                *(*self._kernel_shape, PRECISIONS[self.precision]),
-            )
-            or self._trains()
-        )
+        # While codebooks train no weight can be kept, but gradients of inputs need it decoded, too.
+        return self._kernels_take(input) and self._codes_pay(input.numel() // max(length, 1))
 
-    def _kernels(self, input: Tensor) -> ModuleType | None:
-        """The native kernels, if they take ``input``."""
-        module = native()
-        if module is None:
-            warn_without_native()
-            return None
+    def _codes_pay(self, samples: int) -> bool:
+        """Whether the kernel is expected to be as fast as the float layer."""
+        precision = PRECISIONS[self.precision]
+        decodes = self.memory == "codes"
+        return codes_pay(samples, self._kernel_shape, precision, decodes=decodes)
+
+    def _kernels_take(self, input: Tensor) -> bool:
+        """Whether there are native kernels that take ``input``."""
         codebooks = self._tensor("codebooks")
-        takes = (
+        if codebooks is not self._asked[0]:
+            self._asked = codebooks, self._kernels_read(codebooks)
+        return (
+            self._asked[1]
             # Not what torch.fx traces with, nor tensors of other kinds.
-            type(input) in (Tensor, nn.Parameter)
-            and not input.is_nested
+            and type(input) in _TENSORS
             and (
                 input.dtype is torch.float32
                 # What layers give under autocast.
                 or (input.dtype in _HALVES and torch.is_autocast_enabled("cpu"))
             )
-            and codebooks.dtype is torch.float32
             and input.is_cpu
-            and codebooks.is_cpu
-            and codebooks.shape[3] <= KERNEL_CENTERS
-            and not transforming()
+            and not input.is_nested
         )
-        return module if takes else None
+
+    @staticmethod
+    def _kernels_read(codebooks: Tensor) -> bool:
+        """Whether there are kernels that read codebooks; those that are replaced are asked anew."""
+        if native() is None:
+            warn_without_native()
+            return False
+        small = codebooks.size(3) <= KERNEL_CENTERS
+        return small and codebooks.is_cpu and codebooks.dtype is torch.float32
 
     def _multiply(self, input: Tensor) -> Tensor:
         """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
-        linear = torch.ops.vq.codebook_linear
         # A trace may run where gradients are on.
         differentiable = torch.is_grad_enabled() or tracing()
-        return self._run(linear.default if differentiable else linear.inference, input)
+        return self._run(_LINEAR.default if differentiable else _LINEAR.inference, input)
 
     def _run(self, operator: Callable[..., Tensor], input: Tensor) -> Tensor:
         return operator(
@@ -181,6 +191,7 @@ class CodebookLayer(CodedWeight):
     def _forget(self) -> None:
         super()._forget()
         self._int8_centers = Decoded()
+        self._asked = None, False
 
     def to_float(self) -> nn.Module:
         """The float layer that computes the same: its weight is the decoded one."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import CodebookLayer
-from vq_plugin.ops import tracing
+from vq_plugin.ops import recording, tracing
 
 
 class CodebookLinear(CodebookLayer):
@@ -30,14 +30,22 @@ class CodebookLinear(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
-        if tracing():
+        # The operator takes its size from the input; torch's own has the error for another one.
+        if not recording():
+            if self._kernel_runs(input, self.in_features) and self._fits(input):
+                return self._multiply(input)
+            weight = self._weight_unrecorded()
+        elif tracing():
             # By the shape, which the operator does not check: batches may be of another size.
             return self._multiply(input.reshape(*input.shape[:-1], self.in_features))
-        kernel = torch.compiler.is_compiling() or self._kernel_runs(input, self.in_features)
-        # The operator takes its size from the input; torch's own has the error for another one.
-        if kernel and input.shape[-1:] == (self.in_features,):
+        elif torch.compiler.is_compiling() and self._fits(input):
             return self._multiply(input)
-        return functional.linear(input, self._kept_weight(), self._optional("bias"))
+        else:
+            weight = self._weight()
+        return functional.linear(input, weight, self._optional("bias"))
+
+    def _fits(self, input: Tensor) -> bool:
+        return input.dim() > 0 and input.size(-1) == self.in_features
 
     def _settings_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

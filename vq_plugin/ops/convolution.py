@@ -203,10 +203,9 @@ class _Conv(torch.autograd.Function):
             matrix = by_position.reshape(shape[0], -1)
             grad_codebooks, grad_scale = codebook_gradients(
                 matrix,
-                canonical(codes, shape[0], matrix.shape[1], dim),
+                codes,
                 rounded(codebooks, dtype),
                 None if scale is None else rounded(scale, dtype),
-                0,
             )
         found = (None, grad_input, None, grad_codebooks, grad_scale, grad_bias)
         return *found, *[None] * len(ctx.settings)

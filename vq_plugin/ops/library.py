@@ -327,10 +327,10 @@ def _weight_backward(
     shape, along_out, group, dtype = ctx.settings
     matrix = grad.reshape(shape[0], -1)
     matrix = matrix.T if along_out else matrix
-    rows, length = matrix.shape
-    codes = canonical(codes, rows, length, codebooks.shape[4], along_out)
     scale = None if scale is None else rounded(scale, dtype)
-    return codebook_gradients(matrix, codes, rounded(codebooks, dtype), scale, group)
+    return codebook_gradients(
+        matrix, codes, rounded(codebooks, dtype), scale, along_out=along_out, group=group
+    )
 
 
 def below_autograd(operator: Any, keys: Any, operands: tuple[Any, ...]) -> Tensor:

@@ -24,6 +24,7 @@ def native() -> ModuleType | None:
     return module
 
 
+@cache
 def isa() -> str | None:
     """The instruction set in use: one of ``ISAS``, or ``None`` without native kernels."""
     module = native()
@@ -58,6 +59,7 @@ def use_isa(name: str) -> None:
     module = native()
     if module is None or not module.use_isa(name):
         raise ValueError(f"no kernels for {name!r}; this machine has {', '.join(isas()) or 'none'}")
+    isa.cache_clear()
 
 
 @cache

@@ -41,4 +41,10 @@ def tracing() -> bool:
 
 def recording() -> bool:
     """Whether what is computed now is a program as well: compiled, traced or transformed."""
-    return torch.compiler.is_compiling() or tracing() or transforming()
+    # In one piece, as every pass of every layer asks.
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )

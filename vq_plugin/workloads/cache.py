@@ -1,9 +1,7 @@
 """Where trained checkpoints live, so that each model is trained once per machine."""
 
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError
@@ -11,14 +9,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from vq_plugin.atomic import write_atomically
+from vq_plugin.user_cache import cache_dir
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def cache_dir() -> Path:
-    """The folder of trained checkpoints: `$VQ_PLUGIN_CACHE`, or `~/.cache/vq_plugin`."""
-    folder = os.environ.get("VQ_PLUGIN_CACHE") or "~/.cache/vq_plugin"
-    return Path(folder).expanduser()
 
 
 def trained(name: str, model: M, train: Callable[[M], object]) -> M:

@@ -97,10 +97,11 @@ void codebook_conv(Value* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
-bool convolution_faster_than_float(const ConvolutionShape& shape, Precision precision) {
+Estimates estimates(const ConvolutionShape& shape, Precision precision) {
   const Kernels& kernels = *kernels_in_use.load();
-  return picoseconds(choose(kernels, precision).cost, shape) <=
-         float_picoseconds(kernels.float_convolution, shape);
+  const ConvolutionKernel& kernel = choose(kernels, precision);
+  return {kernel.name, picoseconds(kernel.cost, shape),
+          float_picoseconds(kernels.float_convolution, shape)};
 }
 
 void register_convolution_operator(torch_abi::LibraryHandle library) {

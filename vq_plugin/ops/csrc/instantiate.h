@@ -29,21 +29,26 @@ constexpr Kernels common_kernels(const char* name, const Costs& costs,
   Kernels kernels{};
   kernels.name = name;
   kernels.float_layer = float_layer;
-  kernels.lookup_nibbles = {lookup_nibbles<kExactBits>, costs.lookup_nibbles, {}};
-  kernels.lookup_nibbles_high = {lookup_nibbles<kHighBits>, costs.lookup_nibbles_high, {}};
-  kernels.lookup_nibbles_fast = {lookup_nibbles<kFastBits>, costs.lookup_nibbles_fast, {}};
-  kernels.scalar_nibbles = {scalar_nibbles, costs.scalar_nibbles, {}};
-  kernels.scalar_nibbles_fast = {scalar_nibbles_fast, costs.scalar_nibbles_fast, {}};
-  kernels.outward_nibbles = {outward_nibbles, costs.outward_nibbles, {}};
-  kernels.lookup_bytes = {lookup_bytes, costs.lookup_bytes, costs.lookup_bytes_sixteen};
-  kernels.scalar_bytes = {scalar_bytes, costs.scalar_bytes, {}};
-  kernels.outward_bytes = {outward_bytes, costs.outward_bytes, costs.outward_bytes_sixteen};
+  kernels.lookup_nibbles = {"lookup_nibbles", lookup_nibbles<kExactBits>, costs.lookup_nibbles, {}};
+  kernels.lookup_nibbles_high = {"lookup_nibbles_high", lookup_nibbles<kHighBits>,
+                                 costs.lookup_nibbles_high, {}};
+  kernels.lookup_nibbles_fast = {"lookup_nibbles_fast", lookup_nibbles<kFastBits>,
+                                 costs.lookup_nibbles_fast, {}};
+  kernels.scalar_nibbles = {"scalar_nibbles", scalar_nibbles, costs.scalar_nibbles, {}};
+  kernels.scalar_nibbles_fast = {"scalar_nibbles_fast", scalar_nibbles_fast,
+                                 costs.scalar_nibbles_fast, {}};
+  kernels.outward_nibbles = {"outward_nibbles", outward_nibbles, costs.outward_nibbles, {}};
+  kernels.lookup_bytes = {"lookup_bytes", lookup_bytes, costs.lookup_bytes,
+                          costs.lookup_bytes_sixteen};
+  kernels.scalar_bytes = {"scalar_bytes", scalar_bytes, costs.scalar_bytes, {}};
+  kernels.outward_bytes = {"outward_bytes", outward_bytes, costs.outward_bytes,
+                           costs.outward_bytes_sixteen};
   kernels.transpose = transpose;
   kernels.round = round_all;
   kernels.decode = decode;
-  kernels.convolve[0] = {convolve_nibbles<kExactBits>, costs.convolve[0]};
-  kernels.convolve[1] = {convolve_nibbles<kHighBits>, costs.convolve[1]};
-  kernels.convolve[2] = {convolve_nibbles<kFastBits>, costs.convolve[2]};
+  kernels.convolve[0] = {"convolve", convolve_nibbles<kExactBits>, costs.convolve[0]};
+  kernels.convolve[1] = {"convolve_high", convolve_nibbles<kHighBits>, costs.convolve[1]};
+  kernels.convolve[2] = {"convolve_fast", convolve_nibbles<kFastBits>, costs.convolve[2]};
   kernels.float_convolution = costs.float_convolution;
   kernels.fit = &kFit;
   return kernels;

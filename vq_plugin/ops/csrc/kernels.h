@@ -82,6 +82,7 @@ struct ConvolutionCost {
 };
 
 struct ConvolutionKernel {
+  const char* name;
   void (*run)(const Convolution&, const Pool&);
   ConvolutionCost cost;
 };
@@ -101,6 +102,7 @@ struct Cost {
 };
 
 struct Kernel {
+  const char* name;
   LinearKernel run;  // null where this instruction set has none
   Cost cost;
   Cost sixteen;  // from four samples on, where 16 are then taken together; otherwise zeros

@@ -9,6 +9,7 @@
 #include "cost.h"
 #include "decode_library.h"
 #include "fit_library.h"
+#include "gradient_library.h"
 #include "packing.h"
 #include "torch_operands.h"
 
@@ -181,7 +182,7 @@ Pool torch_pool() {
   return {static_cast<int>(threads), run_on_torch_threads};
 }
 
-bool faster_than_float(const Shape& shape, Precision precision) {
+Estimates estimates(const Shape& shape, Precision precision) {
   Linear p{};
   p.batch = shape.batch;
   p.in = shape.in;
@@ -195,10 +196,11 @@ bool faster_than_float(const Shape& shape, Precision precision) {
   p.subspaces = div_up(shape.along_out ? p.out : p.in, p.books.dim);
   const Kernels& kernels = *kernels_in_use.load();
   const Kernel* kernel = choose(kernels, p, shape.packed, shape.along_out, precision);
-  if (kernel == nullptr) return false;
+  if (kernel == nullptr) return {};
   const double turning =
       shape.pointwise ? double(p.batch) * double(p.in + p.out) * kTranspose : 0.0;
-  return picoseconds(*kernel, p) + turning <= float_picoseconds(kernels.float_layer, p);
+  return {kernel->name, picoseconds(*kernel, p) + turning,
+          float_picoseconds(kernels.float_layer, p)};
 }
 
 bool register_operators() {
@@ -219,6 +221,7 @@ bool register_operators() {
   register_convolution_operator(library);
   register_decode_operator(library);
   register_fit_operators(library);
+  register_gradient_operator(library);
   return true;
 }
 

@@ -28,7 +28,12 @@ PyObject* has_fast(PyObject*, PyObject*) {
                        PyBool_FromLong(kernels->scalar_nibbles_fast.run != nullptr));
 }
 
-PyObject* faster_than_float(PyObject*, PyObject* arguments) {
+PyObject* triple(const vq::Estimates& found) {
+  if (found.name == nullptr) Py_RETURN_NONE;
+  return Py_BuildValue("(sdd)", found.name, found.codes, found.plain);
+}
+
+PyObject* linear_estimates(PyObject*, PyObject* arguments) {
   long long n[7];
   int is[4], precision;
   if (!PyArg_ParseTuple(arguments, "LLLLLLLppppi", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, is,
@@ -36,10 +41,10 @@ PyObject* faster_than_float(PyObject*, PyObject* arguments) {
     return nullptr;
   const vq::Shape shape{n[0], n[1],       n[2],       n[3],       n[4],      n[5],
                         n[6], is[0] != 0, is[1] != 0, is[2] != 0, is[3] != 0};
-  return PyBool_FromLong(vq::faster_than_float(shape, static_cast<vq::Precision>(precision)));
+  return triple(vq::estimates(shape, static_cast<vq::Precision>(precision)));
 }
 
-PyObject* convolution_faster_than_float(PyObject*, PyObject* arguments) {
+PyObject* convolution_estimates(PyObject*, PyObject* arguments) {
   long long n[10];
   int shared, precision;
   if (!PyArg_ParseTuple(arguments, "LLLLLLLLLLpi", n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6,
@@ -47,8 +52,7 @@ PyObject* convolution_faster_than_float(PyObject*, PyObject* arguments) {
     return nullptr;
   const vq::ConvolutionShape shape{n[0], n[1], n[2], n[3], n[4],       n[5],
                                    n[6], n[7], n[8], n[9], shared != 0};
-  return PyBool_FromLong(
-      vq::convolution_faster_than_float(shape, static_cast<vq::Precision>(precision)));
+  return triple(vq::estimates(shape, static_cast<vq::Precision>(precision)));
 }
 
 PyObject* same_bytes(PyObject*, PyObject* arguments) {
@@ -80,11 +84,11 @@ PyMethodDef methods[] = {
     {"use_isa", use_isa, METH_O, "Uses an instruction set; False where this machine lacks it."},
     {"has_fast", has_fast, METH_NOARGS,
      "Whether sub-vectors, and single weights, have kernels of 8 bits."},
-    {"faster_than_float", faster_than_float, METH_VARARGS,
+    {"linear_estimates", linear_estimates, METH_VARARGS,
      "(batch, in, out, stages, k, dim, group or 0, shared, packed, along_out, pointwise, "
-     "0 exact, 1 high or 2 fast) -> whether the kernel in use is expected to be as fast as torch's "
-     "float32 layer."},
-    {"convolution_faster_than_float", convolution_faster_than_float, METH_VARARGS,
+     "0 exact, 1 high or 2 fast) -> (name of the kernel, its picoseconds on one thread, those of "
+     "torch's float32 layer with a kept weight), as estimated; None without a kernel."},
+    {"convolution_estimates", convolution_estimates, METH_VARARGS,
      "(images, input places, output places, in, out, groups, kernel positions, stages, k, dim, "
      "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},
     {"same_bytes", same_bytes, METH_VARARGS,
