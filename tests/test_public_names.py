@@ -180,6 +180,7 @@ def test_tune() -> None:
         "recovery": None,
         "rest": None,
         "folder": None,
+        "export": (),
         "recipe": None,
         "callback": None,
     }

@@ -16,6 +16,7 @@ from vq_plugin.left_float import FloatWeight
 from vq_plugin.summary import summary
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.result import (
+    Export,
     FrontierPoint,
     LayerCandidate,
     LayerLadder,
@@ -247,6 +248,13 @@ def results() -> dict[str, TuneResult]:
             left_float=(
                 FloatWeight("encoder.in_proj_weight", 123_456, "no candidate", True),
                 FloatWeight("<b>tail</b>", 9_000, "k above the values & more", False),
+            ),
+        ),
+        "exports": replace(
+            full,
+            exports=(
+                Export("onnx", "model.onnx", 23_456, 1.0, 9e-7, "256 samples, ONNX Runtime 1.32.0"),
+                Export("coreml", "model.mlpackage", 24_000, 1.0, None, "<b>5 of 5</b> weights"),
             ),
         ),
         "all failed": replace(
