@@ -43,8 +43,7 @@ class Agreement:
 
     def __call__(self, small: nn.Module) -> float | None:
         """Of a compressed model; ``None`` if there is nothing to compare."""
-        each = [_agreement(one, other) for one, other in self.outputs(small)]
-        return sum(each) / len(each) if each else None
+        return agreement_of(self.outputs(small))
 
     @property
     def samples(self) -> int:
@@ -66,6 +65,12 @@ class Agreement:
             # Outputs of other numbers or shapes from call to call.
             return []
         return [(one, two) for one, two in pairs if one.numel() and one.shape == two.shape]
+
+
+def agreement_of(outputs: list[tuple[Tensor, Tensor]]) -> float | None:
+    """The mean agreement of pairs of :meth:`Agreement.outputs`; ``None`` if there are none."""
+    each = [_agreement(one, other) for one, other in outputs]
+    return sum(each) / len(each) if each else None
 
 
 def _run(model: nn.Module, call: Call) -> list[Tensor]:

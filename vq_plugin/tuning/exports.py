@@ -22,7 +22,7 @@ from vq_plugin.schemes import Scheme
 from vq_plugin.schemes.geometry import torch_code_dtype
 from vq_plugin.select import slots_by_name
 from vq_plugin.sensitivity import Call, calls, pieces
-from vq_plugin.tuning.agreement import Agreement
+from vq_plugin.tuning.agreement import Agreement, agreement_of
 from vq_plugin.tuning.result import Export
 
 _log = logging.getLogger(__name__)
@@ -153,8 +153,9 @@ def _checked(
         return same / count, None, f"{same} of {count} weights bit for bit; not run: needs macOS"
     running = target.load(path)
     other = OneByOne(running) if target.one_size else running
-    error = _error(original.outputs(other))
-    return original(other), error, f"{original.samples} samples, {running.runtime}"
+    pairs = original.outputs(other)
+    how = f"{original.samples} samples, {running.runtime}"
+    return agreement_of(pairs), _error(pairs), how
 
 
 class OneByOne(nn.Module):
