@@ -1,6 +1,8 @@
-"""What the tests share: one Hypothesis profile, and the thread count given back."""
+"""What the tests share: one Hypothesis profile, a browser, and the thread count given back."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -8,6 +10,9 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from vq_plugin.nn import CodebookLayer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # The same examples on every run: a pipeline that fails must fail again.
 settings.register_profile(
@@ -30,6 +35,20 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip(f"no Chromium: none of {', '.join(names)} is on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

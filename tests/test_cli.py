@@ -328,7 +328,18 @@ def test_export_to_runtimes_of_torch(
 ) -> None:  # fmt: skip
     assert main([*exported, "--to", "aoti", "--output", str(tmp_path / "m.zip")]) == 2
     assert "end in .pt2" in capsys.readouterr().err
-    monkeypatch.setattr("vq_plugin.export.executorch.find_spec", lambda name: None)
+    monkeypatch.setattr("vq_plugin.export.extras.find_spec", lambda name: None)
     assert main([*exported, "--to", "pte", "--output", str(tmp_path / "m.pte")]) == 2
     assert "pip install executorch" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.vq"]
+
+
+def test_export_of_a_truncated_file(
+    exported: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (tmp_path / "m.vq").read_bytes()
+    (tmp_path / "m.vq").write_bytes(whole[: len(whole) // 2])
+    for target in ("onnx", "coreml", "aoti", "pte"):
+        assert main([*exported, "--to", target, "--output", str(tmp_path / "out")]) == 2
+        assert "m.vq" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m.vq"]

@@ -181,6 +181,7 @@ def test_tune() -> None:
         "recovery": None,
         "rest": None,
         "folder": None,
+        "export": (),
         "recipe": None,
         "callback": None,
     }

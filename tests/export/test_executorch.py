@@ -50,7 +50,7 @@ def test_codes_are_bytes_and_operators_torchs(scheme: vq.Scheme, words: Tensor) 
 def test_a_machine_without_executorch(
     words: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vq_plugin.export.executorch.find_spec", lambda name: None)
+    monkeypatch.setattr("vq_plugin.export.extras.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install executorch"):
         vq.export_executorch(Net(), tmp_path / "s.pte", words)
     assert "executorch" not in sys.modules

@@ -72,7 +72,8 @@ def test_one_file_runs_with_the_library_and_without(
     path = tmp_path / "small.onnx"
     vq.export_onnx(small, path, words, operator="native")
     operators = [node.op_type for node in onnx.load(path).graph.node if node.domain]
-    assert operators == ["CodebookConv", "CodebookLinear", "CodebookLinear", "CodebookLinear"]
+    table = [] if getattr(scheme, "axis", "in") == "out" else ["CodebookEmbedding"]
+    assert operators == [*table, "CodebookConv", *["CodebookLinear"] * 3]
     more = words.flip(0).repeat(3, 1, 1)
     for native in (True, False):
         one = session(path, native=native)
@@ -90,9 +91,63 @@ def test_codes_are_in_the_file_once_and_in_four_bits(words: Tensor, tmp_path: Pa
     written = onnx.load(tmp_path / "small.onnx")
     kinds = {each.name: each.data_type for each in written.graph.initializer}
     assert kinds["wide.codes"] == kinds["pointwise.codes"] == onnx.TensorProto.UINT4
+    assert kinds["words.rows"] == onnx.TensorProto.UINT4
     assert not any(name.startswith("again") for name in kinds)
     # One for every shape, with a bias or without.
-    assert len(written.functions) == 3
+    assert len(written.functions) == 4
+
+
+class Tables(nn.Module):
+    """Rows of one table for each of some schemes."""
+
+    schemes = (
+        "km(k=3,scale=row)",
+        "km(k=200,group=7)",
+        "pq(k=16,dim=3)",
+        "rq(k=20,stages=2,dim=5)",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(41, 14, 4 * (i % 2) or None) for i in range(4))
+
+    def forward(self, rows: Tensor) -> list[Tensor]:
+        return [table(rows) for table in self.tables]
+
+
+def test_rows_of_tables_are_the_layers_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    schemes = {f"tables.{at}": scheme for at, scheme in enumerate(Tables.schemes)}
+    small = vq.compress(Tables(), schemes).eval()
+    path = tmp_path / "small.onnx"
+    vq.export_onnx(small, path, torch.zeros(2, 3, dtype=torch.int32), operator="native")
+    nodes = [node.op_type for node in onnx.load(path).graph.node if node.domain]
+    assert nodes == ["CodebookEmbedding"] * 4
+    rows = torch.randint(41, (5, 3), dtype=torch.int32)
+    rows[0] = torch.tensor([40, 4, 0])
+    for native in (True, False):
+        one = session(path, native=native)
+        with torch.no_grad():
+            for found, expected in zip(
+                one.run(None, {"rows": rows.numpy()}), small(rows), strict=True
+            ):
+                assert np.array_equal(found, expected.numpy())
+        for row in (41, -42):
+            with pytest.raises(Exception, match=r"no row|out of (data )?bounds"):
+                one.run(None, {"rows": np.full((1, 3), row, np.int32)})
+
+
+def test_a_table_that_a_linear_layer_has_too(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(40, 16), nn.Linear(16, 40, bias=False)).eval()
+    model[1].weight = model[0].weight
+    small = vq.compress(model, vq.PQ(k=16, dim=4))
+    path = tmp_path / "small.onnx"
+    vq.export_onnx(small, path, torch.zeros(2, 3, dtype=torch.int64), operator="native")
+    rows = torch.randint(40, (4, 3))
+    for native in (True, False):
+        (found,) = session(path, native=native).run(None, {"input": rows.numpy()})
+        with torch.no_grad():
+            assert close(found, small(rows))
 
 
 def test_layers_that_no_kernel_reads_are_portable(tmp_path: Path) -> None:

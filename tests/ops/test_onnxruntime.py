@@ -315,3 +315,67 @@ def test_programs_in_cpp_load_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same bits" in done.stdout
+
+
+def table_model(
+    codes: np.ndarray, books: np.ndarray, scale: np.ndarray | None, **given: int
+) -> Any:
+    """One node that looks rows of 4-bit codes up."""
+    constants = [numpy_helper.from_array(books, "books")]
+    constants += [] if scale is None else [numpy_helper.from_array(scale, "scale")]
+    flat = codes.reshape(-1)
+    flat = np.append(flat, 0) if len(flat) % 2 else flat
+    packed = (flat[::2] | flat[1::2] << 4).astype(np.uint8).tobytes()
+    constants.append(helper.make_tensor("codes", TensorProto.UINT4, codes.shape, packed, raw=True))
+    names = ["rows", "codes", "books", *([] if scale is None else ["scale"])]
+    node = helper.make_node("CodebookEmbedding", names, ["y"], domain="vq_plugin", **given)
+    rows = helper.make_tensor_value_info("rows", TensorProto.INT64, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "d"])
+    graph = helper.make_graph([node], "graph", [rows], [y], constants)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("vq_plugin", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def library_session(model: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(onnxruntime_library())
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+@pytest.mark.parametrize(("dim", "own", "group"), [(1, 1, 0), (1, 1, 3), (3, 5, 0), (4, 1, 0)])
+def test_rows_of_a_table(dim: int, own: int, group: int) -> None:
+    random = np.random.default_rng(0)
+    groups = -(-7 // group) if group else 1
+    # An odd number of codes in a row: every other row begins in the middle of a byte.
+    codes = random.integers(16, size=(2, 7, 5)).astype(np.uint8)
+    books = random.standard_normal((2, groups, own, 9, dim)).astype(np.float32)
+    scale = random.standard_normal(7).astype(np.float32)
+    width = 5 * dim - (dim > 1)
+    one = library_session(table_model(codes, books, scale, embedding_dim=width, group=group))
+    rows = np.array([6, 0, 3, 5, 3])
+    (found,) = one.run(None, {"rows": rows})
+    for row, vector in zip(rows, found, strict=True):
+        at = row // group if group else 0
+        # Codes of centers that there are not stand for the last.
+        parts = [
+            [books[t, at, s % own, min(codes[t, row, s], 8)] for s in range(5)] for t in range(2)
+        ]
+        expected = (np.concatenate(parts[0]) + np.concatenate(parts[1]))[:width] * scale[row]
+        assert np.array_equal(vector, expected)
+
+
+@pytest.mark.parametrize(
+    ("books", "width", "scale"),
+    [
+        ((1, 1, 1, 16, 4), 21, 7),
+        ((1, 1, 3, 16, 4), 20, 7),
+        ((2, 1, 1, 16, 4), 20, 7),
+        ((1, 1, 1, 16, 4), 20, 6),
+    ],
+)
+def test_tables_whose_parts_do_not_fit(books: tuple[int, ...], width: int, scale: int) -> None:
+    codes, ones = np.zeros((1, 7, 5), np.uint8), np.ones(scale, np.float32)
+    model = table_model(codes, np.zeros(books, np.float32), ones, embedding_dim=width)
+    with pytest.raises(Exception, match="make no table of rows"):
+        library_session(model).run(None, {"rows": np.array([0])})

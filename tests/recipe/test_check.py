@@ -140,3 +140,28 @@ def test_what_the_users_code_raises_is_named_with_its_place(
     status, _, errors = check(write(recipe_of("unreadable_user")))
     assert status == 2
     assert "recipe.yaml:2: model: 'unreadable_user:model': the import raised SyntaxError" in errors
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("export: onnx", "export: "),
+        ("export: [tflite]", "export[0]: target 'tflite': it can be onnx, "),
+        ("export: [onnx, onnx]", "export: target 'onnx' is given twice"),
+        ("export: [onnx]", "export: needs quantization.calibration"),
+        (
+            "export: [coreml]\nquantization: {calibration: digits:calibration, op_wise: "
+            "{classifier.0: {scheme: 'rq(k=4,stages=2,dim=4)'}}}",
+            "export: layer 'classifier.0' has no scheme that can be exported: rq(",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_named_with_its_place(
+    keys: str, message: str, write: Write, check: Check
+) -> None:
+    digits = "vq_plugin.workloads.digits"
+    text = f"version: 1\nmodel: {digits}:model\nevaluation: {{tuning: {digits}:evaluate}}\n"
+    text += f"output: out\n{keys.replace('digits:', f'{digits}:')}\n"
+    status, _, errors = check(write(text))
+    assert status == 2
+    assert f"recipe.yaml:5: {message}" in errors

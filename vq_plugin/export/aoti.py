@@ -55,7 +55,7 @@ def export_aoti(
     if path.suffix != ".pt2":
         raise ValueError(f"{path}: torch loads packages from files that end in .pt2")
     check_compressed(model)
-    _check_compiler()
+    check_compiler()
     package = io.BytesIO()
     with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(freezing=False):
         program = exported(model, example, dynamic_batch=dynamic_batch)
@@ -63,7 +63,8 @@ def export_aoti(
     write_atomically(path, package.getvalue())
 
 
-def _check_compiler() -> None:
+def check_compiler() -> None:
+    """``RuntimeError`` if there is no C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vq_plugin.atomic import naming
 from vq_plugin.export.example import Example, exported
-from vq_plugin.export.extras import require
+from vq_plugin.export.extras import quiet, require
 from vq_plugin.export.plain import plain_model
 
 Target = Literal["iOS16", "iOS17", "iOS18"]
@@ -74,13 +74,26 @@ def export_coreml(
             palettes[name] = palette(decoded.coded, decoded.view, target)
         except ValueError as error:
             raise ValueError(f"layer {decoded.layer}: {error}") from error
-    from vq_plugin.export.coreml_program import save
+    with quiet():
+        from vq_plugin.export.coreml_program import save
 
     program = exported(plain.model, example, dynamic_batch=dynamic_batch)
     with naming(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".vq_plugin.") as beside:
         fresh = Path(beside) / path.name
         save(program, plain, palettes, target, fresh)
         _exchange(fresh, path, Path(beside) / "old")
+
+
+def decoded_share(model: nn.Module, path: Path) -> tuple[int, int]:
+    """How many coded weights a model has, and how many a package holds with the same bits."""
+    with quiet():
+        from vq_plugin.export.coreml_program import constants
+
+    plain = plain_model(model, tables=False)
+    values = [plain.model.get_parameter(name).detach().half() for name in plain.decoded]
+    found = {(each.shape, each.tobytes()) for each in constants(path)}
+    same = [(tuple(each.shape), each.numpy().tobytes()) in found for each in values]
+    return len(same), sum(same)
 
 
 def _exchange(fresh: Path, path: Path, old: Path) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +10,12 @@ import coremltools as ct
 import numpy as np
 import torch
 from coremltools.converters.mil import Builder
+from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.converters.mil.mil import types
 from numpy.typing import NDArray
 
 from vq_plugin.coding.bits import pack
+from vq_plugin.export.extras import quiet
 from vq_plugin.export.palettes import Palette
 from vq_plugin.export.plain import PlainModel
 
@@ -43,7 +41,7 @@ def save(
         "compute_precision": ct.precision.FLOAT16,
         "skip_model_load": True,
     }
-    with _quiet():
+    with quiet():
         try:
             built = ct.convert(
                 program.run_decompositions({}),
@@ -66,6 +64,23 @@ def save(
             built, convert_to="mlprogram", pass_pipeline=ct.PassPipeline.EMPTY, **settings
         )
         package.save(str(path))
+
+
+def constants(path: Path) -> list[NDArray[np.float16]]:
+    """The palettes of a package on the disk, decoded."""
+    with quiet():
+        package = ct.models.MLModel(str(path), skip_model_load=True)
+        spec = package.get_spec()
+        program = load(
+            spec,
+            specification_version=spec.specificationVersion,
+            file_weights_dir=package.weights_dir,
+        )
+        return [
+            each.materialized_val_inference()
+            for each in program.functions["main"].operations
+            if each.op_type == "constexpr_lut_to_dense"
+        ]
 
 
 def _replaced(
@@ -122,16 +137,3 @@ def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
         and one.shape == other.shape
         and np.array_equal(one.view(np.uint16), other.view(np.uint16))
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without bars of progress, and what coremltools says of versions and of macOS."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

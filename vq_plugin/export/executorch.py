@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from vq_plugin.atomic import check_target, write_atomically
 from vq_plugin.export.example import Example, exported
+from vq_plugin.export.extras import require
 from vq_plugin.export.plain import plain_model
 from vq_plugin.ops.convolution import conv_in_torch
 from vq_plugin.ops.library import dequantize_in_torch
@@ -44,8 +44,7 @@ def export_executorch(model: nn.Module, path: str | os.PathLike[str], example: E
     """
     path = Path(path)
     check_target(path)
-    if find_spec("executorch") is None:
-        raise ImportError("ExecuTorch is not installed: pip install executorch")
+    require("executorch")
     program = program_of_bytes(model, example)
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower

@@ -20,7 +20,7 @@ def definition(node: onnx.NodeProto, cut: Geometry, opset: int) -> list[onnx.Nod
     """What a node computes.
 
     Args:
-        node: ``CodebookLinear`` or ``CodebookConv``.
+        node: ``CodebookLinear``, ``CodebookConv`` or ``CodebookEmbedding``.
         cut: How the weight is cut; ``cut.scaled`` says whether the node has a scale.
         opset: Version of the standard operators, 21 or later.
 
@@ -31,6 +31,8 @@ def definition(node: onnx.NodeProto, cut: Geometry, opset: int) -> list[onnx.Nod
     bias = ["bias"] if node.input[4:5] else []
     if node.op_type == "CodebookConv":
         return body.convolution(node, bias)
+    if node.op_type == "CodebookEmbedding":
+        return body.rows()
     return body.product(bias)
 
 
@@ -59,6 +61,27 @@ class _Body(Decoding):
         settings = {name: given[name] for name in names}
         pads = [*given["padding"], *given["padding"]]
         self._node("Conv", ["input", self.decoded(), *bias], ["output"], pads=pads, **settings)
+        return self._graph.nodes
+
+    def rows(self) -> list[onnx.NodeProto]:
+        """The rows that are asked for: of all others no code is decoded."""
+        cut = self._cut
+        rows = self._reshaped("input", (-1,))
+        # Bytes: of 4 bits nothing can be gathered.
+        codes = self._add("Gather", self._cast("codes", TensorProto.UINT8), rows, axis=1)
+        index = self._cast(codes, TensorProto.INT32)
+        if cut.books > 1:
+            index = self._add("Add", index, self._range(cut.books, cut.k))
+        index = self._in_their_books(index, self._cast(rows, TensorProto.INT32))
+        width, length = cut.subspaces * cut.dim, cut.length
+        found = self._reshaped(self._vectors(index), (-1, width))
+        if width > length:
+            found = self._first(found, length, axis=1)
+        if cut.scaled:
+            scale = self._add("Gather", "scale", rows, axis=0)
+            found = self._add("Mul", found, self._reshaped(scale, (-1, 1)))
+        sizes = self._add("Concat", self._add("Shape", "input"), self._integers([length]), axis=0)
+        self._node("Reshape", [found, sizes], ["output"], allowzero=1)
         return self._graph.nodes
 
     def _codes(self, kind: int) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import onnx
 import torch
 from onnx import helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from vq_plugin.export.native_definitions import INPUTS, definition
-from vq_plugin.nn import CodebookLayer, CodebookLinear
+from vq_plugin.nn import CodebookEmbedding, CodebookLayer, CodebookLinear
 from vq_plugin.nn.conv import _CodebookConv
 from vq_plugin.ops import KERNEL_CENTERS
 from vq_plugin.ops.convolution import conv_fake
@@ -71,17 +71,42 @@ def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodePr
 def has_kernel(layer: CodebookLayer) -> bool:
     """Whether a layer is one node, whose operator the library has.
 
-    Linear layers, 1x1 convolutions and convolutions of channels in float32, of up to 256 centers;
-    16 for the last.
+    Linear layers, 1x1 convolutions, convolutions of channels and embeddings in float32, of up to
+    256 centers; 16 for convolutions of channels.
     """
     cut = layer.geometry
     if layer.codebooks.dtype != torch.float32 or cut.k > KERNEL_CENTERS:
         return False
+    if type(layer) is CodebookEmbedding:
+        return cut.axis == "in"
     if isinstance(layer, _CodebookConv) and not layer._pointwise:
         return layer._by_position
     linear = isinstance(layer, CodebookLinear | _CodebookConv)
     single = (cut.stages, cut.books, cut.dim) == (1, 1, 1)
     return linear and (cut.groups == 1 or (single and cut.axis == "in"))
+
+
+def look_up_by_nodes(model: nn.Module) -> None:
+    """Has embeddings of a plain model that :func:`has_kernel` knows be nodes in its program."""
+    for module in model.modules():
+        if type(module) is CodebookEmbedding and has_kernel(module):
+            module.__class__ = _LookedUp
+
+
+class _LookedUp(CodebookEmbedding):
+    """An embedding whose rows come from a node."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.Embedding``."""
+        vectors = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::CodebookEmbedding",
+            [input.long(), self._codes, self.codebooks, self.scale],
+            {"embedding_dim": self.embedding_dim, "group": self.geometry.group or 0},
+            dtype=torch.float32,
+            shape=(*input.shape, self.embedding_dim),
+            version=VERSION,
+        )
+        return self._padded(vectors, input)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -42,8 +42,8 @@ def export_onnx(
         operator: ``"portable"`` is standard operators only. ``"native"`` is operators that run
             from codes where the library of :func:`vq_plugin.onnxruntime_library` is registered,
             and are defined in the file by standard ones for everywhere else; from opset 21 on.
-            Linear layers, 1x1 convolutions and convolutions of channels have one, with up to 256
-            centers (the last 16); other weights are portable.
+            Linear layers, 1x1 convolutions, convolutions of channels and embeddings have one, with
+            up to 256 centers (convolutions of channels 16); other weights are portable.
         opset: Version of ONNX's operators. From 21 on codes of 4 bits have a type of their own,
             from 25 on those of 2 bits; before, their bytes are taken apart by shifts.
 
@@ -78,6 +78,7 @@ def export_onnx(
         if opset < native_onnx.OPSET:
             raise ValueError(f"opset {opset}: native operators need {native_onnx.OPSET} or later")
         plain = plain_model(model, tables=True, keep=native_onnx.has_kernel)
+        native_onnx.look_up_by_nodes(plain.model)
         program = exported(plain.model, example, dynamic_batch=dynamic_batch)
         program = program.run_decompositions(native_onnx.decompositions())
     else:

@@ -57,9 +57,12 @@ class Graph:
         """Codes as ``uint8`` or more, codebooks and scales, of the layer with that name."""
         Decoding(self, name, coded, self._store(name, coded)).table()
 
-    def add_operands(self, name: str, coded: CodedWeight) -> None:
-        """Codes as the kernels read them, codebooks and scales, of the layer with that name."""
-        Decoding(self, name, coded, self._store(name, coded)).operands()
+    def add_operands(self, name: str, coded: CodedWeight, *, rows: bool) -> None:
+        """Codes, codebooks and scales of the layer with that name, as its node reads them.
+
+        Codes are in the order of the kernels, or of the ``rows`` of a table.
+        """
+        Decoding(self, name, coded, self._store(name, coded)).operands(rows=rows)
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A constant with the values of a tensor."""
@@ -116,6 +119,16 @@ class _Stored:
         return found
 
     @cached_property
+    def rows(self) -> str:
+        """The codes row by row, of 4 bits or of 8."""
+        codes, name = self._small.codes, f"{self.name}.rows"
+        wide = self._small.k > 16
+        kind = TensorProto.UINT8 if wide else TensorProto.UINT4
+        raw = pack(codes.numpy().reshape(-1).astype("int32"), 256 if wide else 16)
+        self._graph.raw(name, kind, codes.shape, raw.tobytes())
+        return name
+
+    @cached_property
     def operand(self) -> str:
         """The codes in the order in which kernels read them."""
         name, codes = f"{self.name}.codes", self._small.codes
@@ -144,18 +157,22 @@ class Decoding:
     def decoded(self) -> str:
         """The weight, ``cut.shape``."""
         cut = self._cut
-        table = self._reshaped(self._codebooks(), (-1, cut.dim))
-        vectors = self._add("Gather", table, self._indices(), axis=0)
-        if cut.stages > 1:
-            # In the order of the stages, as the layer adds them.
-            stages = [f"{self._name}/stage{at}" for at in range(cut.stages)]
-            ones = self._integers([1] * cut.stages)
-            self._node("Split", [vectors, ones], stages, axis=0)
-            vectors = self._add("Sum", *stages)
-        matrix = self._reshaped(vectors, (cut.rows, cut.subspaces * cut.dim))
+        matrix = self._reshaped(self._vectors(self._indices()), (cut.rows, cut.subspaces * cut.dim))
         if cut.scaled:
             matrix = self._add("Mul", matrix, self._reshaped(self._scale(), (cut.rows, 1)))
         return self._weight_of(matrix)
+
+    def _vectors(self, index: str) -> str:
+        """The sums of the centers of all stages that indices of :meth:`_indices` stand for."""
+        stages = self._cut.stages
+        table = self._reshaped(self._codebooks(), (-1, self._cut.dim))
+        vectors = self._add("Gather", table, index, axis=0)
+        if stages == 1:
+            return vectors
+        # In the order of the stages, as the layer adds them.
+        names = [f"{self._name}/stage{at}" for at in range(stages)]
+        self._node("Split", [vectors, self._integers([1] * stages)], names, axis=0)
+        return self._add("Sum", *names)
 
     def weight(self, view: View) -> None:
         """The parameter under the name of the decoding."""
@@ -182,9 +199,9 @@ class Decoding:
         self._rename(self._codes(kind), "_codes")
         self._rename_tables()
 
-    def operands(self) -> None:
+    def operands(self, *, rows: bool) -> None:
         """Codes, codebooks and scales as a layer's node reads them."""
-        self._rename(self._stored.operand, "_codes")
+        self._rename(self._stored.rows if rows else self._stored.operand, "_codes")
         self._rename_tables()
 
     def _rename_tables(self) -> None:
@@ -229,11 +246,16 @@ class Decoding:
             apart = self._reshaped(index, (cut.stages, cut.rows, -1, cut.books))
             apart = self._add("Add", apart, self._range(cut.books, cut.k))
             index = self._reshaped(apart, cut.code_shape)
+        return self._in_their_books(index, self._range(cut.rows, 1))
+
+    def _in_their_books(self, index: str, rows: str) -> str:
+        """Indices, ``(stages, rows, subspaces)``, with where the books of group and stage start."""
+        cut = self._cut
         if cut.groups > 1:
             assert cut.group is not None
-            owners = self._add("Div", self._range(cut.rows, 1), self._int32(cut.group))
+            owners = self._add("Div", rows, self._int32(cut.group))
             starts = self._add("Mul", owners, self._int32(cut.books * cut.k))
-            index = self._add("Add", index, self._reshaped(starts, (1, cut.rows, 1)))
+            index = self._add("Add", index, self._reshaped(starts, (1, -1, 1)))
         if cut.stages > 1:
             starts = self._range(cut.stages, cut.groups * cut.books * cut.k)
             index = self._add("Add", index, self._reshaped(starts, (cut.stages, 1, 1)))

@@ -17,6 +17,7 @@ from torch import nn
 from vq_plugin.export.native_onnx import add_definitions
 from vq_plugin.export.onnx_codes import Graph
 from vq_plugin.export.plain import PlainModel, join
+from vq_plugin.nn import CodebookEmbedding
 from vq_plugin.nn.slots import shown
 
 
@@ -47,7 +48,8 @@ def with_codes(
     for name, table in plain.tables.items():
         graph.add_table(name, table)
     for name, layer in plain.kept.items():
-        graph.add_operands(name, layer)
+        rows = isinstance(plain.model.get_submodule(name), CodebookEmbedding)
+        graph.add_operands(name, layer, rows=rows)
     outputs = {output for node in graph.nodes for output in node.output}
     kept = [each for each in written.graph.input if each.name not in outputs]
     del written.graph.input[:]

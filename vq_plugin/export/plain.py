@@ -92,10 +92,10 @@ def plain_model(
         shared: dict[object, nn.Parameter] = {}
         for name, module in list(copied.named_modules()):
             if isinstance(module, CodebookLayer):
-                if tables and type(module) is CodebookEmbedding:
-                    plain.tables[name] = _as_stored(module)
-                elif keep(module):
+                if keep(module):
                     plain.kept[name] = _as_stored(module)
+                elif tables and type(module) is CodebookEmbedding:
+                    plain.tables[name] = _as_stored(module)
                 else:
                     plain.decoded[join(name, "weight")] = _replaced(module, name, shared)
             elif found := coded_parameters(module):

@@ -149,6 +149,9 @@ def _check_recipe(recipe: Recipe, path: Path) -> None:
                 f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
                 "recipe with vq-plugin tune"
             )
+    if recipe.export:
+        text = f"{path}: INC's autotune writes no files: 'export' is for vq-plugin tune"
+        warnings.warn(text, stacklevel=3)
     if recipe.rest is not None:
         text = f"{path}: INC's autotune does not round what is not compressed: 'rest' is for save"
         warnings.warn(text, stacklevel=3)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.references import resolve
 from vq_plugin.recipe.schema import Recipe
 from vq_plugin.select import Form, Pattern, check_model, match
+from vq_plugin.tuning.exports import ExportError, check_targets, expressible
 from vq_plugin.tuning.space import search_space
 
 Function = Callable[..., Any]
@@ -53,15 +55,25 @@ def prepare(path: str | os.PathLike[str], model: nn.Module | None = None) -> Pre
     """
     recipe, source = read_recipe(path)
     functions = _functions(recipe, source)
+    with export_errors(source):
+        check_targets(recipe.export)
+        if recipe.export and recipe.quantization.calibration is None:
+            raise ExportError("needs quantization.calibration: its first batch is the example")
     if model is None:
         model = _build(functions["model"], source)
-    return Prepared(
-        recipe=recipe,
-        source=source,
-        model=model,
-        functions=functions,
-        space=_space(recipe, source, model),
-    )
+    space = _space(recipe, source, model)
+    with export_errors(source):
+        space = expressible(model, space, recipe.export)
+    return Prepared(recipe=recipe, source=source, model=model, functions=functions, space=space)
+
+
+@contextmanager
+def export_errors(source: Source) -> Iterator[None]:
+    """Has errors of the key ``export`` its file and line."""
+    try:
+        yield
+    except ExportError as error:
+        raise RecipeError(source.problem(["export"], f"export: {error}")) from error
 
 
 def _functions(recipe: Recipe, source: Source) -> dict[str, Function]:

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from vq_plugin.recipe.prepare import Prepared, prepare
+from vq_plugin.recipe.prepare import Prepared, export_errors, prepare
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.pruned import forget_pruned, pruned
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
@@ -65,25 +65,27 @@ def run_recipe(
     recipe, source = prepared.recipe, prepared.source
     start = None if recipe.pruning is None else pruned(prepared, folder)
     try:
-        result = tune(
-            prepared.model,
-            prepared.functions["evaluation.tuning"],
-            recipe.tuning.accuracy_criterion.budget(),
-            prepared.data("quantization", "calibration"),
-            candidates=recipe.candidates(),
-            test=prepared.functions.get("evaluation.test"),
-            max_trials=recipe.tuning.exit_policy.max_trials,
-            timeout=recipe.tuning.exit_policy.timeout,
-            seed=recipe.tuning.random_seed,
-            workers=workers,
-            backend=backend,
-            start=start,
-            recovery=_recovery(prepared),
-            rest=recipe.rest,
-            folder=folder,
-            recipe=Path(path),
-            callback=callback,
-        )
+        with export_errors(source):
+            result = tune(
+                prepared.model,
+                prepared.functions["evaluation.tuning"],
+                recipe.tuning.accuracy_criterion.budget(),
+                prepared.data("quantization", "calibration"),
+                candidates=recipe.candidates(),
+                test=prepared.functions.get("evaluation.test"),
+                max_trials=recipe.tuning.exit_policy.max_trials,
+                timeout=recipe.tuning.exit_policy.timeout,
+                seed=recipe.tuning.random_seed,
+                workers=workers,
+                backend=backend,
+                start=start,
+                recovery=_recovery(prepared),
+                rest=recipe.rest,
+                folder=folder,
+                export=recipe.export,
+                recipe=Path(path),
+                callback=callback,
+            )
     except BaselineError as error:
         location = ("evaluation", "tuning" if error.name == "evaluate" else "test")
         text = f"{key_text(location)}: {source.value(location)!r} of the float model: "

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import nn
 
+from vq_plugin.export.targets import TARGETS
 from vq_plugin.nn import layer_types
 from vq_plugin.recipe.fields import Choice, LayerName, LayerType, Reference, SchemeChoice, show
 from vq_plugin.select import Form
@@ -41,6 +50,12 @@ def _check_confidence(value: float) -> float:
 
 def _check_min_agreement(value: float) -> float:
     LossBudget(relative=0.5, min_agreement=value)
+    return value
+
+
+def _check_target(value: str) -> str:
+    if value not in TARGETS:
+        raise ValueError(f"target {value!r}: it can be {', '.join(TARGETS)}")
     return value
 
 
@@ -160,6 +175,13 @@ _Loader = Annotated[
 ]
 
 
+_Target = Annotated[
+    str,
+    AfterValidator(_check_target),
+    WithJsonSchema({"type": "string", "enum": [*TARGETS]}),
+]
+
+
 class Pruning(_Keys):
     """Zeros in the float model, before the search; see vq_plugin.prune."""
 
@@ -230,6 +252,11 @@ class Recipe(_Keys):
     tuning: Tuning = Field(default=Tuning(), description="Budget and limits of the search.")
     rest: Literal["float16", "int8"] | None = Field(
         default=None, description="Dtype in the file of biases, norms and layers left as they are."
+    )
+    export: list[_Target] = Field(
+        default=[],
+        description="Other runtimes that the model is written for; needs quantization.calibration.",
+        examples=["[onnx]"],
     )
     output: str = Field(
         description="Folder of the results, relative to the current folder.",

@@ -43,24 +43,34 @@ class Agreement:
 
     def __call__(self, small: nn.Module) -> float | None:
         """Of a compressed model; ``None`` if there is nothing to compare."""
+        return agreement_of(self.outputs(small))
+
+    @property
+    def samples(self) -> int:
+        """How many are compared, as far as the first sizes of inputs tell."""
+        return sum(max(1, samples_of(call)) for call, _ in self._expected)
+
+    def outputs(self, other: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Outputs of the model and of another one, in pairs of float64 tensors of equal shapes."""
         expected = [outputs for _, outputs in self._expected]
-        found = [_run(small, call) for call, _ in self._expected]
+        found = [_run(other, call) for call, _ in self._expected]
         try:
             pairs = [
-                (_joined(one), _joined(other))
-                for one, other in zip(
+                (_joined(one), _joined(two))
+                for one, two in zip(
                     zip(*expected, strict=True), zip(*found, strict=True), strict=True
                 )
             ]
         except (ValueError, RuntimeError):
             # Outputs of other numbers or shapes from call to call.
-            return None
-        each = [
-            _agreement(one, other)
-            for one, other in pairs
-            if one.numel() and one.shape == other.shape
-        ]
-        return sum(each) / len(each) if each else None
+            return []
+        return [(one, two) for one, two in pairs if one.numel() and one.shape == two.shape]
+
+
+def agreement_of(outputs: list[tuple[Tensor, Tensor]]) -> float | None:
+    """The mean agreement of pairs of :meth:`Agreement.outputs`; ``None`` if there are none."""
+    each = [_agreement(one, other) for one, other in outputs]
+    return sum(each) / len(each) if each else None
 
 
 def _run(model: nn.Module, call: Call) -> list[Tensor]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from vq_plugin.export.targets import TARGETS
 from vq_plugin.tuning.result import MODEL_FILE, PAGE_FILE, REPORT_FILE
 
 #: Folder of the results before, inside that of the run.
@@ -16,7 +17,8 @@ PREVIOUS: Final = "previous"
 
 # Results that are being written, and those that are whole.
 _WRITTEN, _WHOLE = "journal.results", "journal.whole"
-_FILES = (MODEL_FILE, REPORT_FILE, PAGE_FILE)
+# Core ML's is a folder.
+_FILES = (MODEL_FILE, REPORT_FILE, PAGE_FILE, *(target.file for target in TARGETS.values()))
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def release(folder: Path) -> Iterator[Path]:
     if old:
         (written / PREVIOUS).mkdir()
         for path in old:
-            shutil.copy2(path, written / PREVIOUS)
+            _copy(path, written / PREVIOUS / path.name)
     written.rename(folder / _WHOLE)
     complete(folder)
 
@@ -49,15 +51,28 @@ def complete(folder: Path) -> None:
         _remove(folder / PREVIOUS)
         (whole / PREVIOUS).rename(folder / PREVIOUS)
     for name in _FILES:
+        place, copy = folder / name, folder / f".{name}.new"
+        _remove(copy)
         if (whole / name).exists():
-            copy = folder / f".{name}.new"
-            shutil.copy2(whole / name, copy)
-            os.replace(copy, folder / name)
+            _copy(whole / name, copy)
+            if place.is_dir():
+                # A folder is not replaced in one step; after a kill in between it is done again.
+                _remove(place)
+            os.replace(copy, place)
         else:
-            (folder / name).unlink(missing_ok=True)
+            _remove(place)
     _remove(whole)
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

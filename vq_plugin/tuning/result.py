@@ -105,6 +105,30 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
+class Export:
+    """The model as a file of another runtime, and how that was checked.
+
+    Attributes:
+        target: What it is for, such as ``"onnx"``.
+        file: Its name in the folder of the run.
+        nbytes: Its bytes, of all files where it is a folder.
+        agreement: How far its outputs agree with those of the compressed model on calibration
+            data, from 0 to 1; where it cannot be run here, the share of its coded weights that
+            have the same bits; ``None`` for a model that returns no floats.
+        error: The largest difference of an output, over the root mean square of that output;
+            ``None`` where it cannot be run here.
+        checked: How that was found.
+    """
+
+    target: str
+    file: str
+    nbytes: int
+    agreement: float | None
+    error: float | None
+    checked: str
+
+
+@dataclass(frozen=True)
 class TuneResult:
     """What a search came to.
 
@@ -137,6 +161,8 @@ class TuneResult:
         rest: How to :func:`vq_plugin.save` ``model`` so that it takes what was counted.
         left_float: Weights above 1 % of ``model`` that stayed float, and why; none if ``passed``
             is false.
+        exports: ``model`` as files of other runtimes, in the order that they were asked for; none
+            if ``passed`` is false.
     """
 
     model: nn.Module
@@ -162,6 +188,7 @@ class TuneResult:
     resumed: int = 0
     rest: Rest | None = None
     left_float: tuple[FloatWeight, ...] = ()
+    exports: tuple[Export, ...] = ()
 
     @property
     def chosen_trial(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from torch.nn.parameter import is_lazy
 from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
-from vq_plugin.select import check_model
+from vq_plugin.select import Form, check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.exports import check_export, export_to, expressible, rehearse
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.layers import layers_of, observed
@@ -53,6 +54,7 @@ def tune(
     recovery: Recovery | None = None,
     rest: Rest | None = None,
     folder: str | os.PathLike[str] | None = None,
+    export: Sequence[str] = (),
     recipe: Path | None = None,
     callback: Callback | None = None,
 ) -> TuneResult:
@@ -103,6 +105,12 @@ def tune(
             a journal of the evaluations: a run that was killed goes on from there when it is
             started again. What an earlier run left there stays until all is written, and then in
             the folder ``previous``. ``None`` keeps everything in memory.
+        export: Targets that the model is also written for, into ``folder``: ``"onnx"``
+            (``model.onnx``), ``"onnx_native"`` (``model.native.onnx``), ``"coreml"``
+            (``model.mlpackage``), ``"aoti"`` (``model.pt2``) and ``"pte"`` (``model.pte``). They
+            need ``calibration``: its first batch is the example, and on 256 samples of it the files
+            are compared with the model. Candidates that a target cannot hold are left out, and
+            every target is tried with made-up codes before the search.
         recipe: The recipe that the run came from, to be quoted in the reports.
         callback: Called with every :class:`vq_plugin.tuning.Trial` as it ends, also with those that
             come from the journal of an interrupted run. What it raises ends the search; a later
@@ -116,8 +124,9 @@ def tune(
         ValueError: If the float model's metric is not finite, is in another unit than the budget or
             changes from call to call, a compressed model seems to be better although its outputs
             are others, a limit is not positive, a pattern
-            of the candidates matches nothing, a layer cannot be compressed, ``start`` is of
-            another architecture, ``rest`` is none of the above, or another run is using the folder.
+            of the candidates matches nothing, a layer cannot be compressed, a target of ``export``
+            is unknown, lacks a package or cannot express a layer, ``start`` is of another
+            architecture, ``rest`` is none of the above, or another run is using the folder.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -134,13 +143,13 @@ def tune(
     budget = LossBudget(relative=0.01) if budget is None else budget
     _check_arguments(model, evaluate, budget, calibration)
     _check_limits(max_trials, timeout, workers)
-    check_rest(rest)
+    _check_files(rest, export, calibration, folder)
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)
     start = model if start is None else start
     _check_alike(model, start)
-    space = search_space(start, BUILT_IN if candidates is None else candidates)
+    space = _space(start, candidates, export, calibration)
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()
@@ -182,9 +191,22 @@ def tune(
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
-            _write(place, result, recipe)
+            result = _write(place, result, recipe, export, calibration)
         journal.finish()
     return result
+
+
+def _space(
+    start: nn.Module,
+    candidates: Candidates | None,
+    export: Sequence[str],
+    calibration: Calibration | None,
+) -> dict[str, tuple[Form | None, ...]]:
+    """The candidates of every layer that exports can hold; they were tried."""
+    space = search_space(start, BUILT_IN if candidates is None else candidates)
+    space = expressible(start, space, export)
+    rehearse(export, start, space, calibration)
+    return space
 
 
 def _begin(watch: Watch, journal: Journal, place: Path | None) -> None:
@@ -224,8 +246,14 @@ def _judge(
     return judge
 
 
-def _write(place: Path, result: TuneResult, recipe: Path | None) -> None:
-    """The files of a result."""
+def _write(
+    place: Path,
+    result: TuneResult,
+    recipe: Path | None,
+    export: Sequence[str],
+    calibration: Calibration | None,
+) -> TuneResult:
+    """Writes the files of a result, which has its exports then."""
     # The schemas of reports take longer to import than all else.
     from vq_plugin.tuning.report import write_report
 
@@ -233,7 +261,9 @@ def _write(place: Path, result: TuneResult, recipe: Path | None) -> None:
         model_path = new / MODEL_FILE if result.passed else None
         if model_path is not None:
             save(result.model, model_path, rest=result.rest)
+            result = replace(result, exports=export_to(export, result.model, new, calibration))
         write_report(new, result, model_path, recipe=recipe)
+    return result
 
 
 def _check_arguments(model: object, evaluate: object, budget: object, calibration: object) -> None:
@@ -244,6 +274,13 @@ def _check_arguments(model: object, evaluate: object, budget: object, calibratio
         raise TypeError(f"the budget is a vq.LossBudget, such as relative=0.01, got {budget!r}")
     if calibration is not None:
         check_batches(calibration)
+
+
+def _check_files(
+    rest: Rest | None, export: Sequence[str], calibration: object, folder: object
+) -> None:
+    check_rest(rest)
+    check_export(export, calibration, folder)
 
 
 def _check_alike(model: nn.Module, start: nn.Module) -> None:

@@ -316,7 +316,14 @@ def _log_parent(client: MlflowClient, run_id: str, result: TuneResult, name: str
     from mlflow.entities import Param, RunTag
 
     nbytes = summary(result.model, rest=result.rest).model_file_nbytes
-    metrics = _metrics(result, _RESULT_METRICS, nbytes=nbytes, trials=len(result.trials))
+    exports = {
+        f"export.{export.target}.{name}": value
+        for export in result.exports
+        for name in ("nbytes", "agreement", "error")
+        if (value := getattr(export, name)) is not None
+    }
+    counts = {"nbytes": nbytes, "trials": len(result.trials)}
+    metrics = _metrics(result, _RESULT_METRICS, **counts, **exports)
     better = "higher" if result.budget.higher_is_better else "lower"
     params = [
         Param("budget", str(result.budget)),
@@ -391,7 +398,8 @@ def _metrics(source: TuneResult | Trial, names: Sequence[str], **more: float) ->
 def _files(result: TuneResult, folder: Path, recipe: Path | None) -> list[Path]:
     # A model file beside a verdict that is not "passed" comes from an earlier run.
     names = [REPORT_FILE, PAGE_FILE, *([MODEL_FILE] if result.passed else [])]
-    written = [folder / name for name in names if (folder / name).is_file()]
+    names += [export.file for export in result.exports]
+    written = [folder / name for name in names if (folder / name).exists()]
     return written if recipe is None else [recipe, *written]
 
 

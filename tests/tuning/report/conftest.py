@@ -1,11 +1,8 @@
-"""Results of searches, made by hand, and a real browser to look at their pages."""
+"""Results of searches, made by hand."""
 
 import math
-import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,15 +13,13 @@ from vq_plugin.left_float import FloatWeight
 from vq_plugin.summary import summary
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.result import (
+    Export,
     FrontierPoint,
     LayerCandidate,
     LayerLadder,
     Trial,
     TuneResult,
 )
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 LADDER: tuple[vq.Scheme | None, ...] = (
     None,
@@ -249,6 +244,13 @@ def results() -> dict[str, TuneResult]:
                 FloatWeight("<b>tail</b>", 9_000, "k above the values & more", False),
             ),
         ),
+        "exports": replace(
+            full,
+            exports=(
+                Export("onnx", "model.onnx", 23_456, 1.0, 9e-7, "256 samples, ONNX Runtime 1.32.0"),
+                Export("coreml", "model.mlpackage", 24_000, 1.0, None, "<b>5 of 5</b> weights"),
+            ),
+        ),
         "all failed": replace(
             missed(full),
             trials=tuple(
@@ -257,17 +259,3 @@ def results() -> dict[str, TuneResult]:
             ),
         ),
     }
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator["Browser"]:
-    """A headless Chromium; tests that need it are skipped where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        pytest.skip(f"no Chromium: none of {', '.join(names)} is on the PATH")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KINDS = (
     "passed", "missed", "missed on the test split", "no trials", "no intervals", "no test split",
     "absolute, with confidence", "unsure", "100 layers", "nasty names", "one trial", "all failed",
-    "left in float",
+    "left in float", "exports",
 )  # fmt: skip
 DESKTOP, PHONE = (1200, 800), (360, 640)
 STYLE = Path(report_module.__file__).parent / "templates" / "page.css"

@@ -11,6 +11,7 @@ from torch import nn
 import vq_plugin as vq
 from tests.tuning.tracking.runs import EXPERIMENT, SMALL, SMALLER, children, result, trial
 from vq_plugin.schemes import Scheme
+from vq_plugin.tuning import Export
 from vq_plugin.tuning.tracking import log_run
 
 mlflow = pytest.importorskip("mlflow")
@@ -259,3 +260,29 @@ def test_a_long_reason_is_cut_for_the_tag_only(
     long = replace(result(), passed=False, schemes=None, stopped="x" * 9000)
     run_id = log_run(long, folder=folder, recipe=None, experiment=EXPERIMENT, tracking_uri=uri)
     assert client.get_run(run_id).data.tags["stopped"] == "x" * 5000
+
+
+def test_exports_are_metrics_and_artifacts(
+    client: "mlflow.MlflowClient", uri: str, folder: Path
+) -> None:
+    (folder / "model.mlpackage").mkdir()
+    (folder / "model.mlpackage" / "weights").write_bytes(b"codes")
+    exports = (
+        Export("onnx", "model.onnx", 5, 1.0, 1e-6, "256 samples"),
+        Export("coreml", "model.mlpackage", 5, 1.0, None, "1 of 1 weights"),
+    )
+    (folder / "model.onnx").write_bytes(b"codes")
+    found = result(exports=exports)
+    run_id = log_run(found, folder=folder, recipe=None, experiment=EXPERIMENT, tracking_uri=uri)
+    metrics = client.get_run(run_id).data.metrics
+    assert {key: value for key, value in metrics.items() if key.startswith("export.")} == {
+        "export.onnx.nbytes": 5,
+        "export.onnx.agreement": 1,
+        "export.onnx.error": 1e-6,
+        "export.coreml.nbytes": 5,
+        "export.coreml.agreement": 1,
+    }
+    files = {each.path for each in client.list_artifacts(run_id)}
+    assert files >= {"model.onnx", "model.mlpackage"}
+    (weights,) = client.list_artifacts(run_id, "model.mlpackage")
+    assert weights.path == "model.mlpackage/weights"

@@ -31,6 +31,8 @@ def format_result(result: TuneResult, model_path: Path | None = None) -> str:
     parts = [_trials(report)] if result.trials else []
     if result.passed:
         parts += [_layers(report), _totals(report)]
+    if result.exports:
+        parts.append(_exports(report))
     if result.left_float:
         parts.append(_left_float(report))
     parts += [_splits(report), _verdict(report)]
@@ -91,6 +93,21 @@ def _left_float(report: Report) -> str:
         for weight in report.result.left_float
     ]
     return format_table(["left in float", "size", "why"], rows, right=(1,))
+
+
+def _exports(report: Report) -> str:
+    rows = [
+        [
+            export.file,
+            format_bytes(export.nbytes),
+            wording.number_text(export.agreement, ".4f"),
+            wording.number_text(export.error, ".1e"),
+            export.checked,
+        ]
+        for export in report.result.exports
+    ]
+    header = ["export", "size", "agreement", "error", "compared"]
+    return format_table(header, rows, right=(1, 2, 3))
 
 
 def _totals(report: Report) -> str:

@@ -27,7 +27,7 @@ struct ApiBase {
 };
 
 enum ErrorCode : int32_t { kFailure = 1, kInvalidArgument = 2 };
-enum ElementType : int32_t { kAny = 0, kFloat = 1, kUint8 = 2, kUint4 = 21 };
+enum ElementType : int32_t { kAny = 0, kFloat = 1, kUint8 = 2, kInt64 = 7, kUint4 = 21 };
 enum Presence : int32_t { kRequired = 0, kOptional = 1 };
 
 struct Functions {

@@ -10,6 +10,7 @@ namespace vq::ort {
 class CodebookConv {
  public:
   static constexpr const char* kName = "CodebookConv";
+  static constexpr int32_t kInput = kFloat;
 
   CodebookConv(const Functions&, const Info*);
   void compute(Context*);

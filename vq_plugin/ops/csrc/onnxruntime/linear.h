@@ -9,6 +9,7 @@ namespace vq::ort {
 class CodebookLinear {
  public:
   static constexpr const char* kName = "CodebookLinear";
+  static constexpr int32_t kInput = kFloat;
 
   CodebookLinear(const Functions&, const Info*);
   void compute(Context*);

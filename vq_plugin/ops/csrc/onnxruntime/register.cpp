@@ -6,6 +6,7 @@
 #include <string>
 
 #include "convolution.h"
+#include "embedding.h"
 #include "linear.h"
 
 namespace vq::ort {
@@ -32,7 +33,9 @@ const Operator* operator_of() {
     o.name = [](const Operator*) { return Kernel::kName; };
     o.provider = [](const Operator*) -> const char* { return nullptr; };
     o.inputs = [](const Operator*) -> size_t { return 5; };
-    o.input_type = [](const Operator*, size_t i) -> int32_t { return i == 1 ? kAny : kFloat; };
+    o.input_type = [](const Operator*, size_t i) -> int32_t {
+      return i == 0 ? Kernel::kInput : i == 1 ? kAny : kFloat;
+    };
     o.input_presence = [](const Operator*, size_t i) -> int32_t {
       return i < 3 ? kRequired : kOptional;
     };
@@ -67,6 +70,7 @@ Domain* domain(const Api* api, const Functions& f) {
   check(f.create_domain("vq_plugin", &made));
   check(f.add_operator(made, operator_of<CodebookLinear>()));
   check(f.add_operator(made, operator_of<CodebookConv>()));
+  check(f.add_operator(made, operator_of<CodebookEmbedding>()));
   return domains[api] = made;
 }
 

@@ -88,12 +88,14 @@ int64_t Tensor::numel() const {
   return n;
 }
 
+Tensor input(const Functions& f, const Context* context, size_t index) {
+  const Value* value = nullptr;
+  check(f.get_input(context, index, &value));
+  return Tensor(f, value);
+}
+
 Operands::Operands(const Functions& f, const Context* context) {
-  const auto get = [&](size_t index) {
-    const Value* value = nullptr;
-    check(f.get_input(context, index, &value));
-    return Tensor(f, value);
-  };
+  const auto get = [&](size_t index) { return ort::input(f, context, index); };
   input = get(0), codes = get(1), codebooks = get(2), scale = get(3), bias = get(4);
   const bool nibbles = codes.type == kUint4 && codes.dims == 5 && codes.sizes[4] == kNibbles;
   if (nibbles) codes.dims = 4;

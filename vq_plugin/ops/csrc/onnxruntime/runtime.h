@@ -47,6 +47,9 @@ struct Operands {
   Operands(const Functions&, const Context*);
 };
 
+// An input of a node, or none.
+Tensor input(const Functions&, const Context*, size_t index);
+
 // A new tensor of floats.
 float* output(const Functions&, Context*, const std::vector<int64_t>& sizes);
 

@@ -1,0 +1,76 @@
+"""Exported files in their runtimes, to be called as the models that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import vq_plugin.ops  # noqa: F401 - AOTInductor's packages call its operators
+from vq_plugin.extension import onnxruntime_library
+
+
+class Running(nn.Module):
+    """A file that was loaded. It takes the model's arguments, and returns outputs as a list.
+
+    Attributes:
+        runtime: Name and version of what runs it.
+    """
+
+    def __init__(self, runtime: str, run: Callable[..., list[Tensor]]) -> None:
+        super().__init__()
+        self.runtime, self._run = runtime, run
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The outputs, on the CPU; files know no collections."""
+        return self._run(*args, **kwargs)
+
+
+def in_onnxruntime(path: Path, *, native: bool = False) -> Running:
+    """An ONNX file in ONNX Runtime, with torch's number of threads; ``native``: and our library."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if native:
+        options.register_custom_ops_library(onnxruntime_library())
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*args: Any, **kwargs: Any) -> list[Tensor]:
+        given = {name: x.numpy() for name, x in zip(names, _tensors((args, kwargs)), strict=True)}
+        return [torch.from_numpy(y) for y in session.run(None, given)]
+
+    return Running(f"ONNX Runtime {onnxruntime.__version__}", run)
+
+
+def in_aoti(path: Path) -> Running:
+    """A package of AOTInductor."""
+    package = torch._inductor.aoti_load_package(str(path))
+    return Running(
+        f"AOTInductor of torch {torch.__version__}",
+        lambda *args, **kwargs: _tensors(package(*args, **kwargs)),
+    )
+
+
+def in_executorch(path: Path) -> Running:
+    """A program of ExecuTorch, in its Python runtime."""
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path)
+    method = program.load_method("forward")
+
+    # The method does not keep its program alive, and the next call writes over these outputs.
+    def run(*args: Any, program: object = program, **kwargs: Any) -> list[Tensor]:
+        return [y.clone() for y in _tensors(method.execute(_tensors((args, kwargs))))]
+
+    return Running(f"ExecuTorch {version('executorch')}", run)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
