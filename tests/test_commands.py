@@ -166,6 +166,18 @@ def test_verbose_shows_where_an_error_comes_from(
         assert ("Traceback" in shown) == traced
 
 
+def test_an_interrupt_that_other_code_makes_an_error_of_is_still_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("wrapping_user.py").write_text(
+        "def model():\n    try:\n        raise KeyboardInterrupt\n"
+        "    except BaseException:\n        raise RuntimeError('the compiler failed')\n"
+    )
+    assert main(["layers", "wrapping_user:model", "-q"]) == 130
+    assert capsys.readouterr().err == "vq-plugin: interrupted\n"
+
+
 def test_an_error_of_the_package_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     # No line of the user's.
     monkeypatch.setattr("vq_plugin.commands.doctor._processor", partial(divmod, 1, 0))
