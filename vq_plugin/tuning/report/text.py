@@ -42,7 +42,7 @@ def _trials(report: Report) -> str:
     changes = wording.change_texts(report.result, _ARROW, most=1)
     rows = [
         [
-            str(index),
+            str(index + 1),
             format_bytes(trial.nbytes),
             wording.rate_text(trial.rate),
             wording.number_text(trial.harm, ".2g"),
