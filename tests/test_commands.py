@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -171,12 +172,28 @@ def test_an_interrupt_that_other_code_makes_an_error_of_is_still_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    Path("wrapping_user.py").write_text(
-        "def model():\n    try:\n        raise KeyboardInterrupt\n"
-        "    except BaseException:\n        raise RuntimeError('the compiler failed')\n"
-    )
-    assert main(["layers", "wrapping_user:model", "-q"]) == 130
-    assert capsys.readouterr().err == "vq-plugin: interrupted\n"
+    code = """
+        import os, signal
+        from torch import nn
+        def {name}():
+            try:
+                os.kill(os.getpid(), signal.SIG{signal})
+            except BaseException:
+                {then}
+            return nn.Linear(8, 8)
+        """
+    text = code.format(name="wraps", signal="INT", then="raise RuntimeError('failed')")
+    text += code.format(name="swallows", signal="TERM", then="pass")
+    Path("interrupted_user.py").write_text(textwrap.dedent(text))
+    Path("m.vq").write_text("old")
+    for name, exit_code in (("wraps", 130), ("swallows", 143)):
+        words = ["compress", f"interrupted_user:{name}", "--scheme", "km(k=4)", "--output", "m.vq"]
+        assert main([*words, "-q"]) == exit_code
+        ended = "interrupted" if exit_code == 130 else "terminated"
+        assert capsys.readouterr().err == f"vq-plugin: {ended}\n"
+        assert Path("m.vq").read_text() == "old"
+        assert not list(tmp_path.glob(".vq_plugin.*"))
+    assert main(["doctor"]) == 0
 
 
 def test_an_error_of_the_package_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:

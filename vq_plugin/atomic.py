@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vq_plugin.swallowed import raise_swallowed
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file, or replaces one, in one step.
@@ -75,6 +77,7 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
                 fresh = _free_name(target)
                 # With a folder's descriptor, here of no use, Python follows the link in /proc.
                 os.link(f"/proc/self/fd/{descriptor}", fresh, src_dir_fd=descriptor)
+        raise_swallowed()
         os.replace(fresh, target)
     except BaseException:
         if fresh is not None:
@@ -114,6 +117,7 @@ def replace_folder(fresh: Path, path: Path) -> None:
     On Linux and macOS in one step, where the file system has it. Elsewhere an error or a signal
     brings back what was there; a kill between the two steps leaves it beside.
     """
+    raise_swallowed()
     if path.exists() and _swapped(fresh, path):
         return
     old = fresh.with_name("old")

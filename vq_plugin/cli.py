@@ -46,35 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with terminated_by_signal():
                 status: int = options.run(options)
-        except BaseException as error:  # noqa: BLE001 - see _failed
-            return _failed(error, options.verbose)
+        except KeyboardInterrupt as error:
+            return _ended("interrupted", error, INTERRUPTED)
+        except Terminated as error:
+            return _ended("terminated", error, 128 + error.number)
+        except SystemExit as error:
+            # Exit code 0 of the user's code would pass for a verdict.
+            complain(f"vq-plugin: the code of the recipe called sys.exit({error.code})")
+            return BAD_INPUT
+        except Exception as error:  # noqa: BLE001 - see _explained
+            if options.verbose:
+                complain("".join(traceback.format_exception(error)).rstrip())
+            complain(f"vq-plugin: {_explained(error)}")
+            return BAD_INPUT
     return status
-
-
-def _failed(error: BaseException, verbose: bool) -> int:
-    """The exit code of a command that did not come to its end; says why."""
-    signal = _signal(error)
-    if isinstance(signal, Terminated):
-        return _ended("terminated", signal, 128 + signal.number)
-    if signal is not None:
-        return _ended("interrupted", signal, INTERRUPTED)
-    if isinstance(error, SystemExit):
-        # Exit code 0 of the user's code would pass for a verdict.
-        complain(f"vq-plugin: the code of the recipe called sys.exit({error.code})")
-        return BAD_INPUT
-    if not isinstance(error, Exception):
-        raise error
-    if verbose:
-        complain("".join(traceback.format_exception(error)).rstrip())
-    complain(f"vq-plugin: {_explained(error)}")
-    return BAD_INPUT
-
-
-def _signal(error: BaseException | None) -> BaseException | None:
-    """What a signal raised, also where code that it came into has made another error of it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | Terminated):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _explained(error: Exception) -> str:

@@ -122,6 +122,8 @@ def run(words: list[str], folder: Path, before_change: Callable[[], None]) -> No
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    # In the background of a shell it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.addaudithook(lambda event, _: before_change() if event in CHANGES else None)
     status = command_line(words)
     if status:
