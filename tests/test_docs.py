@@ -69,3 +69,23 @@ def test_sizes_of_the_concepts_page() -> None:
         ]
         shown = ["below 1" if rate < 1 else f"{rate:.1f}" for rate in rates]
         assert [cell.strip() for cell in cells.split("|")] == shown, scheme
+
+
+def test_every_public_name_has_its_place_on_an_api_page() -> None:
+    folder = ROOT / "docs" / "api"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    pages = {page.name: page.read_text(encoding="utf-8") for page in folder.glob("*.md")}
+    placed = [
+        (name, page)
+        for page, text in pages.items()
+        for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    ]
+    names = [name for name, _ in placed]
+    assert len(names) == len(set(names))
+    missing = [
+        name for name in vq.__all__ if f"vq_plugin.{name}" not in names and name != "__version__"
+    ]
+    assert missing == []
+    # Links to the one page that there was before lead to a link to the name.
+    linked = set(re.findall(r"\]\((\w+\.md)#(\S+?)\)\{ #(\S+) \}", index))
+    assert linked == {(page, name, name) for name, page in placed}
