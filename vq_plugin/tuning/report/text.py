@@ -8,7 +8,7 @@ from pathlib import Path
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.report import wording
 from vq_plugin.tuning.report.content import Report, build_report
-from vq_plugin.tuning.result import TuneResult
+from vq_plugin.tuning.result import TuneResult, kind_of
 
 _WIDTH = 100
 _LONGEST_NAME = 30
@@ -48,7 +48,7 @@ def _trials(report: Report) -> str:
             wording.number_text(trial.harm, ".2g"),
             wording.loss_text(budget, trial.loss),
             wording.interval_text(budget, trial.interval),
-            "chosen" if index == report.chosen_trial else wording.kind_of(budget, trial),
+            "chosen" if index == report.chosen_trial else kind_of(budget, trial),
             trial.error or "trained: " * (trial.phase == "recovery") + change,
         ]
         for index, (trial, change) in enumerate(zip(trials, changes, strict=True))
