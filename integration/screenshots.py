@@ -1,10 +1,10 @@
-"""Pages as a browser shows them, on a desktop and a phone, light and dark.
+"""Pages as a browser shows them, on a desktop, a tablet and a phone, light and dark.
 
     python -m integration.screenshots docs/pictures runs/digits/report.html
     python -m integration.screenshots /tmp/shots site/index.html site/quickstart/index.html --whole
 
 Each PAGE becomes PAGE_desktop_light.png and so on in FOLDER; without --whole, what a window shows
-first. The report of the docs' pictures is that of `vq-plugin tune recipes/digits_confidence.yaml`.
+first. The docs show, as on a tablet, the report of `vq-plugin tune recipes/digits_confidence.yaml`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 800), "tablet": (820, 640), "phone": (390, 844)}
 
 
 def name_of(page: Path) -> str:

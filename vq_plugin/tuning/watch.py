@@ -77,7 +77,8 @@ class Watch:
     def _outcome(self, trial: Trial) -> str:
         if trial.error is not None:
             return f"{trial.rate:.1f}x failed: {' '.join(trial.error.split())}"
-        return f"{trial.rate:.1f}x {kind_of(self.budget, trial)}, loss {self.budget.loss_text(trial.loss)}"
+        loss = self.budget.loss_text(trial.loss)
+        return f"{trial.rate:.1f}x {kind_of(self.budget, trial)}, loss {loss}"
 
     def _left(self) -> str:
         """The longest that the search may still take, if all trials take as long as so far."""
