@@ -60,6 +60,12 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"vq-plugin {vq.__version__}\n"
 
 
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert all(f"\n    {words[0]} " in shown for words in COMMANDS)
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_help_has_an_example_and_the_exit_codes(
     words: list[str], capsys: pytest.CaptureFixture[str]

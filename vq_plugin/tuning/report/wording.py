@@ -219,7 +219,10 @@ def _mixture(trial: Trial) -> str:
         return next(iter(counts))
     first, *others = counts.most_common()
     return ", ".join(
-        [f"{first[0]} in {first[1]} layers", *(f"{s} in {count}" for s, count in others)]
+        [
+            f"{first[0]} in {first[1]} layer{'s' * (first[1] > 1)}",
+            *(f"{s} in {count}" for s, count in others),
+        ]
     )
 
 
