@@ -7,6 +7,8 @@ import griffe
 
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(<code>)~?")
 _EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
+# Of what follows as a block of its own, as Sphinx has it.
+_BLOCK = re.compile(r"::$", re.MULTILINE)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -20,4 +22,5 @@ class Examples(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Gives the section the title that griffe knows."""
         if obj.docstring is not None:
-            obj.docstring.value = _EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+            examples = _EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+            obj.docstring.value = _BLOCK.sub(":", examples)

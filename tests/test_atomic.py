@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vq_plugin.atomic import check_target, remove, write_atomically
+from vq_plugin.atomic import check_target, remove, replace_folder, write_atomically
 
 
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
@@ -163,3 +163,35 @@ def test_a_kill_leaves_no_other_file(
     process.communicate(timeout=60)
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("system", ["has a swap", "has none"])
+def test_a_folder_is_replaced_and_a_signal_brings_the_old_one_back(
+    tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, path, renamed = tmp_path / "beside" / "new", tmp_path / "package", []
+    for folder, text in ((fresh, "new"), (path, "old")):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(text)
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if target == path and len(renamed) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", interrupted)
+    if system == "has none":
+        monkeypatch.setattr("vq_plugin.atomic._swapped", lambda *_: False)
+        with pytest.raises(KeyboardInterrupt):
+            replace_folder(fresh, path)
+        assert (path / "file").read_text() == "old"
+    elif sys.platform == "linux":
+        # Nobody finds nothing: there is no time between two steps.
+        replace_folder(fresh, path)
+        assert not renamed
+        assert (path / "file").read_text() == "new"
+        return
+    replace_folder(fresh, path)
+    assert (path / "file").read_text() == "new"

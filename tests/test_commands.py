@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from vq_plugin.cli import main
 from vq_plugin.tuning.report import json_schema
 from vq_plugin.workloads import digits
 
+ROOT = Path(__file__).parents[1]
 MODEL = "vq_plugin.workloads.digits:model"
 COMMANDS = (
     ["tune"], ["compress"], ["layers"], ["inspect"], ["doctor"], ["completion"],
@@ -56,6 +58,12 @@ def stopped(words: list[str]) -> Any:
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped(["--version"]) == 0
     assert capsys.readouterr().out == f"vq-plugin {vq.__version__}\n"
+
+
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert all(f"\n    {words[0]} " in shown for words in COMMANDS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -166,6 +174,34 @@ def test_verbose_shows_where_an_error_comes_from(
         assert ("Traceback" in shown) == traced
 
 
+def test_an_interrupt_that_other_code_makes_an_error_of_is_still_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = """
+        import os, signal
+        from torch import nn
+        def {name}():
+            try:
+                os.kill(os.getpid(), signal.SIG{signal})
+            except BaseException:
+                {then}
+            return nn.Linear(8, 8)
+        """
+    text = code.format(name="wraps", signal="INT", then="raise RuntimeError('failed')")
+    text += code.format(name="swallows", signal="TERM", then="pass")
+    Path("interrupted_user.py").write_text(textwrap.dedent(text))
+    Path("m.vq").write_text("old")
+    for name, exit_code in (("wraps", 130), ("swallows", 143)):
+        words = ["compress", f"interrupted_user:{name}", "--scheme", "km(k=4)", "--output", "m.vq"]
+        assert main([*words, "-q"]) == exit_code
+        ended = "interrupted" if exit_code == 130 else "terminated"
+        assert capsys.readouterr().err == f"vq-plugin: {ended}\n"
+        assert Path("m.vq").read_text() == "old"
+        assert not list(tmp_path.glob(".vq_plugin.*"))
+    assert main(["doctor"]) == 0
+
+
 def test_an_error_of_the_package_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     # No line of the user's.
     monkeypatch.setattr("vq_plugin.ops.costs.processor", partial(divmod, 1, 0))
@@ -252,3 +288,19 @@ def test_the_first_line_comes_before_the_slow_imports() -> None:
         began = float(process.stdout.readline())
     assert first.endswith(f"read {path}\n")
     assert at - began < 0.5
+
+
+@pytest.mark.parametrize("words", [["tune", "x.yaml"], ["-q", "tune", "x.yaml"], ["doctor"]])
+def test_the_program_speaks_before_torch_is_imported(words: list[str], tmp_path: Path) -> None:
+    """And a Ctrl-C while that goes on is one line, too."""
+    (tmp_path / "torch.py").write_text("print(flush=True); raise KeyboardInterrupt")
+    program = "import sys; from vq_plugin_program import main; sys.exit(main())"
+    run = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    first = r"\d\d:\d\d:\d\d import torch\n" if words[0] == "tune" else ""
+    assert re.fullmatch(f"{first}vq-plugin: interrupted\n", run.stderr), run.stderr
+    assert run.returncode == 130
+    assert run.stdout == "\n"

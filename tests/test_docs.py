@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import vq_plugin as vq
+from vq_plugin.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -53,6 +55,41 @@ def test_blocks_run(
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
 
 
+def commands(page: Path) -> list[str]:
+    """Whole command lines of blocks of a page, fenced or indented; synopses have brackets."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = "\n".join(re.findall(r"^```bash.*?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    lines = [*fenced.splitlines(), *re.findall(r"^    (vq-plugin .*)$", text, re.MULTILINE)]
+    found = [line.partition(" #")[0].strip() for line in lines]
+    return [line for line in found if line.startswith("vq-plugin ") and not set("[|…") & set(line)]
+
+
+def test_commands_of_the_pages_are_commands() -> None:
+    """Options and choices; README's, the tutorial's and the pipeline's are run elsewhere."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    lines = [(page, line) for page in pages for line in commands(page)]
+    assert len(lines) >= 18
+    for page, line in lines:
+        words = shlex.split(line.partition(" || ")[0])[1:]
+        try:
+            _parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{page.name}: {line}")
+
+
+def test_commands_of_the_recipes_page_run(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VQ_PLUGIN_CACHE", str(cache))
+    lines = [line for line in commands(ROOT / "docs" / "recipes.md") if " tune " not in line]
+    complete = [line for line in lines if "my_model" not in line or " init " in line]
+    complete = [line for line in complete if not re.search(r"MODULE:|[A-Z]{4}", line)]
+    assert len(complete) >= 3
+    for line in complete:
+        assert main([*shlex.split(line)[1:], "-q"]) == 0, line
+
+
 def test_readme_and_main_pages_have_blocks() -> None:
     names = {page.name for page in PAGES}
     assert {"README.md", "index.md", "quickstart.md", "concepts.md", "format.md"} <= names
@@ -69,3 +106,23 @@ def test_sizes_of_the_concepts_page() -> None:
         ]
         shown = ["below 1" if rate < 1 else f"{rate:.1f}" for rate in rates]
         assert [cell.strip() for cell in cells.split("|")] == shown, scheme
+
+
+def test_every_public_name_has_its_place_on_an_api_page() -> None:
+    folder = ROOT / "docs" / "api"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    pages = {page.name: page.read_text(encoding="utf-8") for page in folder.glob("*.md")}
+    placed = [
+        (name, page)
+        for page, text in pages.items()
+        for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    ]
+    names = [name for name, _ in placed]
+    assert len(names) == len(set(names))
+    missing = [
+        name for name in vq.__all__ if f"vq_plugin.{name}" not in names and name != "__version__"
+    ]
+    assert missing == []
+    # Links to the one page that there was before lead to a link to the name.
+    linked = set(re.findall(r"\]\((\w+\.md)#(\S+?)\)\{ #(\S+) \}", index))
+    assert linked == {(page, name, name) for name, page in placed}

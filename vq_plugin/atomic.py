@@ -1,11 +1,14 @@
 """Files that other processes see whole or not at all."""
 
+import ctypes
 import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from vq_plugin.swallowed import raise_swallowed
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -74,6 +77,7 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
                 fresh = _free_name(target)
                 # With a folder's descriptor, here of no use, Python follows the link in /proc.
                 os.link(f"/proc/self/fd/{descriptor}", fresh, src_dir_fd=descriptor)
+        raise_swallowed()
         os.replace(fresh, target)
     except BaseException:
         if fresh is not None:
@@ -105,3 +109,36 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename == str(path):
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def replace_folder(fresh: Path, path: Path) -> None:
+    """Puts a folder in the place of what is there, which is then beside it.
+
+    On Linux and macOS in one step, where the file system has it. Elsewhere an error or a signal
+    brings back what was there; a kill between the two steps leaves it beside.
+    """
+    raise_swallowed()
+    if path.exists() and _swapped(fresh, path):
+        return
+    old = fresh.with_name("old")
+    try:
+        if path.exists():
+            os.rename(path, old)
+        os.rename(fresh, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether the system has exchanged two names in one step: Python has no function for it."""
+    if os.name != "posix":
+        return False
+    library = ctypes.CDLL(None)
+    first, second = (os.fsencode(path.absolute()) for path in (one, other))
+    if hasattr(library, "renameat2"):  # Linux; 2 is RENAME_EXCHANGE, whole paths need no folder
+        return bool(library.renameat2(-1, first, -1, second, 2) == 0)
+    if hasattr(library, "renamex_np"):  # macOS; 2 is RENAME_SWAP
+        return bool(library.renamex_np(first, second, 2) == 0)
+    return False

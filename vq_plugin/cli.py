@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 = done, within budget; 2 = bad input; 3 = budget not reached; 130, 143 and 129 = ended by
         Ctrl-C, by SIGTERM, and with its terminal. Output that nobody takes changes none of them.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        complain(parser.format_help().rstrip())
+        return BAD_INPUT
+    options = parser.parse_args(arguments)
     level = logging.WARNING if options.quiet else logging.INFO
     with shown_log(logging.DEBUG if options.verbose else level):
         try:

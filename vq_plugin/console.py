@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
+from vq_plugin.swallowed import raise_swallowed, raised
 from vq_plugin.table import printable
 
 
@@ -87,7 +88,8 @@ def _close(descriptor: int) -> None:
 def terminated_by_signal() -> Iterator[None]:
     """Raises :class:`Terminated` at SIGTERM and SIGHUP; in the main thread, as Python has it.
 
-    What is ignored stays so: ``nohup`` has commands outlive their terminal.
+    What is ignored stays so: ``nohup`` has commands outlive their terminal. What a signal raises,
+    ``KeyboardInterrupt`` at SIGINT, leaves the block, whatever other code has made of it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -96,15 +98,25 @@ def terminated_by_signal() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         # A second one does not wait for files and workers.
         signal.signal(number, signal.SIG_DFL)
-        raise Terminated(number)
+        raised.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
+        raise raised[-1]
 
-    ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    ends = [signal.SIGINT, signal.SIGTERM]
+    ends += [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
     before = {each: signal.getsignal(each) for each in ends}
     before = {each: way for each, way in before.items() if way not in (signal.SIG_IGN, None)}
     for each in before:
         signal.signal(each, end)
     try:
         yield
+        raise_swallowed()
+    except BaseException as error:
+        if not raised or error is raised[0]:
+            raise
+        for note in getattr(error, "__notes__", []):
+            raised[0].add_note(note)
+        raise raised[0] from error
     finally:
+        raised.clear()
         for each, way in before.items():
             signal.signal(each, way)

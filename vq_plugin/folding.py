@@ -130,6 +130,8 @@ def _folds(layer: nn.Module, norm: _BatchNorm) -> bool:
         return False
     if issubclass(kind, nn.Linear):
         return bool(layer.out_features == norm.num_features)
+    if layer.out_channels != norm.num_features:
+        return False
     return not issubclass(kind, _ConvTransposeNd) or bool(layer.groups == 1)
 
 
@@ -138,20 +140,21 @@ def _is_coded(layer: nn.Module) -> bool:
 
 
 def foldable_nbytes(model: nn.Module) -> int:
-    """Bytes in a file that norms take and folding saves; 0 where the model cannot be traced."""
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return 0
-    try:
-        pairs = norm_pairs(model)
-    except ValueError:
-        return 0
-    saved = 0
-    for norm_name, name in pairs.items():
-        norm, layer = model.get_submodule(norm_name), model.get_submodule(name)
-        saved += sum(value.nbytes for value in norm.state_dict().values())
-        if getattr(layer, "bias", None) is None:
-            # Which the layer has afterwards.
-            saved -= sum(v.nbytes for n, v in norm.named_buffers() if n == "running_mean")
+    """Bytes in a file that folding probably saves: of norms that come right after a layer.
+
+    By the order of modules, which is mostly that of calls: a hint must not call the model.
+    """
+    saved, before = 0, model
+    for name, module in model.named_modules():
+        if "parametrizations" in name.split("."):
+            continue
+        if isinstance(module, _BatchNorm) and _folds(before, module):
+            saved += sum(value.nbytes for value in module.state_dict().values())
+            if getattr(before, "bias", None) is None and module.running_mean is not None:
+                # Which the layer has afterwards.
+                saved -= module.running_mean.nbytes
+        if next(module.children(), None) is None or coded_parameters(module):
+            before = module
     return saved
 
 

@@ -60,7 +60,8 @@ class Summary:
         other_nbytes: Bytes of everything else in the ``state_dict``: biases, norms, layers left.
         other_float_nbytes: The same in float32 (integer tensors as they are).
         left: Weights of more than 1 % of the model that stayed in float, and why.
-        foldable_nbytes: Bytes that :func:`vq_plugin.fold_batch_norms` would save in a file.
+        foldable_nbytes: Bytes that :func:`vq_plugin.fold_batch_norms` would save in a file, by the
+            order of modules: the model is not called.
         factorized_nbytes: Bytes in float32 that factorizing has saved before anything was coded.
     """
 
@@ -146,7 +147,7 @@ class Summary:
             lines += [f"  {w.name}: {format_bytes(w.nbytes)}, {w.reason}" for w in self.left]
         if self.foldable_nbytes > 0:
             lines.append(
-                f"batch norms could be folded into the layers before: fold=True saves "
+                f"batch norms could be folded into the layers before: fold=True saves about "
                 f"{format_bytes(self.foldable_nbytes)} in a file"
             )
         return "\n".join(lines)

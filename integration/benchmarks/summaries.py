@@ -215,6 +215,7 @@ def _files() -> str:
 def _promises() -> str:
     plain, sure = published("tuning_confidence_digits").table("digits")
     kills = published("kill_and_resume").table("Searches")
+    ended = published("kill_releases").table("Kills")
     releases = published("compatibility").table("Releases")
     host = published("host_tests").table("Test files")[-1]
     workers = published("workers").table("fashion_mnist_cnn")
@@ -225,6 +226,8 @@ def _promises() -> str:
          f"{plain['beyond the budget']} of {plain['accepted']})", "tuning_confidence_digits"],
         ["evaluations lost or repeated after "
          f"{sum(int(row['killed']) for row in kills)} kills", str(lost), "kill_and_resume"],
+        [f"no whole release after {len(ended)} kills of `tune`, `compress` and `export`",
+         str(sum(row["whole"] == "?" for row in ended)), "kill_releases"],
         ["different files from one process, two, and a Dask cluster",
          str(sum(row["same file"] != "yes" for row in workers)), "workers"],
         [f"failures of our tests with {len(releases)} releases of INC",

@@ -1,7 +1,6 @@
 """A ruined model does not pass, whatever its metric says."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch.nn import functional
 
 import vq_plugin as vq
 from vq_plugin.tuning.agreement import Agreement
-from vq_plugin.tuning.release import complete, release
 
 if TYPE_CHECKING:
     from .conftest import Task
@@ -134,46 +132,3 @@ def test_agreement_of_outputs_of_many_kinds() -> None:
     broken.two = model.two
     assert agreement(broken) == 0.5
     assert Agreement(model, [])(model) is None
-
-
-def test_results_are_swapped_whole_even_if_a_kill_comes_between(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for text in (b"first", b"second"):
-        with release(tmp_path) as new:
-            (new / "model.vq").write_bytes(text)
-            (new / "report.json").write_bytes(text)
-    assert (tmp_path / "model.vq").read_bytes() == b"second"
-    assert (tmp_path / "previous" / "model.vq").read_bytes() == b"first"
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    def third() -> None:
-        with release(tmp_path) as new:
-            (new / "report.json").write_bytes(b"third")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("vq_plugin.tuning.release.os.replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            third()
-    complete(tmp_path)
-    assert (tmp_path / "report.json").read_bytes() == b"third"
-    assert not (tmp_path / "model.vq").exists()
-    assert (tmp_path / "previous" / "model.vq").read_bytes() == b"second"
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "previous"}
-
-
-def test_results_that_are_not_whole_change_nothing(tmp_path: Path) -> None:
-    (tmp_path / "model.vq").write_bytes(b"old")
-
-    def fails() -> None:
-        with release(tmp_path) as new:
-            (new / "model.vq").write_bytes(b"new")
-            raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        fails()
-    assert (tmp_path / "model.vq").read_bytes() == b"old"
-    complete(tmp_path)
-    assert (tmp_path / "model.vq").read_bytes() == b"old"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
 from torch import nn
 
-from vq_plugin.atomic import naming
+from vq_plugin.atomic import naming, replace_folder
 from vq_plugin.export.example import Example, exported
 from vq_plugin.export.extras import quiet, require
 from vq_plugin.export.plain import plain_model
@@ -81,7 +80,7 @@ def export_coreml(
     with naming(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".vq_plugin.") as beside:
         fresh = Path(beside) / path.name
         save(program, plain, palettes, target, fresh)
-        _exchange(fresh, path, Path(beside) / "old")
+        replace_folder(fresh, path)
 
 
 def decoded_share(model: nn.Module, path: Path) -> tuple[int, int]:
@@ -94,19 +93,3 @@ def decoded_share(model: nn.Module, path: Path) -> tuple[int, int]:
     found = {(each.shape, each.tobytes()) for each in constants(path)}
     same = [(tuple(each.shape), each.numpy().tobytes()) in found for each in values]
     return len(same), sum(same)
-
-
-def _exchange(fresh: Path, path: Path, old: Path) -> None:
-    """A folder in the place of another one, which is back in its place if that fails."""
-    if path.exists():
-        os.rename(path, old)
-    try:
-        os.rename(fresh, path)
-    except BaseException:
-        if old.exists():
-            os.rename(old, path)
-        raise
-    if old.is_file():
-        old.unlink()
-    elif old.exists():
-        shutil.rmtree(old)

@@ -38,8 +38,14 @@ def release(folder: Path) -> Iterator[Path]:
         (written / PREVIOUS).mkdir()
         for path in old:
             _copy(path, written / PREVIOUS / path.name)
-    written.rename(folder / _WHOLE)
-    complete(folder)
+    try:
+        written.rename(folder / _WHOLE)
+        complete(folder)
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            # A signal: nobody is to find a part of each until the next run.
+            complete(folder)
+        raise
 
 
 def complete(folder: Path) -> None:
@@ -61,7 +67,10 @@ def complete(folder: Path) -> None:
             os.replace(copy, place)
         else:
             _remove(place)
-    _remove(whole)
+    # A kill that comes while files are removed must not leave a part that looks whole.
+    _remove(folder / _WRITTEN)
+    whole.rename(folder / _WRITTEN)
+    _remove(folder / _WRITTEN)
 
 
 def _copy(source: Path, target: Path) -> None:

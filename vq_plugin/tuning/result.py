@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -197,3 +198,12 @@ class TuneResult:
         held = (i for i, trial in enumerate(self.trials) if trial.held)
         same = (i for i in held if self.schemes == dict(self.trials[i].schemes))
         return next(same, None)
+
+
+def kind_of(budget: LossBudget, trial: Trial) -> str:
+    """What a trial is: ``"held"``, ``"over"``, ``"failed"``; ``"unsure"`` if not confirmed."""
+    if not math.isfinite(trial.loss):
+        return "failed"
+    if trial.held:
+        return "held"
+    return "over" if trial.loss > budget.limit else "unsure"

@@ -10,6 +10,7 @@ from torch import nn
 
 from vq_plugin.raised import raised
 from vq_plugin.replace import assemble
+from vq_plugin.swallowed import raise_swallowed
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric, mismatch, read_metric
@@ -110,6 +111,9 @@ def _call(function: Evaluate, model: nn.Module, name: str) -> Metric:
         found = function(model)
     except (Exception, SystemExit) as error:
         raise ValueError(raised(error)) from error
+    finally:
+        # A search that is to end must not keep this as a failure.
+        raise_swallowed()
     return read_metric(found, name)
 
 

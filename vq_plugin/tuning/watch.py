@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 from vq_plugin.progress import bar
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.deadline import Deadline
-from vq_plugin.tuning.result import Trial
+from vq_plugin.tuning.result import Trial, kind_of
 
 #: Called with every trial as it ends.
 Callback: TypeAlias = Callable[[Trial], object]
@@ -77,8 +77,8 @@ class Watch:
     def _outcome(self, trial: Trial) -> str:
         if trial.error is not None:
             return f"{trial.rate:.1f}x failed: {' '.join(trial.error.split())}"
-        word = "held" if trial.held else "over"
-        return f"{trial.rate:.1f}x {word}, loss {self.budget.loss_text(trial.loss)}"
+        loss = self.budget.loss_text(trial.loss)
+        return f"{trial.rate:.1f}x {kind_of(self.budget, trial)}, loss {loss}"
 
     def _left(self) -> str:
         """The longest that the search may still take, if all trials take as long as so far."""

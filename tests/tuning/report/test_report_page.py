@@ -11,7 +11,7 @@ import pytest
 
 import vq_plugin.tuning.report as report_module
 from tests.tuning.report.conftest import passing
-from vq_plugin.tuning.report import build_report, render_page, write_report
+from vq_plugin.tuning.report import build_report, format_result, render_page, write_report
 from vq_plugin.tuning.report.charts import tradeoff_chart
 from vq_plugin.tuning.result import TuneResult
 
@@ -80,17 +80,25 @@ def test_every_trial_is_a_mark_that_names_its_settings(results: dict[str, TuneRe
     titles = re.findall(r"<title>(Trial .*?)</title>", page, re.DOTALL)
     assert len(titles) == 25
     for index, trial in enumerate(results["passed"].trials):
-        assert titles[index].startswith(f"Trial {index}, ") or "chosen" in titles[-1]
-        named = [title for title in titles if title.startswith(f"Trial {index}, ")]
+        assert titles[index].startswith(f"Trial {index + 1}, ") or "chosen" in titles[-1]
+        named = [title for title in titles if title.startswith(f"Trial {index + 1}, ")]
         for name, scheme in trial.schemes.items():
             assert all(f"{name}: {scheme}" in title for title in named)
     assert "and 88 more layers" in page_of(results["100 layers"])
 
 
+def test_trials_count_from_1_as_in_the_log(results: dict[str, TuneResult]) -> None:
+    count = len(results["passed"].trials)
+    page, text = page_of(results["passed"]), format_result(results["passed"])
+    numbers = [str(number) for number in range(1, count + 1)]
+    assert re.findall(r'data-name="#" class="n">(\d+)<', page) == numbers
+    assert re.findall(r"^ *(\d+)  +\d", text, re.MULTILINE) == numbers
+
+
 def test_it_tells_what_is_not_sure_from_what_is_over(results: dict[str, TuneResult]) -> None:
     page = page_of(results["unsure"])
     assert "within it, but not confirmed" in page
-    assert re.search(r"<title>Trial 0, unsure: ", page)
+    assert re.search(r"<title>Trial 1, unsure: ", page)
     assert "but not confirmed" not in page_of(results["passed"])
     assert "3 from an earlier run" in page_of(results["absolute, with confidence"])
 

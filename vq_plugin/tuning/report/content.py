@@ -82,8 +82,8 @@ class Report:
             redefined.
         result: What the search came to. If the budget was not reached, `score`, `loss`, `interval`
             and `rate` are null: nothing there looks like a success.
-        chosen_trial: Index of the chosen setting in the result's `trials`, counted from 0; null
-            if the budget was not reached.
+        chosen_trial: Index of the chosen setting in the result's `trials`, counted from 0 (people
+            are shown it from 1); null if the budget was not reached.
         sizes: Bytes of the whole model.
         layers: How the chosen model stores its layers: those of the search, or the two layers that
             one has become, then codebook layers that the search did not touch; empty if the budget

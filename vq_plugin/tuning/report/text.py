@@ -8,7 +8,7 @@ from pathlib import Path
 from vq_plugin.table import format_bytes, format_table
 from vq_plugin.tuning.report import wording
 from vq_plugin.tuning.report.content import Report, build_report
-from vq_plugin.tuning.result import TuneResult
+from vq_plugin.tuning.result import TuneResult, kind_of
 
 _WIDTH = 100
 _LONGEST_NAME = 30
@@ -44,13 +44,13 @@ def _trials(report: Report) -> str:
     changes = wording.change_texts(report.result, _ARROW, most=1)
     rows = [
         [
-            str(index),
+            str(index + 1),
             format_bytes(trial.nbytes),
             wording.rate_text(trial.rate),
             wording.number_text(trial.harm, ".2g"),
             wording.loss_text(budget, trial.loss),
             wording.interval_text(budget, trial.interval),
-            "chosen" if index == report.chosen_trial else wording.kind_of(budget, trial),
+            "chosen" if index == report.chosen_trial else kind_of(budget, trial),
             trial.error or "trained: " * (trial.phase == "recovery") + change,
         ]
         for index, (trial, change) in enumerate(zip(trials, changes, strict=True))

@@ -12,7 +12,7 @@ from vq_plugin.summary import LayerRow
 from vq_plugin.table import format_bytes
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.report.content import Report
-from vq_plugin.tuning.result import Interval, Trial, TuneResult
+from vq_plugin.tuning.result import Interval, Trial, TuneResult, kind_of
 
 NOTHING = "-"
 
@@ -113,15 +113,6 @@ def scheme_text(scheme: Form | None) -> str:
 def bits_in_file(layer: LayerRow) -> float:
     """Bits per weight in a file; 0 where they are counted in another layer."""
     return 8 * layer.file_nbytes / math.prod(layer.shape)
-
-
-def kind_of(budget: LossBudget, trial: Trial) -> str:
-    """What a trial is: ``"held"``, ``"over"``, ``"failed"``; ``"unsure"`` if not confirmed."""
-    if not exists(trial.loss):
-        return "failed"
-    if trial.held:
-        return "held"
-    return "over" if trial.loss > budget.limit else "unsure"
 
 
 def kinds_of(result: TuneResult) -> set[str]:
@@ -228,7 +219,10 @@ def _mixture(trial: Trial) -> str:
         return next(iter(counts))
     first, *others = counts.most_common()
     return ", ".join(
-        [f"{first[0]} in {first[1]} layers", *(f"{s} in {count}" for s, count in others)]
+        [
+            f"{first[0]} in {first[1]} layer{'s' * (first[1] > 1)}",
+            *(f"{s} in {count}" for s, count in others),
+        ]
     )
 
 
