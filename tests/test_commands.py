@@ -288,19 +288,3 @@ def test_the_first_line_comes_before_the_slow_imports() -> None:
         began = float(process.stdout.readline())
     assert first.endswith(f"read {path}\n")
     assert at - began < 0.5
-
-
-@pytest.mark.parametrize("words", [["tune", "x.yaml"], ["-q", "tune", "x.yaml"], ["doctor"]])
-def test_the_program_speaks_before_torch_is_imported(words: list[str], tmp_path: Path) -> None:
-    """And a Ctrl-C while that goes on is one line, too."""
-    (tmp_path / "torch.py").write_text("print(flush=True); raise KeyboardInterrupt")
-    program = "import sys; from vq_plugin_program import main; sys.exit(main())"
-    run = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    first = r"\d\d:\d\d:\d\d import torch\n" if words[0] == "tune" else ""
-    assert re.fullmatch(f"{first}vq-plugin: interrupted\n", run.stderr), run.stderr
-    assert run.returncode == 130
-    assert run.stdout == "\n"
