@@ -36,9 +36,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def sealed(
-    header: dict[str, Any], tensors: dict[str, Tensor], layout: str = "dense"
-) -> bytes:
+def sealed(header: dict[str, Any], tensors: dict[str, Tensor], layout: str = "dense") -> bytes:
     """A file of these tensors; what the header says of them is made anew but for what is last."""
     raw = {
         key: value.contiguous().flatten().view(torch.uint8).numpy().tobytes()

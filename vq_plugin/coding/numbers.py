@@ -1,4 +1,4 @@
-"""Small integers of both signs as an ANS stream: their length in bits by its frequency, then the rest.
+"""Small integers of both signs as an ANS stream: lengths in bits by their frequencies, then bits.
 
 Biases that are whole numbers of steps have no table of their values that would pay: a few hundred
 numbers, most of them different, many of them 0.
@@ -17,7 +17,7 @@ from vq_plugin.coding.entropy import frequencies, quantized_counts
 from vq_plugin.coding.plain import PRECISION
 
 # Up to 127, of both signs, and 0; and bits of each count.
-_LENGTHS, _COUNT_BITS = 7, 6
+_LENGTHS, _COUNT_BITS = 7, 8
 _KINDS = 2 * _LENGTHS + 1
 _TABLE = packed_size(_KINDS, 1 << _COUNT_BITS)
 
@@ -25,13 +25,13 @@ _TABLE = packed_size(_KINDS, 1 << _COUNT_BITS)
 def encode_numbers(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Integers from -127 to 127, ``(n,)``, as bytes: counts of their kinds, then the stream.
 
-    The kind of 0 is 0, that of a number of ``b`` bits ``2 b - 1``, and ``2 b`` where it is negative.
+    The kind of 0 is 0, of a number of ``b`` bits ``2 b - 1``, and ``2 b`` where it is negative.
 
     Example:
         >>> values = np.array([0, 3, -100, 0, 0, 1] * 50, np.int8)
         >>> data = encode_numbers(values)
         >>> data.size, bool((decode_numbers(data, 300) == values).all())
-        (120, True)
+        (131, True)
     """
     sizes = np.abs(values.astype(np.int16))
     lengths = np.frexp(sizes.astype(np.float32))[1]

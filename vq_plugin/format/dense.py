@@ -1,7 +1,7 @@
 """The dense layout: a short header before everything else, and one checksum for all of it.
 
-Where a file is short, names, shapes and a checksum for each tensor are a large part of it, and so are
-biases of a byte. See ``docs/format.md``.
+Where a file is short, names, shapes and a checksum for each tensor are a large part of it, and so
+are biases of a byte. See ``docs/format.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vq_plugin.format.text import header_json, parse_header
 
 # Of the text, in which json writes no such byte.
 _END = b"\0"
-# What headers are made of, which the compressor may refer to: a part of the format, never to change.
+# What headers are made of, which the compressor may refer to: part of the format, not to change.
 DICTIONARY = (
     b'weight.scale":["float16",[embeddings.position_ids":["int64",[encoder.decoder.transformer.h.'
     b"in_proj_weight.out_proj.self_attn.q_proj.k_proj.v_proj.mlp.attention.self.query.key.value."
@@ -62,9 +62,7 @@ def write_dense(
     kinds = {name: kind._replace(checksum=0) for name, (kind, _) in tensors.items()}
     first = b"".join(data.tobytes() for kind, data in tensors.values() if is_first(kind))
     numbers = [data.view(np.int8) for kind, data in tensors.values() if is_number(kind)]
-    others = [
-        data for kind, data in tensors.values() if not is_first(kind) and not is_number(kind)
-    ]
+    others = [data for kind, data in tensors.values() if not is_first(kind) and not is_number(kind)]
     coded = encode_numbers(np.concatenate(numbers)) if numbers else np.empty(0, np.uint8)
     body = b"".join([coded.tobytes(), *(data.tobytes() for data in others)])
     ending = _END + first if first else b""

@@ -165,7 +165,8 @@ class _Text:
             raise self._odd()
         found = reduce(_crc32, (b"0}", *following), zlib.crc32(self._text[:end].encode()))
         if int(checksum[1]) != found:
-            raise ValueError("its checksum differs")
+            what = "the checksum of the whole file" if following else "its checksum"
+            raise ValueError(f"{what} differs")
         return header
 
     def _pass(self, text: str) -> None:
