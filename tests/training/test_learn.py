@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -174,12 +174,10 @@ def test_a_file_of_the_size_that_was_asked_for(target: dict[str, Any], tmp_path:
     assert digits.test(small) > 0.9
 
 
-@pytest.mark.parametrize("rest", ["float16", "int8"])
-def test_a_target_that_takes_much_is_reached_within_three_percent(
-    rest: Literal["float16", "int8"], tmp_path: Path
-) -> None:
-    small = vq.learn(digits.model(), batches(labels=False), target_bytes=7_000, epochs=8, rest=rest)
-    assert 0.97 * 7_000 < vq.save(small, tmp_path / "model.vq", rest=rest) <= 7_000
+def test_a_target_that_takes_much_is_reached_within_three_percent(tmp_path: Path) -> None:
+    batch = batches(labels=False)
+    small = vq.learn(digits.model(), batch, target_bytes=7_000, epochs=6, rest="int8")
+    assert 0.97 * 7_000 < vq.save(small, tmp_path / "model.vq", rest="int8") <= 7_000
 
 
 def test_a_target_is_kept_where_the_training_is_too_short(tmp_path: Path) -> None:
