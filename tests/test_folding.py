@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -162,9 +163,56 @@ def test_training_mode_is_refused() -> None:
         vq.fold_batch_norms(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
 
 
-def test_codes_are_not_folded(net: nn.Module) -> None:
-    with pytest.raises(ValueError, match="'first' is compressed already"):
-        vq.fold_batch_norms(vq.compress(net, vq.KM(k=4)))
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        vq.KM(k=4, codebook_dtype="float32"),
+        vq.KM(k=4, scale="row", codebook_dtype="float32"),
+        vq.PQ(k=4, dim=2, codebook_dtype="float32"),
+        vq.RQ(k=4, stages=2, dim=4, codebook_dtype="float32"),
+    ],
+    ids=str,
+)
+def test_norms_of_codebook_layers_become_row_scales(
+    scheme: vq.Scheme, net: nn.Module, tmp_path: Path
+) -> None:
+    small = vq.compress(net, scheme)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    folded = vq.fold_batch_norms(small)
+    # A transposed convolution holds its codes by a parametrization.
+    assert norms(net) - norms(folded) == FOLDED - {"norm3"}
+    with torch.no_grad():
+        assert torch.allclose(folded(X), small(X), atol=1e-5)
+        for kept, value in small.state_dict().items():
+            assert torch.equal(value, before[kept])
+    assert torch.equal(folded.first.codes, small.first.codes)  # type: ignore[arg-type, union-attr]
+    vq.save(folded, tmp_path / "small.vq")
+    again = vq.load(tmp_path / "small.vq", Net().eval())
+    assert norms(again) == norms(folded)
+    assert torch.equal(again(X), folded(X))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_files_are_smaller_by_the_norms_of_codebook_layers(
+    dtype: Literal["float16", "int8"], net: nn.Module, tmp_path: Path
+) -> None:
+    small = vq.compress(net, vq.KM(k=4, codebook_dtype=dtype))
+    folded = vq.fold_batch_norms(small)
+    with torch.no_grad():
+        assert torch.allclose(folded(X), small(X), atol=5e-3)
+    sizes = [vq.save(each, tmp_path / "m.vq", rest="int8") for each in (small, folded)]
+    assert sizes[1] < sizes[0] - 22
+
+
+def test_norms_that_no_row_scale_holds_stay(net: nn.Module) -> None:
+    across = vq.compress(net, vq.PQ(k=4, dim=2, axis="out"))
+    assert norms(vq.fold_batch_norms(across)) == norms(net)
+    with torch.no_grad():
+        net.norm1.running_var[0] = 1e-30  # type: ignore[index, operator, union-attr]
+        net.norm1.eps = 1e-30  # type: ignore[assignment, union-attr]
+        net.norm2.weight[0] = 0  # type: ignore[index, operator, union-attr]
+    folded = vq.fold_batch_norms(vq.compress(net, vq.KM(k=4)))
+    assert norms(net) - norms(folded) == FOLDED - {"norm1", "norm3"}
 
 
 def test_a_weight_that_is_computed_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -29,16 +30,18 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     without groups, and both run once in a pass. A norm after a Linear is taken to be one of
     its features, as :mod:`torch.ao` takes it. Files are smaller by the norm, and fits see the
     weights that run. Fold before :func:`vq_plugin.tune` and :func:`vq_plugin.compress`; norms that
-    are to train stay.
+    are to train, as in :func:`vq_plugin.learn`, fold afterwards: codebook layers take them into
+    row scales, which the ``codebook_dtype`` of their scheme rounds. Those with ``axis="out"`` have
+    none, and layers that hold codes by a parametrization; their norms stay.
 
     Args:
-        model: Float model in eval mode that :mod:`torch.fx` can trace; it is not changed.
+        model: Model in eval mode that :mod:`torch.fx` can trace; it is not changed.
 
     Returns:
         A copy; folded norms are ``nn.Identity``.
 
     Raises:
-        ValueError: If the model is in training mode, cannot be traced, or is compressed already.
+        ValueError: If the model is in training mode, or cannot be traced.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval()
@@ -62,9 +65,13 @@ def fold(model: nn.Module, pairs: dict[str, str]) -> nn.Module:
     folded = assemble(model, {})
     for norm_name, name in pairs.items():
         layer, norm = folded.get_submodule(name), folded.get_submodule(norm_name)
-        if _is_coded(layer):
-            raise ValueError(f"layer {name!r} is compressed already: fold norms of the float model")
         assert isinstance(norm, _BatchNorm)
+        if _is_coded(layer):
+            rescaled = _rescaled(layer, norm) if isinstance(layer, CodebookLayer) else None
+            if rescaled is not None:
+                folded.set_submodule(name, rescaled)
+                folded.set_submodule(norm_name, nn.Identity())
+            continue
         assert norm.running_mean is not None
         assert norm.running_var is not None
         values = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
@@ -78,6 +85,37 @@ def fold(model: nn.Module, pairs: dict[str, str]) -> nn.Module:
             layer.weight, layer.bias = fuse_conv_bn_weights(weight, bias, *values, transposed)
         folded.set_submodule(norm_name, nn.Identity())
     return folded
+
+
+def _rescaled(layer: CodebookLayer, norm: _BatchNorm) -> CodebookLayer | None:
+    """A codebook layer and its norm as one whose rows have scales; ``None`` if they cannot.
+
+    That is where rows are not outputs, and where a scale is beyond the range of its dtype.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    small = layer.codebook_weight
+    if small.geometry.axis == "out":
+        return None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor *= norm.weight.double()
+    dtype = small.scheme.torch_codebook_dtype
+    scale = (factor if small.scale is None else factor * small.scale.double()).to(dtype)
+    lost = (scale.abs() < torch.finfo(dtype).tiny) & (factor != 0)
+    if not bool(scale.isfinite().all()) or bool(lost.any()):
+        return None
+    plain = layer.to_float()
+    before = 0.0 if layer.bias is None else layer.bias.double()
+    bias = (before - norm.running_mean.double()) * factor
+    if norm.bias is not None:
+        bias += norm.bias.double()
+    trains = norm.bias is None or norm.bias.requires_grad
+    plain.bias = nn.Parameter(bias.to(norm.running_mean.dtype), requires_grad=trains)
+    scheme = replace(small.scheme, scale="row")
+    rescaled = type(layer)(plain, replace(small, scale=scale, scheme=scheme))
+    rescaled.precision = layer.precision
+    return rescaled
 
 
 def norm_pairs(model: nn.Module) -> dict[str, str]:

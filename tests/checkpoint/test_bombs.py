@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from tests.checkpoint.costs import assert_cheap, read_all
-from tests.checkpoint.forging import contents, sealed, with_checksum
+from tests.checkpoint.forging import LAYOUTS, contents, sealed, with_checksum
 
 Header = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -124,15 +124,15 @@ BOMBS = [
 ]
 
 
-@pytest.mark.parametrize("readable", [False, True], ids=["compact", "readable"])
+@pytest.mark.parametrize("layout", ["readable", *LAYOUTS])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_small_file_costs_little(
-    bomb: Callable[[Header, Tensors], None], readable: bool, small_file: Path, tmp_path: Path
+    bomb: Callable[[Header, Tensors], None], layout: str, small_file: Path, tmp_path: Path
 ) -> None:
     header, tensors = contents(small_file)
     bomb(header, tensors)
     path = tmp_path / "m.vq"
-    path.write_bytes(sealed(header, tensors, readable=readable))
+    path.write_bytes(sealed(header, tensors, layout))
     assert path.stat().st_size < 3_000_000
     assert_cheap(path, lambda: read_all(path, model()), bomb.__name__)
 

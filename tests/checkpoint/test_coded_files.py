@@ -145,12 +145,12 @@ def test_a_part_is_the_same_as_in_the_whole(name: str, coded: Path) -> None:
     assert all(torch.equal(part[key], whole[key]) for key in whole)
 
 
-@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("layout", ["readable", "compact"])
 def test_a_part_is_read_without_the_rest_of_the_file(
-    readable: bool, coded: Path, tmp_path: Path
+    layout: str, coded: Path, tmp_path: Path
 ) -> None:
     header, tensors = contents(coded)
-    content = bytearray(sealed(header, tensors, readable=readable))
+    content = bytearray(sealed(header, tensors, layout))
     content[content.index(tensors["layer.codes"].numpy().tobytes()) + 100] ^= 1
     (tmp_path / "m.vq").write_bytes(content)
     for model, part in ((Model(), ""), (Model().layer, "layer")):

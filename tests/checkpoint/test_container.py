@@ -1,10 +1,11 @@
-"""The compact layout: when it is written, what it saves, and that it cannot be made to lie."""
+"""The dense layout: when it is written, what it saves, and that it cannot be made to lie."""
 
-import json
+import copy
 import tracemalloc
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,19 +15,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from tests.checkpoint.forging import contents, dense
 from vq_plugin.checkpoint import read_header
 from vq_plugin.checkpoint.file import _stored
 from vq_plugin.checkpoint.opened import open_file
 from vq_plugin.format.container import to_bytes
+from vq_plugin.format.dense import DICTIONARY
 from vq_plugin.format.header import Header
 
 
 def layout(path: Path) -> tuple[bool, float]:
-    """Whether a file is compact, and the share of it that is readable text."""
+    """Whether a file is dense, and the share of it that is readable text."""
     content = path.read_bytes()
     with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["vq_plugin"])
-    return "header" in header, (8 + int.from_bytes(content[:8], "little")) / len(content)
+        short = file.metadata()["vq_plugin"].startswith("1,")
+    return short, (8 + int.from_bytes(content[:8], "little")) / len(content)
 
 
 def test_many_small_tensors_take_little_more_than_their_bytes(tmp_path: Path) -> None:
@@ -35,25 +38,24 @@ def test_many_small_tensors_take_little_more_than_their_bytes(tmp_path: Path) ->
     size = vq.save(small, tmp_path / "m.vq", rest="float16")
     header, sizes = read_header(tmp_path / "m.vq")
     assert len(sizes) == 40 * 8
-    # Of each tensor a checksum of 4 bytes cannot be compressed.
-    assert size < sum(sizes.values()) + 12 * len(sizes) + 200
+    assert size < sum(sizes.values()) + 3 * len(sizes) + 300
     again = vq.load(tmp_path / "m.vq", nn.Sequential(*layers)).state_dict()
     assert list(again) == list(small.state_dict())
     assert any(kind.rounded for kind in header.tensors.values())
 
 
-@pytest.mark.parametrize(("width", "compact"), [(32, True), (128, True), (512, False)])
+@pytest.mark.parametrize(("width", "short"), [(32, True), (128, True), (512, False)])
 def test_a_header_is_readable_where_that_takes_one_percent(
-    width: int, compact: bool, tmp_path: Path
+    width: int, short: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(width, width)
     small = vq.compress(layer, vq.KM(k=16))
     size = vq.save(small, tmp_path / "m.vq", rest="float16")
-    assert layout(tmp_path / "m.vq")[0] == compact
-    assert compact or layout(tmp_path / "m.vq")[1] <= 0.01
+    assert layout(tmp_path / "m.vq")[0] == short
+    assert short or layout(tmp_path / "m.vq")[1] <= 0.01
     # What the readable header of a layer takes.
-    assert (size < 100 * 700) == compact
+    assert (size < 100 * 700) == short
     loaded = vq.load(tmp_path / "m.vq", layer)
     assert torch.equal(loaded.codes, small.codes)  # type: ignore[arg-type]
 
@@ -134,3 +136,68 @@ def test_a_file_without_its_one_tensor_of_bytes_is_refused(
     save_file(tensors, tmp_path / "m.vq", {"vq_plugin": '{"format":1,"header":9}'})
     with pytest.raises(vq.CheckpointError, match=r"m\.vq: .*(one tensor|header)"):
         vq.load(tmp_path / "m.vq", nn.Linear(3, 3))
+
+
+def test_the_dictionary_is_that_of_the_page_and_never_changes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    lines = page.partition("### Dictionary")[2].split("```")[1].splitlines()[1:]
+    assert "".join(lines).encode() == DICTIONARY
+    assert (len(DICTIONARY), zlib.crc32(DICTIONARY)) == (1491, 3102402416)
+
+
+def norms() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU()] * 3
+    return nn.Sequential(*copy.deepcopy(layers)).eval()
+
+
+def test_biases_of_a_byte_that_are_mostly_zero_take_next_to_nothing(tmp_path: Path) -> None:
+    layer = nn.Linear(16, 2000)
+    with torch.no_grad():
+        layer.bias[20:] = 0
+    small = vq.compress(layer, vq.KM(k=2))
+    size = vq.save(small, tmp_path / "m.vq", rest="int8")
+    assert layout(tmp_path / "m.vq")[0]
+    with torch.no_grad():
+        small.bias.zero_()
+    assert size < vq.save(small, tmp_path / "zeros.vq", rest="int8") + 80
+    assert read_header(tmp_path / "m.vq")[1]["bias"] == 2000
+
+
+def test_counts_of_batches_take_next_to_nothing_and_come_back(tmp_path: Path) -> None:
+    model = norms()
+    for norm in (model[1], model[4], model[7]):
+        norm.num_batches_tracked.fill_(123_456_789)
+    small = vq.compress(model, vq.KM(k=4))
+    size = vq.save(small, tmp_path / "m.vq")
+    again = vq.load(tmp_path / "m.vq", norms())
+    assert int(again[4].num_batches_tracked) == 123_456_789  # type: ignore[index, union-attr]
+    for norm in (model[1], model[4], model[7]):
+        norm.num_batches_tracked.zero_()
+    assert size < vq.save(vq.compress(model, vq.KM(k=4)), tmp_path / "m.vq") + 16
+
+
+def test_more_numbers_than_the_bytes_allow_are_refused(tmp_path: Path) -> None:
+    path, zeros = tmp_path / "m.vq", (1 << 22) + (1 << 20)
+    value = nn.Parameter(torch.zeros(zeros))
+    tensors = {"a": (_stored("a", value.char())[0]._replace(rounded="float32", exponent=-126),
+                     np.zeros(zeros, np.uint8))}  # fmt: skip
+    path.write_bytes(to_bytes(Header(), tensors))
+    # It is written without being coded.
+    assert path.stat().st_size > zeros
+    assert not open_file(path).tensors["a"].any()
+    header, body = contents(path)[0], np.zeros(zeros, np.uint8).tobytes()
+    path.write_bytes(dense(header, body))
+    assert path.stat().st_size < 1000
+    with pytest.raises(vq.CheckpointError, match="whole numbers in a file of"):
+        open_file(path)
+
+
+def test_damage_anywhere_in_a_dense_file_is_seen_when_it_is_opened(tmp_path: Path) -> None:
+    small = vq.compress(norms(), vq.KM(k=4))
+    vq.save(small, tmp_path / "m.vq", rest="int8")
+    content = bytearray((tmp_path / "m.vq").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "m.vq").write_bytes(content)
+    with pytest.raises(vq.CheckpointError, match="the checksum of the whole file differs"):
+        open_file(tmp_path / "m.vq")

@@ -13,7 +13,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import vq_plugin as vq
-from tests.checkpoint.forging import contents, packed, sealed, unpacked, with_checksum
+from tests.checkpoint.forging import LAYOUTS, contents, dense, sealed, unpacked, with_checksum
 from tests.checkpoint.models import assert_same_state
 from vq_plugin.checkpoint import read_header
 
@@ -98,11 +98,11 @@ def test_any_other_bytes_are_refused(small_file: tuple[Path, nn.Module], data: b
 Edit = Callable[[dict[str, Any]], object]
 
 
-def forged(source: Path, target: Path, edit: Edit) -> Path:
+def forged(source: Path, target: Path, edit: Edit, layout: str = "dense") -> Path:
     """A file whose header was edited, with the checksum of what it is now."""
     header, body = unpacked(source.read_bytes())
     edit(header)
-    target.write_bytes(packed(header, body))
+    target.write_bytes(LAYOUTS[layout](header, body))
     return target
 
 
@@ -171,11 +171,12 @@ def edits() -> dict[str, Edit]:
     }
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", edits())
 def test_a_forged_header_is_refused(
-    name: str, small_file: tuple[Path, nn.Module], tmp_path: Path
+    name: str, layout: str, small_file: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
-    path = forged(small_file[0], tmp_path / "forged.vq", edits()[name])
+    path = forged(small_file[0], tmp_path / "forged.vq", edits()[name], layout)
     with pytest.raises(vq.CheckpointError, match=r"forged\.vq"):
         vq.load(path, float_model())
 
@@ -192,7 +193,7 @@ def test_readable_files_have_the_tensors_that_their_header_says(
     change: str, small_file: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
     header, tensors = contents(small_file[0])
-    (tmp_path / "m.vq").write_bytes(sealed(header, tensors, readable=True))
+    (tmp_path / "m.vq").write_bytes(sealed(header, tensors, "readable"))
     vq.load(tmp_path / "m.vq", float_model())
     bias = tensors.pop("0.bias")
     others = {
@@ -219,6 +220,9 @@ def test_a_newer_format_says_what_to_do(small_file: tuple[Path, nn.Module], tmp_
         header.update(format=99, unheard_of={"x": 1}, layers="otherwise")
 
     path = forged(small_file[0], tmp_path / "m.vq", newer)
+    with pytest.raises(vq.CheckpointError, match=r"format 99 is newer .*upgrade"):
+        vq.load(path, float_model())
+    path.write_bytes(dense(*unpacked(small_file[0].read_bytes()), outer=99))
     with pytest.raises(vq.CheckpointError, match=r"format 99 is newer .*upgrade"):
         vq.load(path, float_model())
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -23,8 +23,9 @@ from tests.checkpoint.coded_models import (
     compressed_int8,
     compressed_various,
 )
-from tests.checkpoint.forging import contents, packed, sealed, unpacked
+from tests.checkpoint.forging import LAYOUTS, contents, sealed, unpacked
 from vq_plugin import reader
+from vq_plugin.checkpoint import round_rest
 
 VALUES = [-1, 0, 1, 2, 3, 17, 1 << 20, 1 << 31, 1 << 40, 1 << 63, "", "row", "x", None, [], {}, 1.5]
 Forgery = Callable[[random.Random, dict[str, Any], dict[str, Tensor]], None]
@@ -107,11 +108,11 @@ def forged(random_: random.Random, path: Path) -> bytes:
         # The second may find what the first has broken.
         with suppress(LookupError, TypeError, AttributeError, ValueError):
             random_.choice(FORGERIES)(random_, header, tensors)
-    return sealed(header, tensors, readable=random_.random() < 0.3)
+    return sealed(header, tensors, random_.choice(["readable", *LAYOUTS]))
 
 
 def forged_layout(random_: random.Random, path: Path) -> bytes:
-    """A compact file that says otherwise where its tensors are."""
+    """A dense or compact file that says otherwise where its tensors are."""
     header, body = unpacked(path.read_bytes())
     names = list(header["tensors"])
     shift, what = 0, random_.randrange(6)
@@ -138,7 +139,7 @@ def forged_layout(random_: random.Random, path: Path) -> bytes:
             kind[2] = zlib.crc32(body[start:end])
             start = end
         body = body[:start].ljust(start if start < 1 << 20 else 0, b"\0")
-    return packed(header, body, shift)
+    return random_.choice(list(LAYOUTS.values()))(header, body, shift)
 
 
 def damaged(random_: random.Random, content: bytes, other: bytes) -> bytes:
@@ -167,33 +168,36 @@ class Case(NamedTuple):
 
     fresh: Callable[[], nn.Module]
     small: Callable[[], nn.Module]
+    rest: Literal["int8"] | None = None
 
 
 CASES = {
     "coded": Case(Model, compressed),
     "int8": Case(Int8Model, compressed_int8),
+    "numbers": Case(Model, compressed, "int8"),
     "parameters": Case(Various, compressed_various),
 }
 
 
 def files(case: Case, folder: Path) -> list[Path]:
-    """The compact file of a model, and the readable one of the same tensors."""
-    compact, readable = folder / "compact.vq", folder / "readable.vq"
-    vq.save(case.small(), compact)
-    readable.write_bytes(sealed(*contents(compact), readable=True))
-    return [compact, readable]
+    """The dense file of a model, and those of the other layouts with the same tensors."""
+    dense = folder / "dense.vq"
+    vq.save(case.small(), dense, rest=case.rest)
+    for layout in ("compact", "readable"):
+        (folder / f"{layout}.vq").write_bytes(sealed(*contents(dense), layout))
+    return [dense, folder / "compact.vq", folder / "readable.vq"]
 
 
 def mutations(case: Case, count: int, seed: int, folder: Path) -> Iterator[tuple[bytes, bool]]:
     """Files, and whether their checksums are right."""
     random_ = random.Random(seed)
-    compact, readable = files(case, folder)
-    whole = [compact.read_bytes(), readable.read_bytes()]
+    paths = files(case, folder)
+    whole = [path.read_bytes() for path in paths]
     for i in range(count):
         if i % 9 == 0:
-            yield forged_layout(random_, compact), True
+            yield forged_layout(random_, paths[0]), True
         elif i % 3 == 0:
-            yield forged(random_, compact), True
+            yield forged(random_, paths[0]), True
         else:
             content, other = random_.sample(whole, 2)
             yield damaged(random_, content, other), False
@@ -201,7 +205,8 @@ def mutations(case: Case, count: int, seed: int, folder: Path) -> Iterator[tuple
 
 def try_mutations(case: Case, count: int, seed: int, folder: Path) -> int:
     """Loads mutations; how many were refused. Anything but a refusal or right tensors is raised."""
-    expected, fresh, refused = case.small().state_dict(), case.fresh(), 0
+    expected = round_rest(case.small(), case.rest).state_dict()
+    fresh, refused = case.fresh(), 0
     shapes = {key: value.shape for key, value in expected.items() if key != "tied.scale"}
     for content, forgery in mutations(case, count, seed, folder):
         (folder / "m.vq").write_bytes(content)

@@ -192,7 +192,7 @@ def _cheapest(
             # No table does better than the counts themselves.
             if stored + entropy >= most:
                 continue
-            tables = [_quantized(part, bits) for part in way.counts]
+            tables = [quantized_counts(part, bits) for part in way.counts]
             size = stored + _stream_size(way.counts, tables)
             if size < most:
                 best = size, bits, way, tables
@@ -328,7 +328,7 @@ def _counts_by_previous(array: NDArray[Any], k: int) -> NDArray[np.int64]:
     return np.concatenate(counts)
 
 
-def _quantized(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+def quantized_counts(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     """Counts by the largest of their table, at least 1 where there is a code."""
     most = np.maximum(counts.max(1, keepdims=True), 1)
     scaled = (counts * (2 * ((1 << bits) - 1)) + most) // (2 * most)

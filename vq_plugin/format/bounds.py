@@ -7,6 +7,7 @@ pruned layers next to none, and sub-vectors, stages and names multiply them.
 from __future__ import annotations
 
 import math
+import zlib
 
 from vq_plugin.format.header import Header
 
@@ -15,6 +16,9 @@ from vq_plugin.format.header import Header
 _FOR_EACH_BYTE, _ANYWAY = 1 << 10, 1 << 22
 # Stages of codes that may take no bytes.
 _MOST_STAGES = 16
+# A header is so many times as long as it is compressed, at most, and each of its names takes more
+# than a byte then: a few bytes cannot fill a machine.
+MOST_EXPANDED = 64
 
 
 def most_values(size: int) -> int:
@@ -49,3 +53,15 @@ def check_values(header: Header, size: int) -> int:
     if others > most_values(size):
         raise ValueError(f"its ties stand for {others} values in a file of {size} bytes")
     return weights
+
+
+def inflate(packed: bytes, wbits: int, dictionary: bytes = b"") -> bytes:
+    """What zlib made smaller; ``ValueError`` if it is damaged, or beyond ``MOST_EXPANDED``."""
+    inflater = zlib.decompressobj(wbits, dictionary)
+    try:
+        text = inflater.decompress(packed, MOST_EXPANDED * len(packed))
+    except zlib.error as error:
+        raise ValueError(f"the header is damaged ({error})") from error
+    if not inflater.eof or inflater.unused_data:
+        raise ValueError("the header is damaged: it does not end where it should")
+    return text

@@ -1,7 +1,7 @@
-"""Where the bytes are: in a safetensors file of every tensor, or, compact, of a single one.
+"""Where the bytes are: in a safetensors file of every tensor, or of a single one of bytes.
 
-Names, shapes and checksums in readable text can take a quarter of the file of a small model. The
-compact layout has one tensor of bytes: first the header, compressed, then all tensors.
+Names, shapes and checksums in readable text can take a quarter of the file of a small model, whose
+layout is hence the dense one, see :mod:`vq_plugin.format.dense`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vq_plugin.format.bounds import check_values
+from vq_plugin.format.bounds import check_values, inflate
+from vq_plugin.format.dense import Dense, write_dense
 from vq_plugin.format.header import DTYPES, FORMAT, CheckpointError, Header, Stored, part_of
-from vq_plugin.format.text import header_json, parse_header
+from vq_plugin.format.text import check_version, header_json, parse_header
 
 _KEY = "vq_plugin"
 _DATA = "data"
 # A share of the file that a readable header is worth.
 _READABLE = 1 / 100
-# A header is so many times as long as it is compressed, at most, and each of its names takes more
-# than a byte then: a few bytes cannot fill a machine.
-_MOST_EXPANDED = 64
-_POINTER = re.compile(r'{"format":([0-9]{1,9}),"header":([1-9][0-9]{0,9})}')
+# Version and length of a short header: of the dense layout, and of the compact one.
+_DENSE = re.compile("([1-9][0-9]{0,8}),([1-9][0-9]{0,9})")
+_COMPACT = re.compile(r'{"format":([0-9]{1,9}),"header":([1-9][0-9]{0,9})}')
 _LENGTH = 8
 
 
@@ -53,16 +53,12 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
     readable = _safetensors(text, entries, data)
     if _LENGTH + int.from_bytes(readable[:_LENGTH], "little") <= _READABLE * len(readable):
         return readable
-    packed = zlib.compress(text.encode(), 9)
-    names = len(header.layers) + len(header.aliases) + len(header.factors) + len(tensors)
-    if len(text) > _MOST_EXPANDED * len(packed) or names > len(packed):
+    dense = write_dense(header, {name: (kinds[name], tensors[name][1]) for name in order})
+    if dense is None:
         return readable
-    size = len(packed) + sum(part.size for part in data)
-    return _safetensors(
-        f'{{"format":{FORMAT},"header":{len(packed)}}}',
-        {_DATA: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}},
-        [np.frombuffer(packed, np.uint8), *data],
-    )
+    size, content = dense
+    whole = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    return _safetensors(f"{FORMAT},{size}", {_DATA: whole}, [np.frombuffer(content, np.uint8)])
 
 
 class Container:
@@ -90,14 +86,22 @@ class Container:
             # What is mapped stays as it is when the file is replaced by another.
             # Slices of the array would take thirty times as long.
             self._bytes = np.memmap(file, np.uint8, "r").data if self.size else memoryview(b"")
+        self._dense: Dense | None = None
+        self._places: dict[str, int] = {}
         try:
             text, entries, data = self._open()
-            pointer = _POINTER.fullmatch(text)
-            if pointer is None or int(pointer[1]) != FORMAT:
-                header = parse_header(path, text, len(text))
-                places = _by_name(header, entries, data)
+            dense, compact = _DENSE.fullmatch(text), _COMPACT.fullmatch(text)
+            if dense is not None:
+                check_version(path, int(dense[1]))
+                size = self._header_size(int(dense[2]), entries, data)
+                self._dense = Dense(self.path, self._bytes[data:], size)
+                header = self._dense.header
+            elif compact is not None and int(compact[1]) == FORMAT:
+                size = self._header_size(int(compact[2]), entries, data)
+                header, self._places = self._compact(size, data)
             else:
-                header, places = self._compact(int(pointer[2]), entries, data)
+                header = parse_header(path, text, len(text))
+                self._places = _by_name(header, entries, data)
         except CheckpointError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -108,7 +112,6 @@ class Container:
             self.values = check_values(header, self.size)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        self._places = places
         self.header, self._names = part_of(path, header, part)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
@@ -121,6 +124,11 @@ class Container:
 
     def _checked(self, name: str) -> memoryview:
         stored, kind = self._names.get(name, name), self.header.tensors[name]
+        if self._dense is not None:
+            try:
+                return self._dense.raw(stored)
+            except ValueError as error:
+                raise CheckpointError(f"{self.path}: tensor {stored!r}: {error}") from error
         start = self._places[stored]
         data = self._bytes[start : start + kind.nbytes]
         if zlib.crc32(data) != kind.checksum:
@@ -148,20 +156,16 @@ class Container:
             raise ValueError(f"its tensors end at byte {end} of {self.size - data}")
         return text, entries, data
 
-    def _compact(
-        self, size: int, entries: dict[str, Any], data: int
-    ) -> tuple[Header, dict[str, int]]:
-        end = data + size
+    def _header_size(self, size: int, entries: dict[str, Any], data: int) -> int:
         whole = {"dtype": "U8", "shape": [self.size - data], "data_offsets": [0, self.size - data]}
-        if entries != {_DATA: whole} or end > self.size:
-            raise ValueError(f"a compact file has one tensor, {_DATA!r}, of bytes")
-        inflate = zlib.decompressobj()
-        try:
-            text = inflate.decompress(self._bytes[data:end].tobytes(), _MOST_EXPANDED * size)
-        except zlib.error as error:
-            raise ValueError(f"the header is damaged ({error})") from error
-        if not inflate.eof or inflate.unused_data:
-            raise ValueError("the header is damaged: it does not end where it should")
+        if entries != {_DATA: whole} or data + size > self.size:
+            raise ValueError(f"a file of a short header has one tensor, {_DATA!r}, of bytes")
+        return size
+
+    def _compact(self, size: int, data: int) -> tuple[Header, dict[str, int]]:
+        """The layout that was written before the dense one: a header with checksums."""
+        end = data + size
+        text = inflate(self._bytes[data:end].tobytes(), zlib.MAX_WBITS)
         header = parse_header(self.path, text.decode("ascii"), size)
         places = {}
         for name, kind in header.tensors.items():

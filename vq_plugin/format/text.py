@@ -12,9 +12,10 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Any, TypeVar, cast, get_args
+from functools import reduce
+from typing import Any, TypeAlias, TypeVar, cast, get_args
 
 from vq_plugin.coding.entropy import Along, Coding
 from vq_plugin.format.header import (
@@ -32,6 +33,7 @@ from vq_plugin.format.header import (
 )
 
 _T = TypeVar("_T")
+Buffer: TypeAlias = bytes | memoryview
 
 # Of the text of a scheme or a factor, and of shapes: far beyond what anybody writes. Products of so
 # few numbers are small, and so is the time that it takes to read so short a text.
@@ -57,8 +59,11 @@ _FACTORS = ',"factors":{'
 _CHECKSUM = re.compile(rf"({_NUMBER})\}}")
 
 
-def header_json(header: Header) -> str:
-    """The text of a header; equal headers give equal texts."""
+def header_json(header: Header, following: Iterable[Buffer] = ()) -> str:
+    """The text of a header; equal headers give equal texts.
+
+    Its checksum is also that of the bytes which are ``following``.
+    """
     names = [field.name for field in fields(Entry)]
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -83,29 +88,37 @@ def header_json(header: Header) -> str:
         },
     }
     text = json.dumps({**content, "checksum": 0}, separators=(",", ":"))
-    content["checksum"] = zlib.crc32(text.encode())
+    content["checksum"] = reduce(_crc32, following, zlib.crc32(text.encode()))
     return json.dumps(content, separators=(",", ":"))
 
 
-def parse_header(path: str | os.PathLike[str], text: str, most_names: int) -> Header:
+def parse_header(
+    path: str | os.PathLike[str], text: str, most_names: int, following: Iterable[Buffer] = ()
+) -> Header:
     """Reads the text of a header; ``CheckpointError`` if it is damaged or of a newer version.
 
-    More than ``most_names`` names of weights, aliases and tensors are damage.
+    More than ``most_names`` names of weights, aliases and tensors are damage, and so are other
+    bytes ``following`` than those of its checksum.
     """
     version = _VERSION.match(text)
-    if version is not None and int(version[1]) > FORMAT:
-        raise CheckpointError(
-            f"{path}: format {int(version[1])} is newer than this vq_plugin reads ({FORMAT}); "
-            "upgrade it"
-        )
+    if version is not None:
+        check_version(path, int(version[1]))
     try:
-        header = _Text(text, most_names).header()
+        header = _Text(text, most_names).header(following)
         _check_names(header)
         for name, entry in header.layers.items():
             check_weight(name, entry, header)
     except (ValueError, LookupError) as error:
         raise CheckpointError(f"{path}: the header is damaged ({error})") from error
     return header
+
+
+def check_version(path: str | os.PathLike[str], version: int) -> None:
+    """Raises a ``CheckpointError`` if a format is newer than this package."""
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {version} is newer than this vq_plugin reads ({FORMAT}); upgrade it"
+        )
 
 
 def _check_names(header: Header) -> None:
@@ -126,7 +139,7 @@ class _Text:
         # Layers are alike: equal shapes are one object.
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def header(self) -> Header:
+    def header(self, following: Iterable[Buffer]) -> Header:
         if not self._text.isascii():
             raise ValueError("it has letters that are none of ASCII")
         header = Header()
@@ -150,8 +163,10 @@ class _Text:
         checksum = _CHECKSUM.fullmatch(self._text, end)
         if checksum is None:
             raise self._odd()
-        if int(checksum[1]) != zlib.crc32(b"0}", zlib.crc32(self._text[:end].encode())):
-            raise ValueError("its checksum differs")
+        found = reduce(_crc32, (b"0}", *following), zlib.crc32(self._text[:end].encode()))
+        if int(checksum[1]) != found:
+            what = "the checksum of the whole file" if following else "its checksum"
+            raise ValueError(f"{what} differs")
         return header
 
     def _pass(self, text: str) -> None:
@@ -232,6 +247,10 @@ class _Text:
                 raise ValueError(f"a tensor of shape {shape} is beyond all memory")
             self._shapes[text] = shape
         return shape
+
+
+def _crc32(before: int, data: Buffer) -> int:
+    return zlib.crc32(data, before)
 
 
 def _along(text: str) -> Along:

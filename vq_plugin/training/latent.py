@@ -65,16 +65,24 @@ class LatentWeight(nn.Module):
     @torch.no_grad()
     def count(self) -> None:
         """Counts the codes anew: their bits, and how these pull."""
-        places = self.codes().flatten().int() + REACH
-        counts = torch.bincount(places, minlength=2 * REACH + 1).double()
-        total, used = counts.sum(), counts[counts > 0]
-        self.bits.copy_(-(used * (used / total).log2()).sum())
+        counts = self._counts(self.codes())
+        total = counts.sum()
+        self.bits.copy_(_entropy(counts))
         # Of both signs together, and never shorter for larger codes: single rare ones say little.
         sizes = counts[REACH:].clone()
         sizes[1:] += counts[:REACH].flip(0)
         sizes[1:] /= 2
         lengths = -((sizes + _UNSEEN) / (total + _UNSEEN * len(counts))).log2()
         self.pulls[:REACH] = lengths.cummax(0).values.diff().to(self.pulls)
+
+    @torch.no_grad()
+    def bits_above(self, limit: float) -> float:
+        """Bits of all codes after :meth:`clear`."""
+        short = self.latent.abs() < limit * self.log_step.exp()
+        return float(_entropy(self._counts(self.codes().masked_fill_(short, 0))))
+
+    def _counts(self, codes: Tensor) -> Tensor:
+        return torch.bincount(codes.flatten().int() + REACH, minlength=2 * REACH + 1).double()
 
     @torch.no_grad()
     def clear(self, limit: float) -> None:
@@ -118,3 +126,9 @@ class LatentWeight(nn.Module):
         slope = torch.dot(grad.flatten(), change.flatten()) * step
         self.log_step.grad = slope - torch.dot(pull.flatten(), place.flatten())
         self.latent.grad = grad.add(pull, alpha=1 / float(step))
+
+
+def _entropy(counts: Tensor) -> Tensor:
+    """Bits of codes of these counts."""
+    used = counts[counts > 0]
+    return -(used * (used / counts.sum()).log2()).sum()

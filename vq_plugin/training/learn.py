@@ -22,7 +22,7 @@ from vq_plugin.select import Pattern, check_model
 from vq_plugin.sizes import codes_nbytes, float_nbytes
 from vq_plugin.slot_fit import check_slot
 from vq_plugin.training.chosen import chosen_weights
-from vq_plugin.training.learner import Learner
+from vq_plugin.training.learner import Learner, Target
 from vq_plugin.training.loop import Loss, Training, run_batch
 from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
@@ -31,8 +31,6 @@ from vq_plugin.training.precision import Float32, float32_copy, is_half, restore
 _FIRST = 0.5
 _FACTOR = 3.0
 _TRAININGS = 3
-# A target of bytes is aimed at from below by so much: tables of frequencies take some.
-_AIM = 0.97
 # Batches that norms learn their statistics from at the end.
 _NORM_BATCHES = 100
 
@@ -203,7 +201,7 @@ class _Run:
     seed: int
     rest: Rest | None
 
-    def learner(self, rate_weight: float, most_bits: float | None = None) -> Learner:
+    def learner(self, rate_weight: float, target: Target | None = None) -> Learner:
         """A copy of the model that is about to train; errors name what cannot."""
         copy = float32_copy(self.model)
         weights = chosen_weights(copy, self.layers)
@@ -211,16 +209,16 @@ class _Run:
             check_slot(slot)
         if not weights:
             raise ValueError("the model has no weight that can be coded")
-        return Learner(copy, weights, rate_weight, most_bits)
+        return Learner(copy, weights, rate_weight, target)
 
     def train(
         self,
         rate_weight: float,
-        most_bits: float | None = None,
+        target: Target | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> nn.Module:
         """One training."""
-        learner = self.learner(rate_weight, most_bits)
+        learner = self.learner(rate_weight, target)
         optimizer = Adam(learner.groups(self.lr))
         optimizer.register_step_pre_hook(learner.before_update)
         teacher = self.teacher
@@ -229,13 +227,14 @@ class _Run:
         if teacher is not None and is_half(teacher):
             teacher = Float32(float32_copy(teacher))
         settings = {
-            "rate_weight": rate_weight, "most_bits": most_bits or 0.0, "epochs": self.epochs,
-            "lr": self.lr, "seed": self.seed,
+            "rate_weight": rate_weight, "target_bytes": target.nbytes if target else 0,
+            "epochs": self.epochs, "lr": self.lr, "seed": self.seed,
         }  # fmt: skip
         training = Training("learn", learner, optimizer, teacher, self.loss, self.epochs, settings)
         training.run(
             self.loader, seed=self.seed, checkpoint=checkpoint, before_step=learner.before_step
         )
+        learner.fit_in(0.0)
         return self._finished(learner)
 
     def _finished(self, learner: Learner) -> nn.Module:
@@ -260,14 +259,18 @@ class _Run:
         learner = self.learner(0.0)
         first = assemble(learner.model, learner.coded())
         others = len(file_bytes(first, self.rest)) - codes_nbytes(first)
-        room = _AIM * nbytes - others
-        if room <= 0:
+        if others >= nbytes:
             raise ValueError(
                 f"{nbytes} bytes are too few: what is no code (biases, norms, layers left in "
                 f"float, tables, the header) takes {others}, codes apart"
             )
-        small = self.train(_FIRST / learner.weight_count, 8 * room, checkpoint)
-        found = len(file_bytes(small, self.rest))
+
+        def file_size(each: nn.Module) -> int:
+            return len(file_bytes(each, self.rest))
+
+        target = Target(nbytes, file_size)
+        small = self.train(_FIRST / learner.weight_count, target, checkpoint)
+        found = file_size(small)
         if found > nbytes:
             warnings.warn(
                 f"the file takes {found} bytes, more than {nbytes} ({whole / found:.1f} times "

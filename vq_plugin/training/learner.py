@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import Slot
+from vq_plugin.replace import assemble
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, torch_code_dtype
+from vq_plugin.sizes import codes_nbytes
 from vq_plugin.training.latent import REACH, LatentWeight
 from vq_plugin.training.precision import Float32
 
@@ -21,17 +24,40 @@ _COUNT = 5
 RAMP = 0.5
 # From this part on codes stay, and centers go where the task wants them.
 _SETTLED = 0.85
-# Where bits are still too many then, weights below a limit become zero, which grows by this factor.
-_WIDEN = 1.02
+# Weights become zero by a limit that is found by halving an interval so many times.
+_HALVINGS = 16
+# So often, the first half of the times from where training left them.
+_ATTEMPTS = 8
 # The first step, over the deviation of the weight.
 _STEP = 1.5
 # Where a target is to be reached, and how the logarithm of what is too much falls until then: with
 # this power of the part that is left, as seen on LeNet-300-100 at a price that stays.
 _REACHED, _FALL = 0.7, 2.7
 # How a target changes the price of a bit: its logarithm by so much over a whole training, for every
-# unit of the logarithm of what is too much; and no more than this at once.
-_GAIN = 6.0
+# unit of the logarithm of what is too much; at once by this; and no more than so much at once.
+_GAIN, _AT_ONCE = 8.0, 5.0
 _MOST_CHANGE = 1.0
+# Of the training, how far bits are foreseen.
+_AHEAD = 0.05
+# The file is measured again after such a part of the training: tables shrink with the codes.
+_MEASURED = 0.1
+# Of the target, what is left for biases that change their size once codes have settled.
+_SLACK = 0.004
+# Bytes by which the header of equal weights may differ: the digits of its checksum.
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a file is to take.
+
+    Attributes:
+        nbytes: At most.
+        file_size: Bytes of the file of a compressed model.
+    """
+
+    nbytes: int
+    file_size: Callable[[nn.Module], int]
 
 
 class Learner(Float32):
@@ -42,12 +68,19 @@ class Learner(Float32):
     Attributes:
         model: What runs; trained in place.
         latents: In the order of the chosen weights.
-        rate_weight: What a bit costs, in units of the loss, float64; a target changes it.
-        most_bits: What all codes together are to take; ``None`` where the weight is given.
+        rate_weight: What a bit costs in the long run, in units of the loss, float64; a target
+            changes it.
+        price: What it costs now.
+        room: Bits of all codes that fit into the target, when last measured.
     """
 
     rate_weight: Tensor
+    price: Tensor
+    room: Tensor
+    measured: Tensor
     first_bits: Tensor
+    last_bits: Tensor
+    slope: Tensor
     steps: Tensor
     done: Tensor
     steered: Tensor
@@ -57,16 +90,17 @@ class Learner(Float32):
         model: nn.Module,
         weights: Mapping[Slot, nn.Parameter],
         rate_weight: float,
-        most_bits: float | None,
+        target: Target | None,
     ) -> None:
         super().__init__(model)
-        self.most_bits = most_bits
+        self._target = target
         self._slots = list(weights)
         self.latents = nn.ModuleList(LatentWeight(weight, _STEP) for weight in weights.values())
         chosen = {id(weight) for weight in weights.values()}
         self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-        self.register_buffer("rate_weight", torch.tensor(rate_weight, dtype=torch.float64))
-        for name in ("done", "steered", "first_bits"):
+        for name in ("rate_weight", "price"):
+            self.register_buffer(name, torch.tensor(rate_weight, dtype=torch.float64))
+        for name in ("done", "steered", "first_bits", "room", "measured", "last_bits", "slope"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -86,9 +120,10 @@ class Learner(Float32):
         self.done.fill_(done)
         if not self._settled and int(self.steps) % _COUNT == 0:
             self._count()
-            self._steer(done)
+            if self._target is not None:
+                self._steer(self._target, done)
         if self._settled and not settled:
-            self._fit_in()
+            self.fit_in(_SLACK)
         self.steps += 1
         for each in self._latents():
             each.write(self._settled)
@@ -97,7 +132,7 @@ class Learner(Float32):
         """Gives the latent weights their gradients: a hook of the optimizer."""
         ramp = min(1.0, float(self.done) / RAMP)
         for each in self._latents():
-            each.pull(float(self.rate_weight) * ramp, self._settled)
+            each.pull(float(self.price) * ramp, self._settled)
 
     @property
     def _settled(self) -> bool:
@@ -107,34 +142,77 @@ class Learner(Float32):
         for each in self._latents():
             each.count()
 
-    def _steer(self, done: float) -> None:
+    def _steer(self, target: Target, done: float) -> None:
         """Changes what a bit costs, for as many bits as are wanted by now.
 
         Their logarithm is to fall as it does by itself at a price that fits: faster, and zeros that
-        come too early hardly become weights again.
+        come too early hardly become weights again. Where bits are, or are about to be, few enough
+        to fit, they cost nothing.
         """
-        if self.most_bits is None:
-            return
-        bits = self.bits
+        bits = max(self.bits, 1.0)
         if float(self.first_bits) == 0:
             self.first_bits.fill_(bits)
+        if float(self.room) == 0 or done - float(self.measured) >= _MEASURED:
+            self._measure(target.nbytes * (1 - _SLACK))
+            self.measured.fill_(done)
         left = 1 - min(1.0, done / _REACHED)
-        first = max(float(self.first_bits), self.most_bits)
-        wanted = self.most_bits * (first / self.most_bits) ** left**_FALL
+        most = float(self.room)
+        wanted = most * max(1.0, float(self.first_bits) / most) ** left**_FALL
         passed = done - float(self.steered)
         self.steered.fill_(done)
-        change = _GAIN * passed * math.log(max(bits, 1.0) / wanted)
-        self.rate_weight *= math.exp(min(max(change, -_MOST_CHANGE), _MOST_CHANGE))
+        if passed > 0:
+            slope = math.log(bits / float(self.last_bits)) / passed
+            self.slope += min(1.0, passed / _AHEAD) * (slope - float(self.slope))
+        self.last_bits.fill_(bits)
+        # Weights on their way to zero go on for a while.
+        soon = bits * math.exp(_clamp(_AHEAD * float(self.slope)))
+        too_much = math.log(bits / wanted)
+        self.rate_weight *= math.exp(_clamp(_GAIN * passed * min(1.0, done / RAMP) * too_much))
+        self.price.copy_(self.rate_weight * math.exp(_clamp(_AT_ONCE * too_much)))
+        if min(bits, soon) < most:
+            self.price.zero_()
 
-    def _fit_in(self) -> None:
-        """Makes codes zero, those of the fewest steps first, until bits are as few as wanted."""
+    def _measure(self, nbytes: float) -> bool:
+        """Finds how many bits of codes fit into a file of so many bytes; whether there are more."""
+        assert self._target is not None
+        small = assemble(self.model, self.coded())
+        size, codes = self._target.file_size(small), codes_nbytes(small)
+        # Tables of rows and columns need fewer bits than those that are counted here.
+        share = max(self.bits, 8.0) / max(codes, 1)
+        self.room.fill_(share * max(nbytes - (size - codes), 0.01 * nbytes))
+        return size > nbytes
+
+    def fit_in(self, slack: float) -> None:
+        """Makes codes zero, those of the fewest steps first, until the file is as small as wanted.
+
+        ``slack`` is a part of the target that stays free.
+        """
         self._count()
-        most, limit = self.most_bits, 0.5
-        while most is not None and self.bits > most and limit < REACH + 1:
-            limit *= _WIDEN
-            for each in self._latents():
-                each.clear(limit)
-            self._count()
+        if self._target is None:
+            return
+        nbytes = self._target.nbytes * (1 - slack) - _DIGITS
+        if not self._measure(nbytes):
+            return
+        before = [each.latent.detach().clone() for each in self._latents()]
+        # What else is in the file changes with the codes: what fits is known better each time.
+        for attempt in range(_ATTEMPTS):
+            if attempt < _ATTEMPTS // 2:
+                for each, latent in zip(self._latents(), before, strict=True):
+                    each.latent.data.copy_(latent)
+            self._clear()
+            if not self._measure(nbytes) and attempt + 1 >= _ATTEMPTS // 2:
+                return
+
+    def _clear(self) -> None:
+        """Makes as few weights zero as leave no more bits than there is room for."""
+        low, high = 0.5, REACH + 1.0
+        for _ in range(_HALVINGS):
+            middle = math.sqrt(low * high)
+            fits = sum(each.bits_above(middle) for each in self._latents()) < float(self.room)
+            low, high = (low, middle) if fits else (middle, high)
+        for each in self._latents():
+            each.clear(high)
+        self._count()
 
     @property
     def bits(self) -> float:
@@ -153,6 +231,10 @@ class Learner(Float32):
 
     def _latents(self) -> list[LatentWeight]:
         return list(self.latents)  # type: ignore[arg-type]
+
+
+def _clamp(change: float) -> float:
+    return min(max(change, -_MOST_CHANGE), _MOST_CHANGE)
 
 
 @torch.no_grad()
