@@ -45,6 +45,7 @@ recovery:
   learning_rate: 0.02
   max_trials: 3
 rest: float16
+host: torchao
 """
 
 

@@ -228,6 +228,10 @@ class Recipe(_Keys):
     rest: Literal["float16", "int8"] | None = Field(
         default=None, description="Dtype in the file of biases, norms and layers left as they are."
     )
+    host: Literal["pt2e", "torch_ao", "torchao"] | None = Field(
+        default=None,
+        description="Library that ships the model: evaluated is what it makes of each setting.",
+    )
     output: str = Field(
         description="Folder of the results, relative to the current folder.",
         examples=["runs/my_model"],

@@ -14,18 +14,21 @@ from torch.nn.parameter import is_lazy
 from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
+from vq_plugin.schemes import Scheme
 from vq_plugin.select import check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits, layers_of, observed
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.hosts import AnyHost
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.recovery import Recovery, Trainer
 from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
+from vq_plugin.tuning.shipped import Shipped
 from vq_plugin.tuning.space import LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
@@ -51,6 +54,7 @@ def tune(
     start: nn.Module | None = None,
     recovery: Recovery | None = None,
     rest: Rest | None = None,
+    host: AnyHost | None = None,
     folder: str | os.PathLike[str] | None = None,
     recipe: Path | None = None,
     callback: Callback | None = None,
@@ -98,6 +102,12 @@ def tune(
         rest: ``"float16"`` rounds biases, norms and layers left as they are, as in
             :func:`vq_plugin.save`: in every model that is evaluated, in all sizes, and in
             ``model.vq``.
+        host: ``"torchao"`` (``quantize_``), ``"pt2e"`` or ``"torch_ao"`` (FX): the library by whose
+            calls the model is shipped. ``evaluate`` and ``test`` are then given what it makes of
+            each setting, with the codes and all other values of that setting, and so is
+            ``result.model``; batch norms are folded first, as the host folds them. ``"pt2e"``
+            exports with a batch of ``calibration``, for batches of any size;
+            ``vq_plugin.torchao.PT2E(dynamic_batch=False)`` in its place for those of that size.
         folder: Where ``model.vq``, ``report.json`` and ``report.html`` are written, and meanwhile
             a journal of the evaluations: a run that was killed goes on from there when it is
             started again. What an earlier run left there stays until all is written, and then in
@@ -116,7 +126,9 @@ def tune(
             changes from call to call, a compressed model seems to be better although its outputs
             are others, a limit is not positive, a pattern
             of the candidates matches nothing, a layer cannot be compressed, ``start`` is of
-            another architecture, ``rest`` is none of the above, or another run is using the folder.
+            another architecture, ``rest`` or ``host`` is none of the above, the host cannot
+            convert the model or a layer of the search, or another run is using the folder.
+        ImportError: If the library of the host is missing, or too old.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -139,17 +151,18 @@ def tune(
         calibration = list(calibration)
     start = model if start is None else start
     _check_alike(model, start)
-    space = search_space(start, LADDER if candidates is None else candidates)
+    shipped = None if host is None else Shipped.by(host, start, calibration)
+    start, space = _space(start, LADDER if candidates is None else candidates, shipped)
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()
     watch = Watch(budget, deadline, callback)
     with Journal(place) as journal, watch:
         _begin(watch, journal, place)
-        tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
+        tuning = Evaluator(evaluate, "evaluate", journal, workers, backend, shipped)
         name = model_digest(model)
         judge = _judge(tuning, model, name, budget, deadline)
-        testing = None if test is None else Evaluator(test, "test", journal)
+        testing = None if test is None else Evaluator(test, "test", journal, shipped=shipped)
         before = time.monotonic()
         test_baseline = None if testing is None else testing.baseline(model, name)
         # The verdict takes as long.
@@ -176,14 +189,30 @@ def tune(
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         watch.stage("verdict")
         result = verdict(session, testing, test_baseline)
-        if not result.passed:
-            result = replace(result, model=model)
+        result = replace(result, model=_returned(model, result, shipped))
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
             _write(place, result, recipe)
         journal.finish()
     return result
+
+
+def _space(
+    start: nn.Module, candidates: Candidates, shipped: Shipped | None
+) -> tuple[nn.Module, dict[str, tuple[Scheme | None, ...]]]:
+    """What is compressed, as its host sees it, with the candidates of its layers."""
+    if shipped is None:
+        return start, search_space(start, candidates)
+    space = search_space(shipped.model, candidates)
+    shipped.check(space)
+    return shipped.model, space
+
+
+def _returned(model: nn.Module, result: TuneResult, shipped: Shipped | None) -> nn.Module:
+    if not result.passed:
+        return model
+    return result.model if shipped is None else shipped(result.model)
 
 
 def _begin(watch: Watch, journal: Journal, place: Path | None) -> None:
