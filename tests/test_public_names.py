@@ -179,6 +179,7 @@ def test_tune() -> None:
         "start": None,
         "recovery": None,
         "rest": None,
+        "host": None,
         "folder": None,
         "recipe": None,
         "callback": None,
