@@ -226,7 +226,7 @@ class Careless:
 
 
 def test_a_host_that_makes_other_layers_is_found_out(model, images):
-    with pytest.raises(ValueError, match=r"'careless'.*layer 'first' has other codebooks"):
+    with pytest.raises(ValueError, match=r"'careless'.*layer 'first' has other codes"):
         vq.tune(model, lambda _: 1.0, BUDGET, [images], candidates=LADDER, host=Careless())
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration
+from vq_plugin.codebook import CodebookWeight
 from vq_plugin.export.example import Example
 from vq_plugin.hosting.fit import fitted_before
 from vq_plugin.nn import CodedWeight, coded_weights
 from vq_plugin.replace import assemble
-from vq_plugin.schemes import Binary, Scheme
+from vq_plugin.schemes import Scheme, torch_code_dtype
 from vq_plugin.select import Schemes, slots_by_name
 from vq_plugin.sensitivity import calls
-from vq_plugin.slot_fit import fit_named
 from vq_plugin.tuning.hosts import AnyHost, Host, find_host
 
 
@@ -44,14 +44,15 @@ class Shipped:
             return cls(found, found.fused(assemble(model, {}).eval(), example), example)
 
     def check(self, space: Mapping[str, tuple[Scheme | None, ...]]) -> None:
-        """Converts by the cheapest fits, so that what the host cannot do shows before a search.
+        """Converts without any fit, so that what the host cannot do shows before a search.
 
         ``ValueError`` names the host and, as far as it does, the layer.
         """
-        slots = slots_by_name(self.model, [name for name, ladder in space.items() if any(ladder)])
-        fits = {name: fit_named(name, slot.weight, Binary()) for name, slot in slots.items()}
+        schemes = {name: next(filter(None, each)) for name, each in space.items() if any(each)}
+        slots = slots_by_name(self.model, schemes)
+        zeros = {name: _zeros(slots[name].weight, scheme) for name, scheme in schemes.items()}
         with _named(self.host):
-            self(assemble(self.model, fits))
+            self(assemble(self.model, zeros))
 
     def __call__(self, small: nn.Module) -> nn.Module:
         """The host's model with the codes and all other values of a compressed one.
@@ -73,6 +74,20 @@ class Shipped:
     def evaluate(self, function: Callable[[nn.Module], object]) -> Callable[[nn.Module], object]:
         """A function of the host's model as one of the compressed model; it can be pickled."""
         return partial(_evaluate, function, self)
+
+
+def _zeros(weight: Tensor, scheme: Scheme) -> CodebookWeight:
+    """A weight of zeros, in the form that a scheme gives it."""
+    shape = tuple(weight.shape)
+    geometry = scheme.geometry(shape)
+    return CodebookWeight(
+        codes=torch.zeros(geometry.code_shape, dtype=torch_code_dtype(geometry.k)),
+        codebooks=torch.zeros(geometry.codebook_shape),
+        scale=torch.zeros(geometry.rows) if geometry.scaled else None,
+        scheme=scheme,
+        shape=shape,
+        dtype=weight.dtype,
+    )
 
 
 @contextmanager
