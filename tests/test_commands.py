@@ -20,7 +20,6 @@ from vq_plugin.cli import main
 from vq_plugin.tuning.report import json_schema
 from vq_plugin.workloads import digits
 
-ROOT = Path(__file__).parents[1]
 MODEL = "vq_plugin.workloads.digits:model"
 COMMANDS = (
     ["tune"], ["compress"], ["layers"], ["inspect"], ["doctor"], ["completion"],

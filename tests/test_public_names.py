@@ -180,6 +180,7 @@ def test_tune() -> None:
         "start": None,
         "recovery": None,
         "rest": None,
+        "host": None,
         "folder": None,
         "export": (),
         "recipe": None,
@@ -242,7 +243,7 @@ def test_file_errors_are_value_errors() -> None:
 
 def test_torchao() -> None:
     torchao = pytest.importorskip("vq_plugin.torchao")
-    names = {"VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"}
+    names = {"PT2E", "VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"}
     assert set(torchao.__all__) == names
     assert parameters(torchao.VQWeightOnlyConfig) == {"scheme": ..., "step": None, "seed": 0}
     assert parameters(torchao.VQQuantizer) == {"schemes": ..., "is_qat": False, "seed": 0}

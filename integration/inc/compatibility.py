@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ TESTS = ("tests/inc", "vq_plugin/inc")
 # What they need besides the package and the host; no benchmarks, trackers or linters.
 TOOLS = ("pytest", "hypothesis")
 # Only for the file: what a difference between releases may come from.
-PACKAGES = ("numpy", "pydantic", "torchao", "pytest")
+PACKAGES = ("numpy", "pydantic", "torchao", "neural_compressor_pt", "pytest")
 # Failing tests named in the table; the file has all of them.
 NAMED = 3
 
@@ -58,11 +59,16 @@ def execute(*command: str | Path) -> str:
         What it printed to its standard output.
 
     Raises:
-        FailedError: If its exit code is not 0.
+        FailedError: If its exit code is not 0, or there is no such program.
     """
     # Whatever is put in front of the environment would be tested in its place.
     own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=own, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise FailedError(str(error)) from error
     if done.returncode:
         printed = (done.stdout + done.stderr).strip()
         print(printed, file=sys.stderr)
@@ -140,6 +146,7 @@ class Releases:
         versions: All of them.
         build: Makes the environment of one, see :func:`build`.
         tests: Which tests run in it.
+        keep: Whether it stays, for the next run.
     """
 
     name: str
@@ -148,6 +155,7 @@ class Releases:
     versions: Sequence[str]
     build: Callable[[Path, str], Path]
     tests: Sequence[str]
+    keep: bool = True
 
 
 def try_version(
@@ -201,7 +209,10 @@ def compare(folder: Path, chosen: Sequence[str], releases: Releases, report: Rep
     table = Table(releases.title, formats)
     others = Table("Not passed", dict.fromkeys((name, "test", "kind", "reason"), ""))
     for number, version in enumerate(chosen, 1):
-        row, tests = try_version(folder / version, version, releases)
+        place = folder / version.replace(":", "-")
+        row, tests = try_version(place, version, releases)
+        if not releases.keep:
+            shutil.rmtree(place, ignore_errors=True)
         table.rows.append(row)
         for test, outcome in tests.items():
             if outcome.kind != "passed":

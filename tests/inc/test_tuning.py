@@ -198,6 +198,13 @@ def test_a_rest_that_would_not_be_rounded_warns(recipe):
         tuning_config(digits.model(), path)
 
 
+def test_another_host_is_refused(recipe):
+    path = recipe()
+    path.write_text(path.read_text() + "\nhost: pt2e\n")
+    with pytest.raises(ValueError, match="converts models itself: remove 'host'"):
+        tuning_config(digits.model(), path)
+
+
 def test_a_timeout_warns(recipe):
     with pytest.warns(UserWarning, match="INC's autotune knows no timeout"):
         tuning_config(digits.model(), recipe(exit="{max_trials: 3, timeout: 10}"))

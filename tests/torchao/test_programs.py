@@ -100,7 +100,7 @@ def test_packages_and_freezing(program, small, value, tmp_path):
 
 
 PROGRAM = """
-import sys, torch, vq_plugin.ops
+import sys, torch._inductor.codecache, vq_plugin.ops
 packaged = torch._inductor.aoti_load_package(sys.argv[1])
 torch.save(packaged(torch.load(sys.argv[2])), sys.argv[3])
 """

@@ -97,7 +97,7 @@ def test_beside_int8(images, value, convert, other):
 def test_others_first_are_an_error(images, value):
     quantizer = ComposableQuantizer([int8("x86"), VQQuantizer(PQ)])
     with pytest.raises(ValueError, match="give VQQuantizer to ComposableQuantizer as the first"):
-        prepare_pt2e(program(images, value), quantizer)
+        prepare_pt2e(torch.export.export(images, (value,), strict=True).module(), quantizer)
 
 
 def test_another_convolution_after_ours_in_x86(convert):

@@ -57,10 +57,18 @@ def export_aoti(
     check_compressed(model)
     check_compiler()
     package = io.BytesIO()
-    with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(freezing=False):
+    with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(_settings()):
         program = exported(model, example, dynamic_batch=dynamic_batch)
         torch._inductor.aoti_compile_and_package(program, package_path=package)
     write_atomically(path, package.getvalue())
+
+
+def _settings() -> dict[str, bool]:
+    """Settings of inductor for packages that are small."""
+    # Tables for debuggers, larger than the code that they are about.
+    lines = "aot_inductor.enable_line_tables"
+    known = hasattr(torch._inductor.config.aot_inductor, lines.rpartition(".")[2])
+    return {"freezing": False, **({lines: False} if known else {})}
 
 
 def check_compiler() -> None:

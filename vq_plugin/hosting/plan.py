@@ -51,7 +51,8 @@ class Plan:
         scheme = self.scheme_for(module)
         if scheme is None:
             return module
-        return self.conversion.layer(module, scheme, self.seed, self.name or repr(module))
+        name = repr(module) if self.name is None else self.name
+        return self.conversion.layer(module, scheme, self.seed, name)
 
 
 def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:

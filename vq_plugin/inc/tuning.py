@@ -149,6 +149,11 @@ def _check_recipe(recipe: Recipe, path: Path) -> None:
                 f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "
                 "recipe with vq-plugin tune"
             )
+    if recipe.host is not None:
+        raise ValueError(
+            f"{path}: INC's autotune converts models itself: remove 'host', or run the recipe with "
+            "vq-plugin tune"
+        )
     if recipe.export:
         text = f"{path}: INC's autotune writes no files: 'export' is for vq-plugin tune"
         warnings.warn(text, stacklevel=3)

@@ -14,6 +14,7 @@ from vq_plugin.recipe.pruned import forget_pruned, pruned
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.schema import Recipe
 from vq_plugin.tuning import Recovery, TuneResult, tune
+from vq_plugin.tuning.hosts import Host, find_host
 from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
 from vq_plugin.tuning.trials import BaselineError
 from vq_plugin.tuning.watch import Callback
@@ -81,6 +82,7 @@ def run_recipe(
                 start=start,
                 recovery=_recovery(prepared),
                 rest=recipe.rest,
+                host=_host(prepared),
                 folder=folder,
                 export=recipe.export,
                 recipe=Path(path),
@@ -107,6 +109,14 @@ def _inside(recipe: Recipe, source: Source) -> str:
         remedy = f"if that is meant, give it yourself: --output {shlex.quote(recipe.output)}"
         raise RecipeError(source.problem(["output"], f"{text}; {remedy}"))
     return recipe.output
+
+
+def _host(prepared: Prepared) -> Host | None:
+    name = prepared.recipe.host
+    try:
+        return None if name is None else find_host(name)
+    except ImportError as error:
+        raise RecipeError(prepared.source.problem(["host"], f"host: {error}")) from error
 
 
 def _recovery(prepared: Prepared) -> Recovery | None:

@@ -20,7 +20,7 @@ from vq_plugin.export.targets import TARGETS
 from vq_plugin.nn import layer_types
 from vq_plugin.recipe.fields import Choice, LayerName, LayerType, Reference, SchemeChoice, show
 from vq_plugin.select import Form
-from vq_plugin.tuning import LossBudget
+from vq_plugin.tuning import LADDER, LossBudget
 from vq_plugin.tuning.space import BUILT_IN
 
 
@@ -258,19 +258,34 @@ class Recipe(_Keys):
         description="Other runtimes that the model is written for; needs quantization.calibration.",
         examples=["[onnx]"],
     )
+    host: Literal["pt2e", "torch_ao", "torchao"] | None = Field(
+        default=None,
+        description="Library that ships the model: evaluated is what it makes of each setting.",
+    )
     output: str = Field(
         description="Folder of the results, relative to the current folder.",
         examples=["runs/my_model"],
     )
 
+    @model_validator(mode="after")
+    def _ships_one_model(self) -> Recipe:
+        if self.export and self.host is not None:
+            raise ValueError(
+                "give one of export, which writes what compress makes, and host, which ships what "
+                "a library makes"
+            )
+        return self
+
     def candidates(
-        self, built_in: Sequence[Form | None] = BUILT_IN
+        self, built_in: Sequence[Form | None] | None = None
     ) -> dict[str | type[nn.Module], Choice]:
         """What may become of which layers, for :func:`vq_plugin.tune`; of others what is built in.
 
         Hosts take no factors, and :data:`vq_plugin.tuning.LADDER`.
         """
         quantization = self.quantization
+        if built_in is None:
+            built_in = BUILT_IN if self.host is None else LADDER
         rest = list(built_in) if quantization.model_wise is None else quantization.model_wise.scheme
         types = layer_types()
         return {

@@ -8,8 +8,9 @@ from vq_plugin.torchao.check import check_converted
 from vq_plugin.torchao.config import VQWeightOnlyConfig
 from vq_plugin.torchao.fused import fused_float
 from vq_plugin.torchao.handler import compress_module
+from vq_plugin.torchao.hosts import PT2E
 from vq_plugin.torchao.quantizer import VQQuantizer
 
 del compress_module, versions
 
-__all__ = ["VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"]
+__all__ = ["PT2E", "VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"]

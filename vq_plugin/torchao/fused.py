@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
@@ -11,13 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from vq_plugin.export.example import Example, exported
 from vq_plugin.replace import assemble
 from vq_plugin.torchao.graph import module_of
 
 aten = torch.ops.aten
 
 
-def fused_float(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+def fused_float(model: nn.Module, example: Example) -> nn.Module:
     """A float model whose batch norms are folded into the layers before, as PT2E folds them.
 
     It is what :func:`vq_plugin.load` needs for the file of a program that PT2E has converted, and
@@ -26,7 +25,8 @@ def fused_float(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
 
     Args:
         model: Float model in eval mode that ``torch.export`` can take; it is not changed.
-        example: Positional arguments of the model.
+        example: An input that the model runs on: a tensor, a tuple or list of positional
+            arguments, or a mapping of keyword arguments.
 
     Returns:
         A copy; folded batch norms are ``nn.Identity``.
@@ -41,7 +41,7 @@ def fused_float(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before fusing it")
-    graph = torch.export.export(model, example).graph
+    graph = exported(model, example, dynamic_batch=False).graph
     fused = assemble(model, {})
     for node in graph.nodes:
         before = node.args[0] if node.target == aten.batch_norm.default else None

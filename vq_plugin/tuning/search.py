@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.exports import check_export, export_to, expressible, rehearse
+from vq_plugin.tuning.hosts import AnyHost
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.layers import layers_of, observed
@@ -28,7 +29,8 @@ from vq_plugin.tuning.recovery import Recovery, Trainer
 from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
-from vq_plugin.tuning.space import BUILT_IN, Candidates, search_space
+from vq_plugin.tuning.shipped import Shipped
+from vq_plugin.tuning.space import BUILT_IN, LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
 from vq_plugin.tuning.watch import Callback, Watch
@@ -53,6 +55,7 @@ def tune(
     start: nn.Module | None = None,
     recovery: Recovery | None = None,
     rest: Rest | None = None,
+    host: AnyHost | None = None,
     folder: str | os.PathLike[str] | None = None,
     export: Sequence[str] = (),
     recipe: Path | None = None,
@@ -80,7 +83,8 @@ def tune(
         candidates: The schemes to choose from, see
             :func:`vq_plugin.tuning.space.search_space`: a sequence for all layers, or patterns to
             sequences; ``None`` in a sequence lets a layer stay in float. If ``None``,
-            :data:`vq_plugin.tuning.LADDER` for all layers.
+            :data:`vq_plugin.tuning.LADDER` and :data:`vq_plugin.tuning.FACTORS` for all layers;
+            without the latter, which no host takes, if there is a ``host``.
         test: As ``evaluate``, on an untouched split; it gives the verdict and chooses nothing.
         max_trials: The most settings to evaluate; ``recovery`` has a limit of its own.
         timeout: Seconds that the whole call may take, but for the evaluation or the training that
@@ -101,6 +105,12 @@ def tune(
         rest: ``"float16"`` rounds biases, norms and layers left as they are, as in
             :func:`vq_plugin.save`: in every model that is evaluated, in all sizes, and in
             ``model.vq``.
+        host: ``"torchao"`` (``quantize_``), ``"pt2e"`` or ``"torch_ao"`` (FX): the library by whose
+            calls the model is shipped. ``evaluate`` and ``test`` are then given what it makes of
+            each setting, with the codes and all other values of that setting, and so is
+            ``result.model``; batch norms are folded first, as the host folds them. ``"pt2e"``
+            exports with a batch of ``calibration``, for batches of any size;
+            ``vq_plugin.torchao.PT2E(dynamic_batch=False)`` in its place for those of that size.
         folder: Where ``model.vq``, ``report.json`` and ``report.html`` are written, and meanwhile
             a journal of the evaluations: a run that was killed goes on from there when it is
             started again. What an earlier run left there stays until all is written, and then in
@@ -126,7 +136,10 @@ def tune(
             are others, a limit is not positive, a pattern
             of the candidates matches nothing, a layer cannot be compressed, a target of ``export``
             is unknown, lacks a package or cannot express a layer, ``start`` is of another
-            architecture, ``rest`` is none of the above, or another run is using the folder.
+            architecture, ``rest`` or ``host`` is none of the above, the host cannot convert the
+            model or a layer of the search, ``host`` stands beside ``export``, or another run is
+            using the folder.
+        ImportError: If the library of the host is missing, or too old.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -143,23 +156,25 @@ def tune(
     budget = LossBudget(relative=0.01) if budget is None else budget
     _check_arguments(model, evaluate, budget, calibration)
     _check_limits(max_trials, timeout, workers)
-    _check_files(rest, export, calibration, folder)
+    _check_files(rest, export, calibration, folder, host)
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
         calibration = list(calibration)
     start = model if start is None else start
     _check_alike(model, start)
-    space = _space(start, candidates, export, calibration)
+    shipped = None if host is None else Shipped.by(host, start, calibration)
+    start, space = _space(start, candidates, shipped)
+    space = _exportable(start, space, export, calibration)
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()
     watch = Watch(budget, deadline, callback)
     with Journal(place) as journal, watch:
         _begin(watch, journal, place)
-        tuning = Evaluator(evaluate, "evaluate", journal, workers, backend)
+        tuning = Evaluator(evaluate, "evaluate", journal, workers, backend, shipped)
         name = model_digest(model)
         judge = _judge(tuning, model, name, budget, deadline)
-        testing = None if test is None else Evaluator(test, "test", journal)
+        testing = None if test is None else Evaluator(test, "test", journal, shipped=shipped)
         before = time.monotonic()
         test_baseline = None if testing is None else testing.baseline(model, name)
         # The verdict takes as long.
@@ -186,8 +201,7 @@ def tune(
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         watch.stage("verdict")
         result = verdict(session, testing, test_baseline)
-        if not result.passed:
-            result = replace(result, model=model)
+        result = replace(result, model=_returned(model, result, shipped))
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
@@ -197,16 +211,32 @@ def tune(
 
 
 def _space(
+    start: nn.Module, candidates: Candidates | None, shipped: Shipped | None
+) -> tuple[nn.Module, dict[str, tuple[Form | None, ...]]]:
+    """What is compressed, as its host sees it, with the candidates of its layers."""
+    if shipped is None:
+        return start, search_space(start, BUILT_IN if candidates is None else candidates)
+    space = search_space(shipped.model, LADDER if candidates is None else candidates)
+    shipped.check(space)
+    return shipped.model, space
+
+
+def _exportable(
     start: nn.Module,
-    candidates: Candidates | None,
+    space: Mapping[str, tuple[Form | None, ...]],
     export: Sequence[str],
     calibration: Calibration | None,
 ) -> dict[str, tuple[Form | None, ...]]:
     """The candidates of every layer that exports can hold; they were tried."""
-    space = search_space(start, BUILT_IN if candidates is None else candidates)
-    space = expressible(start, space, export)
-    rehearse(export, start, space, calibration)
-    return space
+    possible = expressible(start, space, export)
+    rehearse(export, start, possible, calibration)
+    return possible
+
+
+def _returned(model: nn.Module, result: TuneResult, shipped: Shipped | None) -> nn.Module:
+    if not result.passed:
+        return model
+    return result.model if shipped is None else shipped(result.model)
 
 
 def _begin(watch: Watch, journal: Journal, place: Path | None) -> None:
@@ -277,9 +307,13 @@ def _check_arguments(model: object, evaluate: object, budget: object, calibratio
 
 
 def _check_files(
-    rest: Rest | None, export: Sequence[str], calibration: object, folder: object
+    rest: Rest | None, export: Sequence[str], calibration: object, folder: object, host: object
 ) -> None:
     check_rest(rest)
+    if export and host is not None:
+        raise ValueError(
+            "export writes what compress makes, and host ships what a library makes: give one"
+        )
     check_export(export, calibration, folder)
 
 

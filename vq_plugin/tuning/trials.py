@@ -15,6 +15,7 @@ from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.journal import Evaluation, Journal
 from vq_plugin.tuning.metric import Metric, mismatch, read_metric
 from vq_plugin.tuning.orphans import EndsWithItsCaller
+from vq_plugin.tuning.shipped import Shipped
 
 # Parts of the budget that a metric may differ by from call to call.
 _APART = 0.1
@@ -35,7 +36,8 @@ class Evaluator:
     """One of the user's functions with the journal of its results.
 
     Its name, ``"evaluate"`` or ``"test"``, is for messages and for the journal. ``backend`` is
-    joblib's name of what runs several evaluations at a time.
+    joblib's name of what runs several evaluations at a time. Where models are ``shipped`` by a
+    host, the function is given what the host makes of them, the float model aside.
     """
 
     function: Evaluate
@@ -43,6 +45,7 @@ class Evaluator:
     journal: Journal
     workers: int = 1
     backend: str = "loky"
+    shipped: Shipped | None = None
 
     def baseline(self, model: nn.Module, key: str) -> Metric:
         """The float model's metric; BaselineError if it is not finite, or the function raises."""
@@ -81,13 +84,13 @@ class Evaluator:
         """Evaluates models by their keys, several at a time; the journal has the results."""
         if self.workers == 1:
             for key, model in models.items():
-                self.journal.add(self._key(key), evaluate_once(self.function, model, self.name))
+                self.journal.add(self._key(key), evaluate_once(self._evaluate, model, self.name))
             return
         import joblib
 
         with joblib.parallel_config(backend=self.backend, n_jobs=self.workers):
             calls = [
-                joblib.delayed(EndsWithItsCaller(evaluate_once))(self.function, model, self.name)
+                joblib.delayed(EndsWithItsCaller(evaluate_once))(self._evaluate, model, self.name)
                 for model in models.values()
             ]
             results = joblib.Parallel(return_as="generator")(calls)
@@ -96,13 +99,18 @@ class Evaluator:
 
     def run_after(self, step: Callable[[nn.Module], nn.Module], key: str, model: nn.Module) -> None:
         """Evaluates what ``step`` makes of a model, in this process; its time and errors count."""
-        found = evaluate_once(lambda before: self.function(step(before)), model, self.name)
+        found = evaluate_once(lambda before: self._evaluate(step(before)), model, self.name)
         self.journal.add(self._key(key), found)
+
+    @property
+    def _evaluate(self) -> Evaluate:
+        return self.function if self.shipped is None else self.shipped.evaluate(self.function)
 
     def _key(self, key: str) -> str:
         module = getattr(self.function, "__module__", "")
         function = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        return f"{self.name} {module}:{function} {key}"
+        by = "" if self.shipped is None else f" by {self.shipped.host.name}"
+        return f"{self.name} {module}:{function}{by} {key}"
 
 
 def _call(function: Evaluate, model: nn.Module, name: str) -> Metric:
