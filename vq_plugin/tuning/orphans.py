@@ -16,7 +16,9 @@ _SECONDS = 0.5
 _watched: set[int] = set()
 
 
-@dataclass(frozen=True)
+# One of its own, not an equal of others: joblib's Dask backend hashes functions, and waits for ever
+# where one, such as a task that holds a dict, has no hash.
+@dataclass(frozen=True, eq=False)
 class EndsWithItsCaller(Generic[P, R]):
     """A function for workers: a process that runs it ends once its parent, the caller, has.
 
