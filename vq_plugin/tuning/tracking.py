@@ -341,7 +341,8 @@ def _trial_name(index: int, trial: Trial) -> str:
     number = f"{index:02d}"
     if trial.error is not None:
         return f"{number} failed"
-    return f"{number} {'held' if trial.held else 'over'} {trial.rate:.1f}x"
+    # A setting within the budget may be unconfirmed: what did not hold need not be over it.
+    return f"{number} {'held' if trial.held else 'not held'} {trial.rate:.1f}x"
 
 
 def _trial_tags(trial: Trial) -> dict[str, str]:

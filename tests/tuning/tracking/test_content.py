@@ -97,7 +97,7 @@ def test_a_child_holds_schemes_and_metrics(
         "held": 0,
         "seconds": 2,
     }
-    assert first.info.run_name == "01 over 3.5x"
+    assert first.info.run_name == "01 not held 3.5x"
     assert second.data.metrics["held"] == 1
     assert second.data.metrics["loss_low"] == -0.01
     assert second.data.metrics["loss_high"] == 0.03

@@ -34,7 +34,7 @@ def test_children_appear_as_trials_end(
     (parent,) = parents(client)
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "digits held 1.4x")
     runs = children(client, parent.info.run_id)
-    assert [run.info.run_name for run in runs] == ["01 over 3.5x", "02 held 3.5x"]
+    assert [run.info.run_name for run in runs] == ["01 not held 3.5x", "02 held 3.5x"]
     assert [run.data.tags.get("chosen") for run in runs] == [None, "true"]
 
 
@@ -48,7 +48,7 @@ def test_what_the_end_says_of_a_trial_corrects_its_run(
         missed = result(trials=(replace(lucky, held=False),), passed=False, schemes=None)
         parent = run.finish(missed, folder=folder)
     (child,) = children(client, parent)
-    assert (child.info.run_name, child.data.metrics["held"]) == ("01 over 3.5x", 0)
+    assert (child.info.run_name, child.data.metrics["held"]) == ("01 not held 3.5x", 0)
 
 
 @pytest.mark.parametrize(
