@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,15 @@ def wait_for_end(processes: list[int]) -> None:
     raise AssertionError("workers are still running")
 
 
+@pytest.fixture
+def _hangup_ends() -> Iterator[None]:
+    """Processes inherit what nohup says: to ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hangup_ends")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("number", "code", "word"),

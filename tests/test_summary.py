@@ -39,6 +39,16 @@ def test_rows_rates_and_bytes_by_hand() -> None:
     assert shown.other_float_nbytes == shown.other_nbytes
 
 
+def test_rates_of_factors_are_those_of_their_layer() -> None:
+    float_model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 4))
+    small = vq.compress(float_model, {"0": "svd(rank=4)+km(k=16)", "1": "km(k=16)"})
+    shown = vq.summary(small)
+    assert [row.shape for row in shown.rows] == [(4, 64), (32, 4), (4, 32)]
+    assert shown.layer_rate == 4 * (64 * 32 + 32 * 4) / shown.nbytes
+    assert shown.file_layer_rate == 4 * (64 * 32 + 32 * 4) / shown.file_nbytes
+    assert "compressed weights: 8.7 kB -> " in str(shown)
+
+
 def test_other_bytes_in_half_precision_count_double_in_float() -> None:
     shown = vq.summary(vq.compress(model().half(), {"0": vq.KM()}))
     assert shown.rows[0].float_nbytes == 4 * 216

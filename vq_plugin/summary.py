@@ -89,18 +89,23 @@ class Summary:
 
     @property
     def layer_rate(self) -> float:
-        """Float32 bytes over ``nbytes``, of the compressed weights alone."""
-        return self.float_nbytes / self.nbytes if self.nbytes else math.inf
+        """Float32 bytes over ``nbytes``, of the compressed weights alone; factors: of the layer."""
+        return self._layers_nbytes / self.nbytes if self.nbytes else math.inf
 
     @property
     def file_layer_rate(self) -> float:
-        """Float32 bytes over ``file_nbytes``, of the compressed weights alone."""
-        return self.float_nbytes / self.file_nbytes if self.file_nbytes else math.inf
+        """The same over ``file_nbytes``."""
+        return self._layers_nbytes / self.file_nbytes if self.file_nbytes else math.inf
+
+    @property
+    def _layers_nbytes(self) -> int:
+        """Bytes in float32 of the compressed layers, as they were before they were factorized."""
+        return self.float_nbytes + self.factorized_nbytes
 
     @property
     def model_float_nbytes(self) -> int:
         """Bytes of the whole model in float32, as it was before it was factorized."""
-        return self.float_nbytes + self.other_float_nbytes + self.factorized_nbytes
+        return self._layers_nbytes + self.other_float_nbytes
 
     @property
     def model_file_nbytes(self) -> int:
@@ -130,9 +135,9 @@ class Summary:
         if not any(row.note for row in self.rows):
             header, body = header[:-1], [line[:-1] for line in body]
         total = (
-            f"compressed weights: {format_bytes(self.float_nbytes)} -> {format_bytes(self.nbytes)}"
-            f" (layer rate {self.layer_rate:.1f}x), {format_bytes(self.file_nbytes)} in a file; "
-            f"everything else: {format_bytes(self.other_nbytes)}"
+            f"compressed weights: {format_bytes(self._layers_nbytes)} -> "
+            f"{format_bytes(self.nbytes)} (layer rate {self.layer_rate:.1f}x), "
+            f"{format_bytes(self.file_nbytes)} in a file; everything else: {format_bytes(self.other_nbytes)}"
         )
         whole = (
             f"whole model: {format_bytes(self.model_float_nbytes)} -> "

@@ -29,7 +29,8 @@ class Sizes:
         other_nbytes: The part of `nbytes` that belongs to none of the report's `layers`: biases,
             norms, other layers.
         file_nbytes: The compressed file; null if none was written.
-        layer_rate: Float32 bytes over compressed bytes of the compressed weights alone, in a file.
+        layer_rate: Float32 bytes over compressed bytes of the compressed weights alone, in a file;
+            of factors, the bytes of the layer they make.
         file_rate: `float_nbytes` over `file_nbytes`.
     """
 
