@@ -63,7 +63,10 @@ def test_files_that_cannot_be(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_that_are_not_compressed(value: Tensor, tmp_path: Path) -> None:
+def test_models_that_are_not_compressed(small: nn.Module, value: Tensor, tmp_path: Path) -> None:
+    graph = torch.export.export(small.eval(), (value,)).module()
+    with pytest.raises(ValueError, match="an exported graph has no layers"):
+        vq.export_aoti(graph, tmp_path / "s.pt2", value)
     with pytest.raises(ValueError, match="no codebook weights"):
         vq.export_aoti(nn.Conv2d(8, 4, 1), tmp_path / "s.pt2", value)
     with pytest.raises(TypeError, match="got str"):

@@ -258,6 +258,12 @@ X = torch.zeros(3, 8)
         (linear, X, {"opset": 17}, "opset 17: it can be one of 18 to 25"),
         (linear, X, {"operator": "fast"}, "operator 'fast'"),
         (lambda: nn.Linear(8, 4), X, {}, "no codebook weights: compress it first"),
+        (
+            lambda: torch.export.export(linear().eval(), (X,)).module(),
+            X,
+            {},
+            "an exported graph has no layers",
+        ),
         (linear, (), {}, "the example has no tensor"),
         (linear, X[:, :5], {}, "does not run on the example"),
         (linear, (X, X[:2]), {}, "no first size in common"),

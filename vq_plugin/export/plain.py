@@ -108,8 +108,10 @@ def check_compressed(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"a compressed model is an nn.Module, got {type(model).__name__}")
     if not coded_weights(model):
+        # What torch has exported may well be compressed, but its layers are gone.
         raise ValueError(
-            "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
+            graph_hint(model)
+            or "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
         )
 
 
