@@ -137,7 +137,8 @@ class Summary:
         total = (
             f"compressed weights: {format_bytes(self._layers_nbytes)} -> "
             f"{format_bytes(self.nbytes)} (layer rate {self.layer_rate:.1f}x), "
-            f"{format_bytes(self.file_nbytes)} in a file; everything else: {format_bytes(self.other_nbytes)}"
+            f"{format_bytes(self.file_nbytes)} in a file; "
+            f"everything else: {format_bytes(self.other_nbytes)}"
         )
         whole = (
             f"whole model: {format_bytes(self.model_float_nbytes)} -> "
