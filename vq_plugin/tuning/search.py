@@ -34,6 +34,7 @@ from vq_plugin.tuning.space import BUILT_IN, LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
 from vq_plugin.tuning.watch import Callback, Watch
+from vq_plugin.work import Work, count_work
 
 # Of the time that is left, what a second evaluation of the float model may take.
 _REPEATED = 0.1
@@ -201,7 +202,8 @@ def tune(
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         watch.stage("verdict")
         result = verdict(session, testing, test_baseline)
-        result = replace(result, model=_returned(model, result, shipped))
+        small = _returned(model, result, shipped)
+        result = replace(result, model=small, **_work(model, small, calibration))
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
@@ -274,6 +276,16 @@ def _judge(
     if not deadline.limited or before - deadline.left < _REPEATED * deadline.left:
         tuning.check_repeats(model, name, budget)
     return judge
+
+
+def _work(model: nn.Module, small: nn.Module, calibration: Calibration | None) -> dict[str, Work]:
+    """What both multiply, as fields of the result; nothing without batches."""
+    if not isinstance(calibration, Iterable):
+        return {}
+    return {
+        "float_work": count_work(model, calibration),
+        "work": count_work(small, calibration),
+    }
 
 
 def _write(
