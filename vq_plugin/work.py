@@ -77,6 +77,8 @@ def count_work(model: nn.Module, batches: Iterable[Any]) -> Work:
         uses.append((key, passed.numel() // max(len(weight), 1)))
 
     first = list(islice(iter(batches), 1))
+    if not first:
+        raise ValueError("there is no batch to count with: give inputs that the model takes")
     layers = [m for m in model.modules() if isinstance(m, _COUNTED)]
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ from vq_plugin.training.loop import Loss, Training, soft_cross_entropy
 
 # Share of the epochs before coefficients are cut; the rest lets those that stay settle.
 _RAMP = 0.5
+_ROUNDING = 1e-9
 
 
 def prune_factors(
@@ -86,11 +88,11 @@ def prune_factors(
     firsts, seconds = _trained(sparse)
     cut_after = round(_RAMP * epochs) / epochs
     cut: bool | None = None
-    firsts_turn = False
+    epoch, firsts_turn = -1, False
     gone: list[Tensor] = []
 
     def before_step(done: float) -> None:
-        nonlocal cut, firsts_turn
+        nonlocal cut, epoch, firsts_turn
         if cut is None:
             # A run that goes on does so at the beginning of an epoch.
             cut = done > cut_after
@@ -101,7 +103,10 @@ def prune_factors(
         if cut:
             # From the weights themselves, so that a run that goes on has them, too.
             gone[:] = [weight.detach() == 0 for weight in seconds]
-        firsts_turn = not firsts_turn
+        # Turns begin anew with every epoch, as a run that goes on does.
+        now = math.floor(done * epochs + _ROUNDING)
+        firsts_turn = now > epoch or not firsts_turn
+        epoch = now
         for weights, turn in ((firsts, firsts_turn or cut), (seconds, not firsts_turn or cut)):
             for weight in weights:
                 weight.requires_grad_(turn)
