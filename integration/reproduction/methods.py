@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from integration.benchmarks.harness import Table, environment
+from integration.reproduction.journal import Journal
 from integration.workloads import fashion_mnist
 from vq_plugin.select import Schemes
 from vq_plugin.workloads.data import Batches
@@ -182,6 +184,35 @@ RESIDUAL_METHODS: dict[str, Method] = {
     ),
     "channels, then codes": Method(partial(narrow, ratio=0.3, passes=3), vq.KM(k=16)),
 }
+
+_FORMATS = {
+    "method": "", "start lost": ".2f", "lost": ".2f", "bytes": ",d", "rate": ".1f",
+    "weights gone": ".1f", "run": ".1f", "nonzero": ".1f", "dense time": ".2f",
+    "codes time": ".2f", "onnx gap": ".1e",
+}  # fmt: skip
+
+
+def published(folder: Path, seed: int) -> str:
+    """The tables of both networks, of what a journal in the folder has not got yet measured."""
+    networks: dict[str, tuple[Callable[[], Network], dict[str, Method]]] = {
+        "Fashion-MNIST CNN": (partial(network, seed), METHODS),
+        "ResNet-20, 3 epochs": (residual_network, RESIDUAL_METHODS),
+    }
+    journal = Journal(folder / "methods.jsonl")
+    texts = []
+    for title, (build, known) in networks.items():
+        net = None
+        for name, method in known.items():
+            key = f"{title} {seed} {name}"
+            if key in journal.rows:
+                continue
+            net = net or build()
+            journal.add(key, {"method": name, **row_of(method, net)})
+            print(key, flush=True)
+        rows = [journal.rows[f"{title} {seed} {name}"] for name in known]
+        texts.append(str(Table(f"{title}, seed {seed}", _FORMATS, rows)))
+    facts = ", ".join(f"{key} {value}" for key, value in environment().items())
+    return "\n\n".join([*texts, facts]) + "\n"
 
 
 def row_of(method: Method, net: Network) -> dict[str, float]:
