@@ -105,7 +105,7 @@ def prune_factors(
             gone[:] = [weight.detach() == 0 for weight in seconds]
         # Turns begin anew with every epoch, as a run that goes on does.
         now = math.floor(done * epochs + _ROUNDING)
-        firsts_turn = now > epoch or not firsts_turn
+        firsts_turn = bool(firsts) and (now > epoch or not firsts_turn)
         epoch = now
         for weights, turn in ((firsts, firsts_turn or cut), (seconds, not firsts_turn or cut)):
             for weight in weights:
