@@ -182,10 +182,6 @@ RESIDUAL_METHODS: dict[str, Method] = {
     "zeros, then codes": Method(
         partial(zeroed, sparsity=0.8, passes=3), vq.KM(k=17, keep_zeros=True)
     ),
-    "more zeros, then codes": Method(
-        partial(zeroed, sparsity=0.92, passes=3), vq.KM(k=17, keep_zeros=True)
-    ),
-    "channels, then codes": Method(partial(narrow, ratio=0.3, passes=3), vq.KM(k=16)),
 }
 
 _FORMATS = {
