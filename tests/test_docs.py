@@ -49,6 +49,8 @@ def test_blocks_run(
                 pytest.skip(f"Intel Neural Compressor is not installed, from line {line} on")
             if "torchao" in text and find_spec("torchao") is None:
                 pytest.skip(f"torchao is not installed, from line {line} on")
+            if "torch_pruning" in text and find_spec("torch_pruning") is None:
+                pytest.skip(f"torch-pruning is not installed, from line {line} on")
             if "export_onnx" in text and find_spec("onnxscript") is None:
                 pytest.skip(f"the extra onnx is not installed, from line {line} on")
             # The leading lines make a traceback show the line of the page.

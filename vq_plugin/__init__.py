@@ -40,7 +40,15 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         scheme_from_dict,
     )
     from vq_plugin.summary import Summary, summary
-    from vq_plugin.training import compensate, finetune, learn, prune, reestimate_norms
+    from vq_plugin.training import (
+        compensate,
+        finetune,
+        learn,
+        prune,
+        prune_factors,
+        reestimate_norms,
+    )
+    from vq_plugin.work import Work, count_work
 
 if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
@@ -82,9 +90,11 @@ __all__ = [
     "TuneResult",
     "Uniform",
     "View",
+    "Work",
     "choose_schemes",
     "compensate",
     "compress",
+    "count_work",
     "export_aoti",
     "export_coreml",
     "export_executorch",
@@ -99,6 +109,7 @@ __all__ = [
     "open_file",
     "parse_scheme",
     "prune",
+    "prune_factors",
     "quantize_weight",
     "reestimate_norms",
     "register_scheme",

@@ -3,9 +3,10 @@
     python -m integration.reproduction [--seeds 0] [--quick] [--folder runs/reproduction]
 
 The dense layers of the Fashion-MNIST CNN by every method, plain and calibrated on 512 unlabelled
-images; nothing is trained after. What was measured is in FOLDER/dense.jsonl: a run that is killed
-goes on from there. Tables and the picture go to docs/reproduction; with ``--quick``, which takes
-the digits and three settings, to FOLDER.
+images; nothing is trained after. Then the methods of the package on the whole CNN and on ResNet-20,
+each to a file and an ONNX model, of the first seed. What was measured is in FOLDER: a run that is
+killed goes on from there. Tables and the picture go to docs/reproduction; with ``--quick``, which
+takes the digits and three settings of dense layers, to FOLDER.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from integration.benchmarks.harness import Table, environment
+from integration.reproduction import methods
 from integration.reproduction.journal import Journal, Row
 from integration.reproduction.measured import Head, compressed, measure, nbytes
 from integration.reproduction.picture import curves
@@ -28,8 +30,8 @@ from integration.reproduction.settings import PLAIN_ONLY, QUICK, SETTINGS, Setti
 
 _DOCS = Path(__file__).parents[2] / "docs" / "reproduction"
 _FORMATS = {
-    "method": "", "setting": "", "fit": "", "rate": ".1f", "error@1": ".2f", "lost@1": ".2f",
-    "lost@5": ".2f", "mAP": ".2f", "mAP lost": ".2f", "mAP, 1 bit": ".2f",
+    "method": "", "setting": "", "fit": "", "seeds": "d", "rate": ".1f", "error@1": ".2f",
+    "lost@1": ".2f", "lost@5": ".2f", "mAP": ".2f", "mAP lost": ".2f", "mAP, 1 bit": ".2f",
 }  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def means(rows: Sequence[Row]) -> list[Row]:
             for n in _FORMATS
             if n in some[0] and isinstance(some[0][n], float | int)
         }
+        | {"seeds": len(some)}
         for key, some in groups.items()
     ]
 
@@ -130,3 +133,7 @@ if __name__ == "__main__":
     (target / "dense_layers.txt").write_text(text, encoding="utf-8")
     (target / "error_against_rate.svg").write_text(curves(rows), encoding="utf-8")
     print(text)
+    if not options.quick:
+        text = methods.published(options.folder, seeds[0])
+        (target / "methods.txt").write_text(text, encoding="utf-8")
+        print(text)

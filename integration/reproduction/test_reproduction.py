@@ -1,5 +1,6 @@
 """The retrieval test beside scikit-learn, and a run that goes on after a kill."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from sklearn.metrics import average_precision_score
 
 import vq_plugin as vq
 from integration.reproduction import __main__ as command
+from integration.reproduction import methods
 from integration.reproduction.journal import Journal
 from integration.reproduction.measured import mean_average_precision
+from vq_plugin.workloads import digits
 
 
 def test_mean_average_precision_is_that_of_scikit_learn() -> None:
@@ -56,3 +59,18 @@ def test_rates_are_those_of_the_layers_that_are_compressed() -> None:
     assert command.measured(head, vq.SVD(rate=4), calibrated=False)["rate"] == pytest.approx(
         4, rel=0.03
     )
+
+
+def test_a_method_ends_in_a_file_that_loads_and_an_onnx_model_that_runs() -> None:
+    net = methods.Network(
+        digits.model(),
+        digits.calibration(),
+        methods.Few(digits.training_batches(), 3),
+        digits.test,
+    )
+    kept = partial(methods.merged, keep=0.5)
+    row = methods.row_of(methods.Method(kept, vq.KM(k=16), passes=1), net)
+    assert row["onnx gap"] < 1e-4
+    assert 50 < row["weights gone"] < 80
+    assert row["run"] == pytest.approx(row["nonzero"], abs=1)
+    assert row["rate"] > 15

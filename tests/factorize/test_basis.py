@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from tests.factorize.convolutions import convolutions, convolved
+from vq_plugin.factorize.layers import whole_kernels
 
 
 def components(kernels: Tensor, count: int) -> Tensor:
@@ -143,3 +144,14 @@ def test_calibrated_coefficients_are_the_least_squares_fit(groups: int) -> None:
     error = float((outputs - wanted).double().square().sum())
     # Of calibration part of the correlation is not believed.
     assert left <= error <= 1.1 * left
+
+
+@settings(max_examples=15, deadline=None)
+@given(layer=convolutions(positions=3, outputs=4))
+def test_as_one_convolution_it_computes_the_same(layer: Any) -> None:
+    small = vq.factorize(layer, vq.Basis(math.prod(layer.kernel_size) - 2))
+    x = torch.randn(2, layer.in_channels, *[7] * len(layer.kernel_size))
+    expected = small(x)
+    with whole_kernels(small):
+        torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(small)

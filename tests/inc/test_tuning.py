@@ -211,7 +211,12 @@ def test_a_timeout_warns(recipe):
 
 
 @pytest.mark.parametrize(
-    "key", ["pruning: {loader: NAME, sparsity: 0.9}", "recovery: {loader: NAME}"]
+    "key",
+    [
+        "pruning: {loader: NAME, sparsity: 0.9}",
+        "factorization: {loader: NAME}",
+        "recovery: {loader: NAME}",
+    ],
 )
 def test_training_that_inc_does_not_do(recipe, key):
     path = recipe()

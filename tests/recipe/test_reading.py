@@ -176,8 +176,8 @@ def test_the_recipe_with_every_key_has_every_key(every_key: str) -> None:
     raw = YAML(typ="safe").load(every_key)
     recipe, _ = parse_recipe(every_key, "recipe.yaml")
     for keys, section in (
-        # Exports and hosts exclude each other.
-        (raw | {"host": None}, recipe),
+        # Exports and hosts exclude each other, and ways to zeros.
+        (raw | {"host": None, "factorization": None}, recipe),
         (raw["quantization"], recipe.quantization),
         (raw["evaluation"], recipe.evaluation),
         (raw["tuning"], recipe.tuning),

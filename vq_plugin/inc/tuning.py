@@ -143,7 +143,7 @@ def tuning_config(
 
 
 def _check_recipe(recipe: Recipe, path: Path) -> None:
-    for key in ("pruning", "recovery"):
+    for key in ("pruning", "factorization", "recovery"):
         if getattr(recipe, key) is not None:
             raise ValueError(
                 f"{path}: INC's autotune neither prunes nor trains: remove {key!r}, or run the "

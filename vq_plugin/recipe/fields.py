@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
 
+from vq_plugin.factors import Factor, parse_factor
 from vq_plugin.factors.factors import FACTORS
 from vq_plugin.nn import layer_types
 from vq_plugin.schemes import SCHEMES
@@ -61,6 +62,14 @@ def _read_choice(value: object) -> Choice:
     return _ENTRIES.validate_python(value)
 
 
+def _read_factor(value: object) -> Factor | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"a factor is a text such as 'basis(d=5)' or null, got {show(value)}")
+    return parse_factor(value)
+
+
 def _check_type(name: str) -> str:
     if name not in layer_types():
         near = difflib.get_close_matches(name, layer_types(), n=1)
@@ -108,6 +117,17 @@ Reference = Annotated[
     WithJsonSchema({"type": "string", "pattern": _REFERENCE, "examples": ["my_package:function"]}),
 ]
 SchemeChoice = Annotated[Choice, PlainValidator(_read_choice), WithJsonSchema(_CHOICE)]
+FactorChoice = Annotated[
+    Factor | None,
+    PlainValidator(_read_factor),
+    WithJsonSchema(
+        {
+            "type": ["string", "null"],
+            "description": "A factor, or null for 'leave it whole'.",
+            "examples": ["basis(d=5)", "svd(rate=4)"],
+        }
+    ),
+]
 # Editors know the layers of torch; a user's own are taken, too.
 _TORCH_LAYERS = [n for n, cls in layer_types().items() if cls.__module__.startswith("torch.nn.")]
 LayerType = Annotated[

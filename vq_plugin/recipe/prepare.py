@@ -12,7 +12,6 @@ from torch import nn
 
 from vq_plugin.nn import layer_types
 from vq_plugin.raised import raised
-from vq_plugin.recipe.fields import Choice
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.references import resolve
@@ -81,6 +80,9 @@ def _functions(recipe: Recipe, source: Source) -> dict[str, Function]:
         ("model",): recipe.model,
         ("quantization", "calibration"): recipe.quantization.calibration,
         ("pruning", "loader"): recipe.pruning.loader if recipe.pruning else None,
+        ("factorization", "loader"): (
+            recipe.factorization.loader if recipe.factorization else None
+        ),
         ("recovery", "loader"): recipe.recovery.loader if recipe.recovery else None,
         ("evaluation", "tuning"): recipe.evaluation.tuning,
         ("evaluation", "test"): recipe.evaluation.test,
@@ -121,21 +123,27 @@ def _called(function: Function, source: Source, location: Sequence[str]) -> obje
 
 def _space(recipe: Recipe, source: Source, model: nn.Module) -> dict[str, tuple[Form | None, ...]]:
     """The schemes of every layer, once each pattern is known to match something."""
-    by_name, by_type = recipe.quantization.op_wise, recipe.quantization.optype_wise
-    rules: list[tuple[str, str, Pattern, Choice]] = [
-        *(("op_wise", name, name, layer.scheme) for name, layer in by_name.items()),
-        *(
-            ("optype_wise", name, layer_types()[name], layer.scheme)
-            for name, layer in by_type.items()
-        ),
+    quantized, factorized = recipe.quantization, recipe.factorization
+    rules: list[tuple[tuple[str, str, str], object]] = [
+        *((("quantization", "op_wise", n), e.scheme) for n, e in quantized.op_wise.items()),
+        *((("quantization", "optype_wise", n), e.scheme) for n, e in quantized.optype_wise.items()),
     ]
+    if factorized is not None:
+        rules += (
+            (("factorization", "op_wise", n), e.factor) for n, e in factorized.op_wise.items()
+        )
+        rules += (
+            (("factorization", "optype_wise", n), e.factor)
+            for n, e in factorized.optype_wise.items()
+        )
     problems = []
-    for section, name, pattern, choice in rules:
+    for location, choice in rules:
+        key, section, name = location
+        pattern: Pattern = layer_types()[name] if section == "optype_wise" else name
         try:
             match(model, [pattern], [pattern] if choice is None else [])
         except ValueError as error:
-            location = ("quantization", section, name)
-            problems.append(source.problem(location, f"quantization.{section}: {error}"))
+            problems.append(source.problem(location, f"{key}.{section}: {error}"))
     _raise(problems)
     try:
         return search_space(model, recipe.candidates())

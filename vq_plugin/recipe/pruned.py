@@ -1,4 +1,4 @@
-"""The pruned model of a run, made once however often the run is killed and started again."""
+"""The sparse model of a run, made once however often the run is killed and started again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from vq_plugin.atomic import write_atomically
+from vq_plugin.factorize import factorize
 from vq_plugin.recipe.prepare import Prepared
+from vq_plugin.recipe.reading import RecipeError
+from vq_plugin.recipe.schema import Factorization, Pruning
 from vq_plugin.replace import assemble
-from vq_plugin.training import prune
+from vq_plugin.training import prune, prune_factors
 from vq_plugin.tuning.identity import model_digest
 
 _log = logging.getLogger(__name__)
@@ -21,12 +24,18 @@ _log = logging.getLogger(__name__)
 _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 
 
-def pruned(prepared: Prepared, folder: Path) -> nn.Module:
-    """The float model, pruned as its recipe says; ``folder`` keeps it, ValueError if damaged."""
-    keys = prepared.recipe.pruning
-    assert keys is not None
-    model, seed = prepared.model, prepared.recipe.tuning.random_seed
-    run = json.dumps([model_digest(model), keys.model_dump(), seed])
+def pruned(prepared: Prepared, folder: Path) -> nn.Module | None:
+    """The float model with the zeros that its recipe asks for, ``None`` if for none.
+
+    ``folder`` keeps it; ValueError if damaged.
+    """
+    recipe, model = prepared.recipe, prepared.model
+    keys = recipe.pruning or recipe.factorization
+    if keys is None:
+        return None
+    dense = _dense(prepared, keys)
+    seed = recipe.tuning.random_seed
+    run = json.dumps([model_digest(model), keys.model_dump(warnings=False), seed])
     path = folder / _NAME
     if path.exists():
         try:
@@ -36,24 +45,58 @@ def pruned(prepared: Prepared, folder: Path) -> nn.Module:
         except (SafetensorError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it to prune again") from error
         if same:
-            sparse = assemble(model, {})
+            sparse = assemble(dense, {})
             sparse.load_state_dict(state)
             return sparse
-    loader = prepared.data("pruning", "loader")
-    folder.mkdir(parents=True, exist_ok=True)
-    _log.info("prune")
-    sparse = prune(
-        model,
-        loader,
-        keys.sparsity,
-        epochs=keys.epochs,
-        lr=keys.learning_rate,
-        seed=seed,
-        checkpoint=folder / _CHECKPOINT,
-    )
+    sparse = _pruned(prepared, keys, dense, folder, seed)
     state = {name: t.detach().cpu().contiguous().clone() for name, t in sparse.state_dict().items()}
     write_atomically(path, to_safetensors(state, {_RUN: run}))
     return sparse
+
+
+def _dense(prepared: Prepared, keys: Pruning | Factorization) -> nn.Module:
+    """What zeros are made in: the model, or products in the places of its layers."""
+    if isinstance(keys, Pruning):
+        return prepared.model
+    calibration = prepared.data("quantization", "calibration")
+    try:
+        return factorize(prepared.model, keys.factors(), calibration)
+    except ValueError as error:
+        text = f"factorization: {error}"
+        raise RecipeError(prepared.source.problem(["factorization"], text)) from error
+
+
+def _pruned(
+    prepared: Prepared, keys: Pruning | Factorization, dense: nn.Module, folder: Path, seed: int
+) -> nn.Module:
+    if isinstance(keys, Pruning):
+        loader = prepared.data("pruning", "loader")
+    else:
+        loader = prepared.data("factorization", "loader")
+    folder.mkdir(parents=True, exist_ok=True)
+    _log.info("prune")
+    checkpoint = folder / _CHECKPOINT
+    if isinstance(keys, Pruning):
+        return prune(
+            dense,
+            loader,
+            keys.sparsity,
+            epochs=keys.epochs,
+            lr=keys.learning_rate,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+    return prune_factors(
+        dense,
+        loader,
+        teacher=prepared.model,
+        penalty=keys.penalty,
+        deviations=keys.deviations,
+        epochs=keys.epochs,
+        lr=keys.learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
 
 
 def forget_pruned(folder: Path) -> None:

@@ -64,7 +64,7 @@ def run_recipe(
     _log.info("build the model")
     prepared, folder = prepare(path), Path(output)
     recipe, source = prepared.recipe, prepared.source
-    start = None if recipe.pruning is None else pruned(prepared, folder)
+    start = pruned(prepared, folder)
     try:
         with export_errors(source):
             result = tune(

@@ -17,8 +17,17 @@ from pydantic import (
 from torch import nn
 
 from vq_plugin.export.targets import TARGETS
+from vq_plugin.factors import Factor
 from vq_plugin.nn import layer_types
-from vq_plugin.recipe.fields import Choice, LayerName, LayerType, Reference, SchemeChoice, show
+from vq_plugin.recipe.fields import (
+    Choice,
+    FactorChoice,
+    LayerName,
+    LayerType,
+    Reference,
+    SchemeChoice,
+    show,
+)
 from vq_plugin.select import Form
 from vq_plugin.tuning import LADDER, LossBudget
 from vq_plugin.tuning.space import BUILT_IN
@@ -195,6 +204,40 @@ class Pruning(_Keys):
     learning_rate: float = Field(default=2e-3, gt=0, description="Learning rate at the start.")
 
 
+class Factors(_Keys):
+    """What becomes of the layers that a key stands for."""
+
+    factor: FactorChoice = Field(description="null leaves them.", examples=["basis(d=5)"])
+
+
+class Factorization(_Keys):
+    """Products with sparse coefficients, before the search; see vq_plugin.prune_factors."""
+
+    loader: _Loader
+    optype_wise: dict[LayerType, Factors] = Field(
+        default={}, description="All layers of a type that op_wise does not name."
+    )
+    op_wise: dict[LayerName, Factors] = Field(
+        default={}, description="Layers by name, or by 're:…', which must match the whole name."
+    )
+    penalty: float = Field(
+        default=1e-4, ge=0, description="What a coefficient's magnitude adds to the loss."
+    )
+    deviations: float = Field(
+        default=1.0, ge=0, description="Coefficients of less than so many become zero."
+    )
+    epochs: int = Field(default=4, ge=2, description="Passes over the batches.")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Learning rate at the start.")
+
+    def factors(self) -> dict[str | type[nn.Module], Factor | None]:
+        """The factors, for :func:`vq_plugin.factorize`."""
+        types = layer_types()
+        return {
+            **{name: layer.factor for name, layer in self.op_wise.items()},
+            **{types[name]: layer.factor for name, layer in self.optype_wise.items()},
+        }
+
+
 class Recovery(_Keys):
     """Training of settings past the budget; see vq_plugin.finetune."""
 
@@ -243,6 +286,9 @@ class Recipe(_Keys):
     pruning: Pruning | None = Field(
         default=None, description="Zeros in the float model, before the search."
     )
+    factorization: Factorization | None = Field(
+        default=None, description="Products with sparse coefficients, before the search."
+    )
     recovery: Recovery | None = Field(
         default=None, description="Training of settings past the budget, after the search."
     )
@@ -266,6 +312,15 @@ class Recipe(_Keys):
         description="Folder of the results, relative to the current folder.",
         examples=["runs/my_model"],
     )
+
+    @model_validator(mode="after")
+    def _starts_from_one_model(self) -> Recipe:
+        if self.pruning is not None and self.factorization is not None:
+            raise ValueError(
+                "give one of pruning, which makes weights zero, and factorization, which makes "
+                "coefficients of products zero"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ships_one_model(self) -> Recipe:

@@ -12,6 +12,7 @@ from vq_plugin.checkpoint import Rest
 from vq_plugin.left_float import FloatWeight
 from vq_plugin.select import Form
 from vq_plugin.tuning.budget import LossBudget
+from vq_plugin.work import Work
 
 Interval = tuple[float, float]
 
@@ -162,6 +163,9 @@ class TuneResult:
         rest: How to :func:`vq_plugin.save` ``model`` so that it takes what was counted.
         left_float: Weights above 1 % of ``model`` that stayed float, and why; none if ``passed``
             is false.
+        float_work: Weights and multiplications of the float model; ``None`` without batches of
+            calibration data.
+        work: The same of ``model``.
         exports: ``model`` as files of other runtimes, in the order that they were asked for; none
             if ``passed`` is false.
     """
@@ -189,6 +193,8 @@ class TuneResult:
     resumed: int = 0
     rest: Rest | None = None
     left_float: tuple[FloatWeight, ...] = ()
+    float_work: Work | None = None
+    work: Work | None = None
     exports: tuple[Export, ...] = ()
 
     @property

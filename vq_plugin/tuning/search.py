@@ -34,6 +34,7 @@ from vq_plugin.tuning.space import BUILT_IN, LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
 from vq_plugin.tuning.watch import Callback, Watch
+from vq_plugin.work import count_work
 
 # Of the time that is left, what a second evaluation of the float model may take.
 _REPEATED = 0.1
@@ -201,7 +202,7 @@ def tune(
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         watch.stage("verdict")
         result = verdict(session, testing, test_baseline)
-        result = replace(result, model=_returned(model, result, shipped))
+        result = _returned(model, result, shipped, calibration)
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
@@ -233,10 +234,17 @@ def _exportable(
     return possible
 
 
-def _returned(model: nn.Module, result: TuneResult, shipped: Shipped | None) -> nn.Module:
-    if not result.passed:
-        return model
-    return result.model if shipped is None else shipped(result.model)
+def _returned(
+    model: nn.Module, result: TuneResult, shipped: Shipped | None, calibration: Calibration | None
+) -> TuneResult:
+    """The result with the model that is shipped, and what both multiply."""
+    small = model
+    if result.passed:
+        small = result.model if shipped is None else shipped(result.model)
+    if not isinstance(calibration, Iterable):
+        return replace(result, model=small)
+    before, after = (count_work(each, calibration) for each in (model, small))
+    return replace(result, model=small, float_work=before, work=after)
 
 
 def _begin(watch: Watch, journal: Journal, place: Path | None) -> None:

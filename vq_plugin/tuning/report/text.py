@@ -120,6 +120,10 @@ def _totals(report: Report) -> str:
         )
         if nbytes is not None
     ]
+    rows += [
+        [name, f"{before:,}", f"{after:,}", wording.rate_text(before / after)]
+        for name, before, after in wording.fewer(report.result)
+    ]
     rest = format_bytes(sizes.other_nbytes or 0)
     table = format_table(["", "float32", "compressed", "rate"], rows, right=(1, 2, 3))
     layer_rate = wording.rate_text(sizes.layer_rate)

@@ -15,6 +15,8 @@ from vq_plugin.tuning.report.content import Report
 from vq_plugin.tuning.result import Interval, Trial, TuneResult, kind_of
 
 NOTHING = "-"
+# A center that happens to be zero is no news.
+_FEWER = 0.99
 
 
 class Split(NamedTuple):
@@ -34,6 +36,18 @@ def splits(result: TuneResult) -> list[Split]:
         return [tuning]
     test = (result.test_baseline, result.test_score, result.test_loss, result.test_interval)
     return [tuning, Split("Test split", *test)]
+
+
+def fewer(result: TuneResult) -> list[tuple[str, int, int]]:
+    """Weights and multiplications that are not zero, before and after, where that is fewer."""
+    before, after = result.float_work, result.work
+    if before is None or after is None:
+        return []
+    counts = [
+        ("weights", before.nonzero_weights, after.nonzero_weights),
+        ("multiplications", before.nonzero_multiplications, after.nonzero_multiplications),
+    ]
+    return [(name, old, new) for name, old, new in counts if 0 < new < _FEWER * old]
 
 
 def exists(number: float | None) -> bool:
