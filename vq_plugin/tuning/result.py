@@ -199,11 +199,8 @@ class TuneResult:
         """Index of the chosen setting in ``trials``; ``None`` if ``passed`` is false."""
         # The same schemes may be those of a setting before it was trained, or of learned models.
         held = (i for i, trial in enumerate(self.trials) if trial.held)
-        same = (i for i in held if self._is_of(self.trials[i]))
-        return next(same, None)
-
-    def _is_of(self, trial: Trial) -> bool:
-        return (self.schemes, self.rate) == (dict(trial.schemes), trial.rate)
+        same = (i for i in held if self.schemes == dict(self.trials[i].schemes))
+        return min(same, key=lambda i: self.trials[i].nbytes, default=None)
 
 
 def kind_of(budget: LossBudget, trial: Trial) -> str:
