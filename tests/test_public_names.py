@@ -25,6 +25,7 @@ NAMES = {
     "CodebookWeight",
     "Factored",
     "Geometry",
+    "Learning",
     "LossBudget",
     "Preset",
     "Recovery",
@@ -196,6 +197,13 @@ def test_tune() -> None:
         "lr": 0.03,
         "loss": None,
         "max_trials": 4,
+    }
+    assert parameters(vq.Learning) == {
+        "loader": ...,
+        "epochs": 8,
+        "lr": 0.002,
+        "loss": None,
+        "max_trials": 3,
     }
     assert parameters(vq.LossBudget) == {
         "relative": None,

@@ -55,14 +55,14 @@ if TYPE_CHECKING:
     from vq_plugin.export.coreml import export_coreml
     from vq_plugin.export.executorch import export_executorch
     from vq_plugin.export.onnx import export_onnx
-    from vq_plugin.tuning import LossBudget, Recovery, TuneResult, tune
+    from vq_plugin.tuning import Learning, LossBudget, Recovery, TuneResult, tune
 
 
 def __getattr__(name: str) -> object:
     if find_spec("torch") is None:
         raise AttributeError(f"vq_plugin.{name} needs torch; without it there is vq_plugin.reader")
     # Searches take as long to import as all else together: when they are first asked for.
-    if name in ("LossBudget", "Recovery", "TuneResult", "tune"):
+    if name in ("Learning", "LossBudget", "Recovery", "TuneResult", "tune"):
         return getattr(import_module("vq_plugin.tuning"), name)
     if name.startswith("export_") and name in __all__:
         return getattr(import_module(f"vq_plugin.export.{name.removeprefix('export_')}"), name)
@@ -81,6 +81,7 @@ __all__ = [
     "CodebookWeight",
     "Factored",
     "Geometry",
+    "Learning",
     "LossBudget",
     "Preset",
     "Recovery",

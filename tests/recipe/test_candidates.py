@@ -7,7 +7,7 @@ from torch import nn
 
 import vq_plugin as vq
 from vq_plugin.recipe.reading import parse_recipe
-from vq_plugin.recipe.schema import ExitPolicy
+from vq_plugin.recipe.schema import ExitPolicy, Recovery
 from vq_plugin.tuning import LADDER
 from vq_plugin.tuning.space import BUILT_IN
 
@@ -88,7 +88,10 @@ def test_without_limits_the_defaults_are_those_of_tune() -> None:
     pruning = inspect.signature(vq.prune).parameters
     assert recipe.pruning.epochs == pruning["epochs"].default
     assert recipe.pruning.learning_rate == pruning["lr"].default
-    expected = vq.Recovery([])
-    assert recipe.recovery.epochs == expected.epochs
-    assert recipe.recovery.learning_rate == expected.lr
-    assert recipe.recovery.max_trials == expected.max_trials
+    assert recipe.recovery.method == "finetune"
+    # What is left out is left to the classes; the descriptions say what they do.
+    finetune, learn = vq.Recovery([]), vq.Learning([])
+    for key, field in (("epochs", "epochs"), ("learning_rate", "lr"), ("max_trials", "max_trials")):
+        assert getattr(recipe.recovery, key) is None
+        said = Recovery.model_fields[key].description or ""
+        assert said.endswith(f"; {getattr(finetune, field)}, to learn {getattr(learn, field)}.")

@@ -112,6 +112,24 @@ def test_a_recipe_does_what_python_does(
             assert bool((decoded[weight == 0] == 0).all())  # type: ignore[index]
 
 
+def test_a_recipe_learns_as_python_does(recipe: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("recovery:\n", "recovery:\n  method: learn\n")
+    text = text[: text.index("pruning:")] + text[text.index("quantization:") :]
+    recipe.write_text(text, encoding="utf-8")
+    outcome = run_recipe(recipe, tmp_path / "run")
+    result = vq.tune(
+        digits.model(), evaluate, vq.LossBudget(relative=0.01), digits.calibration(),
+        candidates=[vq.KM(k=3, keep_zeros=True), vq.KM(k=9, keep_zeros=True)],
+        max_trials=4, seed=5,
+        recovery=vq.Learning(recovery_batches(), epochs=2, lr=0.02, max_trials=2),
+    )  # fmt: skip
+    report = json.loads(outcome.report_path.read_text(encoding="utf-8"))
+    prices = [trial["rate_weight"] for trial in report["result"]["trials"]]
+    assert prices == [trial.rate_weight for trial in result.trials]
+    assert sum(price is not None for price in prices) == 2
+    assert essence(outcome.result) == essence(result)
+
+
 @pytest.mark.parametrize(("killed", "kill"), [(Pruning, 3), (Recovering, 2)])
 def test_a_killed_recipe_does_nothing_twice(
     recipe: Path, tmp_path: Path, killed: type[Killed], kill: int

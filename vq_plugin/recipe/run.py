@@ -7,13 +7,14 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vq_plugin.recipe.prepare import Prepared, export_errors, prepare
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.pruned import forget_pruned, pruned
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.schema import Recipe
-from vq_plugin.tuning import Recovery, TuneResult, tune
+from vq_plugin.tuning import Learning, Recovery, TuneResult, tune
 from vq_plugin.tuning.hosts import Host, find_host
 from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
 from vq_plugin.tuning.trials import BaselineError
@@ -123,5 +124,7 @@ def _recovery(prepared: Prepared) -> Recovery | None:
     keys = prepared.recipe.recovery
     if keys is None:
         return None
-    loader = prepared.data("recovery", "loader")
-    return Recovery(loader, keys.epochs, keys.learning_rate, max_trials=keys.max_trials)
+    kind = Learning if keys.method == "learn" else Recovery
+    values = {"epochs": keys.epochs, "lr": keys.learning_rate, "max_trials": keys.max_trials}
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    return kind(prepared.data("recovery", "loader"), **given)

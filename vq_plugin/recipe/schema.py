@@ -239,12 +239,23 @@ class Factorization(_Keys):
 
 
 class Recovery(_Keys):
-    """Training of settings past the budget; see vq_plugin.finetune."""
+    """Training of what is past the budget; see vq_plugin.Recovery and vq_plugin.Learning."""
 
+    method: Literal["finetune", "learn"] = Field(
+        default="finetune",
+        description="finetune: codebooks, biases and norms of settings past the budget; learn: "
+        "models from float, at a price of a bit that the budget finds.",
+    )
     loader: _Loader
-    epochs: int = Field(default=1, gt=0, description="Passes over the batches for each setting.")
-    learning_rate: float = Field(default=0.03, gt=0, description="Learning rate at the start.")
-    max_trials: int = Field(default=4, gt=0, description="The most settings to train.")
+    epochs: int | None = Field(
+        default=None, gt=0, description="Passes over the batches for each trial; 1, to learn 8."
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Learning rate at the start; 0.03, to learn 0.002."
+    )
+    max_trials: int | None = Field(
+        default=None, gt=0, description="The most models to train; 4, to learn 3."
+    )
 
 
 class ExitPolicy(_Keys):
@@ -290,7 +301,7 @@ class Recipe(_Keys):
         default=None, description="Products with sparse coefficients, before the search."
     )
     recovery: Recovery | None = Field(
-        default=None, description="Training of settings past the budget, after the search."
+        default=None, description="Training of what is past the budget, after the search."
     )
     evaluation: Evaluation = Field(
         description="The metric.", examples=[{"tuning": "my_package:evaluate"}]

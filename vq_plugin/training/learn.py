@@ -26,10 +26,8 @@ from vq_plugin.training.learner import Learner, Target
 from vq_plugin.training.loop import Loss, Training, run_batch
 from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
+from vq_plugin.training.price import FIRST, next_price
 
-# Of a first training within a budget: what a bit costs, times the number of weights.
-_FIRST = 0.5
-_FACTOR = 3.0
 _TRAININGS = 3
 # Batches that norms learn their statistics from at the end.
 _NORM_BATCHES = 100
@@ -269,7 +267,7 @@ class _Run:
             return len(file_bytes(each, self.rest))
 
         target = Target(nbytes, file_size)
-        small = self.train(_FIRST / learner.weight_count, target, checkpoint)
+        small = self.train(FIRST / learner.weight_count, target, checkpoint)
         found = file_size(small)
         if found > nbytes:
             warnings.warn(
@@ -296,7 +294,7 @@ def _within(
     lost: dict[float, float] = {}
     best: tuple[bool, float, nn.Module] | None = None
     for _ in range(_TRAININGS):
-        price = _next_price(lost, budget.limit) or _FIRST / weights
+        price = next_price(lost, budget.limit) if lost else FIRST / weights
         small = run.train(price)
         now = score(small)
         lost[price] = budget.loss(baseline, now)
@@ -314,20 +312,3 @@ def _within(
             stacklevel=3,
         )
     return small
-
-
-def _next_price(lost: dict[float, float], limit: float) -> float | None:
-    """The next price of a bit, from what the trainings so far have lost at theirs.
-
-    Between one that holds and one that does not, losses are interpolated on the logarithm of the
-    price, else it changes by a factor; for a loss a little within the limit.
-    """
-    if not lost:
-        return None
-    below = max((p for p, loss in lost.items() if loss <= limit), default=None)
-    above = min((p for p, loss in lost.items() if loss > limit), default=None)
-    if below is None or above is None or below > above:
-        return _FACTOR * below if above is None and below is not None else min(lost) / _FACTOR
-    share = (0.95 * limit - lost[below]) / (lost[above] - lost[below])
-    share = min(max(share, 0.15), 0.85)
-    return math.exp((1 - share) * math.log(below) + share * math.log(above))

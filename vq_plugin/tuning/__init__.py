@@ -1,7 +1,7 @@
 """The budget tuner."""
 
 from vq_plugin.tuning.budget import LossBudget
-from vq_plugin.tuning.recovery import Recovery
+from vq_plugin.tuning.recovery import Learning, Recovery
 from vq_plugin.tuning.result import (
     Export,
     FrontierPoint,
@@ -20,6 +20,7 @@ __all__ = [
     "FrontierPoint",
     "LayerCandidate",
     "LayerLadder",
+    "Learning",
     "LossBudget",
     "Recovery",
     "Trial",

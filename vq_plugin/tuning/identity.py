@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,19 @@ from vq_plugin.tuning.candidates import Fits
 
 
 class Tried(NamedTuple):
-    """A setting as it was fitted, or trained after that."""
+    """A setting as it was fitted, or trained after that; or a model that was learned.
 
-    setting: Setting
+    A learned model has a ``rate_weight``, the price of a bit, and no setting.
+    """
+
+    setting: Setting = ()
     trained: bool = False
+    rate_weight: float | None = None
+
+    @classmethod
+    def at(cls, rate_weight: float) -> Self:
+        """What is learned at a price."""
+        return cls(trained=True, rate_weight=rate_weight)
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,17 @@ class Identity:
 
     def key(self, tried: Tried) -> str:
         """The name of a model, 16 hexadecimal digits."""
-        chosen = self.fits.chosen(tried.setting)
         parts: list[object] = [self.start]
-        parts.append(
-            {
-                name: scheme and self._digest(name, scheme, chosen[name])
-                for name, scheme in self.fits.schemes(tried.setting).items()
-            }
-        )
+        if tried.rate_weight is None:
+            chosen = self.fits.chosen(tried.setting)
+            parts.append(
+                {
+                    name: scheme and self._digest(name, scheme, chosen[name])
+                    for name, scheme in self.fits.schemes(tried.setting).items()
+                }
+            )
+        else:
+            parts.append(tried.rate_weight)
         if tried.trained:
             parts.append(self.training)
         if self.rest is not None:

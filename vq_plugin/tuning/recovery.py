@@ -6,14 +6,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from vq_plugin.checkpoint import load, save
 from vq_plugin.replace import assemble
-from vq_plugin.training import Loss, finetune
+from vq_plugin.schemes import KM
+from vq_plugin.training import Loss, finetune, learn
+from vq_plugin.training.latent import REACH
 from vq_plugin.tuning.allocation import Setting
+from vq_plugin.tuning.identity import Tried
 from vq_plugin.tuning.propose import Landscape
+
+# What a layer may become that learns.
+WIDEST = KM(k=2 * REACH + 1, keep_zeros=True)
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,44 @@ class Recovery:
 
 
 @dataclass(frozen=True)
+class Learning(Recovery):
+    """How models are trained by :func:`vq_plugin.learn`, at prices of a bit that the budget finds.
+
+    All layers of the search that may be coded become ``KM(keep_zeros=True)``, with as many centers
+    as their training leaves. The first price is a guess; of the others each is one at which the
+    losses so far promise to use the budget up.
+
+    Attributes:
+        loader: As for :class:`Recovery`.
+        epochs: Passes over ``loader`` for each of the trials.
+        lr: Learning rate at the start.
+        loss: As for :class:`Recovery`.
+        max_trials: The most models to train.
+
+    Example:
+        >>> import torch, vq_plugin as vq
+        >>> learning = vq.Learning([torch.randn(64, 8) for _ in range(20)], epochs=6)
+        >>> learning.max_trials
+        3
+    """
+
+    epochs: int = 8
+    lr: float = 2e-3
+    max_trials: int = 3
+
+
+@dataclass(frozen=True)
 class Trainer:
-    """Trains settings, each once, by the float model as the teacher.
+    """Trains models, each once, by the float model as the teacher.
 
     In the folder trained models wait for the end of the search, so that a run that was killed need
-    not train them again; ``None`` keeps them in memory.
+    not train them again; ``None`` keeps them in memory. ``layers`` are those that may be coded.
     """
 
     recovery: Recovery
     teacher: nn.Module
     teacher_digest: str
+    layers: tuple[str, ...]
     seed: int
     folder: Path | None
     _trained: dict[str, nn.Module] = field(default_factory=dict)
@@ -73,32 +108,41 @@ class Trainer:
         """What tells the training of one model from another; the loader has no name."""
         recovery = self.recovery
         loss = getattr(recovery.loss, "__qualname__", type(recovery.loss).__qualname__)
-        return self.teacher_digest, self.seed, recovery.epochs, recovery.lr, loss
+        layers = self.layers if isinstance(recovery, Learning) else ()
+        return self.teacher_digest, self.seed, recovery.epochs, recovery.lr, loss, *layers
 
-    def __call__(self, key: str, small: nn.Module, model: nn.Module) -> nn.Module:
+    def __call__(self, key: str, small: nn.Module, model: nn.Module, tried: Tried) -> nn.Module:
         """The trained model of that key; ``small``, made of ``model``, may be trained in place."""
         if self.folder is None:
             if key not in self._trained:
-                self._trained[key] = self._train(small, None)
+                self._trained[key] = self._train(small, tried, None)
             return assemble(self._trained[key], {})
         path = self.folder / f"{key}.vq"
         if not path.exists():
             self.folder.mkdir(exist_ok=True)
-            save(self._train(small, self.folder / f"{key}.training"), path)
+            save(self._train(small, tried, self.folder / f"{key}.training"), path)
         return load(path, model)
 
-    def _train(self, small: nn.Module, checkpoint: Path | None) -> nn.Module:
-        recovery = self.recovery
-        return finetune(
-            small,
-            recovery.loader,
-            teacher=self.teacher,
-            loss=recovery.loss,
-            epochs=recovery.epochs,
-            lr=recovery.lr,
-            seed=self.seed,
-            checkpoint=checkpoint,
+    def has(self, key: str) -> bool:
+        """Whether there is a trained model of that key: its training did not fail."""
+        return key in self._trained or (
+            self.folder is not None and (self.folder / f"{key}.vq").exists()
         )
+
+    def _train(self, small: nn.Module, tried: Tried, checkpoint: Path | None) -> nn.Module:
+        recovery = self.recovery
+        settings: dict[str, Any] = {
+            "teacher": self.teacher,
+            "loss": recovery.loss,
+            "epochs": recovery.epochs,
+            "lr": recovery.lr,
+            "seed": self.seed,
+            "checkpoint": checkpoint,
+        }
+        if tried.rate_weight is None:
+            return finetune(small, recovery.loader, **settings)
+        price, layers = tried.rate_weight, self.layers
+        return learn(small, recovery.loader, rate_weight=price, layers=layers, **settings)
 
 
 def next_to_train(

@@ -27,9 +27,10 @@ class Trial:
     Attributes:
         schemes: The setting, layer by layer; ``None`` leaves a layer.
         nbytes: Bytes of the whole model in a file, without its header: codes, entropy-coded where
-            that is smaller, codebooks and everything else; up to 8 a layer too many.
+            that is smaller, codebooks and everything else; up to 8 a layer too many. Those of the
+            float model where learning has failed.
         rate: Float32 bytes of the whole model over ``nbytes``.
-        harm: Predicted harm, see :class:`LayerCandidate`.
+        harm: Predicted harm, see :class:`LayerCandidate`; NaN for a learned model.
         score: The metric on the tuning split; NaN if the trial failed.
         loss: Its loss in the budget's unit; NaN if the trial failed.
         interval: Two-sided interval of the loss, or ``None`` where the metric is not given per
@@ -37,10 +38,11 @@ class Trial:
         held: Whether it is within the budget; with a confidence, whether that is also confirmed,
             which is not tried of what a smaller model beats.
         phase: ``"frontier"`` while looking for the edge of the budget along the predicted
-            frontier, ``"local"`` for the steps from there, ``"recovery"`` for settings that were
-            trained.
+            frontier, ``"local"`` for the steps from there, ``"recovery"`` for what was trained.
         seconds: Time of the evaluation, and of the training if there was one.
         error: Why the trial failed, or ``None``.
+        rate_weight: The price of a bit that the model was learned at, see :func:`vq_plugin.learn`;
+            ``None`` for a setting.
     """
 
     schemes: Mapping[str, Form | None]
@@ -54,6 +56,7 @@ class Trial:
     phase: str
     seconds: float
     error: str | None = None
+    rate_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,10 @@ class TuneResult:
     @property
     def chosen_trial(self) -> int | None:
         """Index of the chosen setting in ``trials``; ``None`` if ``passed`` is false."""
-        # The same setting may have been over the budget before it was trained.
+        # The same schemes may be those of a setting before it was trained, or of learned models.
         held = (i for i, trial in enumerate(self.trials) if trial.held)
         same = (i for i in held if self.schemes == dict(self.trials[i].schemes))
-        return next(same, None)
+        return min(same, key=lambda i: self.trials[i].nbytes, default=None)
 
 
 def kind_of(budget: LossBudget, trial: Trial) -> str:

@@ -25,7 +25,7 @@ from vq_plugin.tuning.hosts import AnyHost
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.layers import layers_of, observed
-from vq_plugin.tuning.recovery import Recovery, Trainer
+from vq_plugin.tuning.recovery import WIDEST, Learning, Recovery, Trainer
 from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
@@ -68,7 +68,8 @@ def tune(
     lower hull of harm against bytes gives a frontier of settings of the whole model. Candidates are
     fitted where the search asks for them. Evaluations find the most aggressive point of it that
     holds the budget, then try others nearby while trials are left. With ``recovery``,
-    smaller ones that do not hold are then trained, and the smallest that holds afterwards is taken.
+    smaller ones that do not hold are then trained, or others learned from the float model, and the
+    smallest that holds afterwards is taken.
     The model that is returned was evaluated itself.
 
     Args:
@@ -100,9 +101,10 @@ def tune(
             as ``vq.prune(model, ...)``, whose zeros take few bits with ``KM(keep_zeros=True)``
             among the candidates, or ``vq.factorize(model, ...)``. Losses and rates still count
             against ``model``.
-        recovery: How settings past the budget are trained, with ``model`` as the teacher. One at a
-            time and in this process, whatever ``workers`` says: each of its ``max_trials`` takes as
-            long as :func:`vq_plugin.finetune` and an evaluation.
+        recovery: How settings past the budget are trained, with ``model`` as the teacher; or, a
+            :class:`vq_plugin.Learning`, how models are learned from ``start``. One at a time and in
+            this process, whatever ``workers`` says: each of its ``max_trials`` takes as long as
+            :func:`vq_plugin.finetune`, or :func:`vq_plugin.learn`, and an evaluation.
         rest: ``"float16"`` rounds biases, norms and layers left as they are, as in
             :func:`vq_plugin.save`: in every model that is evaluated, in all sizes, and in
             ``model.vq``.
@@ -165,7 +167,7 @@ def tune(
     _check_alike(model, start)
     shipped = None if host is None else Shipped.by(host, start, calibration)
     start, space = _space(start, candidates, shipped)
-    space = _exportable(start, space, export, calibration)
+    space = _exportable(start, space, export, calibration, recovery)
     # The user's functions may change the current folder.
     place = None if folder is None else Path(folder).absolute()
     recipe = None if recipe is None else recipe.absolute()
@@ -187,7 +189,8 @@ def tune(
         layers = layers_of(start, space, rest)
         trainer = None
         if recovery is not None:
-            trainer = Trainer(recovery, model, name, seed, journal.files)
+            coded = tuple(layer.name for layer in layers if any(layer.schemes))
+            trainer = Trainer(recovery, model, name, coded, seed, journal.files)
         training = () if trainer is None else trainer.settings
         fits = Fits(layers, seed, workers, backend)
         identity = Identity(model_digest(start), fits, training, rest)
@@ -197,7 +200,6 @@ def tune(
         )
         cut = _search(session, start, calibration, seed)
         if trainer is not None:
-            watch.stage("train settings past the budget", trainer.recovery.max_trials)
             session.recover(trainer)
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         watch.stage("verdict")
@@ -227,9 +229,13 @@ def _exportable(
     space: Mapping[str, tuple[Form | None, ...]],
     export: Sequence[str],
     calibration: Calibration | None,
+    recovery: Recovery | None,
 ) -> dict[str, tuple[Form | None, ...]]:
     """The candidates of every layer that exports can hold; they were tried."""
     possible = expressible(start, space, export)
+    if isinstance(recovery, Learning):
+        learned = {name: (WIDEST,) for name, forms in possible.items() if any(forms)}
+        expressible(start, learned, export)
     rehearse(export, start, possible, calibration)
     return possible
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,8 +11,13 @@ from torch import nn
 
 from vq_plugin.checkpoint import round_rest
 from vq_plugin.factorize.coded import assemble_factored
+from vq_plugin.nn import coded_weights
+from vq_plugin.replace import assemble
+from vq_plugin.select import Form
 from vq_plugin.sizes import account
+from vq_plugin.summary import summary
 from vq_plugin.ties import sharing
+from vq_plugin.training.price import FIRST, next_price
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, Pair
@@ -21,7 +27,7 @@ from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.layers import Layer
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, Proposal, ahead, propose
-from vq_plugin.tuning.recovery import Trainer, next_to_train
+from vq_plugin.tuning.recovery import Learning, Trainer, next_to_train
 from vq_plugin.tuning.result import Trial
 from vq_plugin.tuning.trials import Evaluator
 from vq_plugin.tuning.watch import Watch
@@ -150,8 +156,16 @@ class Session:
         self.evaluator.run({self.identity.key(tried): self.compressed(tried) for tried in new})
 
     def recover(self, trainer: Trainer) -> None:
-        """Trains settings that are past the budget and evaluates them, one after the other."""
+        """Trains what may be smaller than all that holds, and evaluates it, one after the other."""
         most = trainer.recovery.max_trials
+        if isinstance(trainer.recovery, Learning):
+            self.watch.stage("learn models at prices of a bit", most)
+            self._learn(most)
+        else:
+            self.watch.stage("train settings past the budget", most)
+            self._train_settings(most)
+
+    def _train_settings(self, most: int) -> None:
         held: dict[Setting, bool] = {}
         best = self._smallest()
         size = math.inf if best is None else self.landscape.nbytes(best)
@@ -165,17 +179,38 @@ class Session:
                     continue
             if late or len(held) >= most:
                 limit = "timeout" if late else f"recovery's max_trials={most}"
-                cut = f"{limit} reached after {len(held)} trained settings: others were left"
-                self.cut = "; ".join(filter(None, [self.cut, cut]))
+                self._cut(f"{limit} reached after {len(held)} trained settings: others were left")
                 return
-            tried = Tried(setting, trained=True)
-            if not self._known(setting, trained=True):
-                self.evaluator.run_after(
-                    partial(self._train, tried),
-                    self.identity.key(tried),
-                    self.compressed(Tried(setting)),
-                )
-            held[setting] = self._keep(tried, "recovery").held
+            small = partial(self.compressed, Tried(setting))
+            held[setting] = self._trained(Tried(setting, trained=True), small).held
+
+    def _learn(self, most: int) -> None:
+        """Asks for a price of a bit at which the budget is used up."""
+        count = sum(layer.weight.numel() for layer in self.fits.layers if any(layer.schemes))
+        lost: dict[float, float] = {}
+        best = self._smallest()
+        size = math.inf if best is None else self.nbytes(best)
+        while len(lost) < most:
+            if self.deadline.passed:
+                self._cut(f"timeout reached after {len(lost)} learned models: others were left")
+                return
+            price = next_price(lost, self.judge.budget.limit) if lost else FIRST / count
+            tried = Tried.at(price)
+            outcome = self._trained(tried, partial(assemble, self.model, {}))
+            lost[price] = outcome.level if math.isfinite(outcome.level) else math.inf
+            if outcome.level > self.judge.budget.limit and self.trials[tried].nbytes >= size:
+                # A lower price makes it larger still.
+                return
+
+    def _cut(self, limit: str) -> None:
+        self.cut = "; ".join(filter(None, [self.cut, limit]))
+
+    def _trained(self, tried: Tried, before: Callable[[], nn.Module]) -> Outcome:
+        """Trains what ``before`` makes, and evaluates it."""
+        key = self.identity.key(tried)
+        if self.evaluator.known(key) is None:
+            self.evaluator.run_after(partial(self._train, tried), key, before())
+        return self._keep(tried, "recovery")
 
     def nbytes(self, setting: Setting) -> int:
         """Bytes of the whole model in a file, without its header."""
@@ -183,7 +218,9 @@ class Session:
         return self.account.other_nbytes + weights
 
     def compressed(self, tried: Tried) -> nn.Module:
-        """The model of a setting."""
+        """The model of a setting, or a learned one."""
+        if tried.rate_weight is not None:
+            return self._train(tried, assemble(self.model, {}))
         # The values of the file: what is evaluated is what is shipped.
         weights = self.identity.fits.chosen(tried.setting)
         small = round_rest(assemble_factored(self.model, weights), self.identity.rest)
@@ -191,11 +228,10 @@ class Session:
 
     def _train(self, tried: Tried, small: nn.Module) -> nn.Module:
         assert self.trainer is not None
-        trained = self.trainer(self.identity.key(tried), small, self.model)
+        trained = self.trainer(self.identity.key(tried), small, self.model, tried)
         return round_rest(trained, self.identity.rest)
 
     def _keep(self, tried: Tried, phase: Phase) -> Outcome:
-        setting = tried.setting
         evaluation = self.evaluator.known(self.identity.key(tried))
         assert evaluation is not None
         metric, error = evaluation.metric, evaluation.error
@@ -211,15 +247,14 @@ class Session:
             interval = loss_interval(budget, baseline, metric)
             if loss < -budget.limit:
                 self._check_better(tried, loss)
+        schemes, nbytes, harm = self._stored(tried)
         trial = Trial(
             schemes={
-                other: scheme
-                for name, scheme in self.identity.fits.schemes(setting).items()
-                for other in self.tied[name]
+                other: scheme for name, scheme in schemes.items() for other in self.tied[name]
             },
-            nbytes=self.nbytes(setting),
-            rate=self.account.float_nbytes / self.nbytes(setting),
-            harm=sum(each.harm for each in self.fits.measured(setting)),
+            nbytes=nbytes,
+            rate=self.account.float_nbytes / nbytes,
+            harm=harm,
             score=score,
             loss=loss,
             interval=interval,
@@ -227,10 +262,26 @@ class Session:
             phase=phase,
             seconds=evaluation.seconds,
             error=error,
+            rate_weight=tried.rate_weight,
         )
         self.trials[tried] = trial
         self.watch.trial(trial, self.evaluator.resumed(self.identity.key(tried)))
         return outcome
+
+    def _stored(self, tried: Tried) -> tuple[Mapping[str, Form | None], int, float]:
+        """How the layers of a model are stored, the bytes of the model, its predicted harm."""
+        setting = tried.setting
+        if tried.rate_weight is None:
+            harm = sum(each.harm for each in self.fits.measured(setting))
+            return self.fits.schemes(setting), self.nbytes(setting), harm
+        assert self.trainer is not None
+        names = [layer.name for layer in self.fits.layers]
+        if not self.trainer.has(self.identity.key(tried)):
+            return dict.fromkeys(names), self.account.float_nbytes, math.nan
+        small = self.compressed(tried)
+        coded = coded_weights(small)
+        schemes = {name: coded[name].scheme if name in coded else None for name in names}
+        return schemes, summary(small, rest=self.identity.rest).model_file_nbytes, math.nan
 
     def _check_better(self, tried: Tried, loss: float) -> None:
         """Raises ValueError where a model seems to be better that can hardly be.
@@ -254,10 +305,10 @@ class Session:
                 "evaluate does not measure what the model is for"
             )
 
-    def _known(self, setting: Setting, trained: bool = False) -> bool:
+    def _known(self, setting: Setting) -> bool:
         if self.fits.missing([setting]):
             return False
-        return self.evaluator.known(self.identity.key(Tried(setting, trained))) is not None
+        return self.evaluator.known(self.identity.key(Tried(setting))) is not None
 
     def _limit_reached(self, late: bool) -> str | None:
         left = "other settings were left untried"

@@ -34,7 +34,17 @@ _RESULT_METRICS = (
     "baseline", "score", "loss", "interval", "test_baseline", "test_score", "test_loss",
     "test_interval", "agreement", "rate", "resumed", "search_seconds",
 )  # fmt: skip
-_TRIAL_METRICS = ("score", "loss", "interval", "rate", "nbytes", "harm", "held", "seconds")
+_TRIAL_METRICS = (
+    "score",
+    "loss",
+    "interval",
+    "rate",
+    "nbytes",
+    "harm",
+    "held",
+    "seconds",
+    "rate_weight",
+)
 
 
 class TrackingError(RuntimeError):

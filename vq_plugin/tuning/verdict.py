@@ -16,7 +16,7 @@ from vq_plugin.tuning.trials import Evaluator
 def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
     """The result of a search that has ended, without the times of the run."""
     likely = any(trial.held for trial in session.trials.values())
-    sizes = {tried: session.nbytes(tried.setting) for tried in session.metrics}
+    sizes = {tried: session.trials[tried].nbytes for tried in session.metrics}
     sure = session.judge.confirmed(session.metrics, sizes)
     trials = {tried: replace(trial, held=tried in sure) for tried, trial in session.trials.items()}
     baseline = session.judge.baseline.mean

@@ -167,7 +167,7 @@ def change_texts(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
     """What every trial changed against the smallest setting that had held before it.
 
     One text a trial: at most ``most`` layers, those whose bytes change most first, with ``arrow``
-    before the new scheme.
+    before the new scheme; before them the price of a bit that a model was learned at.
     """
     sizes = {
         (layer.name, candidate.scheme): candidate.nbytes
@@ -176,15 +176,16 @@ def change_texts(result: TuneResult, arrow: str, most: int) -> Iterator[str]:
     }
     best: Trial | None = None
     for trial in result.trials:
+        price = "" if trial.rate_weight is None else f"{trial.rate_weight:.2g} a bit, "
         if best is None:
-            yield _mixture(trial)
+            yield price + _mixture(trial)
         else:
             changed = [n for n, s in trial.schemes.items() if s != best.schemes.get(n)]
             before, after = best.schemes, trial.schemes
             changed.sort(
                 key=lambda n: -abs(sizes.get((n, after[n]), 0) - sizes.get((n, before.get(n)), 0))
             )
-            yield _listed(trial, changed, arrow, most)
+            yield price + _listed(trial, changed, arrow, most)
         if trial.held and (best is None or trial.nbytes < best.nbytes):
             best = trial
 
