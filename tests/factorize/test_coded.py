@@ -196,6 +196,8 @@ def test_what_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             vq.compress(model, schemes)
+    with pytest.raises(ValueError, match=r"svd.rank=2. is of no scheme: add one, such as 'svd"):
+        vq.compress(model, {"1": "svd(rank=2)"})
     with pytest.raises(ValueError, match=r"is of several layers.*vq.factorize"):
         vq.Factored(vq.Basis(d=3, shared=True), vq.KM())
     with pytest.raises(TypeError, match="expected a factor"):

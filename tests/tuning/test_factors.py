@@ -174,7 +174,7 @@ def test_small_layers_that_get_nothing_else_are_named() -> None:
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
     form = "svd(rate=4)+km(k=4)"
     for candidates in (form, {"re:0": [form], "2": "km(k=4)"}):
-        with pytest.raises(ValueError, match="layer '0': factors seldom pay.*name the layer"):
+        with pytest.raises(ValueError, match=r"layer '0': factors seldom pay.*name the layer"):
             search_space(model, candidates)
     with pytest.raises(ValueError, match="nothing to search; layer '0': factors seldom pay"):
         search_space(model, [form, None])
