@@ -29,11 +29,11 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 
     That is where nothing else, such as a hook, reads the output of a Linear, a convolution or a
     transposed one without groups, and both run once in a pass. A norm after a Linear is taken to
-    be one of its features, as :mod:`torch.ao` takes it. Files are smaller by the norm, and fits see
-    the weights that run. Fold before :func:`vq_plugin.tune` and :func:`vq_plugin.compress`; norms
-    that are to train, as in :func:`vq_plugin.learn`, fold afterwards: codebook layers take them into
-    row scales, which the ``codebook_dtype`` of their scheme rounds. Those with ``axis="out"`` have
-    none, and layers that hold codes by a parametrization; their norms stay.
+    be one of its features, as :mod:`torch.ao` takes it. Files are smaller by the norm, and fits
+    see the weights that run. Fold before :func:`vq_plugin.tune` and :func:`vq_plugin.compress`;
+    norms that are to train, as in :func:`vq_plugin.learn`, fold afterwards: codebook layers take
+    them into row scales, which the ``codebook_dtype`` of their scheme rounds. Those with
+    ``axis="out"`` have none, and layers that hold codes by a parametrization; their norms stay.
 
     Args:
         model: Model in eval mode that :mod:`torch.fx` can trace; it is not changed.
