@@ -334,6 +334,18 @@ def test_export_to_runtimes_of_torch(
     assert [path.name for path in tmp_path.iterdir()] == ["m.vq"]
 
 
+def test_export_does_not_write_over_what_it_reads(
+    exported: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, link = tmp_path / "m.vq", tmp_path / "link"
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for target in (source, link):
+        assert main([*exported, "--to", "onnx", "--output", str(target)]) == 2
+        assert f"{target} is the file to export" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
 def test_export_of_a_truncated_file(
     exported: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

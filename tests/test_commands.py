@@ -115,6 +115,31 @@ def test_json_of_compress_and_inspect(capsys: pytest.CaptureFixture[str]) -> Non
     assert sum(layer["nbytes"] for layer in seen["layers"]) <= vq.summary(small).file_nbytes
 
 
+def test_functions_that_return_no_batches_and_no_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import torch\ndef no(): pass\ndef one(): return torch.ones(8, 64)\n"
+    code += "def nan(model): return float('nan')\ndef lots(model): return torch.ones(3)\n"
+    (tmp_path / "odd_ones.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["compress", MODEL, "--scheme", "km(k=8)", "--output", "m.vq"]
+    for option, name, said in (
+        ("--calibration", "no", "what 'odd_ones:no' returns is an iterable of batches"),
+        ("--calibration", "one", "what 'odd_ones:one' returns .* put a single batch into a list"),
+        ("--evaluate", "nan", "'odd_ones:nan' returned nan: a metric is one finite number"),
+        ("--evaluate", "lots", "'odd_ones:lots' returned tensor.*: a metric is one finite number"),
+    ):
+        assert main([*words, option, f"odd_ones:{name}"]) == 2
+        assert re.search(said, capsys.readouterr().err)
+        assert not Path("m.vq").exists()
+    assert main(words) == 0
+    export = ["export", "m.vq", "--to", "onnx", "--model", MODEL, "--output", "m.onnx"]
+    for name, said in (("no", "iterable of batches"), ("one", "put a single batch into a list")):
+        assert main([*export, "--example", f"odd_ones:{name}"]) == 2
+        assert f"'odd_ones:{name}' returns" in (shown := capsys.readouterr().err)
+        assert said in shown
+
+
 def test_json_of_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["vq_plugin"] == vq.__version__

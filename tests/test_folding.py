@@ -226,3 +226,33 @@ def test_a_weight_of_two_layers_is_left() -> None:
     second.weight = first.weight
     model = nn.Sequential(first, nn.BatchNorm2d(4), second).eval()
     assert norms(vq.fold_batch_norms(model)) == {"1"}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("change", ["layer's hook", "norm's hooks", "forward", "subclass"])
+def test_what_does_more_than_its_kind_is_left(change: str, compressed: bool) -> None:
+    class Activated(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    norm = Activated if change == "subclass" else nn.BatchNorm2d
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8)).eval()
+    nn.init.uniform_(model[1].weight, 1.0, 2.0)
+    if compressed:
+        model = vq.compress(model, vq.KM(k=8))
+    if change == "layer's hook":
+        model[0].register_forward_hook(lambda _, args, output: output.relu())
+    elif change == "norm's hooks":
+        model[1].register_forward_pre_hook(lambda _, args: (args[0].relu(),))
+    elif change == "forward":
+        whole = model[1].forward
+        model[1].forward = lambda x: whole(x) + 1
+    folded = vq.fold_batch_norms(model)
+    assert torch.equal(folded(X), model(X))
+    assert isinstance(folded[1], nn.BatchNorm2d)
+
+
+def test_a_norm_alone_in_training_mode_is_refused(net: nn.Module) -> None:
+    net.norm2.train()
+    with pytest.raises(ValueError, match="norm 'norm2' is in training mode"):
+        vq.fold_batch_norms(net)

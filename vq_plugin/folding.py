@@ -21,18 +21,19 @@ _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
     """Folds batch norms into the layers before them, where that is exact but for rounding.
 
-    That is where nothing else reads the output of a Linear, a convolution or a transposed one
-    without groups, and both run once in a pass. A norm after a Linear is taken to be one of
-    its features, as :mod:`torch.ao` takes it. Files are smaller by the norm, and fits see the
-    weights that run. Fold before :func:`vq_plugin.tune` and :func:`vq_plugin.compress`; norms that
-    are to train, as in :func:`vq_plugin.learn`, fold afterwards: codebook layers take them into
-    row scales, which the ``codebook_dtype`` of their scheme rounds. Those with ``axis="out"`` have
-    none, and layers that hold codes by a parametrization; their norms stay.
+    That is where nothing else, such as a hook, reads the output of a Linear, a convolution or a
+    transposed one without groups, and both run once in a pass. A norm after a Linear is taken to
+    be one of its features, as :mod:`torch.ao` takes it. Files are smaller by the norm, and fits
+    see the weights that run. Fold before :func:`vq_plugin.tune` and :func:`vq_plugin.compress`;
+    norms that are to train, as in :func:`vq_plugin.learn`, fold afterwards: codebook layers take
+    them into row scales, which the ``codebook_dtype`` of their scheme rounds. Those with
+    ``axis="out"`` have none, and layers that hold codes by a parametrization; their norms stay.
 
     Args:
         model: Model in eval mode that :mod:`torch.fx` can trace; it is not changed.
@@ -41,7 +42,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
         A copy; folded norms are ``nn.Identity``.
 
     Raises:
-        ValueError: If the model is in training mode, or cannot be traced.
+        ValueError: If the model or such a norm is in training mode, or it cannot be traced.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval()
@@ -56,7 +57,11 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
         raise ValueError(
             "the model is in training mode: call model.eval() before folding its norms"
         )
-    return fold(model, norm_pairs(model))
+    pairs = norm_pairs(model)
+    for name in pairs:
+        if model.get_submodule(name).training:
+            raise ValueError(f"norm {name!r} is in training mode: call model.eval() before folding")
+    return fold(model, pairs)
 
 
 @torch.no_grad()
@@ -143,7 +148,9 @@ def norm_pairs(model: nn.Module) -> dict[str, str]:
         alone = max(calls[name] for name in names) == 1 and all(
             owners[id(value)] == 1 for each in (layer, norm) for value in each.parameters()
         )
-        if alone and isinstance(norm, _BatchNorm) and _folds(layer, norm):
+        hooks = layer._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks
+        plain = not hooks and not any("forward" in vars(each) for each in (layer, norm))
+        if alone and plain and isinstance(norm, _BatchNorm) and _folds(layer, norm):
             found[names[0]] = names[1]
     return found
 
@@ -157,6 +164,8 @@ def _neighbours(nodes: list[Node]) -> Iterator[tuple[Node, Node]]:
 
 
 def _folds(layer: nn.Module, norm: _BatchNorm) -> bool:
+    if type(norm) not in _NORMS:
+        return False  # It may do more, such as an activation.
     if norm.running_mean is None or norm.running_var is None:
         return False
     kind = type(layer)

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 from torch import nn
 
 from vq_plugin.factors import Factored
+from vq_plugin.factors.factors import FACTORS
 from vq_plugin.nn import (
     CodedWeight,
     Slot,
@@ -183,7 +184,7 @@ def read_choice(pattern: Pattern, choice: object) -> Form | Preset | None:
         return choice
     expected = (
         f"{_show(pattern)}: expected a scheme such as vq.PQ() or 'pq(k=16,dim=4)', a preset ("
-        f"{', '.join(map(repr, PRESETS))}) or None"
+        f"{', '.join(map(repr, PRESETS))}), 'svd(rate=8)+km(k=16)' or None"
     )
     if not isinstance(choice, str):
         raise TypeError(f"{expected}, got {choice!r}")
@@ -197,7 +198,10 @@ def read_choice(pattern: Pattern, choice: object) -> Form | Preset | None:
 
 def parse_form(text: str) -> Form:
     """Reads a scheme, or factors and theirs; ``ValueError`` for a text that is neither."""
-    return Factored.parse(text) or parse_scheme(text)
+    joint = Factored.parse(text)
+    if joint is None and text.partition("(")[0].strip() in FACTORS:
+        raise ValueError(f"{text} is of no scheme: add one, such as '{text}+km(k=16)'")
+    return joint or parse_scheme(text)
 
 
 def check_model(model: object) -> None:

@@ -150,6 +150,21 @@ def test_layers_of_one_weight_share_its_factors(tmp_path: Path) -> None:
         vq.compress(model, {"one": form, "two": vq.KM(k=4)})
 
 
+def test_layers_that_pass_nothing_on() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 24))
+    conv = nn.Sequential(nn.Conv2d(6, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3))
+    form = vq.Factored(vq.SVD(rate=2), vq.KM(k=16))
+    for model, x in ((dense, torch.randn(16, 40)), (conv, torch.randn(4, 6, 9, 9))):
+        zeros: Any = copy.deepcopy(model)
+        nn.init.zeros_(zeros[0].weight)
+        silent: Any = copy.deepcopy(model)
+        nn.init.constant_(silent[0].bias, -100.0)
+        for each, batch in ((model, torch.zeros_like(x)), (zeros, x), (silent, x)):
+            small: Any = vq.compress(each, form, [batch])
+            assert torch.allclose(small(batch), each(batch), atol=1e-6)
+
+
 def test_a_bare_layer_half_precision_and_the_model_before() -> None:
     layer = nn.Linear(32, 24).half()
     before = copy.deepcopy(layer.state_dict())
@@ -177,10 +192,12 @@ def test_what_cannot_be() -> None:
     for schemes, said in (
         ({"0": FORM}, "layer '0': svd.*Embedding has no factors"),
         ({"1": "svd(rank=13)+km(k=4)"}, "layer '1': rank 13 is above 12"),
-        ({"1": "svd(rate=50)+km(k=4)"}, "layer '1': svd.rate=50. asks for less than rank 1"),
+        ({"1": "svd(rate=50)+km(k=4)"}, "layer '1': svd.rate=50. asks for less than rank 1.*None"),
     ):
         with pytest.raises(ValueError, match=said):
             vq.compress(model, schemes)
+    with pytest.raises(ValueError, match=r"svd.rank=2. is of no scheme: add one, such as 'svd"):
+        vq.compress(model, {"1": "svd(rank=2)"})
     with pytest.raises(ValueError, match=r"is of several layers.*vq.factorize"):
         vq.Factored(vq.Basis(d=3, shared=True), vq.KM())
     with pytest.raises(TypeError, match="expected a factor"):

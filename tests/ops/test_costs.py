@@ -139,7 +139,7 @@ def test_a_damaged_file_is_warned_of_once_and_not_used(spoiled: str) -> None:
         spoiled = path.read_text().replace(NOW, "yesterday")
     path.write_bytes(spoiled.encode("latin1"))
     forget_costs()
-    with pytest.warns(UserWarning, match="doctor --measure"):
+    with pytest.warns(UserWarning, match=f"{path.name}.*doctor --measure"):
         assert costs_of(isa()).measured is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -179,6 +179,17 @@ def test_without_a_home_or_a_cache_costs_are_the_shipped_ones(
         monkeypatch.setattr(Path, "expanduser", homeless)
         forget_costs()
         assert costs_of(isa()).measured is None
+
+
+def test_a_folder_in_the_place_of_the_file_is_named_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs_path(isa()).mkdir(parents=True)
+    monkeypatch.setattr("vq_plugin.nn.measured.measure_costs", lambda _: pytest.fail("measured"))
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert costs_of(isa()).measured is None
+    assert main(["doctor", "--measure"]) == 2
+    assert str(costs_path(isa())) in capsys.readouterr().err
 
 
 def test_the_variable_turns_measured_costs_off(

@@ -1,5 +1,6 @@
 """``vq-plugin recipe check`` finds what a run would stumble over, before the run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +141,27 @@ def test_what_the_users_code_raises_is_named_with_its_place(
     status, _, errors = check(write(recipe_of("unreadable_user")))
     assert status == 2
     assert "recipe.yaml:2: model: 'unreadable_user:model': the import raised SyntaxError" in errors
+
+
+def test_functions_that_return_no_batches_are_named_with_their_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Write,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    no_batches = "def nothing(): pass\ndef one(): return torch.ones(4, 8)\n"
+    (tmp_path / "user_without_data.py").write_text(USER_MODULE + no_batches)
+    for name, said in (("nothing", "got a NoneType"), ("one", "put a single batch into a list")):
+        reference = f"user_without_data:{name}"
+        for keys in ("quantization: {calibration", "recovery: {epochs: 1, loader"):
+            text = f"{recipe_of('user_without_data')}{keys}: {reference}}}\n"
+            assert main(["tune", str(write(text))]) == 2
+            errors = capsys.readouterr().err
+            key = "quantization.calibration" if "calib" in keys else "recovery.loader"
+            assert re.search(rf"recipe.yaml:\d+: {key}: what '{reference}' returns", errors)
+            assert said in errors
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,12 @@ class Projected(nn.Module):
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        (nn.Linear(24, 5), {"export": "onnx"}, r"a list of targets: \['onnx'\]"),
+        (
+            nn.Linear(24, 5),
+            {"export": "onnx"},
+            r"a list of targets, such as \['onnx'\]; got 'onnx'",
+        ),
+        (nn.Linear(24, 5), {"export": None}, r"a list of targets, such as .*; got None"),
         (nn.Linear(24, 5), {"export": ["tflite"]}, "no target 'tflite': there are onnx, "),
         (nn.Linear(24, 5), {"export": ["onnx", "onnx"]}, "'onnx' is given twice"),
         (nn.Linear(24, 5), {"export": ["onnx"], "folder": None}, "folder="),

@@ -164,9 +164,28 @@ def test_what_is_named_has_to_have_them() -> None:
         ({"0": [FORMS[0], "km(k=4)"]}, "layer '0': svd.*Embedding has no factors"),
         ({"*": FORMS[0]}, "layer '0': svd.*Embedding has no factors"),
         ({"1": ["svd(rank=200)+km(k=4)", None]}, "layer '1': rank 200 is above 128"),
+        ({"1": ["svd(rate=70)+km(k=4)", None]}, "layer '1': svd.rate=70. asks for less than rank"),
     ):
         with pytest.raises(ValueError, match=said):
             search_space(model, candidates)
+
+
+def test_small_layers_that_get_nothing_else_are_named() -> None:
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+    form = "svd(rate=4)+km(k=4)"
+    for candidates in (form, {"re:0": [form], "2": "km(k=4)"}):
+        with pytest.raises(ValueError, match=r"layer '0': factors seldom pay.*name the layer"):
+            search_space(model, candidates)
+    with pytest.raises(ValueError, match="nothing to search; layer '0': factors seldom pay"):
+        search_space(model, [form, None])
+    assert search_space(model, {"0": form, "*": [form, None]})["2"] == (None,)
+
+
+def test_the_built_in_candidates_take_layers_that_pass_nothing_on(inputs: Tensor) -> None:
+    model = network()
+    nn.init.constant_(model[0].bias, -1000.0)
+    result = vq.tune(model, lambda each: 0.5, vq.LossBudget(0.5), [inputs[:64]], max_trials=2)
+    assert result.passed
 
 
 @pytest.mark.parametrize("factor", ["svd(rate=2)", "svd(rate=2,split=spatial)", "basis(d=3)"])

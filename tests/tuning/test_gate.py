@@ -40,6 +40,20 @@ def test_a_metric_the_wrong_way_round_is_an_error(
     assert vq.tune(task.model, cross_entropy(task), right, batches, candidates=vq.KM(k=64)).passed
 
 
+def test_an_error_rate_taken_for_an_accuracy_is_an_error_above_the_floor_too(task: "Task") -> None:
+    batches = [task.inputs[:100]]
+
+    def error_rate(model: nn.Module) -> float:
+        return 1.01 - float(task.correct(model).double().mean())
+
+    found = Agreement(task.model, batches)(vq.compress(task.model, vq.KM(k=2), batches))
+    assert found is not None
+    assert 0.2 < found < 0.9
+    for budget in (vq.LossBudget(relative=0.1), vq.LossBudget(absolute=0.002)):
+        with pytest.raises(ValueError, match="lower, say higher_is_better=False"):
+            vq.tune(task.model, error_rate, budget, batches, candidates=vq.KM(k=2))
+
+
 def test_a_metric_that_sees_nothing_does_not_pass_a_ruined_model(task: "Task") -> None:
     batches = [task.inputs[:100]]
     result = vq.tune(task.model, lambda _: 1.0, calibration=batches, candidates=vq.KM(k=1))
@@ -51,6 +65,8 @@ def test_a_metric_that_sees_nothing_does_not_pass_a_ruined_model(task: "Task") -
     result = vq.tune(task.model, lambda _: 1.0, off, batches, candidates=vq.KM(k=1))
     assert result.passed
     assert result.agreement is not None
+    with pytest.raises(ValueError, match=r"min_agreement=0.9 needs calibration data"):
+        vq.tune(task.model, lambda _: 1.0, vq.LossBudget(relative=0.1, min_agreement=0.9))
 
 
 def test_a_metric_that_changes_by_itself_is_an_error(task: "Task") -> None:

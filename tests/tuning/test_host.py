@@ -178,6 +178,9 @@ def test_bad_hosts(model, images, monkeypatch):
 
     with pytest.raises(ValueError, match="'fx' is none of 'pt2e', 'torch_ao', 'torchao'"):
         tune("fx")
+    for host in (5, str, object()):
+        with pytest.raises(TypeError, match="host is 'pt2e', 'torch_ao', 'torchao', or has name"):
+            tune(host)
     with pytest.raises(ValueError, match=r"host='pt2e'.*calibration="):
         tune("pt2e")
     monkeypatch.delitem(sys.modules, "vq_plugin.torchao.hosts")

@@ -125,6 +125,28 @@ def test_limits_must_be_positive(task: "Task", name: str, value: float) -> None:
         vq.tune(task.model, task.accuracy, **limits)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_trials", "2", "max_trials is a number, got '2'"),
+        ("max_trials", 2.5, "max_trials is a whole number, got 2.5"),
+        ("workers", None, "workers is a number, got None"),
+        ("workers", 1.5, "workers is a whole number, got 1.5"),
+        ("timeout", "1m", "timeout is a number, got '1m'"),
+        ("seed", "0", "seed is a whole number, got '0'"),
+        ("callback", 5, "callback is a function, got 5"),
+        ("test", 0.9, "test is a function, got 0.9"),
+        ("recovery", [torch.ones(1)], "recovery is a vq.Recovery, such as"),
+    ],
+)
+def test_arguments_of_wrong_types_are_told_before_any_work(
+    task: "Task", name: str, value: object, message: str
+) -> None:
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(TypeError, match=message):
+        vq.tune(task.model, lambda _: pytest.fail("ran"), **arguments)
+
+
 def test_max_trials_is_kept_and_told(task: "Task") -> None:
     whole = vq.tune(task.model, task.accuracy, BUDGET, **task.settings)
     assert whole.cut is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _compress(options: argparse.Namespace) -> int:
     from vq_plugin.atomic import check_target
     from vq_plugin.checkpoint import save
     from vq_plugin.compress import compress
-    from vq_plugin.recipe.references import call
+    from vq_plugin.recipe.references import batches, call
     from vq_plugin.select import Choice, as_choices, check_model
     from vq_plugin.summary import summary
 
@@ -79,16 +80,19 @@ def _compress(options: argparse.Namespace) -> int:
     check_target(Path(options.output))
     model = call(options.model)
     check_model(model)
-    calibration: Any = None if options.calibration is None else call(options.calibration)
+    calibration: Any = None if options.calibration is None else batches(options.calibration)
+    metric = None
+    if options.evaluate is not None:
+        _log.info("evaluate the float model")
+        metric = {"float": _metric(options.evaluate, model)}
     _log.info("compress")
     small = compress(model, schemes, calibration, options.seed, fold=options.fold)
     save(small, options.output, rest=options.rest)
     sizes = summary(small, rest=options.rest)
     rate = sizes.file_rate(options.output)
-    metric = None
-    if options.evaluate is not None:
-        _log.info("evaluate both models")
-        metric = [call(options.evaluate, each) for each in (model, small)]
+    if metric is not None:
+        _log.info("evaluate the compressed model")
+        metric["compressed"] = _metric(options.evaluate, small)
     if options.json:
         facts: dict[str, object] = {
             "file": options.output,
@@ -99,11 +103,25 @@ def _compress(options: argparse.Namespace) -> int:
             "left_float": list(map(asdict, sizes.left)),
         }
         if metric is not None:
-            facts["metric"] = dict(zip(("float", "compressed"), map(float, metric), strict=True))
+            facts["metric"] = metric
         say(as_json(facts))
         return WITHIN_BUDGET
     say(str(sizes))
     say(f"file: {options.output} (file rate {rate:.1f}x)")
     if metric is not None:
-        say(f"metric: {metric[0]:.4f} -> {metric[1]:.4f}")
+        say(f"metric: {metric['float']:.4f} -> {metric['compressed']:.4f}")
     return WITHIN_BUDGET
+
+
+def _metric(reference: str, model: Any) -> float:
+    """What a user's function says of a model; ValueError for what is no finite number."""
+    from vq_plugin.recipe.references import call
+
+    found = call(reference, model)
+    try:
+        number = float(found)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{reference!r} returned {found!r}: a metric is one finite number")
+    return number

@@ -57,17 +57,20 @@ def _export(options: argparse.Namespace) -> int:
 
     from vq_plugin.atomic import check_target
     from vq_plugin.checkpoint import load
-    from vq_plugin.recipe.references import call
+    from vq_plugin.recipe.references import batches, call
     from vq_plugin.select import check_model
     from vq_plugin.table import format_bytes
 
+    file, output = Path(options.file), Path(options.output)
+    if output.exists() and file.exists() and output.samefile(file):
+        raise ValueError(f"{options.output} is the file to export: give --output another name")
     if options.to != "coreml":
         # Its packages are folders, and looked at where they are written.
-        check_target(Path(options.output))
+        check_target(output)
     model = call(options.model)
     check_model(model)
     small = load(options.file, model)
-    batch = next(iter(call(options.example)), None)
+    batch = next(iter(batches(options.example)), None)
     if batch is None:
         raise ValueError(f"{options.example!r} returned no batches")
     _log.info("export")
@@ -76,7 +79,7 @@ def _export(options: argparse.Namespace) -> int:
     except (ImportError, RuntimeError) as error:
         # A package or a compiler that this machine lacks, or what a compiler refuses.
         raise ValueError(f"{options.to}: {error}") from error
-    size, before = _nbytes(Path(options.output)), _nbytes(Path(options.file))
+    size, before = _nbytes(output), _nbytes(file)
     if options.json:
         say(as_json({"file": options.output, "file_nbytes": size, "compressed_nbytes": before}))
     else:

@@ -66,6 +66,12 @@ def checked_split(
     split = split_for(slot, factored.factor)
     if isinstance(split, str):
         raise ValueError(f"layer {slot.shown}: {factored}: {split}")
+    rate = getattr(factored.factor, "rate", None)
+    if rate is not None and rate * split.size > slot.weight.numel():
+        raise ValueError(
+            f"layer {slot.shown}: {factored.factor} asks for less than rank 1, {split.size:,} "
+            "weights: take a lower rate, a scheme alone, or None"
+        )
     return split
 
 
@@ -79,7 +85,7 @@ def fit_factored(
     moments: Moments | None = None,
     seed: int = 0,
 ) -> FactoredWeight:
-    """Fits both weights of a layer; ``ValueError`` names it where the factor has no rank for it.
+    """Fits both weights of a layer.
 
     The first goes by the inputs of the layer, and by what the second makes of its errors; the
     second is the least squares fit of the layer's outputs by what the first, as coded, gives.
@@ -93,7 +99,7 @@ def fit_factored(
         moments: Of the layer's inputs.
         seed: Of the fits.
     """
-    rank = rank_for(name, factored, split, found)
+    rank = rank_for(factored, split, found)
     with worker_pool(), cpu_by_default():
         shares, (whole,) = multiplied([split], [weight], found.left[:, :, :rank])
         first_weight, second = split.weights(shares, whole)
@@ -111,15 +117,9 @@ def fit_factored(
         return replace(small, second=replace(last, bias_shift=shift))
 
 
-def rank_for(name: str, factored: Factored, split: Split, found: Directions) -> int:
+def rank_for(factored: Factored, split: Split, found: Directions) -> int:
     """The rank that a factor takes of a weight, at least 1."""
-    rank = factored.factor.rank_for(split, found.singular.tolist())
-    if rank == 0:
-        raise ValueError(
-            f"layer {shown(name)}: {factored.factor} asks for less than rank 1, "
-            f"{split.size:,} weights"
-        )
-    return min(rank, split.most)
+    return min(factored.factor.rank_for(split, found.singular.tolist()), split.most)
 
 
 def _of_first(split: Split, moments: Moments, second: Tensor) -> Moments | None:
@@ -154,6 +154,9 @@ def _of_second(split: Split, moments: Moments, filters: Tensor, shape: torch.Siz
     else:
         squares = filters.square() @ squares_of(split, moments).unsqueeze(2)
         squares = squares.squeeze(2)
+    if not bool((squares > 0).any()):
+        # Where nothing is passed on all count alike, as in calibration.
+        squares = torch.ones_like(squares)
     by_weight = squares.float().unsqueeze(1).expand(-1, split.outputs, -1)
     return Moments(by_weight.reshape(shape), second, mean, moments.outputs)
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from vq_plugin.atomic import write_atomically
+from vq_plugin.atomic import check_target, write_atomically
 from vq_plugin.ops.native import isa, native
 from vq_plugin.user_cache import cache_dir
 
@@ -236,7 +236,7 @@ def costs_of(isa: str) -> Costs:
     except (FileNotFoundError, NotADirectoryError, RuntimeError):
         return shipped  # RuntimeError: no home
     except (OSError, UnicodeDecodeError) as error:
-        _warn(f"the costs of kernels cannot be read: {error}")
+        _warn(f"{path}: the costs of kernels cannot be read: {error}")
         return shipped
     try:
         return _parsed(text, _key(isa))
@@ -269,7 +269,7 @@ def place_for_costs(isa: str) -> Path:
     """The file, in a folder that can be written to: to be asked for before the measurement.
 
     Raises:
-        OSError: If it cannot.
+        OSError: If it cannot, or a folder is in the file's place.
         ValueError: If it would be in the home of a user who has none.
     """
     try:
@@ -277,6 +277,7 @@ def place_for_costs(isa: str) -> Path:
     except RuntimeError as error:
         raise ValueError(f"{error} Set VQ_PLUGIN_CACHE to a folder for what is kept") from error
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_target(path)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     return path

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from vq_plugin.calibration import check_batches
 from vq_plugin.nn import layer_types
 from vq_plugin.raised import raised
 from vq_plugin.recipe.problems import key_text
@@ -34,9 +35,19 @@ class Prepared:
     space: dict[str, tuple[Form | None, ...]]
 
     def data(self, *location: str) -> Any:
-        """What the function of a key returns, ``None`` without one; RecipeError if it raises."""
+        """The batches that the function of a key returns, ``None`` without one.
+
+        RecipeError if it raises, or returns nothing or a single batch.
+        """
         function = self.functions.get(key_text(location))
-        return None if function is None else _called(function, self.source, location)
+        if function is None:
+            return None
+        found, reference = _called(function, self.source, location), self.source.value(location)
+        try:
+            check_batches(found, f"{key_text(location)}: what {reference!r} returns")
+        except (TypeError, ValueError) as error:
+            raise RecipeError(self.source.problem(location, str(error))) from None
+        return found
 
     def __str__(self) -> str:
         searched = sum(len(schemes) > 1 for schemes in self.space.values())

@@ -54,3 +54,23 @@ def call(reference: str, *arguments: object) -> Any:
         return function(*arguments)
     except Exception as error:
         raise ValueError(f"{reference!r} {raised(error)}") from error
+
+
+def batches(reference: str) -> Any:
+    """What the function that ``"module:function"`` names returns, which is to be batches.
+
+    ValueError if it raises, or returns nothing or a single batch.
+
+    Example:
+        >>> batches("builtins:list")
+        []
+    """
+    # What it imports takes a second, and functions alone are found without.
+    from vq_plugin.calibration import check_batches
+
+    found = call(reference)
+    try:
+        check_batches(found, f"what {reference!r} returns")
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return found

@@ -37,8 +37,8 @@ class ExportError(ValueError):
 
 def check_export(targets: Sequence[str], calibration: object, folder: object) -> None:
     """``ExportError`` for targets of :func:`check_targets`, or without what they need."""
-    if isinstance(targets, str):
-        raise ExportError(f"export is a list of targets: [{targets!r}]")
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise ExportError(f"export is a list of targets, such as ['onnx']; got {targets!r}")
     check_targets(targets)
     if targets and folder is None:
         raise ExportError("export needs a folder for its files: folder=")

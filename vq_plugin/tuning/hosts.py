@@ -42,13 +42,19 @@ AnyHost: TypeAlias = str | Host
 def find_host(host: AnyHost) -> Host:
     """The host of a name; one that is no name is what it is.
 
-    ``ValueError`` for a name that no host has, ``ImportError`` where its library is missing.
+    ``ValueError`` for a name that no host has, ``TypeError`` for what is neither, ``ImportError``
+    where its library is missing.
 
     Example:
         >>> find_host("torch_ao").name
         'torch_ao'
     """
     if not isinstance(host, str):
+        if not all(hasattr(host, each) for each in ("name", "fused", "convert")):
+            raise TypeError(
+                f"host is {', '.join(map(repr, sorted(_HOSTS)))}, or has name, fused and convert; "
+                f"got {host!r}"
+            )
         return host
     if host not in _HOSTS:
         raise ValueError(f"host={host!r} is none of {', '.join(map(repr, sorted(_HOSTS)))}")

@@ -93,7 +93,7 @@ class Layer:
         """What the rank loses, and what codes lose of the rest."""
         split = self.splits[form]
         found = self.directions[type(split)]
-        rank = rank_for(self.name, form, split, found)
+        rank = rank_for(form, split, found)
         squares = found.singular.square()
         total = float(squares.sum())
         error = lost = float(squares[rank:].sum()) / total if total > 0 else 0.0
@@ -257,7 +257,7 @@ def _decomposed(layer: Layer) -> Layer:
     plain = [each for each in layer.schemes if not isinstance(each, Factored)]
     smaller = []
     for each, split in layer.splits.items():
-        rank = rank_for(layer.name, each, split, found[type(split)])
+        rank = rank_for(each, split, found[type(split)])
         if rank * split.size <= layer.weight.numel():
             smaller.append(each)
     return replace(layer, schemes=(*plain, *smaller), directions=found)

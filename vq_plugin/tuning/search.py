@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 
 from torch import nn
@@ -155,10 +156,10 @@ def tune(
         >>> result.passed, result.loss <= 0.1, result.rate > 4
         (True, True, True)
     """
+    _check_limits(max_trials, timeout, workers, seed)
     began, deadline = time.monotonic(), Deadline.after(timeout)
     budget = LossBudget(relative=0.01) if budget is None else budget
-    _check_arguments(model, evaluate, budget, calibration)
-    _check_limits(max_trials, timeout, workers)
+    _check_arguments(model, evaluate, (test, callback), budget, calibration, recovery)
     _check_files(rest, export, calibration, folder, host)
     if isinstance(calibration, Iterable):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.
@@ -310,14 +311,26 @@ def _write(
     return result
 
 
-def _check_arguments(model: object, evaluate: object, budget: object, calibration: object) -> None:
+def _check_arguments(
+    model: object,
+    evaluate: object,
+    others: tuple[object, object],
+    budget: object,
+    calibration: object,
+    recovery: object,
+) -> None:
     check_model(model)
-    if not callable(evaluate):
-        raise TypeError(f"evaluate is a function of a model, got {evaluate!r}")
+    for name, function in zip(("evaluate", "test", "callback"), (evaluate, *others), strict=True):
+        if not callable(function) and (function is not None or name == "evaluate"):
+            raise TypeError(f"{name} is a function, got {function!r}")
     if not isinstance(budget, LossBudget):
         raise TypeError(f"the budget is a vq.LossBudget, such as relative=0.01, got {budget!r}")
     if calibration is not None:
         check_batches(calibration)
+    elif (budget.min_agreement or 0) > (LossBudget.min_agreement or 0):
+        raise ValueError(f"min_agreement={budget.min_agreement:.4g} needs calibration data")
+    if recovery is not None and not isinstance(recovery, Recovery):
+        raise TypeError(f"recovery is a vq.Recovery, such as vq.Recovery(loader), got {recovery!r}")
 
 
 def _check_files(
@@ -351,7 +364,16 @@ def _check_alike(model: nn.Module, start: nn.Module) -> None:
         )
 
 
-def _check_limits(max_trials: int, timeout: float | None, workers: int) -> None:
+def _check_limits(max_trials: int, timeout: float | None, workers: int, seed: int) -> None:
     for name, value in (("max_trials", max_trials), ("timeout", timeout), ("workers", workers)):
-        if value is not None and not value > 0:
+        if value is None and name == "timeout":
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} is a number, got {value!r}")
+        if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value!r}")
+    for name, count in (("max_trials", max_trials), ("workers", workers), ("seed", seed)):
+        if not isinstance(count, Integral):
+            raise TypeError(f"{name} is a whole number, got {count!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed has 64 bits, got {seed}")

@@ -33,7 +33,9 @@ from vq_plugin.tuning.trials import Evaluator
 from vq_plugin.tuning.watch import Watch
 
 # Parts of its baseline that a metric hardly gains by compression.
-_MUCH_BETTER = 0.5
+_MUCH_BETTER = 1 / 3
+# Models that agree so far are as good or bad as each other.
+_ALIKE = 0.9
 
 
 @dataclass
@@ -286,16 +288,15 @@ class Session:
     def _check_better(self, tried: Tried, loss: float) -> None:
         """Raises ValueError where a model seems to be better that can hardly be.
 
-        One that agrees with the float model may well be; of others a metric that is read the wrong
-        way round speaks best.
+        One that agrees with the float model, or was trained, may well be; of others a metric that
+        is read the wrong way round speaks best.
         """
         found = None if self.agreement is None else self.agreement(self.compressed(tried))
         floor = self.judge.budget.min_agreement
         size = abs(self.judge.baseline.mean) if self.judge.budget.relative is None else 1.0
-        unlike = loss < -_MUCH_BETTER * size
-        if found is not None and floor is not None:
-            unlike = found < floor
-        if unlike:
+        ruined = found is not None and floor is not None and found < floor
+        unlike = found is None or (found < _ALIKE and not tried.trained)
+        if ruined or (unlike and loss < -_MUCH_BETTER * size):
             other = not self.judge.budget.higher_is_better
             agree = "" if found is None else f", while their outputs agree to {found:.2f} of 1"
             raise ValueError(

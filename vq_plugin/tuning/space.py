@@ -98,12 +98,17 @@ def search_space(
     space = {name: ladders[pattern] for name, pattern in owners.items()}
     slots, sharers = slots_by_name(model, space), sharing(model)
     parts = parts_of_products(model)
+    refused: list[ValueError] = []
     for name, slot in slots.items():
         check_not_lazy(slot)
         named = owners[name] in (*slot.names, *slot.module_names)
-        space[name] = _possible(space[name], sharers[name], named, parts)
+        space[name], reasons = _possible(space[name], sharers[name], named, parts)
+        refused += reasons
     if not any(scheme for ladder in space.values() for scheme in ladder):
-        raise ValueError("the candidates leave every layer as it is: there is nothing to search")
+        why = f"; {refused[0]}" if refused else ""
+        raise ValueError(
+            f"the candidates leave every layer as it is: there is nothing to search{why}"
+        )
     return _merge_tied(model, space)
 
 
@@ -112,36 +117,43 @@ def _possible(
     slots: Sequence[Slot],
     named: bool,
     parts: Mapping[nn.Module, str],
-) -> tuple[Form | None, ...]:
+) -> tuple[tuple[Form | None, ...], list[ValueError]]:
     """A ladder without the factors that a weight does not have; ``slots`` are all that have it.
 
-    ``ValueError`` for a layer that is named for them, or gets nothing else.
+    And why: raised for a layer that is named for them, or gets nothing else.
     """
     possible, reasons = [], []
     for form in ladder:
         try:
-            if not isinstance(form, Factored) or all(
-                _pays(form, slot, named, parts) for slot in slots
-            ):
-                possible.append(form)
+            if isinstance(form, Factored):
+                for slot in slots:
+                    _check_factors(form, slot, named, parts)
+            possible.append(form)
         except ValueError as error:
             if named:
                 raise
             reasons.append(error)
-    if reasons and not any(possible):
+    if not possible:
         raise reasons[0]
-    return tuple(possible)
+    return tuple(possible), reasons
 
 
-def _pays(form: Factored, slot: Slot, named: bool, parts: Mapping[nn.Module, str]) -> bool:
-    """Whether a layer may have factors; ``ValueError`` if its kind has none."""
-    split = checked_split(slot, form, parts)
-    weights, rate = slot.weight.numel(), getattr(form.factor, "rate", None)
+def _check_factors(form: Factored, slot: Slot, named: bool, parts: Mapping[nn.Module, str]) -> None:
+    """``ValueError`` if a layer has no such factors, or is not named and better off without."""
+    split, weights = checked_split(slot, form, parts), slot.weight.numel()
     if named:
-        return True
-    if weights < _LEAST_WEIGHTS or split.most > _MOST_ROWS:
-        return False
-    return rate is None or weights >= rate * split.size
+        return
+    remedy = "name the layer if they are meant, or give it a scheme alone"
+    if weights < _LEAST_WEIGHTS:
+        raise ValueError(
+            f"layer {slot.shown}: factors seldom pay below {_LEAST_WEIGHTS:,} weights, and it has "
+            f"{weights:,}: {remedy}"
+        )
+    if split.most > _MOST_ROWS:
+        raise ValueError(
+            f"layer {slot.shown}: factors take minutes above {_MOST_ROWS:,} rows, and it has "
+            f"{split.most:,}: {remedy}"
+        )
 
 
 def _as_tuple(pattern: Pattern, ladder: Ladder) -> tuple[Form | None, ...]:
