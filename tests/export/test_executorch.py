@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from vq_plugin.export.executorch import program_of_bytes
+from vq_plugin.export.executorch import coded_program
 
 
 class Net(nn.Module):
@@ -36,7 +36,7 @@ def words() -> Tensor:
 def test_codes_are_bytes_and_operators_torchs(scheme: vq.Scheme, words: Tensor) -> None:
     channels = vq.PQ(k=16, dim=4, layout="channels")
     small = vq.compress(Net(), {"channels": channels, "*": scheme})
-    program = program_of_bytes(small, words)
+    program = coded_program(small, words)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(words), small.eval()(words))
     held = {**program.state_dict, **program.constants}
