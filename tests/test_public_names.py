@@ -37,6 +37,7 @@ NAMES = {
     "choose_schemes",
     "compensate",
     "compress",
+    "executorch_library",
     "export_aoti",
     "export_coreml",
     "export_executorch",
