@@ -55,7 +55,7 @@ def export_executorch(
     path = Path(path)
     check_target(path)
     check_operator(operator)
-    require("executorch")
+    require("executorch", extra="executorch")
     program = coded_program(model, example, operator)
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower

@@ -42,7 +42,7 @@ def executorch_library() -> str:
         >>> import vq_plugin as vq
         >>> torch.ops.load_library(vq.executorch_library())  # doctest: +SKIP
     """
-    require("executorch")
+    require("executorch", extra="executorch")
     spec = find_spec("executorch")
     assert spec is not None
     root = Path(next(iter(spec.submodule_search_locations or ())))
@@ -51,7 +51,7 @@ def executorch_library() -> str:
     if missing:
         raise ImportError(
             f"ExecuTorch {version('executorch')} brings no {' and no '.join(missing)} to build "
-            "operators with: pip install 'executorch>=1.5'"
+            "operators with: pip install 'vq-plugin[executorch]'"
         )
     kernels = Path(onnxruntime_library())
     include = root / "include"

@@ -55,7 +55,10 @@ def _flat_conv(
     weight = torch.ops.vq.dequantize_codebook(
         *(codes, codebooks, scale, shape, along_out, group, torch.float32)
     )
-    return torch.convolution(input, weight, bias, *places, False, [0] * len(kernel_size), 1)
+    stride, padding, dilation = places
+    return torch.convolution(
+        input, weight, bias, stride, padding, dilation, False, [0] * len(kernel_size), 1
+    )
 
 
 def _embedding(
@@ -122,8 +125,9 @@ def _rows_of_nibbles(codes: Tensor, k: int) -> Tensor:
     """``(stages, rows, bytes)``: up to 16 centers two to a byte, the lower half first."""
     if k > NIBBLE_CENTERS:
         return codes
-    pairs = functional.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2))
-    return pairs[..., 0] | pairs[..., 1] << 4
+    even = functional.pad(codes, (0, codes.shape[-1] % 2))
+    packed: Tensor = even[..., 0::2] | even[..., 1::2] << 4
+    return packed
 
 
 class _LookedUp(CodebookEmbedding):

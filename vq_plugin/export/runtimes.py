@@ -64,7 +64,7 @@ def in_executorch(path: Path, *, native: bool = False) -> Running:
     from executorch.runtime import Runtime
 
     if native:
-        torch.ops.load_library(executorch_library())
+        torch.ops.load_library(executorch_library())  # type: ignore[no-untyped-call]
     program = Runtime.get().load_program(path)
     method = program.load_method("forward")
 

@@ -77,7 +77,7 @@ TARGETS = {
     "pte": Target(
         "model.pte",
         export_executorch,
-        partial(require, "executorch"),
+        partial(require, "executorch", extra="executorch"),
         in_executorch,
         one_size=True,
     ),
