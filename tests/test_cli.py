@@ -330,7 +330,7 @@ def test_export_to_runtimes_of_torch(
     assert "end in .pt2" in capsys.readouterr().err
     monkeypatch.setattr("vq_plugin.export.extras.find_spec", lambda name: None)
     assert main([*exported, "--to", "pte", "--output", str(tmp_path / "m.pte")]) == 2
-    assert "pip install executorch" in capsys.readouterr().err
+    assert "pip install 'vq-plugin[executorch]'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m.vq"]
 
 

@@ -40,6 +40,7 @@ NAMES = {
     "compensate",
     "compress",
     "count_work",
+    "executorch_library",
     "export_aoti",
     "export_coreml",
     "export_executorch",

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from vq_plugin.export.aoti import export_aoti
     from vq_plugin.export.coreml import export_coreml
     from vq_plugin.export.executorch import export_executorch
+    from vq_plugin.export.executorch_library import executorch_library
     from vq_plugin.export.onnx import export_onnx
     from vq_plugin.tuning import Learning, LossBudget, Recovery, TuneResult, tune
 
@@ -66,6 +67,8 @@ def __getattr__(name: str) -> object:
         return getattr(import_module("vq_plugin.tuning"), name)
     if name.startswith("export_") and name in __all__:
         return getattr(import_module(f"vq_plugin.export.{name.removeprefix('export_')}"), name)
+    if name == "executorch_library":
+        return getattr(import_module("vq_plugin.export.executorch_library"), name)
     raise AttributeError(f"module 'vq_plugin' has no attribute {name!r}")
 
 
@@ -96,6 +99,7 @@ __all__ = [
     "compensate",
     "compress",
     "count_work",
+    "executorch_library",
     "export_aoti",
     "export_coreml",
     "export_executorch",

@@ -13,14 +13,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Report, Table, parse_arguments, torch_threads
+from vq_plugin.export.native_layers import Operator
 from vq_plugin.select import Schemes
 from vq_plugin.workloads import digits
 
@@ -42,6 +44,7 @@ def _float_program(model: nn.Module, path: Path, image: Tensor) -> None:
 def _loaded(path: Path) -> Callable[[Tensor], Tensor]:
     from executorch.runtime import Runtime
 
+    torch.ops.load_library(vq.executorch_library())
     # A method does not keep its program alive.
     program = Runtime.get().load_program(path)
     method = program.load_method("forward")
@@ -67,21 +70,26 @@ def _compare(report: Report, name: str, model: nn.Module, images: Tensor, labels
         {"program": "", "MB": ".3f", "accuracy": ".2%", "error": ".1e", "other answers": "d",
          "ms": ".2f"},
     )  # fmt: skip
-    models = {"float": model}
-    models |= {label: vq.compress(model, schemes).eval() for label, schemes in _SCHEMES.items()}
     with tempfile.TemporaryDirectory() as folder:
-        runs, sizes = {}, {}
-        for label, each in models.items():
+        models, runs, sizes = {}, {}, {}
+
+        def run(
+            label: str, model: nn.Module, write: Callable[[nn.Module, Path, Tensor], None]
+        ) -> None:
             path = Path(folder) / "model.pte"
-            if label == "float":
-                _float_program(each, path, images[:1])
-            else:
-                vq.export_executorch(each, path, images[:1])
+            write(model, path, images[:1])
+            models[label], runs[label] = model, _loaded(path)
             sizes[label] = path.stat().st_size / 1e6
-            runs[label] = _loaded(path)
+
+        run("float", model, _float_program)
+        for label, schemes in _SCHEMES.items():
+            small = vq.compress(model, schemes).eval()
+            for operator in get_args(Operator):
+                write = partial(vq.export_executorch, operator=operator)
+                run(f"{label}, {operator}", small, write)
         times = _milliseconds(runs, images[:1])
-        for label, run in runs.items():
-            found = torch.cat([run(image.unsqueeze(0)) for image in images])
+        for label, program in runs.items():
+            found = torch.cat([program(image.unsqueeze(0)) for image in images])
             expected = models[label](images)
             answers = found.argmax(1)
             table.rows.append({

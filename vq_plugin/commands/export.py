@@ -43,7 +43,8 @@ def add_export(commands: Any) -> None:
         "--operator",
         choices=["portable", "native"],
         default="portable",
-        help="of ONNX: standard ones, or those of vq_plugin's operator library (default portable)",
+        help="of ONNX and ExecuTorch: their own, or those of vq_plugin's operator libraries "
+        "(default portable)",
     )
     parser.add_argument(
         "--fixed-batch", action="store_true", help="only batches of the example's size"
@@ -121,7 +122,7 @@ def _to_aoti(small: Any, batch: Any, options: argparse.Namespace) -> None:
 def _to_pte(small: Any, batch: Any, options: argparse.Namespace) -> None:
     from vq_plugin.export.executorch import export_executorch
 
-    export_executorch(small, options.output, batch)
+    export_executorch(small, options.output, batch, options.operator)
 
 
 # What --to can be.

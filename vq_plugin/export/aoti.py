@@ -11,6 +11,7 @@ from torch import nn
 
 from vq_plugin.atomic import check_target, write_atomically
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.export.compiler import cpp_compiler
 from vq_plugin.export.example import Example, exported
 from vq_plugin.export.plain import check_compressed
 
@@ -73,13 +74,4 @@ def _settings() -> dict[str, bool]:
 
 def check_compiler() -> None:
     """``RuntimeError`` if there is no C++ compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise RuntimeError(
-            "AOTInductor compiles C++: install a compiler (for example g++), or name one in the "
-            f"variable CXX. torch says: {error}"
-        ) from error
+    cpp_compiler("AOTInductor")

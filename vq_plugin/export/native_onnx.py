@@ -17,9 +17,8 @@ from onnx import helper
 from torch import Tensor, nn
 
 from vq_plugin.export.native_definitions import INPUTS, definition
-from vq_plugin.nn import CodebookEmbedding, CodebookLayer, CodebookLinear
-from vq_plugin.nn.conv import _CodebookConv
-from vq_plugin.ops import KERNEL_CENTERS
+from vq_plugin.export.native_layers import has_kernel
+from vq_plugin.nn import CodebookEmbedding
 from vq_plugin.ops.convolution import conv_fake
 from vq_plugin.ops.library import rounded
 from vq_plugin.schemes import Geometry
@@ -66,24 +65,6 @@ def define(model: onnx.ModelProto, node: onnx.NodeProto, nodes: list[onnx.NodePr
         overload=node.overload,
     )
     model.functions.append(function)
-
-
-def has_kernel(layer: CodebookLayer) -> bool:
-    """Whether a layer is one node, whose operator the library has.
-
-    Linear layers, 1x1 convolutions, convolutions of channels and embeddings in float32, of up to
-    256 centers; 16 for convolutions of channels.
-    """
-    cut = layer.geometry
-    if layer.codebooks.dtype != torch.float32 or cut.k > KERNEL_CENTERS:
-        return False
-    if type(layer) is CodebookEmbedding:
-        return cut.axis == "in"
-    if isinstance(layer, _CodebookConv) and not layer._pointwise:
-        return layer._by_position
-    linear = isinstance(layer, CodebookLinear | _CodebookConv)
-    single = (cut.stages, cut.books, cut.dim) == (1, 1, 1)
-    return linear and (cut.groups == 1 or (single and cut.axis == "in"))
 
 
 def look_up_by_nodes(model: nn.Module) -> None:

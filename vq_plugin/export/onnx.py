@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import nn
 
 from vq_plugin.atomic import check_target, write_atomically
 from vq_plugin.export.example import Example, exported
 from vq_plugin.export.extras import require
+from vq_plugin.export.native_layers import Operator, check_operator, has_kernel
 from vq_plugin.export.plain import plain_model
 
-Operator = Literal["portable", "native"]
 #: Those that torch writes for every model; others it converts, and not all models.
 OPSETS = range(18, 26)
 
@@ -67,9 +66,7 @@ def export_onnx(
     check_target(path)
     if opset not in OPSETS:
         raise ValueError(f"opset {opset}: it can be one of {OPSETS[0]} to {OPSETS[-1]}")
-    if operator not in get_args(Operator):
-        known = " or ".join(map(repr, get_args(Operator)))
-        raise ValueError(f"operator {operator!r}: it can be {known}")
+    check_operator(operator)
     require("onnx", "onnxscript", extra="onnx")
     from vq_plugin.export import native_onnx
     from vq_plugin.export.onnx_file import checked, with_codes
@@ -77,7 +74,7 @@ def export_onnx(
     if operator == "native":
         if opset < native_onnx.OPSET:
             raise ValueError(f"opset {opset}: native operators need {native_onnx.OPSET} or later")
-        plain = plain_model(model, tables=True, keep=native_onnx.has_kernel)
+        plain = plain_model(model, tables=True, keep=has_kernel)
         native_onnx.look_up_by_nodes(plain.model)
         program = exported(plain.model, example, dynamic_batch=dynamic_batch)
         program = program.run_decompositions(native_onnx.decompositions())

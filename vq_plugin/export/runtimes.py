@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import vq_plugin.ops  # noqa: F401 - AOTInductor's packages call its operators
+from vq_plugin.export.executorch_library import executorch_library
 from vq_plugin.extension import onnxruntime_library
 
 
@@ -58,10 +59,12 @@ def in_aoti(path: Path) -> Running:
     )
 
 
-def in_executorch(path: Path) -> Running:
-    """A program of ExecuTorch, in its Python runtime."""
+def in_executorch(path: Path, *, native: bool = False) -> Running:
+    """A program of ExecuTorch, in its Python runtime; ``native``: and our library."""
     from executorch.runtime import Runtime
 
+    if native:
+        torch.ops.load_library(executorch_library())  # type: ignore[no-untyped-call]
     program = Runtime.get().load_program(path)
     method = program.load_method("forward")
 

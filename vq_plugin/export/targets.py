@@ -13,6 +13,7 @@ from vq_plugin.export.aoti import check_compiler, export_aoti
 from vq_plugin.export.coreml import export_coreml
 from vq_plugin.export.example import Example
 from vq_plugin.export.executorch import export_executorch
+from vq_plugin.export.executorch_library import executorch_library
 from vq_plugin.export.extras import require
 from vq_plugin.export.onnx import export_onnx
 from vq_plugin.export.palettes import refusal
@@ -53,6 +54,10 @@ def _check_native_onnx() -> None:
     onnxruntime_library()
 
 
+def _check_native_executorch() -> None:
+    executorch_library()
+
+
 TARGETS = {
     "onnx": Target("model.onnx", export_onnx, _check_onnx, in_onnxruntime),
     "onnx_native": Target(
@@ -72,8 +77,15 @@ TARGETS = {
     "pte": Target(
         "model.pte",
         export_executorch,
-        partial(require, "executorch"),
+        partial(require, "executorch", extra="executorch"),
         in_executorch,
+        one_size=True,
+    ),
+    "pte_native": Target(
+        "model.native.pte",
+        partial(export_executorch, operator="native"),
+        _check_native_executorch,
+        partial(in_executorch, native=True),
         one_size=True,
     ),
 }

@@ -18,24 +18,15 @@ inline int place_of(int64_t from, int64_t space) {
   return static_cast<int>(space == 2 ? 2 * from : from);
 }
 
-// The convolution, without its layout, input, output and scale; false where the operands make none
-// that the kernel computes.
+// The images and places of a convolution; false where the input and settings make none.
 template <typename Tensor>
-bool make_a_convolution(const Tensor& input, const Tensor& codes, const Tensor& codebooks,
-                        const Tensor& scale, const Tensor& bias, int64_t out, int64_t groups,
-                        const ConvolutionSettings& settings, Rounding rounding, Convolution* c) {
-  c->out = out;
-  c->groups = groups;
+bool make_places(const Tensor& input, const ConvolutionSettings& settings, Convolution* c) {
   const int64_t space = input.dims - 2;
   const auto fits = [=](const std::vector<int64_t>& list) {
     return static_cast<int64_t>(list.size()) == space;
   };
-  if (space < 1 || space > 3 || codebooks.dims != 5 || codebooks.numel() == 0 ||
-      !fits(settings.kernel) || !fits(settings.stride) || !fits(settings.padding) ||
-      !fits(settings.dilation))
-    return false;
-  if (input.numel() == 0 || out <= 0 || groups <= 0 || input.sizes[1] % groups != 0 ||
-      out % groups != 0 || (groups > 1 && out / groups % kLanes != 0))
+  if (space < 1 || space > 3 || input.numel() == 0 || !fits(settings.kernel) ||
+      !fits(settings.stride) || !fits(settings.padding) || !fits(settings.dilation))
     return false;
   c->images = input.sizes[0];
   c->in = input.sizes[1];
@@ -54,6 +45,21 @@ bool make_a_convolution(const Tensor& input, const Tensor& codes, const Tensor& 
       return false;
     c->places[i] = room / c->stride[i] + 1;
   }
+  return true;
+}
+
+// The convolution, without its layout, input, output and scale; false where the operands make none
+// that the kernel computes.
+template <typename Tensor>
+bool make_a_convolution(const Tensor& input, const Tensor& codes, const Tensor& codebooks,
+                        const Tensor& scale, const Tensor& bias, int64_t out, int64_t groups,
+                        const ConvolutionSettings& settings, Rounding rounding, Convolution* c) {
+  c->out = out;
+  c->groups = groups;
+  if (!make_places(input, settings, c) || codebooks.dims != 5 || codebooks.numel() == 0) return false;
+  if (out <= 0 || groups <= 0 || c->in % groups != 0 || out % groups != 0 ||
+      (groups > 1 && out / groups % kLanes != 0))
+    return false;
   c->books = books_of(codebooks, rounding);
   c->bias = bias ? bias.template as<float>() : nullptr;
   c->codes = codes.template as<int32_t>();

@@ -49,4 +49,12 @@ const Kernels* best_kernels() {
   return nullptr;
 }
 
+const Kernels* chosen_kernels() {
+  static const Kernels* const found = [] {
+    const char* name = std::getenv("VQ_PLUGIN_ISA");
+    return name == nullptr ? best_kernels() : find_kernels(name);
+  }();
+  return found;
+}
+
 }  // namespace vq

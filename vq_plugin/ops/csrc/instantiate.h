@@ -4,6 +4,7 @@
 #include "convolve_nibbles.h"
 #include "decode.h"
 #include "fit_kernels.h"
+#include "look_up.h"
 #include "lookup_bytes.h"
 #include "lookup_nibbles.h"
 #include "outward_bytes.h"
@@ -46,6 +47,7 @@ constexpr Kernels common_kernels(const char* name, const Costs& costs,
   kernels.transpose = transpose;
   kernels.round = round_all;
   kernels.decode = decode;
+  kernels.look_up = look_up;
   kernels.convolve[0] = {"convolve", convolve_nibbles<kExactBits>, costs.convolve[0]};
   kernels.convolve[1] = {"convolve_high", convolve_nibbles<kHighBits>, costs.convolve[1]};
   kernels.convolve[2] = {"convolve_fast", convolve_nibbles<kFastBits>, costs.convolve[2]};

@@ -55,6 +55,18 @@ struct Decoding {
   double picoseconds;  // about what it takes, on one thread
 };
 
+// A table whose rows are codes into codebooks.
+struct Table {
+  const uint8_t* codes;  // row after row, of one stage after the other
+  bool nibbles;          // two codes to a byte, the lower half first
+  int64_t row_step;      // codes from a row to the next
+  int64_t stages, rows, subspaces, length;
+  int64_t groups, group, books;  // of codebooks; rows of a group; one codebook, or one a subspace
+  int64_t k, dim;
+  const float* codebooks;  // (stages, groups, books, k, dim)
+  const float* scale;      // one per row, or null
+};
+
 // y = the convolution of x with a weight, (out, in / groups, *kernel), that is packed codes into
 // books of channels, (stages, out, positions · pieces). Missing dimensions are ones: lines of the first
 // are cut into strips, the last is gone through fastest. out / groups is a multiple of 16, or there
@@ -135,6 +147,8 @@ struct Kernels {
                     int64_t to_row);
   void (*round)(const float* from, int64_t n, Rounding, float* to);
   void (*decode)(const Decoding&, const Pool&);  // k <= 256
+  // Rows that the table has -> (count, length).
+  void (*look_up)(const Table&, const int64_t* rows, int64_t count, float* to);
   ConvolutionKernel convolve[3];  // by Precision; k <= 16
   FloatConvolutionCost float_convolution;
   const FitKernels* fit;
@@ -145,5 +159,9 @@ const Kernels* best_kernels();
 
 // By name; null where this machine or this build lacks them.
 const Kernels* find_kernels(const char* name);
+
+// Those that VQ_PLUGIN_ISA names, or the fastest; null where this machine has none of that name.
+// Operators of ExecuTorch take them out of the library for ONNX Runtime.
+__attribute__((visibility("default"))) const Kernels* chosen_kernels();
 
 }  // namespace vq

@@ -11,6 +11,7 @@
 #include "fit_library.h"
 #include "gradient_library.h"
 #include "packing.h"
+#include "strips.h"
 #include "torch_operands.h"
 
 namespace vq {
@@ -40,39 +41,6 @@ void decode_instead(Value* stack, Tensor* tensors, bool pointwise) {
   for (int i = 0; i < 3; ++i) give(stack + i, std::move(tensors[i]));
   for (int i = 3; i < 5; ++i) give_optional(stack + i, std::move(tensors[i]));
   call("vq::decoded_linear", pointwise ? "pointwise" : "", stack);
-}
-
-// A 1x1 convolution: (images, in, places) -> (images, out, places). Some places at a time become
-// rows for the kernel, which stay in the cache.
-void run_pointwise(const Kernels& kernels, const Kernel& kernel, const Linear& layer,
-                   int64_t images, int64_t places, const Pool& pool) {
-  constexpr int64_t kStrip = 128;
-  const int64_t strips = div_up(places, kStrip), tasks = images * strips;
-  const auto run_strip = [&](int64_t task, const Pool& threads) {
-    static thread_local std::vector<float> inputs, outputs;
-    const int64_t image = task / strips, first = task % strips * kStrip;
-    Linear p = layer;
-    p.batch = std::min(kStrip, places - first);
-    p.picoseconds = picoseconds(kernel, p);
-    inputs.resize(static_cast<size_t>(p.batch * p.in));
-    outputs.resize(static_cast<size_t>(p.batch * p.out));
-    kernels.transpose(layer.x + image * p.in * places + first, places, p.in, p.batch, inputs.data(),
-                      p.in);
-    p.x = inputs.data();
-    p.x_row = p.in;
-    p.x_step = 1;
-    p.y = outputs.data();
-    kernel.run(p, threads);
-    kernels.transpose(p.y, p.out, p.batch, p.out, layer.y + image * p.out * places + first, places);
-  };
-  if (tasks < pool.threads) {
-    for (int64_t task = 0; task < tasks; ++task) run_strip(task, pool);
-    return;
-  }
-  const auto alone = [](int64_t task, void* run) {
-    (*static_cast<decltype(run_strip)*>(run))(task, Pool{1, nullptr});
-  };
-  pool.run(tasks, alone, const_cast<void*>(static_cast<const void*>(&run_strip)));
 }
 
 // Samples are rows of the input, or pointwise: (images, in, samples), and outputs likewise.
@@ -128,8 +96,12 @@ void multiply(Value* stack, bool pointwise) {
   Tensor result = empty(sizes, functions().float32);
   p.y = result.as<float>();
   p.picoseconds = picoseconds(*kernel, p);
+  const int64_t places = input.sizes[input.dims - 1];
   if (pointwise)
-    run_pointwise(kernels, *kernel, p, input.sizes[0], input.sizes[2], torch_pool());
+    multiply_strips(kernels, *kernel, p, input.sizes[0], places, torch_pool(),
+                    [&](int64_t image, int64_t first, int64_t) {
+                      return Columns{p.x + image * in * places + first, places};
+                    });
   else
     kernel->run(p, torch_pool());
   give(stack, std::move(result));

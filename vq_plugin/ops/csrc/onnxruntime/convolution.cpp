@@ -24,7 +24,7 @@ void CodebookConv::compute(Context* context) {
   c.x = o.input.as<float>();
   c.y = output(functions, context, output_sizes(c, o.input.dims - 2));
   c.scale = o.scale.as<float>();
-  const ConvolutionKernel& kernel = kernels()->convolve[static_cast<int>(precision_)];
+  const ConvolutionKernel& kernel = chosen_kernels()->convolve[static_cast<int>(precision_)];
   c.picoseconds = picoseconds(kernel.cost, shape_of(c));
   kernel.run(c, threads_.pool(functions, context));
 }

@@ -29,7 +29,7 @@ void CodebookLinear::compute(Context* context) {
   p.x_row = in;
   p.x_step = 1;
   p.scale = o.scale.as<float>();
-  const Kernel* kernel = choose(*kernels(), p, packed(o.codes), along_out_, precision_);
+  const Kernel* kernel = choose(*chosen_kernels(), p, packed(o.codes), along_out_, precision_);
   if (kernel == nullptr)
     fail("codebook_linear: groups of " + std::to_string(group_) + " rows have no kernel");
   p.picoseconds = picoseconds(*kernel, p);

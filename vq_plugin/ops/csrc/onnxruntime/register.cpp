@@ -88,7 +88,7 @@ extern "C" __attribute__((visibility("default"))) vq::ort::Status* RegisterCusto
   }
   const Functions f = functions_of(api);
   return guarded(f, [&] {
-    if (kernels() == nullptr)
+    if (vq::chosen_kernels() == nullptr)
       throw std::runtime_error(std::string("VQ_PLUGIN_ISA=") + std::getenv("VQ_PLUGIN_ISA") +
                                " names no kernels of this machine");
     check(f.add_domain(options, domain(api, f)));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <thread>
 
 #include "../operands.h"
@@ -136,14 +135,6 @@ Precision precision(const Functions& f, const Info* info) {
   if (value < 0 || value > 2)
     fail("vq_plugin: precision is 0 (exact), 1 (high) or 2 (fast), got " + std::to_string(value));
   return static_cast<Precision>(value);
-}
-
-const Kernels* kernels() {
-  static const Kernels* const found = [] {
-    const char* name = std::getenv("VQ_PLUGIN_ISA");
-    return name == nullptr ? best_kernels() : find_kernels(name);
-  }();
-  return found;
 }
 
 Pool Threads::pool(const Functions& f, const Context* context) {

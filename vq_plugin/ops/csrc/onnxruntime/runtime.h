@@ -60,9 +60,6 @@ std::vector<int64_t> numbers(const Functions&, const Info*, const char* name);
 // The precision of a node: 0 exact, 1 high, 2 fast.
 Precision precision(const Functions&, const Info*);
 
-// The kernels of VQ_PLUGIN_ISA, or the fastest; null where this machine has none of that name.
-const Kernels* kernels();
-
 // The threads that a session computes with. Their number, which ONNX Runtime does not tell, is
 // counted once: work is cut by it, and results do not depend on how.
 class Threads {
