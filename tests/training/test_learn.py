@@ -286,6 +286,10 @@ BUDGET = vq.LossBudget(absolute=0.1)
             "evaluate= returned nan",
         ),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": -1.0}, "lr must be a finite number of at least 0, got -1"),
+        ({"lr": math.nan}, "lr must be a finite number"),
+        ({"rate_weight": None, "target_rate": 1e6}, "target_rate=1000000.0 leaves no byte of 5392"),
+        ({"rest": "f16"}, "rest"),
         ({"model": frozen()}, "layer '0' is frozen"),
         ({"model": broken()}, "layer '2': the weight holds 1 NaN"),
         ({"model": nn.BatchNorm1d(16)}, "matches"),
@@ -298,6 +302,52 @@ def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
     model, loader = settings.pop("model", network()), settings.pop("loader", inputs(2))
     with pytest.raises(ValueError, match=message):
         vq.learn(copy.deepcopy(model), loader, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"epochs": "2"}, "epochs must be a whole number, got '2'"),
+        ({"seed": "a"}, "seed must be a whole number"),
+        ({"lr": "fast"}, "lr must be a number"),
+        ({"teacher": 5}, "teacher must be a float model, got int"),
+        ({"loss": 5}, "loss must be a function"),
+        ({"rate_weight": None, "target_bytes": 1000.5}, "target_bytes must be a whole number"),
+        ({"rate_weight": None, "budget": 0.01, "evaluate": digits.evaluate}, "vq.LossBudget"),
+        ({"rate_weight": None, "budget": BUDGET, "evaluate": 5}, "evaluate must be a function"),
+        (
+            {"rate_weight": None, "budget": BUDGET, "evaluate": lambda _: None},
+            "evaluate= returned NoneType",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_of_the_wrong_type_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        vq.learn(network(), inputs(2), **{"rate_weight": 1e-4, "epochs": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"epochs": 2.5}, TypeError, "epochs must be a whole number"),
+        ({"seed": None}, TypeError, "seed must be a whole number"),
+        ({"lr": math.inf}, ValueError, "lr must be a finite number"),
+        ({"teacher": "network"}, TypeError, "teacher must be a float model, got str"),
+        ({"loss": 5}, TypeError, "loss must be a function"),
+    ],
+)
+def test_other_trainings_name_it_too(
+    changes: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    float_model = network()
+    settings = {"teacher": float_model, **changes}
+    with pytest.raises(kind, match=message):
+        vq.finetune(vq.compress(float_model, "km(k=4)"), inputs(2), **settings)
+    with pytest.raises(kind, match=message):
+        vq.prune(float_model, inputs(2), 0.5, **settings)
+    with pytest.raises(kind, match=message):
+        vq.prune_factors(vq.factorize(float_model, vq.SVD(rate=2)), inputs(2), **settings)
 
 
 def test_a_loader_that_runs_dry_is_refused_before_the_first_epoch() -> None:

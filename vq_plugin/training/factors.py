@@ -15,6 +15,7 @@ from vq_plugin.factorize.layers import whole_kernels
 from vq_plugin.replace import assemble
 from vq_plugin.select import check_model
 from vq_plugin.training.loop import Loss, Training, soft_cross_entropy
+from vq_plugin.training.settings import check_settings
 
 # Share of the epochs before coefficients are cut; the rest lets those that stay settle.
 _RAMP = 0.5
@@ -83,6 +84,7 @@ def prune_factors(
         True
     """
     check_model(model)
+    check_settings(epochs=epochs, lr=lr, seed=seed, teacher=teacher, loss=loss)
     _check(penalty, deviations, epochs)
     sparse = assemble(model, {})
     firsts, seconds = _trained(sparse)

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from vq_plugin.nn import CodedWeight
 from vq_plugin.select import check_model
 from vq_plugin.training.loop import Loss, Stop, Training
+from vq_plugin.training.settings import check_settings
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -85,6 +86,7 @@ def finetune(
         True
     """
     check_model(model)
+    check_settings(epochs=epochs, lr=lr, seed=seed, teacher=teacher, loss=loss)
     tables, rest = _trained(model)
     sizes = [max(float(p.detach().double().square().mean().sqrt()), 1e-8) for p in tables]
     groups = [{"params": [p], "lr": lr * size} for p, size in zip(tables, sizes, strict=True)]

@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 
-from vq_plugin.checkpoint import Rest, file_bytes
+from vq_plugin.checkpoint import Rest, check_rest, file_bytes
 from vq_plugin.replace import assemble
 from vq_plugin.seeded import seeded
 from vq_plugin.select import Pattern, check_model
@@ -27,12 +27,14 @@ from vq_plugin.training.loop import Loss, Training, run_batch
 from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
 from vq_plugin.training.price import FIRST, next_price
+from vq_plugin.training.settings import check_settings, check_whole
 
 _TRAININGS = 3
 # Batches that norms learn their statistics from at the end.
 _NORM_BATCHES = 100
 
 
+@runtime_checkable
 class Budget(Protocol):
     """What :class:`vq_plugin.LossBudget` says of a loss."""
 
@@ -89,8 +91,8 @@ def learn(
             its affair.
         rate_weight: What one bit costs, in units of the loss: about 0.1 to 5 over the number of
             weights.
-        target_rate: The float32 ``state_dict`` over the file, above 1. The price of a bit follows
-            what is still too much, within one training.
+        target_rate: The float32 ``state_dict`` over the file, at least 1. The price of a bit
+            follows what is still too much, within one training.
         target_bytes: As ``target_rate``, for the bytes of the file.
         budget: A :class:`vq_plugin.LossBudget` without confidence. Three trainings, each at a price
             of a bit that those before it suggest; of those that hold the smallest.
@@ -113,7 +115,8 @@ def learn(
         A new compressed model, in the training mode of ``model``.
 
     Raises:
-        TypeError: If the loader runs dry after one pass and several are wanted.
+        TypeError: If the loader runs dry after one pass and several are wanted, or an argument is
+            of the wrong type.
         ValueError: If not exactly one of the four is given, or it is out of range, or too few bytes
             for all that is no code; ``budget`` comes without ``evaluate`` or with a confidence;
             a chosen layer has NaN, keeps its weight in parts or frozen; or
@@ -149,6 +152,12 @@ def learn(
             if evaluate is None
             else "evaluate= is what budget= goes by, and there is no budget"
         )
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(
+            f"budget must be one, such as vq.LossBudget(relative=0.01), got {type(budget).__name__}"
+        )
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate must be a function of a model, got {type(evaluate).__name__}")
     if budget is not None and checkpoint is not None:
         raise ValueError("checkpoint= is of one training, and budget= makes several")
     if budget is not None and budget.confidence is not None:
@@ -156,6 +165,8 @@ def learn(
             "learn chooses by the score itself: give a budget without confidence, and confirm the "
             "result on data that evaluate= does not use"
         )
+    check_settings(epochs=epochs, lr=lr, seed=seed, teacher=teacher, loss=loss)
+    check_rest(rest)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     if isinstance(loader, Iterator) and (epochs > 1 or budget is not None):
@@ -175,6 +186,9 @@ def learn(
         assert target_rate is not None
         _check_number("target_rate", target_rate, least=1)
         target_bytes = int(whole / target_rate)
+        if not target_bytes:
+            raise ValueError(f"target_rate={target_rate} leaves no byte of {whole}")
+    check_whole("target_bytes", target_bytes)
     _check_number("target_bytes", target_bytes, least=1)
     return run.to_size(target_bytes, whole, checkpoint)
 
@@ -284,7 +298,10 @@ def _within(
     """The smallest of three trainings that holds."""
 
     def score(model: nn.Module) -> float:
-        value = torch.as_tensor(evaluate(model)).double().mean()
+        result = evaluate(model)
+        if result is None:
+            raise TypeError("evaluate= returned NoneType: it must return the metric")
+        value = torch.as_tensor(result).double().mean()
         if not bool(value.isfinite()):
             raise ValueError(f"evaluate= returned {value.item()}")
         return float(value)

@@ -13,6 +13,7 @@ from vq_plugin.replace import assemble
 from vq_plugin.select import Pattern, check_model
 from vq_plugin.training.chosen import chosen_weights
 from vq_plugin.training.loop import Loss, Training
+from vq_plugin.training.settings import check_settings
 
 # Weights are chosen anew this often while more and more of them go.
 _MOMENTS = 100
@@ -90,6 +91,7 @@ def prune(
         >>> small = vq.compress(sparse, vq.KM(k=5, keep_zeros=True))
     """
     check_model(model)
+    check_settings(epochs=epochs, lr=lr, seed=seed, teacher=teacher, loss=loss)
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
     if not isinstance(loader, Sized) and epochs < _LEAST_EPOCHS:
