@@ -28,7 +28,6 @@ def executorch_library() -> str:
     For programs of ``vq.export_executorch(..., operator="native")`` in ExecuTorch's Python runtime:
     its operators are there once the library is loaded. The first call compiles it against the
     ExecuTorch that is installed, in some seconds, and keeps it in ``$VQ_PLUGIN_CACHE/executorch``.
-    Programs in C++ compile the same sources (docs/deploy.md).
 
     Returns:
         A path, for ``torch.ops.load_library`` or ``ctypes.CDLL``.
