@@ -22,7 +22,7 @@ def check_settings(
         check_whole(name, value)
     if not isinstance(lr, Real) or isinstance(lr, bool):
         raise TypeError(f"lr must be a number, got {lr!r}")
-    if not 0 <= lr < math.inf:
+    if not 0 <= float(lr) < math.inf:
         raise ValueError(f"lr must be a finite number of at least 0, got {lr!r}")
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise TypeError(f"teacher must be a float model, got {type(teacher).__name__}")
