@@ -74,7 +74,12 @@ def key_lines(text: str) -> list[tuple[int, str]]:
         ("pruning:\n  loader: ", "pruning:\n  loder: ", 30, ["did you mean 'loader'"]),
         ("epochs: 2\n  learning_rate: 1e-3", "epochs: 0", 32, ["pruning.epochs: must be above 0"]),
         ("recovery:\n  loader: ", "recovery:\n  # ", 34, ["'recovery.loader' is missing"]),
-        ("learning_rate: 0.02", "lr: 0.02", 37, ["known here: loader, epochs, learning_rate"]),
+        (
+            "learning_rate: 0.02",
+            "lr: 0.02",
+            37,
+            ["known here: method, loader, epochs"],
+        ),
         ("learning_rate: 0.02", "learning_rate: -1", 37, ["must be above 0"]),
         ("max_trials: 3", "max_trials: many", 38, ["a whole number", "'many'"]),
         ("output: out", "output: out\nrecovry: {}", 29, ["did you mean 'recovery'"]),

@@ -124,7 +124,7 @@ def _recovery(prepared: Prepared) -> Recovery | None:
     keys = prepared.recipe.recovery
     if keys is None:
         return None
-    kind = Learning if keys.method == "learn" else Recovery
+    kind = {"finetune": Recovery, "learn": Learning}[keys.method]
     values = {"epochs": keys.epochs, "lr": keys.learning_rate, "max_trials": keys.max_trials}
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     return kind(prepared.data("recovery", "loader"), **given)

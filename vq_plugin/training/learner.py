@@ -33,6 +33,8 @@ _STEP = 1.5
 # Where a target is to be reached, and how the logarithm of what is too much falls until then: with
 # this power of the part that is left, as seen on LeNet-300-100 at a price that stays.
 _REACHED, _FALL = 0.7, 2.7
+# What a layer may become that learns.
+WIDEST = KM(k=2 * REACH + 1, keep_zeros=True)
 # How a target changes the price of a bit: its logarithm by so much over a whole training, for every
 # unit of the logarithm of what is too much; at once by this; and no more than so much at once.
 _GAIN, _AT_ONCE = 8.0, 5.0

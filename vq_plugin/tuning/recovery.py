@@ -12,15 +12,10 @@ from torch import nn
 
 from vq_plugin.checkpoint import load, save
 from vq_plugin.replace import assemble
-from vq_plugin.schemes import KM
 from vq_plugin.training import Loss, finetune, learn
-from vq_plugin.training.latent import REACH
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.identity import Tried
 from vq_plugin.tuning.propose import Landscape
-
-# What a layer may become that learns.
-WIDEST = KM(k=2 * REACH + 1, keep_zeros=True)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
 from vq_plugin.select import Form, check_model
+from vq_plugin.sensitivity import pieces
+from vq_plugin.training.learner import WIDEST
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
@@ -27,7 +29,7 @@ from vq_plugin.tuning.hosts import AnyHost
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.layers import layers_of, observed
-from vq_plugin.tuning.recovery import WIDEST, Learning, Recovery, Trainer
+from vq_plugin.tuning.recovery import Learning, Recovery, Trainer
 from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
@@ -208,7 +210,7 @@ def tune(
         session.cut = "; ".join(filter(None, [session.cut, cut])) or None
         watch.stage("verdict")
         result = verdict(session, testing, test_baseline)
-        result = _returned(model, result, shipped, calibration)
+        result = _returned(model, result, shipped, calibration, deadline)
         overhead = time.monotonic() - began - journal.spent
         result = replace(result, search_seconds=max(0.0, overhead), resumed=journal.resumed)
         if place is not None:
@@ -245,16 +247,23 @@ def _exportable(
 
 
 def _returned(
-    model: nn.Module, result: TuneResult, shipped: Shipped | None, calibration: Calibration | None
+    model: nn.Module,
+    result: TuneResult,
+    shipped: Shipped | None,
+    calibration: Calibration | None,
+    deadline: Deadline,
 ) -> TuneResult:
     """The result with the model that is shipped, and what both multiply."""
     small = model
     if result.passed:
         small = result.model if shipped is None else shipped(result.model)
-    if not isinstance(calibration, Iterable):
+    if not isinstance(calibration, Iterable) or deadline.passed:
         return replace(result, model=small)
     try:
-        before, after = (count_work(each, calibration) for each in (model, small))
+        batch = next(iter(calibration))
+        if deadline.limited:
+            batch = next(pieces(batch))[0]
+        before, after = (count_work(each, [batch]) for each in (model, small))
     # What a search has found must not be lost for want of a count.
     except Exception as error:  # noqa: BLE001
         _log.warning("multiplications are not counted: %s", error)
