@@ -55,3 +55,29 @@ def test_zeros_of_coded_and_of_shared_weights() -> None:
 def test_without_a_batch_it_is_an_error() -> None:
     with pytest.raises(ValueError, match="there is no batch"):
         vq.count_work(Net(), [])
+
+
+@pytest.mark.filterwarnings("ignore:Calling register_constant")
+def test_integers_of_torchao_count_as_their_values() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    net = nn.Sequential(nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        net[0].weight[:, 0] = 0
+    expected = vq.count_work(net, [torch.ones(2, 8)])
+    torchao.quantize_(net, torchao.Int8WeightOnlyConfig())
+    assert vq.count_work(net, [torch.ones(2, 8)]) == expected
+    assert expected.nonzero_weights == 28
+
+
+def test_a_search_whose_work_cannot_be_counted_keeps_its_result(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr("vq_plugin.tuning.search.count_work", refused)
+    model = nn.Sequential(nn.Linear(8, 4))
+    found = vq.tune(model, lambda _: 1.0, calibration=[torch.randn(4, 8)], max_trials=1)
+    assert found.passed
+    assert found.work is None
+    assert "not counted: no such operator" in caplog.text

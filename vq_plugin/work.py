@@ -73,7 +73,9 @@ def count_work(model: nn.Module, batches: Iterable[Any]) -> Work:
         weight = module.weight
         # What layers share, if they do; a weight may be computed anew at each access.
         key = id(getattr(module, "codebooks", module._parameters.get("weight", module)))
-        weights.setdefault(key, (weight.numel(), int(weight.count_nonzero())))
+        # Tensors of other kinds, such as integers of torchao, count as the values they stand for.
+        values = weight if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
+        weights.setdefault(key, (values.numel(), int(values.count_nonzero())))
         uses.append((key, passed.numel() // max(len(weight), 1)))
 
     first = list(islice(iter(batches), 1))

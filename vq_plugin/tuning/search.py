@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
 from vq_plugin.tuning.watch import Callback, Watch
 from vq_plugin.work import count_work
+
+_log = logging.getLogger(__name__)
 
 # Of the time that is left, what a second evaluation of the float model may take.
 _REPEATED = 0.1
@@ -250,7 +253,12 @@ def _returned(
         small = result.model if shipped is None else shipped(result.model)
     if not isinstance(calibration, Iterable):
         return replace(result, model=small)
-    before, after = (count_work(each, calibration) for each in (model, small))
+    try:
+        before, after = (count_work(each, calibration) for each in (model, small))
+    # What a search has found must not be lost for want of a count.
+    except Exception as error:  # noqa: BLE001
+        _log.warning("multiplications are not counted: %s", error)
+        return replace(result, model=small)
     return replace(result, model=small, float_work=before, work=after)
 
 
