@@ -10,6 +10,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from vq_plugin.nn import CodebookLayer
+from vq_plugin.ops.costs import forget_costs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -27,6 +28,15 @@ def _shipped_costs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VQ_PLUGIN_COSTS", "shipped")
         yield
+
+
+@pytest.fixture
+def by_codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Layers run from their codes wherever kernels can, however small they are."""
+    monkeypatch.setattr("vq_plugin.ops.costs.codes_pay", lambda *_, **__: True)
+    forget_costs()
+    yield
+    forget_costs()
 
 
 @pytest.fixture

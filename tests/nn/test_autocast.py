@@ -71,6 +71,7 @@ def test_float64_stays_float64() -> None:
         assert small(torch.randn(2, 8).double()).dtype is torch.float64
 
 
+@pytest.mark.usefixtures("by_codes")
 def test_compiled_and_exported_programs_follow(recwarn: pytest.WarningsRecorder) -> None:
     torch._dynamo.reset()
     small = vq.compress(nn.Sequential(nn.Linear(64, 64)), vq.PQ(k=16, dim=4)).eval()

@@ -65,6 +65,7 @@ def operators(graph: torch.fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if "vq." in str(node.target)]
 
 
+@pytest.mark.usefixtures("by_codes")
 @pytest.mark.parametrize("scheme", [SCHEMES[0], INT8], ids=str)
 def test_the_operator_survives_export_with_a_dynamic_batch(scheme: vq.Scheme) -> None:
     small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), scheme)
@@ -77,6 +78,7 @@ def test_the_operator_survives_export_with_a_dynamic_batch(scheme: vq.Scheme) ->
         assert torch.equal(program.module()(x), small(x))
 
 
+@pytest.mark.usefixtures("by_codes")
 @pytest.mark.parametrize("scheme", [SCHEMES[2], INT8], ids=str)
 def test_it_compiles_without_a_break(scheme: vq.Scheme) -> None:
     small = vq.compress(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 8)), scheme)

@@ -46,6 +46,7 @@ def integers(tensors) -> int:
     return sum(each.nbytes for each in tensors if not each.is_floating_point())
 
 
+@pytest.mark.usefixtures("by_codes")
 def test_codes_stay_integers(program, small, value):
     assert torch.equal(program.module()(value), small(value))
     held = [*program.state_dict.values(), *program.constants.values()]
@@ -57,6 +58,7 @@ def test_codes_stay_integers(program, small, value):
     assert any(str(node.target).startswith("vq.") for node in program.graph.nodes)
 
 
+@pytest.mark.usefixtures("by_codes")
 def test_a_saved_program(program, small, value, tmp_path):
     torch.export.save(program, tmp_path / "small.pt2")
     torch.export.save(torch.export.export(Net(), (value,)), tmp_path / "float.pt2")

@@ -57,7 +57,7 @@ class _CodebookConv(CodebookLayer):
             and self.groups == 1
             and (isinstance(self.padding, str) or set(self.padding) == {0})
         )
-        self._of_a_place = self.in_channels * math.prod(self.stride)
+        self._sample_length = self.in_channels * math.prod(self.stride)
         self._pad_widths: list[int] = list(source._reversed_padding_repeated_twice)  # type: ignore[arg-type]
         # Of each dimension both ends, as torch pads it: the last dimension comes first.
         ends = [self._pad_widths[at : at + 2] for at in range(0, len(self._pad_widths), 2)][::-1]
@@ -87,9 +87,7 @@ class _CodebookConv(CodebookLayer):
         by_codes = recorded and (tracing() or torch.compiler.is_compiling())
         # Torch's own convolution has the errors for other shapes.
         if self._fits(input):
-            if self._pointwise and (
-                by_codes or (not recorded and self._kernel_runs(input, self._of_a_place))
-            ):
+            if self._pointwise and (by_codes or (not recorded and self._kernel_runs(input))):
                 return self._multiply_places(input)
             if self._by_position and (by_codes or (not recorded and self._convolves(input))):
                 return self._look_up(input)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,11 +21,12 @@ from vq_plugin.ops import (
     tracing,
     warn_without_native,
 )
-from vq_plugin.ops.costs import codes_pay
+from vq_plugin.ops.costs import choices
 from vq_plugin.schemes import Scheme
 
 _HALVES = (torch.bfloat16, torch.float16)
 _TENSORS = (Tensor, nn.Parameter)
+_CHOSEN_BY = frozenset(["precision", "memory"])
 _LINEAR = torch.ops.vq.codebook_linear
 
 
@@ -44,6 +45,10 @@ class CodebookLayer(CodedWeight):
     bias: nn.Parameter | None
     # Codebooks, in a tuple that is no parameter, and whether kernels read them.
     _asked: tuple[Tensor | None, bool]
+    # By the number of values of an input: whether codes pay. None until asked.
+    _choices: Mapping[int, bool] | None
+    # Values of an input that make one of the vectors that _multiply() would get.
+    _sample_length: int
 
     def __init__(self, source: nn.Module, small: CodebookWeight) -> None:
         """Takes over everything but the weight from a float layer, whose bias is copied.
@@ -120,20 +125,30 @@ class CodebookLayer(CodedWeight):
         """A float layer with the same settings; its values do not matter."""
         raise NotImplementedError
 
-    def _kernel_runs(self, input: Tensor, length: int) -> bool:
+    def _kernel_runs(self, input: Tensor) -> bool:
         """Whether a native kernel takes ``input`` and is no slower than the float layer.
 
         Not to be asked where torch records: there, it is no question of time.
-        ``length`` values of ``input`` make one of the vectors that :meth:`_multiply` would get.
         """
         # While codebooks train no weight can be kept, but gradients of inputs need it decoded, too.
-        return self._kernels_take(input) and self._codes_pay(input.numel() // max(length, 1))
+        return (
+            # Not what torch.fx traces with, nor tensors of other kinds.
+            type(input) in _TENSORS
+            and (self._choices or self._choose())[input.numel()]
+            and self._kernels_take(input)
+        )
 
-    def _codes_pay(self, samples: int) -> bool:
-        """Whether the kernel is expected to be as fast as the float layer."""
-        precision = PRECISIONS[self.precision]
-        decodes = self.memory == "codes"
-        return codes_pay(samples, self._kernel_shape, precision, decodes=decodes)
+    def _choose(self) -> Mapping[int, bool]:
+        if native() is None:
+            warn_without_native()
+        kind = self._kernel_shape, PRECISIONS[self.precision], self._sample_length
+        found = self._choices = choices(*kind, self.memory == "codes")
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _CHOSEN_BY:
+            self._choices = None
 
     def _kernels_take(self, input: Tensor) -> bool:
         """Whether there are native kernels that take ``input``."""
@@ -142,7 +157,6 @@ class CodebookLayer(CodedWeight):
             self._asked = codebooks, self._kernels_read(codebooks)
         return (
             self._asked[1]
-            # Not what torch.fx traces with, nor tensors of other kinds.
             and type(input) in _TENSORS
             and (
                 input.dtype is torch.float32
@@ -192,6 +206,7 @@ class CodebookLayer(CodedWeight):
         super()._forget()
         self._int8_centers = Decoded()
         self._asked = None, False
+        self._choices = None
 
     def to_float(self) -> nn.Module:
         """The float layer that computes the same: its weight is the decoded one."""

@@ -24,6 +24,7 @@ class CodebookLinear(CodebookLayer):
 
     def _take_settings(self, source: nn.Module) -> None:
         self.out_features, self.in_features = self.weight_shape
+        self._sample_length = self.in_features
 
     def _float_like(self, device: torch.device) -> nn.Module:
         return nn.Linear(self.in_features, self.out_features, self.bias is not None, device=device)
@@ -32,7 +33,7 @@ class CodebookLinear(CodebookLayer):
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
         # The operator takes its size from the input; torch's own has the error for another one.
         if not recording():
-            if self._kernel_runs(input, self.in_features) and self._fits(input):
+            if self._kernel_runs(input) and self._fits(input):
                 return self._multiply(input)
             weight = self._weight_unrecorded()
         elif tracing():
@@ -42,7 +43,9 @@ class CodebookLinear(CodebookLayer):
             return self._multiply(input)
         else:
             weight = self._weight()
-        return functional.linear(input, weight, self._optional("bias"))
+        parameters = self._parameters
+        bias = parameters["bias"] if "bias" in parameters else self._optional("bias")
+        return functional.linear(input, weight, bias)
 
     def _fits(self, input: Tensor) -> bool:
         return input.dim() > 0 and input.size(-1) == self.in_features

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +155,8 @@ def _race(layer: CodebookLayer, x: Tensor, threads: int) -> float:
     while len(ratios) < _PAIRS or (len(ratios) < _MOST_PAIRS and time.perf_counter() < until):
         seconds = []
         for pays in (True, False):
-            layer._codes_pay = layer._lookups_pay = lambda *_, pays=pays: pays  # type: ignore[method-assign]
+            layer._choices = defaultdict(partial(bool, pays), {0: pays})
+            layer._lookups_pay = lambda *_, pays=pays: pays
             # The first call finds the values of the other way in the cache.
             layer(x)
             start = clock()

@@ -23,18 +23,21 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from vq_plugin.atomic import check_target, write_atomically
-from vq_plugin.ops.native import isa, native
+from vq_plugin.ops.native import follow_isa, isa, native
 from vq_plugin.user_cache import cache_dir
 
 COSTS_VARIABLE = "VQ_PLUGIN_COSTS"
 SHIPPED = "shipped"
-# Where both ways are about as fast by a measurement, the float layer is sure not to be slower.
-_DOUBT = 1.05
+# Where both ways are about as fast, the float layer is sure not to be slower; estimates that
+# nobody has measured here are off by more.
+_DOUBT, _DOUBT_SHIPPED = 1.05, 1.08
 _DECODED = 400.0  # picoseconds, of each weight
+_REMEMBERED = 4096  # decisions of one kind of layers
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,48 @@ class Costs:
         return max((grid.at(weights, samples) for grid in self.grids.get(kernel, ())), default=1.0)
 
 
+class Choices(dict[int, bool]):
+    """Whether codes pay in linear layers of one kind, by the number of values of their input.
+
+    A look-up decides what was not asked for before; another instruction set, or other costs, make
+    it forget. Layers of a kind share theirs.
+    """
+
+    def __init__(self, *kind: Any) -> None:
+        """Of a ``kind`` as in :func:`choices`."""
+        super().__init__()
+        self._kind = kind
+
+    def __missing__(self, values: int) -> bool:
+        """Decides."""
+        shape, precision, length, decodes = self._kind
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        pays = codes_pay(values // max(length, 1), shape, precision, decodes=decodes)
+        self[values] = pays
+        return pays
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies share, too."""
+        return choices, self._kind
+
+
+_known: WeakValueDictionary[tuple[Any, ...], Choices] = WeakValueDictionary()
+
+
+def choices(shape: tuple[int, ...], precision: int, length: int, decodes: bool) -> Choices:
+    """What is decided for linear layers of a kind.
+
+    Args:
+        shape: As for :func:`codes_pay`.
+        precision: Of :data:`vq_plugin.ops.PRECISIONS`.
+        length: Values of the input that make one sample.
+        decodes: As for :func:`codes_pay`.
+    """
+    kind = shape, precision, length, decodes
+    return _known.setdefault(kind, Choices(*kind))
+
+
 def codes_pay(
     samples: int, shape: tuple[int, ...], precision: int, *, decodes: bool = False
 ) -> bool:
@@ -121,7 +166,9 @@ def codes_pay(
         precision: Of :data:`vq_plugin.ops.PRECISIONS`.
         decodes: Whether no weight is kept, so that the float layer decodes it first.
     """
-    return _linear_pays(isa(), decodes, samples, shape, precision)
+    known = isa()
+    found = None if known is None else linear_estimates(samples, shape, precision)
+    return known is not None and found is not None and _pays(known, decodes, found)
 
 
 def convolution_codes_pay(
@@ -190,20 +237,14 @@ def convolution_estimates(
     return Estimates(name, codes, plain, in_ // groups * out * positions, images * places)
 
 
-@lru_cache(maxsize=4096)
-def _linear_pays(isa: str, decodes: bool, *layer: Any) -> bool:
-    found = linear_estimates(*layer)
-    return found is not None and _pays(isa, decodes, found)
-
-
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_REMEMBERED)
 def _convolution_pays(isa: str, decodes: bool, *layer: Any) -> bool:
     return _pays(isa, decodes, convolution_estimates(*layer))
 
 
 def _pays(isa: str, decodes: bool, layer: Estimates) -> bool:
     costs = costs_of(isa)
-    doubt = _DOUBT if layer.kernel in costs.grids else 1.0
+    doubt = _DOUBT if layer.kernel in costs.grids else _DOUBT_SHIPPED
     ratio = costs.ratio(layer.kernel, layer.weights, layer.samples)
     plain = layer.plain + layer.weights * _DECODED * decodes
     return layer.codes * ratio * doubt <= plain
@@ -247,8 +288,17 @@ def costs_of(isa: str) -> Costs:
 
 def forget_costs() -> None:
     """Has the next decisions read the user's cache again: for tests, and after a measurement."""
-    for known in (costs_of, _linear_pays, _convolution_pays):
+    for known in (costs_of, _convolution_pays):
         known.cache_clear()
+    _forget_choices()
+
+
+def _forget_choices() -> None:
+    for some in list(_known.values()):
+        some.clear()
+
+
+follow_isa.append(_forget_choices)
 
 
 def _warn(problem: str) -> None:

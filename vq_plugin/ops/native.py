@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -29,6 +30,10 @@ def isa() -> str | None:
     """The instruction set in use: one of ``ISAS``, or ``None`` without native kernels."""
     module = native()
     return None if module is None else str(module.isa())
+
+
+# What hangs on the instruction set, and is found anew for another one.
+follow_isa: list[Callable[[], None]] = [isa.cache_clear]
 
 
 def isas() -> list[str]:
@@ -59,7 +64,8 @@ def use_isa(name: str) -> None:
     module = native()
     if module is None or not module.use_isa(name):
         raise ValueError(f"no kernels for {name!r}; this machine has {', '.join(isas()) or 'none'}")
-    isa.cache_clear()
+    for forget in follow_isa:
+        forget()
 
 
 @cache

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+# Looked up once: small layers notice.
+_tracing_state = torch._C._get_tracing_state
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def transforming() -> bool:
@@ -43,8 +48,8 @@ def recording() -> bool:
     """Whether what is computed now is a program as well: compiled, traced or transformed."""
     # In one piece, as every pass of every layer asks.
     return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        is_compiling()
+        or _tracing_state() is not None
         or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
+        or _transforms_active()
     )

@@ -28,11 +28,14 @@ inline double picoseconds(const Kernel& kernel, const Linear& p) {
          samples * (double(p.in) * kInput + double(p.out) * kOutput);
 }
 
+// What a call of an operator of ours takes more than one of torch's.
+constexpr double kCall = 4e6;
+
 // The same of a layer with a kept weight in torch. Few samples are multiplied one by one, more in
 // blocks; both take longer where the weight does not stay in a cache. At every pass codebooks are
 // compared with those that the weight was decoded from.
 inline double float_picoseconds(const FloatCost& cost, const Linear& p) {
-  constexpr double kFar = 1 << 24, kPass = 5e6, kCompare = 100;
+  constexpr double kFar = 1 << 24, kPass = 5e5, kCompare = 200;
   const auto samples = static_cast<double>(p.batch);
   const double weights = double(p.in) * double(p.out);
   const double far_away = std::min(weights / kFar, 1.0);

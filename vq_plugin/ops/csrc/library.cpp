@@ -171,7 +171,7 @@ Estimates estimates(const Shape& shape, Precision precision) {
   if (kernel == nullptr) return {};
   const double turning =
       shape.pointwise ? double(p.batch) * double(p.in + p.out) * kTranspose : 0.0;
-  return {kernel->name, picoseconds(*kernel, p) + turning,
+  return {kernel->name, kCall + picoseconds(*kernel, p) + turning,
           float_picoseconds(kernels.float_layer, p)};
 }
 

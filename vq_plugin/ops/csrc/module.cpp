@@ -55,13 +55,18 @@ PyObject* convolution_estimates(PyObject*, PyObject* arguments) {
   return triple(vq::estimates(shape, static_cast<vq::Precision>(precision)));
 }
 
-PyObject* same_bytes(PyObject*, PyObject* arguments) {
-  unsigned long long a, b;
-  Py_ssize_t bytes;
-  if (!PyArg_ParseTuple(arguments, "KKn", &a, &b, &bytes)) return nullptr;
-  return PyBool_FromLong(std::memcmp(reinterpret_cast<const void*>(a),
-                                     reinterpret_cast<const void*>(b),
-                                     static_cast<size_t>(bytes)) == 0);
+// Without a tuple of arguments: every pass of a layer with a kept weight asks.
+PyObject* same_bytes(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 3) {
+    PyErr_SetString(PyExc_TypeError, "same_bytes(address, address, bytes)");
+    return nullptr;
+  }
+  const unsigned long long a = PyLong_AsUnsignedLongLong(arguments[0]);
+  const unsigned long long b = PyLong_AsUnsignedLongLong(arguments[1]);
+  const size_t bytes = PyLong_AsSize_t(arguments[2]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  return PyBool_FromLong(
+      std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) == 0);
 }
 
 PyObject* register_operators(PyObject*, PyObject*) {
@@ -91,7 +96,7 @@ PyMethodDef methods[] = {
     {"convolution_estimates", convolution_estimates, METH_VARARGS,
      "(images, input places, output places, in, out, groups, kernel positions, stages, k, dim, "
      "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},
-    {"same_bytes", same_bytes, METH_VARARGS,
+    {"same_bytes", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(same_bytes)), METH_FASTCALL,
      "(address, address, bytes) -> whether they are equal."},
     {"pack_bits", vq::pack_bits_of, METH_VARARGS,
      "(codes, bits, packed): codes of a byte each to codes of so many bits."},
