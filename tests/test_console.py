@@ -195,14 +195,19 @@ def wait_for_end(processes: list[int]) -> None:
 
 
 @pytest.fixture
-def _hangup_ends() -> Iterator[None]:
-    """Processes inherit what nohup says: to ignore it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _signals_end() -> Iterator[None]:
+    """Processes inherit what nohup and jobs in the background say: to ignore them."""
+    found = {
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in found.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_hangup_ends")
+@pytest.mark.usefixtures("_signals_end")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("number", "code", "word"),
