@@ -1,7 +1,7 @@
 """Pages as a browser shows them, on a desktop, a tablet and a phone, light and dark.
 
     python -m integration.screenshots docs/pictures runs/digits/report.html
-    python -m integration.screenshots /tmp/shots site/index.html site/quickstart/index.html --whole
+    python -m integration.screenshots shots site/index.html site/quickstart/index.html --whole
 
 Each PAGE becomes PAGE_desktop_light.png and so on in FOLDER; without --whole, what a window shows
 first. The docs show, as on a tablet, the report of `vq-plugin tune recipes/digits_confidence.yaml`.

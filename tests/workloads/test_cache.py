@@ -26,12 +26,12 @@ def refuse(model: nn.Module) -> None:
 
 
 def test_the_cache_is_in_the_home_folder_unless_told_otherwise(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cache_dir() == cache
     monkeypatch.delenv("VQ_PLUGIN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/tmp/caches")
-    assert cache_dir() == Path("/var/tmp/caches/vq_plugin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "vq_plugin"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "vq_plugin"
 

@@ -42,6 +42,13 @@ def test_training_learns() -> None:
     assert accuracy(model, *separable()) >= 0.95
 
 
+@torch.no_grad()
+def test_training_needs_no_gradients_of_its_caller() -> None:
+    model = network()
+    fit(model)
+    assert accuracy(model, *separable()) >= 0.95
+
+
 def test_the_seed_decides_every_byte() -> None:
     models = [network() for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):

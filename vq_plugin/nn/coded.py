@@ -295,20 +295,17 @@ class CodedWeight(nn.Module):
 
     def _weight_unrecorded(self) -> Tensor:
         """The same, where it is known that nothing records."""
-        entry = self._decoded.entry
-        # In one piece where one comparison of memory tells: small layers notice every call.
+        entry, codebooks = self._decoded.entry, self._parameters.get("codebooks")
+        # In one piece where there is but one table: small layers notice every call.
         if (
             entry is not None
-            and (old := entry.alone) is not None
-            and self._parameters.get("codebooks") is old.of
-            and old.of is not None
+            and entry.alone is not None
+            and codebooks is not None
             and self._parameters.get("scale", self) is None
             and entry.codes is self._codes
-            and old.of.data_ptr() == old.address
-            and old.of.is_contiguous()
-            and old.same_bytes(old.at, old.address, old.nbytes)
             and self.memory == "weight"
             and not torch.is_grad_enabled()
+            and entry.alone.same(codebooks)
         ):
             return entry.decoded
         return self._weight() if self.memory == "codes" or self._trains() else self._kept()

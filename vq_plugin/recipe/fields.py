@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
 
@@ -17,6 +17,8 @@ from vq_plugin.select import Form, parse_form
 
 Choice: TypeAlias = Form | list[Form | None] | None
 """What may become of a layer: a form or ``None`` fixes it, a list is its search space."""
+
+T = TypeVar("T")
 
 _REFERENCE = r"^[\w.-]+:\w+$"
 _SCHEME = r"^\s*(?:(?:{})\s*\([^)]*\)\s*\+\s*)?(?:{})\s*(?:\([\s\S]*\))?\s*$".format(
@@ -45,12 +47,17 @@ def check_reference(value: object) -> object:
     return value
 
 
-def _read_entry(value: object) -> Form | None:
+def _read_text(value: object, kind: str, parse: Callable[[str], T]) -> T | None:
+    """What a text stands for; ValueError for what is neither a text nor null."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"a scheme is a text such as 'pq(k=16,dim=4)' or null, got {show(value)}")
-    return parse_form(value)
+        raise ValueError(f"{kind} or null, got {show(value)}")
+    return parse(value)
+
+
+def _read_entry(value: object) -> Form | None:
+    return _read_text(value, "a scheme is a text such as 'pq(k=16,dim=4)'", parse_form)
 
 
 def _read_choice(value: object) -> Choice:
@@ -63,11 +70,7 @@ def _read_choice(value: object) -> Choice:
 
 
 def _read_factor(value: object) -> Factor | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"a factor is a text such as 'basis(d=5)' or null, got {show(value)}")
-    return parse_factor(value)
+    return _read_text(value, "a factor is a text such as 'basis(d=5)'", parse_factor)
 
 
 def _check_type(name: str) -> str:

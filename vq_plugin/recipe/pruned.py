@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
@@ -69,33 +70,25 @@ def _dense(prepared: Prepared, keys: Pruning | Factorization) -> nn.Module:
 def _pruned(
     prepared: Prepared, keys: Pruning | Factorization, dense: nn.Module, folder: Path, seed: int
 ) -> nn.Module:
-    if isinstance(keys, Pruning):
-        loader = prepared.data("pruning", "loader")
-    else:
-        loader = prepared.data("factorization", "loader")
+    key = "pruning" if isinstance(keys, Pruning) else "factorization"
+    loader = prepared.data(key, "loader")
     folder.mkdir(parents=True, exist_ok=True)
     _log.info("prune")
-    checkpoint = folder / _CHECKPOINT
+    training: dict[str, Any] = {
+        "epochs": keys.epochs,
+        "lr": keys.learning_rate,
+        "seed": seed,
+        "checkpoint": folder / _CHECKPOINT,
+    }
     if isinstance(keys, Pruning):
-        return prune(
-            dense,
-            loader,
-            keys.sparsity,
-            epochs=keys.epochs,
-            lr=keys.learning_rate,
-            seed=seed,
-            checkpoint=checkpoint,
-        )
+        return prune(dense, loader, keys.sparsity, **training)
     return prune_factors(
         dense,
         loader,
         teacher=prepared.model,
         penalty=keys.penalty,
         deviations=keys.deviations,
-        epochs=keys.epochs,
-        lr=keys.learning_rate,
-        seed=seed,
-        checkpoint=checkpoint,
+        **training,
     )
 
 

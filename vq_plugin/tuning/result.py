@@ -167,7 +167,7 @@ class TuneResult:
         left_float: Weights above 1 % of ``model`` that stayed float, and why; none if ``passed``
             is false.
         float_work: Weights and multiplications of the float model; ``None`` without batches of
-            calibration data.
+            calibration data, without time left for two passes, or if they failed, which is logged.
         work: The same of ``model``.
         exports: ``model`` as files of other runtimes, in the order that they were asked for; none
             if ``passed`` is false.

@@ -126,10 +126,11 @@ def tune(
             the folder ``previous``. ``None`` keeps everything in memory.
         export: Targets that the model is also written for, into ``folder``: ``"onnx"``
             (``model.onnx``), ``"onnx_native"`` (``model.native.onnx``), ``"coreml"``
-            (``model.mlpackage``), ``"aoti"`` (``model.pt2``) and ``"pte"`` (``model.pte``). They
-            need ``calibration``: its first batch is the example, and on 256 samples of it the files
-            are compared with the model. Candidates that a target cannot hold are left out, and
-            every target is tried with made-up codes before the search.
+            (``model.mlpackage``), ``"aoti"`` (``model.pt2``), ``"pte"`` (``model.pte``) and
+            ``"pte_native"`` (``model.native.pte``). They need ``calibration``:
+            its first batch is the example, and on 256 samples of it the files are compared with the
+            model. Candidates that a target cannot hold are left out, and every target is tried with
+            made-up codes before the search.
         recipe: The recipe that the run came from, to be quoted in the reports.
         callback: Called with every :class:`vq_plugin.tuning.Trial` as it ends, also with those that
             come from the journal of an interrupted run. What it raises ends the search; a later

@@ -35,16 +35,8 @@ _RESULT_METRICS = (
     "test_interval", "agreement", "rate", "resumed", "search_seconds",
 )  # fmt: skip
 _TRIAL_METRICS = (
-    "score",
-    "loss",
-    "interval",
-    "rate",
-    "nbytes",
-    "harm",
-    "held",
-    "seconds",
-    "rate_weight",
-)
+    "score", "loss", "interval", "rate", "nbytes", "harm", "held", "seconds", "rate_weight",
+)  # fmt: skip
 
 
 class TrackingError(RuntimeError):

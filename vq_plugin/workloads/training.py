@@ -50,7 +50,8 @@ def train(
     schedule = OneCycleLR(optimize, max_lr=max_lr, total_steps=steps)
     model.train()
     every = itertools.chain.from_iterable(itertools.repeat(batches, epochs))
-    with seeded(seed):
+    # Whoever asks for a model without gradients may be the first to ask.
+    with seeded(seed), torch.enable_grad():
         for inputs, labels in progress(every, total=steps, unit="step"):
             loss = nn.functional.cross_entropy(model(inputs), labels)
             optimize.zero_grad()
