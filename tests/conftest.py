@@ -1,6 +1,7 @@
 """What the tests share: one Hypothesis profile, a browser, and the thread count given back."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,19 @@ def _shipped_costs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VQ_PLUGIN_COSTS", "shipped")
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_end() -> Iterator[None]:
+    """Processes inherit what nohup and jobs in the background say: to ignore them."""
+    found = {
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in found.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

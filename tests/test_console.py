@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,20 +193,6 @@ def wait_for_end(processes: list[int]) -> None:
     raise AssertionError("workers are still running")
 
 
-@pytest.fixture
-def _signals_end() -> Iterator[None]:
-    """Processes inherit what nohup and jobs in the background say: to ignore them."""
-    found = {
-        signal.SIGHUP: signal.SIG_DFL,
-        signal.SIGINT: signal.default_int_handler,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in found.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_signals_end")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("number", "code", "word"),

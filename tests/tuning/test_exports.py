@@ -46,7 +46,10 @@ def test_files_answer_as_the_model_does(task: "Task", tmp_path: Path) -> None:
     (name,) = (each.name for each in session.get_inputs())
     (output,) = session.run(None, {name: task.inputs.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(output), result.model(task.inputs))
+        expected = result.model(task.inputs)
+    # Of the largest, as sums of other orders are rounded by it.
+    size = expected.abs().max()
+    torch.testing.assert_close(torch.from_numpy(output) / size, expected / size)
     assert (onnx.agreement, coreml.agreement) == (1, 1)
     assert onnx.error is not None
     assert onnx.error < 1e-5
