@@ -1,5 +1,6 @@
 """The same mistake has the same message, whatever function it is made in."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 import vq_plugin as vq
 from vq_plugin.cli import main
+from vq_plugin.torch_ao import observe_inputs
 
 BUDGET = vq.LossBudget(relative=0.5)
 Function = Callable[[Any, Any], object]
@@ -107,6 +109,59 @@ def test_a_generator_is_as_good_as_a_list(name: str) -> None:
 def test_a_state_dict_is_no_model(name: str) -> None:
     with pytest.raises(TypeError, match="a state_dict has no layers: load it into the model"):
         EVERY[name](model().state_dict(), [torch.randn(16, 8)] * 3)
+
+
+def small() -> nn.Module:
+    return vq.compress(nn.Linear(8, 4), vq.KM(k=4))
+
+
+X = torch.randn(2, 8)
+TAKE_A_MODEL: dict[str, Callable[[Any], object]] = {
+    "choose_schemes": lambda m: vq.choose_schemes(m, "auto"),
+    "compensate, the first": lambda m: vq.compensate(m, nn.Linear(8, 4), [X]),
+    "compensate, the second": lambda m: vq.compensate(small(), m, [X]),
+    "compress": lambda m: vq.compress(m, vq.KM(k=4)),
+    "count_work": lambda m: vq.count_work(m, [X]),
+    "export_aoti": lambda m: vq.export_aoti(m, "m.pt2", (X,)),
+    "export_coreml": lambda m: vq.export_coreml(m, "m.mlpackage", (X,)),
+    "export_executorch": lambda m: vq.export_executorch(m, "m.pte", (X,)),
+    "export_onnx": lambda m: vq.export_onnx(m, "m.onnx", (X,)),
+    "factorize": lambda m: vq.factorize(m, vq.SVD(rate=2)),
+    "finetune": lambda m: vq.finetune(m, [X], teacher=nn.Linear(8, 4)),
+    "finetune, teacher": lambda m: vq.finetune(small(), [X], teacher=m),
+    "fold_batch_norms": vq.fold_batch_norms,
+    "learn": lambda m: vq.learn(m, [X], rate_weight=0.1),
+    "learn, teacher": lambda m: vq.learn(nn.Linear(8, 4), [X], rate_weight=0.1, teacher=m),
+    "merge_neurons": lambda m: vq.merge_neurons(m, {"0": 4}),
+    "observe_inputs": observe_inputs,
+    "prune": lambda m: vq.prune(m, [X], 0.5),
+    "prune_factors": lambda m: vq.prune_factors(m, [X]),
+    "reestimate_norms": lambda m: vq.reestimate_norms(m, [X]),
+    "save": lambda m: vq.save(m, "m.vq"),
+    "set_memory": lambda m: vq.set_memory(m, "codes"),
+    "set_precision": lambda m: vq.set_precision(m, "fast"),
+    "summary": vq.summary,
+    "tune": lambda m: vq.tune(m, lambda _: 1.0),
+    "tune, start": lambda m: vq.tune(nn.Linear(8, 4), lambda _: 1.0, start=m),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_A_MODEL)
+def test_what_is_no_model_is_said_everywhere(name: str) -> None:
+    with pytest.raises(TypeError, match=r"is a int, no torch\.nn\.Module"):
+        TAKE_A_MODEL[name](5)
+    with pytest.raises(TypeError, match=r"no torch\.nn\.Module; a state_dict has no layers"):
+        TAKE_A_MODEL[name](nn.Linear(8, 4).state_dict())
+
+
+def test_no_function_that_takes_a_model_is_forgotten() -> None:
+    known = {name.partition(",")[0] for name in TAKE_A_MODEL} | {"load"}
+    for name in vq.__all__:
+        function = getattr(vq, name)
+        if inspect.isfunction(function) and {"model", "small"} & set(
+            inspect.signature(function).parameters
+        ):
+            assert name in known, name
 
 
 PATTERNS: dict[str, Callable[[str], object]] = {

@@ -269,6 +269,7 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be 'exact', 'high' or 'fast', got {precision!r}")
+    check_model(model)
     layers = [module for module in model.modules() if isinstance(module, CodebookLayer)]
     if not layers:
         raise ValueError("the model has no codebook layer; compress it first")
@@ -298,6 +299,7 @@ def set_memory(model: nn.Module, memory: Memory) -> None:
     """
     if memory not in get_args(Memory):
         raise ValueError(f"memory must be 'weight' or 'codes', got {memory!r}")
+    check_model(model)
     holders = coded_weights(model).values()
     if not holders:
         raise ValueError("the model has no coded weight; compress it first")

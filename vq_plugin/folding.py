@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from vq_plugin.nn import CodebookLayer, coded_parameters
 from vq_plugin.replace import assemble
+from vq_plugin.select import check_model
 
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -53,6 +54,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
         >>> torch.allclose(folded(x), model(x), atol=1e-6)
         True
     """
+    check_model(model)
     if model.training:
         raise ValueError(
             "the model is in training mode: call model.eval() before folding its norms"

@@ -204,13 +204,13 @@ def parse_form(text: str) -> Form:
     return joint or parse_scheme(text)
 
 
-def check_model(model: object) -> None:
+def check_model(model: object, name: str = "the model") -> None:
     """Raises ``TypeError`` for what is no module of torch, such as an exported program."""
     if not isinstance(model, nn.Module):
         hint = "; compress the float model, and export the result" * hasattr(model, "graph_module")
         if isinstance(model, Mapping):
             hint = "; a state_dict has no layers: load it into the model with load_state_dict"
-        raise TypeError(f"the model is a {type(model).__name__}, no torch.nn.Module{hint}")
+        raise TypeError(f"{name} is a {type(model).__name__}, no torch.nn.Module{hint}")
 
 
 def asks_for_all(schemes: Choices) -> bool:

@@ -311,7 +311,7 @@ def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
         ({"epochs": "2"}, "epochs must be a whole number, got '2'"),
         ({"seed": "a"}, "seed must be a whole number"),
         ({"lr": "fast"}, "lr must be a number"),
-        ({"teacher": 5}, "teacher must be a float model, got int"),
+        ({"teacher": 5}, "teacher is a int, no torch.nn.Module"),
         ({"loss": 5}, "loss must be a function"),
         ({"rate_weight": None, "target_bytes": 1000.5}, "target_bytes must be a whole number"),
         ({"rate_weight": None, "budget": 0.01, "evaluate": digits.evaluate}, "vq.LossBudget"),
@@ -333,7 +333,7 @@ def test_what_is_of_the_wrong_type_is_named(changes: dict[str, Any], message: st
         ({"epochs": 2.5}, TypeError, "epochs must be a whole number"),
         ({"seed": None}, TypeError, "seed must be a whole number"),
         ({"lr": math.inf}, ValueError, "lr must be a finite number"),
-        ({"teacher": "network"}, TypeError, "teacher must be a float model, got str"),
+        ({"teacher": "network"}, TypeError, "teacher is a str, no torch.nn.Module"),
         ({"loss": 5}, TypeError, "loss must be a function"),
     ],
 )

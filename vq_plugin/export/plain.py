@@ -26,6 +26,7 @@ from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.nn.slots import shown
 from vq_plugin.replace import put_parameter
 from vq_plugin.rounding import round_centers
+from vq_plugin.select import check_model
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def plain_model(
 
 def check_compressed(model: object) -> None:
     """``TypeError`` for what is no module, ``ValueError`` for one without coded weights."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a compressed model is an nn.Module, got {type(model).__name__}")
+    check_model(model)
     if not coded_weights(model):
         # What torch has exported may well be compressed, but its layers are gone.
         raise ValueError(

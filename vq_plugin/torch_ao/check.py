@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vq_plugin.hosting.check import check_schemes
 from vq_plugin.nn import slot_kinds
-from vq_plugin.select import Schemes
+from vq_plugin.select import Schemes, check_model
 from vq_plugin.torch_ao.backend import LAYERS, REFERENCES, modules_around
 from vq_plugin.torch_ao.fused import split_fused
 
@@ -62,6 +62,7 @@ def check_converted(converted: nn.Module, schemes: Schemes) -> nn.Module:
         >>> type(small.get_submodule("0")).__name__
         'CodebookLinear'
     """
+    check_model(converted)
     functions: dict[str, _Functional] = {}
     if isinstance(converted, GraphModule):
         split_fused(converted)

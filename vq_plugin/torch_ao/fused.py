@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from vq_plugin.replace import assemble
+from vq_plugin.select import check_model
 from vq_plugin.torch_ao.backend import get_backend_config
 
 _AFTER = (nn.ReLU, _BatchNorm)
@@ -36,6 +37,7 @@ def fused_float(model: nn.Module) -> nn.Module:
         >>> sorted(fused_float(model).state_dict())
         ['0.bias', '0.weight']
     """
+    check_model(model)
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before fusing it")
     fused: GraphModule = fuse_fx(assemble(model, {}), backend_config=get_backend_config())

@@ -8,6 +8,7 @@ from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from vq_plugin.hosting.statistics import attach_statistics
 from vq_plugin.nn import find_slots
 from vq_plugin.nn.shallow_copy import shallow_copy
+from vq_plugin.select import check_model
 from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_of
 
 
@@ -42,6 +43,7 @@ def observe_inputs(prepared: nn.Module) -> nn.Module:
         >>> prepared[0].input_stats["weight"].total.tolist()
         [[3.0, 3.0, 3.0, 3.0]]
     """
+    check_model(prepared)
     copies: dict[nn.Module, nn.Module] = {}
     trained = [
         (module, quantizer)

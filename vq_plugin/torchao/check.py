@@ -12,7 +12,7 @@ from torchao.quantization import FqnToConfig
 from torchao.utils import TorchAOBaseTensor
 
 from vq_plugin.hosting.check import check_schemes
-from vq_plugin.select import Schemes
+from vq_plugin.select import Schemes, check_model
 from vq_plugin.torchao.config import VQWeightOnlyConfig
 from vq_plugin.torchao.graph import GraphLayer, graph_layers
 from vq_plugin.torchao.trained import prepared_weight
@@ -55,6 +55,7 @@ def check_converted(converted: M, schemes: Schemes | AOBaseConfig) -> M:
         ...     print(str(error).splitlines()[1][:52])
           '0': asked for km(k=4) but it is still Conv2d: wit
     """
+    check_model(converted)
     layers: dict[str, GraphLayer] = {}
     if isinstance(converted, GraphModule):
         layers = {layer.name: layer for layer in graph_layers(converted)}

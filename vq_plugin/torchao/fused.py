@@ -11,6 +11,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from vq_plugin.export.example import Example, exported
 from vq_plugin.replace import assemble
+from vq_plugin.select import check_model
 from vq_plugin.torchao.graph import module_of
 
 aten = torch.ops.aten
@@ -39,6 +40,7 @@ def fused_float(model: nn.Module, example: Example) -> nn.Module:
         >>> fused_float(model, (torch.zeros(1, 1, 5, 5),))[1]
         Identity()
     """
+    check_model(model)
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before fusing it")
     graph = exported(model, example, dynamic_batch=False).graph

@@ -20,6 +20,7 @@ from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.nn.inputs import convolved, multiplied
 from vq_plugin.nn.slots import Inputs
 from vq_plugin.progress import progress
+from vq_plugin.select import check_model
 
 # Ridge, as a part of every input's own variance and of their mean: few samples say little.
 _RIDGE = 0.1
@@ -63,6 +64,8 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
         >>> error() < before
         True
     """
+    check_model(small, "small")
+    check_model(model)
     check_batches(calibration)
     if not callable(calibration):
         # Read several times, in the same order: a loader may shuffle, a generator runs dry.

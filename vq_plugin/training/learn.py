@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 
+from vq_plugin.arguments import check_at_least, check_whole
 from vq_plugin.checkpoint import Rest, check_rest, file_bytes
 from vq_plugin.replace import assemble
 from vq_plugin.seeded import seeded
@@ -27,7 +27,7 @@ from vq_plugin.training.loop import Loss, Training, run_batch
 from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
 from vq_plugin.training.price import FIRST, next_price
-from vq_plugin.training.settings import check_settings, check_whole
+from vq_plugin.training.settings import check_settings
 
 _TRAININGS = 3
 # Batches that norms learn their statistics from at the end.
@@ -179,24 +179,18 @@ def learn(
         assert evaluate is not None
         return _within(budget, evaluate, run)
     if rate_weight is not None:
-        _check_number("rate_weight", rate_weight, least=0)
+        check_at_least("rate_weight", rate_weight, 0)
         return run.train(rate_weight, checkpoint=checkpoint)
     whole = float_nbytes(v for v in model.state_dict().values() if isinstance(v, Tensor))
     if target_bytes is None:
         assert target_rate is not None
-        _check_number("target_rate", target_rate, least=1)
+        check_at_least("target_rate", target_rate, 1)
         target_bytes = int(whole / target_rate)
         if not target_bytes:
             raise ValueError(f"target_rate={target_rate} leaves no byte of {whole}")
     check_whole("target_bytes", target_bytes)
-    _check_number("target_bytes", target_bytes, least=1)
+    check_at_least("target_bytes", target_bytes, 1)
     return run.to_size(target_bytes, whole, checkpoint)
-
-
-def _check_number(name: str, value: float, least: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True)

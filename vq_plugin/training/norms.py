@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vq_plugin.calibration import Calibration, run_calibration
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.select import check_model
 
 
 def reestimate_norms(model: nn.Module, calibration: Calibration) -> nn.Module:
@@ -37,6 +38,7 @@ def reestimate_norms(model: nn.Module, calibration: Calibration) -> nn.Module:
         >>> bool((y.mean(0).abs() < 1e-5).all())
         True
     """
+    check_model(model)
     norms = {
         name: module
         for name, module in model.named_modules()

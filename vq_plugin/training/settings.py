@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
-
-from torch import nn
+from vq_plugin.arguments import check_at_least, check_whole
+from vq_plugin.select import check_model
 
 
 def check_settings(
@@ -20,23 +18,10 @@ def check_settings(
     """
     for name, value in (("epochs", epochs), ("seed", seed)):
         check_whole(name, value)
-    if not isinstance(lr, Real) or isinstance(lr, bool):
-        raise TypeError(f"lr must be a number, got {lr!r}")
-    if not 0 <= float(lr) < math.inf:
-        raise ValueError(f"lr must be a finite number of at least 0, got {lr!r}")
-    if teacher is not None and not isinstance(teacher, nn.Module):
-        raise TypeError(f"teacher must be a float model, got {type(teacher).__name__}")
+    check_at_least("lr", lr, 0)
+    if teacher is not None:
+        check_model(teacher, "teacher")
     if loss is not None and not callable(loss):
         raise TypeError(
             f"loss must be a function of outputs and targets, got {type(loss).__name__}"
         )
-
-
-def check_whole(name: str, value: object) -> None:
-    """Checks that an argument is a whole number.
-
-    Raises:
-        TypeError: If it is not.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from vq_plugin.arguments import check_positive
 from vq_plugin.checkpoint import load, save
 from vq_plugin.replace import assemble
 from vq_plugin.training import Loss, finetune, learn
@@ -45,9 +46,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "max_trials"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"recovery: {name} must be above 0, got {value!r}")
+            check_positive(f"recovery: {name}", getattr(self, name))
         if not isinstance(self.loader, Iterable) or isinstance(self.loader, Iterator):
             raise TypeError(
                 "recovery reads its loader several times: give a list of batches or a DataLoader, "
