@@ -1,6 +1,7 @@
 """No false alarm: honest searches, by metrics and budgets as people have them, end in a verdict."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
+from vq_plugin.tuning.direction import Direction
+from vq_plugin.tuning.metric import read_metric
 
 RUNS = 200
 Metric = Callable[[Tensor, Tensor], object]
@@ -83,3 +86,38 @@ def test_honest_runs_end_in_a_verdict() -> None:
         assert "evaluate does not see" not in str(result.stopped), (seed, result.stopped)
         passed += result.passed
     assert passed > 0.8 * RUNS
+
+
+def test_the_direction_of_honest_runs_is_right_and_the_other_is_not() -> None:
+    """Whatever compression may have gained: the verdict asks only where that is more than noise."""
+    for seed in range(RUNS):
+        metric, budget = HONEST[seed % len(HONEST)]
+        model, inputs, labels = fitted(seed)
+
+        def measure(what: str, make: Callable[[], nn.Module]) -> float:
+            with torch.no_grad():
+                return read_metric(metric(make()(inputs), labels), what).mean  # noqa: B023
+
+        baseline = measure("float", lambda: model)  # noqa: B023
+        other = replace(budget, higher_is_better=not budget.higher_is_better)
+        assert Direction(model, budget, baseline, measure).better == [], seed
+        assert Direction(model, other, baseline, measure).better, seed
+
+
+def test_a_model_that_is_as_good_as_chance_rarely_alarms() -> None:
+    """Of 200 where a search has found a gain, as they all do sooner or later."""
+    alarms = 0
+    for seed in range(RUNS):
+        generator = torch.Generator().manual_seed(seed)
+        model, inputs = nn.Linear(8, 4), torch.randn(300, 8, generator=generator)
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(4, 8, generator=generator))
+        labels = torch.randint(4, (300,), generator=generator)
+
+        def measure(_: str, make: Callable[[], nn.Module]) -> float:
+            with torch.no_grad():
+                return float(right(make()(inputs), labels).double().mean())  # noqa: B023
+
+        baseline = measure("float", lambda: model)  # noqa: B023
+        alarms += bool(Direction(model, vq.LossBudget(0.01), baseline, measure).better)
+    assert alarms <= 0.05 * RUNS

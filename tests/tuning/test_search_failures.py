@@ -128,12 +128,12 @@ def test_limits_must_be_positive(task: "Task", name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("max_trials", "2", "max_trials is a number, got '2'"),
-        ("max_trials", 2.5, "max_trials is a whole number, got 2.5"),
-        ("workers", None, "workers is a number, got None"),
-        ("workers", 1.5, "workers is a whole number, got 1.5"),
-        ("timeout", "1m", "timeout is a number, got '1m'"),
-        ("seed", "0", "seed is a whole number, got '0'"),
+        ("max_trials", "2", "max_trials must be a number, got '2'"),
+        ("max_trials", 2.5, "max_trials must be a whole number, got 2.5"),
+        ("workers", None, "workers must be a number, got None"),
+        ("workers", 1.5, "workers must be a whole number, got 1.5"),
+        ("timeout", "1m", "timeout must be a number, got '1m'"),
+        ("seed", "0", "seed must be a whole number, got '0'"),
         ("callback", 5, "callback is a function, got 5"),
         ("test", 0.9, "test is a function, got 0.9"),
         ("recovery", [torch.ones(1)], "recovery is a vq.Recovery, such as"),

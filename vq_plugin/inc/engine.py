@@ -13,6 +13,7 @@ from torch import nn
 from vq_plugin.hosting.statistics import attach_statistics, detach_statistics, gathered_moments
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.files import enable_save
+from vq_plugin.inc.gate import check_baseline
 from vq_plugin.inc.layers import check_codebooks
 from vq_plugin.progress import progress
 from vq_plugin.replace import swap
@@ -37,6 +38,7 @@ def compress_in_place(
     bare layer becomes a new one. ``configs_mapping`` has layers of other algorithms, too. After a
     ValueError, as where a layer cannot be compressed or was not reached, the model is as it was.
     """
+    check_baseline()
     pending = {
         name: config
         for (name, _), config in configs_mapping.items()

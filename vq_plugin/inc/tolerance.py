@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
+
+from vq_plugin.inc.gate import Gate, finite
 
 
 class Tolerance(float):
@@ -20,6 +21,10 @@ class Tolerance(float):
         (True, False)
     """
 
+    # Looks at what is compared, where there is one; the float model's metric, once it is known.
+    gate: Gate | None = None
+    baseline: float | None = None
+
     # Numbers of NumPy, and below those of torch, then leave the operation to this class.
     __array_ufunc__ = None
 
@@ -33,30 +38,40 @@ class Tolerance(float):
     ) -> Any:
         match function.__name__, args:
             case "mul", (metric, Tolerance() as tolerance):
-                return metric.item() * tolerance
+                return tolerance.__rmul__(metric)
             case "ge", (metric, Tolerance() as tolerance):
-                return metric.item() >= tolerance
+                return tolerance.__le__(metric)
         plain = [float(value) if isinstance(value, cls) else value for value in args]
         return function(*plain, **(kwargs or {}))
 
     def __rsub__(self, other: Any) -> Self:
-        return type(self)(other - float(self))
+        return self._with(other - float(self))
 
     def __rmul__(self, baseline: Any) -> Self:
-        value = _finite("float model", baseline)
+        value = finite("float model", baseline)
         if value <= 0:
             raise ValueError(
                 f"eval_fn returned {value} for the float model: a relative loss needs a metric "
                 "above 0 that grows as the model gets better"
             )
-        return type(self)(value * float(self))
+        threshold = self._with(value * float(self))
+        threshold.baseline = value
+        return threshold
 
     def __le__(self, score: Any) -> bool:
-        return float(self) <= _finite("compressed model", score)
+        value = finite("compressed model", score)
+        if self.gate is not None and self.baseline is not None:
+            self.gate.check(self.baseline, value)
+        return float(self) <= value
 
+    @classmethod
+    def gated(cls, limit: float, gate: Gate) -> Self:
+        """A tolerance whose metric is looked at."""
+        made = cls(limit)
+        made.gate = gate
+        return made
 
-def _finite(what: str, metric: Any) -> float:
-    value = float(metric)
-    if not math.isfinite(value):
-        raise ValueError(f"eval_fn returned {value} for the {what}: a metric must be finite")
-    return value
+    def _with(self, value: float) -> Self:
+        made = type(self)(value)
+        made.gate = self.gate
+        return made

@@ -15,6 +15,7 @@ from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.inc.config import VQConfig
+from vq_plugin.inc.gate import Gate
 from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
@@ -109,11 +110,13 @@ def tuning_config(
         >>> str(config.config_set[-1].layer_scheme)
         'None'
     """
+    floor = LossBudget.min_agreement
     if isinstance(recipe_or_schemes, str | os.PathLike):
         path = Path(recipe_or_schemes)
         prepared = prepare(path, model)
         tuning = prepared.recipe.tuning
         _check_recipe(prepared.recipe, path)
+        floor = tuning.accuracy_criterion.min_agreement
         if tolerable_loss is None:
             tolerable_loss = _relative(tuning.accuracy_criterion, path)
         if calibration is None:
@@ -121,11 +124,17 @@ def tuning_config(
         max_trials = tuning.exit_policy.max_trials if max_trials is None else max_trials
         seed = tuning.random_seed if seed is None else seed
         recipe_or_schemes = prepared.recipe.candidates(LADDER)
-    limit = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss).limit
+    limit = _TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss
+    budget = LossBudget(relative=limit, min_agreement=floor)
     count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
         raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
     seed = 0 if seed is None else seed
+    if calibration is not None:
+        check_batches(calibration)
+    if isinstance(calibration, Iterable):
+        # Read several times, in the same order.
+        calibration = list(calibration)
     match [recipe_or_schemes] if isinstance(recipe_or_schemes, Scheme) else recipe_or_schemes:
         case Mapping() as candidates:
             configs = _frontier(model, candidates, calibration, count, seed)
@@ -137,9 +146,8 @@ def tuning_config(
                 f"got {recipe_or_schemes!r}"
             )
     configs.append(VQConfig(None))
-    return TuningConfig(
-        config_set=configs, tolerable_loss=Tolerance(limit), max_trials=len(configs)
-    )
+    tolerance = Tolerance.gated(limit, Gate(budget, calibration))
+    return TuningConfig(config_set=configs, tolerable_loss=tolerance, max_trials=len(configs))
 
 
 def _check_recipe(recipe: Recipe, path: Path) -> None:
@@ -213,11 +221,6 @@ def _frontier(
     model: nn.Module, candidates: Candidates, calibration: Calibration | None, count: int, seed: int
 ) -> list[VQConfig]:
     """Points of the tuner's frontier, the smallest model first."""
-    if calibration is not None:
-        check_batches(calibration)
-    if isinstance(calibration, Iterable):
-        # Read several times, in the same order.
-        calibration = list(calibration)
     space = search_space(model, candidates)
     for name, ladder in space.items():
         for form in ladder:

@@ -12,6 +12,8 @@ from torch import Tensor
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.result import Interval
 
+# Parts of the budget that a metric may differ by from call to call.
+_APART = 0.1
 # Of an interval that no confidence was asked for.
 _LEVEL = 0.95
 
@@ -66,6 +68,17 @@ def mismatch(baseline: Metric, metric: Metric, name: str) -> str | None:
     if count == expected:
         return None
     return f"{name} returned {count} results, and {expected} for the float model"
+
+
+def check_repeats(budget: LossBudget, name: str, first: Metric, second: Metric) -> None:
+    """Raises ValueError where a second call of the float model says something else."""
+    apart = abs(budget.loss(first.mean, second.mean))
+    if mismatch(first, second, name) or apart > _APART * budget.limit:
+        raise ValueError(
+            f"{name} of the float model is {first.mean:.6g}, and {second.mean:.6g} when it is "
+            "called again: a loss cannot be told from chance; seed what is random in it, and use "
+            "the same samples every time"
+        )
 
 
 def loss_interval(budget: LossBudget, baseline: Metric, metric: Metric) -> Interval | None:

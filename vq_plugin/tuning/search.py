@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from vq_plugin.arguments import check_positive, check_whole
 from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
@@ -24,6 +25,7 @@ from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.direction import Direction
 from vq_plugin.tuning.exports import check_export, export_to, expressible, rehearse
 from vq_plugin.tuning.hosts import AnyHost
 from vq_plugin.tuning.identity import Identity, model_digest
@@ -203,7 +205,16 @@ def tune(
         identity = Identity(model_digest(start), fits, training, rest)
         agreement = None if calibration is None else Agreement(model, calibration)
         session = Session(
-            start, identity, judge, tuning, max_trials, deadline, watch, trainer, agreement
+            start,
+            identity,
+            judge,
+            tuning,
+            Direction(model, budget, judge.baseline.mean, partial(tuning.float_score, name)),
+            max_trials,
+            deadline,
+            watch,
+            trainer,
+            agreement,
         )
         cut = _search(session, start, calibration, seed)
         if trainer is not None:
@@ -364,8 +375,7 @@ def _check_files(
 
 def _check_alike(model: nn.Module, start: nn.Module) -> None:
     """Losses and bytes count against a model of the same architecture."""
-    if not isinstance(start, nn.Module):
-        raise TypeError(f"start is a float model, got {type(start).__name__}")
+    check_model(start, "start")
     expected, found = (
         {
             (name, tuple(value.shape))
@@ -383,15 +393,11 @@ def _check_alike(model: nn.Module, start: nn.Module) -> None:
 
 
 def _check_limits(max_trials: int, timeout: float | None, workers: int, seed: int) -> None:
-    for name, value in (("max_trials", max_trials), ("timeout", timeout), ("workers", workers)):
-        if value is None and name == "timeout":
-            continue
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} is a number, got {value!r}")
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value!r}")
+    check_positive("max_trials", max_trials)
+    check_positive("workers", workers)
+    if timeout is not None:
+        check_positive("timeout", timeout)
     for name, count in (("max_trials", max_trials), ("workers", workers), ("seed", seed)):
-        if not isinstance(count, Integral):
-            raise TypeError(f"{name} is a whole number, got {count!r}")
+        check_whole(name, count)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed has 64 bits, got {seed}")

@@ -23,6 +23,7 @@ from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, Pair
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
+from vq_plugin.tuning.direction import Direction, other_way
 from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.layers import Layer
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
@@ -43,17 +44,18 @@ class Session:
     """One search.
 
     ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
-    training; ``watch`` is told of all. ``agreement`` is with the float model, where there is data
-    for it. ``landscape`` is what is known of the candidates that were asked for, and what is
-    forecast of the others; ``cut`` says what a limit cut off; ``metrics`` has what could be
-    evaluated, ``outcomes`` what the search knows of settings as they were fitted, ``trials`` all in
-    order.
+    training; ``watch`` is told of all. ``direction`` is that of the metric, ``agreement`` is with
+    the float model, where there is data for it. ``landscape`` is what is known of the candidates
+    that were asked for, and what is forecast of the others; ``cut`` says what a limit cut off;
+    ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of settings as they
+    were fitted, ``trials`` all in order.
     """
 
     model: nn.Module
     identity: Identity
     judge: Judge
     evaluator: Evaluator
+    direction: Direction
     max_trials: int
     deadline: Deadline
     watch: Watch
@@ -288,8 +290,8 @@ class Session:
     def _check_better(self, tried: Tried, loss: float) -> None:
         """Raises ValueError where a model seems to be better that can hardly be.
 
-        One that agrees with the float model, or was trained, may well be; of others a metric that
-        is read the wrong way round speaks best.
+        One that agrees with the float model, or was trained, may well be, and the verdict looks
+        again at what is chosen; of others a metric that is read the wrong way round speaks best.
         """
         found = None if self.agreement is None else self.agreement(self.compressed(tried))
         floor = self.judge.budget.min_agreement
@@ -297,14 +299,13 @@ class Session:
         ruined = found is not None and floor is not None and found < floor
         unlike = found is None or (found < _ALIKE and not tried.trained)
         if ruined or (unlike and loss < -_MUCH_BETTER * size):
-            other = not self.judge.budget.higher_is_better
-            agree = "" if found is None else f", while their outputs agree to {found:.2f} of 1"
-            raise ValueError(
-                f"by evaluate a compressed model is better than the float model by {-loss:.4g}"
-                f"{agree}: if the metric is better when it is "
-                f"{'higher' if other else 'lower'}, say higher_is_better={other}; otherwise "
-                "evaluate does not measure what the model is for"
-            )
+            self.direction.check(-loss)
+            if self.direction.better is None:
+                agree = "" if found is None else f", while their outputs agree to {found:.2f} of 1"
+                raise ValueError(
+                    "by evaluate a compressed model is better than the float model by "
+                    f"{-loss:.4g}{agree}: {other_way(self.judge.budget)}"
+                )
 
     def _known(self, setting: Setting) -> bool:
         if self.fits.missing([setting]):

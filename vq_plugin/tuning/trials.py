@@ -13,12 +13,10 @@ from vq_plugin.replace import assemble
 from vq_plugin.swallowed import raise_swallowed
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.journal import Evaluation, Journal
-from vq_plugin.tuning.metric import Metric, mismatch, read_metric
+from vq_plugin.tuning.metric import Metric, check_repeats, read_metric
 from vq_plugin.tuning.orphans import EndsWithItsCaller
 from vq_plugin.tuning.shipped import Shipped
 
-# Parts of the budget that a metric may differ by from call to call.
-_APART = 0.1
 # One number, or one result per sample as a vector.
 Evaluate = Callable[[nn.Module], object]
 
@@ -64,13 +62,15 @@ class Evaluator:
     def check_repeats(self, model: nn.Module, key: str, budget: LossBudget) -> None:
         """Raises ValueError where a second call of the float model says something else."""
         first, second = self.baseline(model, key), self.baseline(model, f"{key} again")
-        apart = abs(budget.loss(first.mean, second.mean))
-        if mismatch(first, second, self.name) or apart > _APART * budget.limit:
-            raise ValueError(
-                f"{self.name} of the float model is {first.mean:.6g}, and {second.mean:.6g} when "
-                "it is called again: a loss cannot be told from chance; seed what is random in it, "
-                "and use the same samples every time"
-            )
+        check_repeats(budget, self.name, first, second)
+
+    def float_score(self, key: str, what: str, make: Callable[[], nn.Module]) -> float | None:
+        """The metric of what ``make`` makes of the float model; ``None`` if it fails."""
+        name = f"{key} {what}"
+        if self.known(name) is None:
+            self.journal.add(self._key(name), evaluate_once(self.function, make(), self.name))
+        found = self.known(name)
+        return None if found is None or found.metric is None else found.metric.mean
 
     def known(self, key: str) -> Evaluation | None:
         """What the journal has of a model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.result import FrontierPoint, TuneResult
 from vq_plugin.tuning.session import Session
 from vq_plugin.tuning.trials import Evaluator
+
+_log = logging.getLogger(__name__)
 
 
 def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | None) -> TuneResult:
@@ -40,6 +43,8 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     if not sure:
         return replace(result, stopped=_why_not(result, likely))
     best = min(sure, key=lambda tried: (sizes[tried], tried))
+    if trials[best].loss < -result.budget.limit:
+        _check_direction(session, -trials[best].loss)
     if test is not None and test_baseline is not None:
         tested = _test(session, best, test, test_baseline)
         result = replace(result, **tested)
@@ -62,6 +67,19 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         rate=trial.rate,
         left_float=left_float(small),
     )
+
+
+def _check_direction(session: Session, gain: float) -> None:
+    """Raises ValueError if the metric seems to be read the wrong way round."""
+    session.direction.check(gain)
+    if session.direction.better is None:
+        _log.warning(
+            "by evaluate the compressed model is better than the float model by %.4g, and whether "
+            "higher_is_better=%s is right cannot be told: shuffled outputs change nothing that it "
+            "sees",
+            gain,
+            session.judge.budget.higher_is_better,
+        )
 
 
 def _diverged(found: float, floor: float) -> str:

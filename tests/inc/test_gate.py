@@ -1,0 +1,115 @@
+"""A ruined model is not what INC's ``autotune`` returns, whatever its metric says."""
+
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
+
+import torch
+from neural_compressor.torch.quantization import autotune
+from torch import nn
+from torch.nn import functional
+
+import vq_plugin as vq
+from vq_plugin.inc import tuning_config
+from vq_plugin.nn import CodebookLayer
+
+SCALE = 64
+
+
+@pytest.fixture
+def net():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)
+    )
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator) * (value.dim() - 0.9))
+    return model.eval()
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(500, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels(net, inputs):
+    with torch.no_grad():
+        labels = net(inputs).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    return labels
+
+
+def compressed(model):
+    return any(isinstance(layer, CodebookLayer) for layer in model.modules())
+
+
+@pytest.mark.parametrize("k", [1, 6, 10])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_metric_the_wrong_way_round_is_an_error(net, inputs, labels, k, calibrated):
+    def cross_entropy(model):
+        with torch.no_grad():
+            return functional.cross_entropy(model(inputs) / SCALE, labels).item()
+
+    ladder = {"*": [vq.KM(k=k), vq.KM(k=16)]} if calibrated else [vq.KM(k=k), vq.KM(k=16)]
+    batches = [inputs[:100]] if calibrated else None
+    config = tuning_config(net, ladder, 0.005, calibration=batches)
+    with pytest.raises(ValueError, match="INC takes metrics that grow"):
+        autotune(net, config, cross_entropy)
+
+
+def test_a_metric_that_changes_by_itself_is_an_error(net, inputs, labels):
+    generator = torch.Generator().manual_seed(0)
+
+    def evaluate(model):
+        some = torch.randint(500, (50,), generator=generator)
+        return (model(inputs)[some].argmax(1) == labels[some]).double().mean().item()
+
+    with pytest.raises(ValueError, match=r"eval_fn of the float model is .* a loss cannot be told"):
+        autotune(net, tuning_config(net, [vq.KM(k=64)]), evaluate)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda y: y, lambda y: y.argmax(1), lambda y: y.numpy(), lambda y: y.tolist()]
+)
+def test_classes_and_logits_are_no_metric(net, inputs, kind):
+    def evaluate(model):
+        with torch.no_grad():
+            return kind(model(inputs))
+
+    with pytest.raises(ValueError, match=r"eval_fn returned .* it must return a number"):
+        autotune(net, tuning_config(net, [vq.KM(k=64)]), evaluate)
+
+
+def test_a_metric_that_sees_nothing_is_an_error(net, inputs):
+    config = tuning_config(net, {"*": [vq.KM(k=1)]}, calibration=[inputs[:100]])
+    with pytest.raises(ValueError, match="eval_fn does not see what compression has done"):
+        autotune(net, config, lambda _: 1.0)
+
+
+def test_honest_gains_are_none(net, inputs, labels):
+    """A model may gain on other labels, and an equal config serves again."""
+
+    def accuracy(model):
+        with torch.no_grad():
+            right = (model(inputs).argmax(1) == labels).double().mean().item()
+        return right + 0.1 * compressed(model)
+
+    config = tuning_config(net, [vq.KM(k=64)])
+    for _ in range(2):
+        assert compressed(autotune(net, config, accuracy))
+
+
+def test_nothing_is_evaluated_more_than_the_float_model_where_nothing_is_suspicious(
+    net, inputs, labels
+):
+    calls = []
+
+    def accuracy(model):
+        calls.append(compressed(model))
+        with torch.no_grad():
+            return (model(inputs).argmax(1) == labels).double().mean().item()
+
+    autotune(net, tuning_config(net, [vq.KM(k=64), vq.KM(k=128)], 0.05), accuracy)
+    assert calls == [False, True, False]

@@ -1,0 +1,116 @@
+"""A look at the metric that INC's ``autotune`` goes by."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from vq_plugin.calibration import Calibration
+from vq_plugin.replace import assemble
+from vq_plugin.tuning import LossBudget
+from vq_plugin.tuning.agreement import Agreement
+from vq_plugin.tuning.direction import Direction, Measure
+from vq_plugin.tuning.metric import Metric, check_repeats, read_metric
+from vq_plugin.tuning.trials import Evaluate, evaluate_once
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Gate:
+    """What :func:`vq_plugin.tune` asks of a metric, of one ``autotune`` after the other.
+
+    INC tells its tolerance neither the models nor the function: they are read from its call.
+    """
+
+    budget: LossBudget
+    calibration: Calibration | None = None
+    _direction: Direction | None = field(default=None, init=False)
+    _agreement: Agreement | None = field(default=None, init=False)
+    _agreeing: object = field(default=None, init=False)
+
+    def check(self, baseline: float, score: float) -> None:
+        """Raises ValueError where a compressed model has that metric, and it means nothing."""
+        running = _running()
+        if running is None:
+            _log.warning("this version of INC does not show what it evaluates: nothing is checked")
+            return
+        evaluate: Evaluate = running["eval_func_wrapper"].evaluate
+        direction = self._direction
+        if direction is None or (direction.model, direction.baseline) != (
+            running["model"],
+            baseline,
+        ):
+            direction = Direction(running["model"], self.budget, baseline, _measure(evaluate))
+            again = read_metric(evaluate(assemble(direction.model, {})), "eval_fn")
+            check_repeats(self.budget, "eval_fn", Metric(baseline), Metric(again.mean))
+            self._direction = direction
+            if self.calibration is not None:
+                self._agreement = Agreement(direction.model, self.calibration)
+        gain = -self.budget.loss(baseline, score)
+        if gain > self.budget.limit and (found := direction.wrong(gain)) is not None:
+            raise ValueError(
+                f"by eval_fn {found}: INC takes metrics that grow as the model gets better, so "
+                "return another, such as an accuracy in place of an error or a loss; or use "
+                "vq-plugin tune with higher_is_better=False"
+            )
+        if gain >= -self.budget.limit and self._agreeing is not running["q_model"]:
+            self._check_agreement(running["q_model"])
+
+    def _check_agreement(self, model: nn.Module) -> None:
+        floor = self.budget.min_agreement
+        found = None if self._agreement is None else self._agreement(model)
+        if found is not None and floor is not None and found < floor:
+            # Were it only refused, INC would return it for its score.
+            raise ValueError(
+                "the smallest candidate that is within the tolerance agrees with the float model "
+                f"to {found:.2f} of 1 on the calibration data, and min_agreement={floor:.4g}: "
+                "eval_fn does not see what compression has done"
+            )
+        self._agreeing = model
+
+
+def check_baseline() -> None:
+    """Raises ValueError where an ``autotune`` goes on whose metric is no number."""
+    running = _running()
+    if running is not None:
+        finite("float model", running["baseline"])
+
+
+def finite(what: str, metric: Any) -> float:
+    """A metric of INC as a number; ValueError if it is none."""
+    try:
+        value = float(metric)
+    except (TypeError, ValueError, RuntimeError):
+        shape = getattr(metric, "shape", None)
+        shown = repr(metric) if shape is None else f"values of shape {tuple(shape)}"
+        raise ValueError(
+            f"eval_fn returned {shown} for the {what}; it must return a number, such as the mean "
+            "of predictions == labels"
+        ) from None
+    if not math.isfinite(value):
+        raise ValueError(f"eval_fn returned {value} for the {what}: a metric must be finite")
+    return value
+
+
+def _measure(evaluate: Evaluate) -> Measure:
+    def measure(_: str, make: Callable[[], nn.Module]) -> float | None:
+        return getattr(evaluate_once(evaluate, make(), "eval_fn").metric, "mean", None)
+
+    return measure
+
+
+def _running() -> dict[str, Any] | None:
+    """The variables of the ``autotune`` that is going on."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "autotune" and "eval_func_wrapper" in frame.f_locals:
+            return frame.f_locals
+        frame = frame.f_back
+    return None

@@ -1,0 +1,83 @@
+"""Copies of a model whose answers are those to other samples: surely ruined, yet as confident."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from vq_plugin.nn import find_slots
+from vq_plugin.replace import assemble
+
+# Of earlier calls, bytes of outputs that are kept, so that samples of other batches are mixed too.
+_MOST_BYTES = 1 << 27
+
+
+def shuffled(model: nn.Module, seed: int, *, within: bool = False) -> nn.Module:
+    """A copy of a model that gives each sample the output of another.
+
+    No metric tells the outputs from the model's own but by how they belong to the samples: they are
+    as large, as sure and as often of each class. A batch is shuffled along its first dimension, or,
+    where that has one sample, its last but one; and it may be an earlier call's whose outputs have
+    the same shapes, since data are often sorted.
+
+    Args:
+        model: The float model; not changed.
+        seed: Seed of the shuffles: equal calls in equal order are shuffled alike.
+        within: Shuffles outputs of all layers that can be coded instead, for models that give a
+            loss, and for evaluations that do not call the model itself.
+
+    Example:
+        >>> x = torch.arange(4.0).reshape(4, 1)
+        >>> shuffled(nn.Identity(), 1)(x).flatten().sort().values
+        tensor([0., 1., 2., 3.])
+    """
+    copied = assemble(model, {})
+    if within:
+        layers = dict.fromkeys(slot.module for slot in find_slots(copied).values())
+        for number, layer in enumerate(layers):
+            layer.register_forward_hook(_Shuffle(seed + number, most_bytes=0))
+    else:
+        copied.register_forward_hook(_Shuffle(seed, _MOST_BYTES))
+    return copied
+
+
+class _Shuffle:
+    """A forward hook. ``most_bytes`` are those of earlier outputs to draw from."""
+
+    def __init__(self, seed: int, most_bytes: int) -> None:
+        self.generator = random.Random(seed)
+        self.room = most_bytes
+        self.kept: dict[tuple[torch.Size, ...], list[list[Tensor]]] = {}
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> object:
+        leaves, form = tree_flatten(output)
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors = [leaves[place].detach() for place in places]
+        calls = [*self.kept.get(tuple(each.shape for each in tensors), []), tensors]
+        # What belongs together stays so: tensors of as many samples are shuffled alike.
+        drawn = self.generator.getrandbits(63)
+        for index, place in enumerate(places):
+            generator = torch.Generator("cpu").manual_seed(drawn)
+            leaves[place] = _mixed([call[index] for call in calls], generator)
+        nbytes = sum(each.numel() * each.element_size() for each in tensors)
+        if nbytes <= self.room:
+            self.room -= nbytes
+            self.kept[tuple(each.shape for each in tensors)] = calls
+        return tree_unflatten(leaves, form)
+
+
+def _mixed(calls: list[Tensor], generator: torch.Generator) -> Tensor:
+    """Samples of some tensors of one shape, each at another place, as one more such tensor."""
+    mixed = calls[-1].clone()
+    if mixed.dim() == 0:
+        return mixed
+    dim = mixed.dim() - 2 if mixed.shape[0] == 1 and mixed.dim() > 2 else 0
+    order = torch.randperm(mixed.shape[dim], generator=generator, device="cpu")
+    picks = torch.randint(len(calls), order.shape, generator=generator, device="cpu")
+    for call in sorted(set(picks.tolist())):
+        to = (picks == call).nonzero().flatten().to(mixed.device)
+        mixed.index_copy_(dim, to, calls[call].index_select(dim, order.to(mixed.device)[to]))
+    return mixed
