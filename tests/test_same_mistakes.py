@@ -86,6 +86,22 @@ def test_labels_are_to_be_left_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [
+        (torch.randn(16, 7), r"float32 \(16, 7\): "),
+        (torch.randn(16, 8).double(), r"float64 \(16, 8\): "),
+        ([torch.randn(7)], r"float32 \(7,\): "),
+    ],
+)
+def test_a_batch_of_another_shape_is_told_with_its_number(
+    name: str, batch: object, shown: str
+) -> None:
+    with pytest.raises(ValueError, match=f"batch 1 of calibration, which has {shown}"):
+        READERS[name](model(), [torch.randn(16, 8), batch])
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_a_generator_is_as_good_as_a_list(name: str) -> None:
     batches = list(torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 
 from vq_plugin.calibration.calls import WeightCalls
 from vq_plugin.calibration.reached import moments_by_name
@@ -181,38 +182,57 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
     if not isinstance(calibration, Iterable):
         calibration(model)
         return
-    for batch in calibration:
-        match batch:
-            case PackedSequence():
+    for number, batch in enumerate(calibration):
+        try:
+            _run_batch(model, batch)
+        except (RuntimeError, IndexError) as error:
+            # Not what derives from them, such as memory that is used up.
+            if type(error) not in (RuntimeError, IndexError):
+                raise
+            raise ValueError(
+                f"the model does not take batch {number} of calibration, {_shown(batch)}: {error}"
+            ) from error
+
+
+def _run_batch(model: nn.Module, batch: object) -> None:
+    match batch:
+        case PackedSequence():
+            model(batch)
+        case Mapping():
+            model(**batch)
+        case tuple() | list():
+            try:
+                model(*batch)
+            except (TypeError, AttributeError) as error:
+                remedy = unfit_batch(batch)
+                if remedy is None and _takes(model, batch):
+                    raise
+                raise ValueError(
+                    f"the model does not take a batch of calibration: {error}; "
+                    + (
+                        remedy
+                        or "the items of a tuple or list are its positional arguments, so "
+                        "leave the labels out"
+                    )
+                ) from error
+        case Tensor():
+            model(batch)
+        case _:
+            try:
                 model(batch)
-            case Mapping():
-                model(**batch)
-            case tuple() | list():
-                try:
-                    model(*batch)
-                except (TypeError, AttributeError) as error:
-                    remedy = unfit_batch(batch)
-                    if remedy is None and _takes(model, batch):
-                        raise
-                    raise ValueError(
-                        f"the model does not take a batch of calibration: {error}; "
-                        + (
-                            remedy
-                            or "the items of a tuple or list are its positional arguments, so "
-                            "leave the labels out"
-                        )
-                    ) from error
-            case Tensor():
-                model(batch)
-            case _:
-                try:
-                    model(batch)
-                except (TypeError, AttributeError) as error:
-                    remedy = unfit_batch(batch)
-                    raise ValueError(
-                        f"the model does not take a batch of calibration that is a "
-                        f"{type(batch).__name__}: {error}" + f"; {remedy}" * (remedy is not None)
-                    ) from error
+            except (TypeError, AttributeError) as error:
+                remedy = unfit_batch(batch)
+                raise ValueError(
+                    f"the model does not take a batch of calibration that is a "
+                    f"{type(batch).__name__}: {error}" + f"; {remedy}" * (remedy is not None)
+                ) from error
+
+
+def _shown(batch: object) -> str:
+    """A batch by the dtypes and shapes of its tensors."""
+    found = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    tensors = [f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in found]
+    return f"which has {', '.join(tensors)}" if tensors else f"a {type(batch).__name__}"
 
 
 def _takes(model: nn.Module, batch: Sequence[object]) -> bool:
