@@ -71,7 +71,7 @@ def _explained(error: Exception) -> str:
     from vq_plugin.tuning.tracking import TrackingError
 
     if isinstance(error, ValueError | TypeError | OSError | TrackingError):
-        return str(error)
+        return "; ".join([str(error), *getattr(error, "__notes__", [])])
     if users_line(error) is None:
         raise error
     return raised(error)

@@ -129,6 +129,23 @@ def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path: Path) -> 
             journal.add("a", Evaluation(Metric(0.5), 1.0))
 
 
+def test_what_the_disk_ended_goes_on_from_there(tmp_path: Path) -> None:
+    def run(kind: type[Exception]) -> None:
+        with Journal(tmp_path) as journal:
+            journal.add("a", Evaluation(Metric(0.5), 1.0))
+            raise kind("full")
+
+    def ended(kind: type[Exception]) -> Exception:
+        with pytest.raises(kind) as raised:
+            run(kind)
+        return raised.value
+
+    assert ended(OSError).__notes__ == [
+        f"1 evaluations are in {tmp_path}: to go on from there, start the same again"
+    ]
+    assert not hasattr(ended(ValueError), "__notes__")
+
+
 def test_lines_of_another_format_are_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, example())
     path.write_text(json.dumps({"format": 2, "key": "key 9"}) + "\n" + path.read_text())

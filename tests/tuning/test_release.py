@@ -1,5 +1,6 @@
 """Results of a run in a folder: whole before, whole after, whatever comes between."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,38 @@ def test_a_signal_within_the_swap_does_not_stop_it(
     assert found(tmp_path) == dict.fromkeys(NAMES[1:], "new")
     assert found(tmp_path / "previous") == dict.fromkeys(NAMES, "old")
     assert {path.name for path in tmp_path.iterdir()} == {*NAMES[1:], "previous"}
+
+
+def test_a_disk_that_is_full_by_now_has_room_for_whole_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "old")
+    rename = Path.rename
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def renamed(self: Path, target: Path) -> Path:
+        if target.name == "journal.whole":
+            monkeypatch.setattr("vq_plugin.tuning.release.shutil.copy2", full)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    write(tmp_path, "new")
+    assert found(tmp_path) == dict.fromkeys(NAMES, "new")
+    assert found(tmp_path / "previous") == dict.fromkeys(NAMES, "old")
+
+
+def test_a_file_system_without_links_gets_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("vq_plugin.tuning.release.os.link", none)
+    write(tmp_path, "old")
+    write(tmp_path, "new")
+    assert found(tmp_path) == dict.fromkeys(NAMES, "new")
 
 
 def test_results_that_are_not_whole_change_nothing(tmp_path: Path) -> None:

@@ -83,9 +83,10 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives the folder back; what a signal interrupted says how it goes on."""
+        """Gives the folder back; what a signal or the disk ended says how it goes on."""
         if self._folder is not None:
-            if error is not None and not isinstance(error, Exception) and self._known:
+            ended = isinstance(error, OSError) or not isinstance(error, Exception)
+            if error is not None and ended and self._known:
                 error.add_note(
                     f"{len(self._known)} evaluations are in {self._folder}: to go on from there, "
                     "start the same again"
@@ -101,16 +102,15 @@ class Journal:
 
     def add(self, key: str, evaluation: Evaluation) -> None:
         """Keeps an evaluation; it is on the disk when this returns."""
+        if self._folder is not None:
+            record = {"format": _FORMAT, "key": key, **_as_json(evaluation)}
+            path = self._folder / _NAME
+            with naming(path), path.open("ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
         self._known[key] = evaluation
         self.spent += evaluation.seconds
-        if self._folder is None:
-            return
-        record = {"format": _FORMAT, "key": key, **_as_json(evaluation)}
-        path = self._folder / _NAME
-        with naming(path), path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def finish(self) -> None:
         """Removes the files: its run has left its results."""

@@ -60,11 +60,13 @@ def complete(folder: Path) -> None:
         place, copy = folder / name, folder / f".{name}.new"
         _remove(copy)
         if (whole / name).exists():
-            _copy(whole / name, copy)
+            _link(whole / name, copy)
             if place.is_dir():
                 # A folder is not replaced in one step; after a kill in between it is done again.
                 _remove(place)
             os.replace(copy, place)
+            # Two names of one file, as after a kill, both stay.
+            _remove(copy)
         else:
             _remove(place)
     # A kill that comes while files are removed must not leave a part that looks whole.
@@ -77,6 +79,22 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target)
     else:
+        shutil.copy2(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """One file by two names: a disk that is full by now has no room for another."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Not every file system has links.
         shutil.copy2(source, target)
 
 
