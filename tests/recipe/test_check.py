@@ -42,6 +42,13 @@ def test_a_right_recipe_is_summed_up(write: Write, check: Check, every_key: str)
         ("digits:calibration", "digits:calibrate", 5, ["did you mean 'calibration'"]),
         ("digits:evaluate", "digits:evaluates", 14, ["did you mean 'evaluate'"]),
         ("digits:test", "digits:tset", 15, ["evaluation.test: ", "did you mean 'test'"]),
+        ("digits:model", "digits:evaluate", 2, ["is called without arguments", "'model'; write"]),
+        (
+            "digits:evaluate",
+            "digits:load",
+            14,
+            ["is called with the model alone", "does not fit ()"],
+        ),
         ("classifier.3", "clasifier.3", 11, ["'clasifier.3'", "nearest names are classifier.3"]),
         ("classifier.3", "classifier.*", 11, ["written 're:classifier.*'"]),
         ("re:features.*", "re:feature.*[0-9]x", 12, ["matches nothing", "nearest names"]),

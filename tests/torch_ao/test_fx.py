@@ -189,6 +189,8 @@ def test_other_layers_are_an_error_unless_they_are_left(convert, assert_same, re
         convert(model, vq.KM(k=4), inputs, [inputs])
     for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "bag"):
         assert f"'{name}': asked for km(k=4) but it is still" in str(error.value)
+    for name in ("up", "lstm", "bag"):
+        assert f"leave it with {{'{name}': None}}, or use vq_plugin.compress" in str(error.value)
     schemes = {"up": None, "lstm": None, "bag": None, "*": vq.KM(k=4)}
     expected = vq.compress(model, schemes, calibration=[inputs])
     assert_same(convert(model, schemes, inputs, [inputs]), expected, inputs)

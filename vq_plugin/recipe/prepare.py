@@ -104,7 +104,7 @@ def _functions(recipe: Recipe, source: Source) -> dict[str, Function]:
             continue
         key = key_text(location)
         try:
-            functions[key] = resolve(reference)
+            functions[key] = resolve(reference, 1 if location[0] == "evaluation" else 0)
         except ValueError as error:
             problems.append(source.problem(location, f"{key}: {error}"))
     _raise(problems)

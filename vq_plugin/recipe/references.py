@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from typing import Any
 from vq_plugin.raised import raised
 
 
-def resolve(reference: str) -> Callable[..., Any]:
+def resolve(reference: str, arguments: int) -> Callable[..., Any]:
     """The function that ``"module:function"`` names; modules beside the caller are found too.
 
-    ValueError if there is no such module or function, or the module cannot be imported.
+    ValueError if there is no such module or function, the module cannot be imported, or the
+    function cannot be called with that many arguments.
 
     Example:
-        >>> resolve("math:sqrt")(9.0)
+        >>> resolve("math:sqrt", 1)(9.0)
         3.0
     """
     module_name, _, name = reference.partition(":")
@@ -39,7 +41,23 @@ def resolve(reference: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{reference!r}: module {module_name!r} has no function {name!r}{hint}")
+    _check_arguments(reference, function, arguments)
     return function  # type: ignore[no-any-return]
+
+
+def _check_arguments(reference: str, function: Callable[..., Any], count: int) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some that are written in C
+        return
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        given = ("without arguments", "with the model alone")[count]
+        raise ValueError(
+            f"{reference!r} is called {given}, and that does not fit {signature}: {error}; write a "
+            "function that calls it"
+        ) from None
 
 
 def call(reference: str, *arguments: object) -> Any:
@@ -49,7 +67,7 @@ def call(reference: str, *arguments: object) -> Any:
         >>> call("math:sqrt", 9.0)
         3.0
     """
-    function = resolve(reference)
+    function = resolve(reference, len(arguments))
     try:
         return function(*arguments)
     except Exception as error:

@@ -138,7 +138,10 @@ def _why_not(converted: nn.Module, name: str, functional: _Functional | None) ->
         )
     if type(module) not in LAYERS:
         names = ", ".join(layer.__name__ for layer in LAYERS)
-        return f"it is still {kind}: torch.ao replaces plain torch.nn layers only, of these {names}"
+        return (
+            f"it is still {kind}: torch.ao replaces plain torch.nn layers only, of these {names}; "
+            f"leave it with {{{name!r}: None}}, or use vq_plugin.compress"
+        )
     if isinstance(converted, GraphModule):
         return (
             f"it is still {kind}: give backend_config=get_backend_config() to prepare_fx and to "
