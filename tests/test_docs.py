@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,11 +24,8 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 
 # Blocks of own_model.md are files and commands, too: tests/test_own_model.py.
-PAGES = [
-    page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if blocks(page) and page.name != "own_model.md"
-]
+PAGES_OF_TEXT = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES_OF_TEXT if blocks(page) and page.name != "own_model.md"]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +66,7 @@ def commands(page: Path) -> list[str]:
 
 def test_commands_of_the_pages_are_commands() -> None:
     """Options and choices; README's, the tutorial's and the pipeline's are run elsewhere."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    lines = [(page, line) for page in pages for line in commands(page)]
+    lines = [(page, line) for page in PAGES_OF_TEXT for line in commands(page)]
     assert len(lines) >= 18
     for page, line in lines:
         words = shlex.split(line.partition(" || ")[0])[1:]
@@ -77,6 +74,51 @@ def test_commands_of_the_pages_are_commands() -> None:
             _parser().parse_args(words)
         except SystemExit:
             pytest.fail(f"{page.name}: {line}")
+
+
+def test_commands_within_sentences_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their options too, and files that they name are there."""
+    count = 0
+    for page in PAGES_OF_TEXT:
+        for text in re.findall(r"`vq-plugin ([^`]*)`", page.read_text(encoding="utf-8")):
+            words = shlex.split(" ".join(text.split()))
+            if re.search(r"[A-Z]{4}|…", text):
+                continue
+            count += 1
+            with suppress(SystemExit):
+                _parser().parse_args(words)
+            # A sentence may leave out what a command or an option needs, but name no other.
+            shown = capsys.readouterr().err
+            assert "invalid" not in shown, (page.name, text)
+            assert "unrecognized" not in shown, (page.name, text)
+            missing = [word for word in words if "recipes/" in word and not (ROOT / word).exists()]
+            assert not missing, (page.name, text)
+    assert count >= 15
+
+
+def test_modules_of_integration_that_pages_run_are_there() -> None:
+    names = {
+        name
+        for page in PAGES_OF_TEXT
+        for name in re.findall(r"python -m (integration[\w.]*)", page.read_text(encoding="utf-8"))
+    }
+    assert len(names) >= 25
+    for name in sorted(names):
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None, reason="the extra onnx is not installed")
+def test_the_command_of_the_page_on_other_runtimes_runs(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VQ_PLUGIN_CACHE", str(cache))
+    (line,) = commands(ROOT / "docs" / "deploy.md")
+    make = "compress vq_plugin.workloads.digits:model --scheme km(k=16) --output model.vq -q"
+    assert main(make.split()) == 0
+    assert main([*shlex.split(line)[1:], "-q"]) == 0
+    assert (tmp_path / "model.onnx").stat().st_size > 1000
 
 
 def test_commands_of_the_recipes_page_run(
