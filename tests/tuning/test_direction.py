@@ -1,7 +1,10 @@
 """A metric that is read the wrong way round is an error, however little a model is ruined."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
+from vq_plugin.cli import main
 
 if TYPE_CHECKING:
     from .conftest import Task
@@ -199,3 +203,72 @@ def test_a_poor_model_may_gain_a_lot(noise: float, scale: float, calibrated: boo
         result = vq.tune(model, evaluate, budget, batches, candidates=vq.KM(k=2))
         assert result.passed
         assert result.loss < -0.02
+
+
+RECIPE = """\
+version: 1
+model: wrong_way:model
+quantization:
+  calibration: wrong_way:batches
+  model_wise: {scheme: km(k=10)}
+evaluation: {tuning: "wrong_way:evaluate"}
+tuning: {accuracy_criterion: {relative: 0.005}}
+output: out
+"""
+
+
+def test_a_recipe_says_which_key(
+    task: "Task",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    functions = SimpleNamespace(
+        model=lambda: task.model,
+        batches=lambda: [task.inputs[:100]],
+        evaluate=evaluation(task, cross_entropy),
+    )
+    monkeypatch.setitem(sys.modules, "wrong_way", functions)
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    assert main(["tune", "recipe.yaml", "-q"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("vq-plugin: recipe.yaml:6: evaluation.tuning: by evaluate a compressed")
+    assert "set tuning.accuracy_criterion.higher_is_better: false; otherwise" in shown
+
+
+def test_what_shuffled_models_gave_is_in_the_journal(task: "Task", tmp_path: Path) -> None:
+    evaluate, calls = evaluation(task, cross_entropy), []
+
+    def counted(model: nn.Module) -> object:
+        calls.append(model)
+        return evaluate(model)
+
+    def run() -> str:
+        with pytest.raises(ValueError, match=WRONG) as error:
+            vq.tune(
+                task.model, counted, vq.LossBudget(relative=0.005), [task.inputs[:100]],
+                candidates=vq.KM(k=10), folder=tmp_path,
+            )  # fmt: skip
+        return str(error.value)
+
+    first = run()
+    # The float model twice, one setting, seven shuffles.
+    assert len(calls) == 10
+    assert run() == first
+    assert len(calls) == 10
+
+
+def test_an_honest_gain_takes_one_evaluation_more(task: "Task") -> None:
+    calls = []
+
+    def evaluate(model: nn.Module) -> float:
+        calls.append(model)
+        return task.accuracy(model) + 0.1 * (not task.is_float(model))
+
+    result = vq.tune(
+        task.model, evaluate, calibration=[task.inputs[:100]], candidates=vq.KM(k=64), max_trials=1
+    )
+    assert result.passed
+    assert len(result.trials) == 1
+    assert len(calls) == 4

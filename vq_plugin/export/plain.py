@@ -104,7 +104,7 @@ def plain_model(
     return plain
 
 
-def check_compressed(model: object) -> None:
+def check_compressed(model: nn.Module) -> None:
     """``TypeError`` for what is no module, ``ValueError`` for one without coded weights."""
     check_model(model)
     if not coded_weights(model):

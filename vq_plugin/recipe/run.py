@@ -15,6 +15,7 @@ from vq_plugin.recipe.pruned import forget_pruned, pruned
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.schema import Recipe
 from vq_plugin.tuning import Learning, Recovery, TuneResult, tune
+from vq_plugin.tuning.direction import DirectionError
 from vq_plugin.tuning.hosts import Host, find_host
 from vq_plugin.tuning.result import MODEL_FILE, REPORT_FILE
 from vq_plugin.tuning.trials import BaselineError
@@ -93,6 +94,11 @@ def run_recipe(
         location = ("evaluation", "tuning" if error.name == "evaluate" else "test")
         text = f"{key_text(location)}: {source.value(location)!r} of the float model: "
         raise RecipeError(source.problem(location, text + error.reason)) from error
+    except DirectionError as error:
+        value = str(error.other).lower()
+        text = error.told(f"set tuning.accuracy_criterion.higher_is_better: {value}")
+        location = ("evaluation", "tuning")
+        raise RecipeError(source.problem(location, f"{key_text(location)}: {text}")) from error
     forget_pruned(folder)
     model_path = folder / MODEL_FILE if result.passed else None
     return Outcome(result, model_path, folder / REPORT_FILE)

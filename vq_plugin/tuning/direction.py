@@ -21,6 +21,22 @@ _SHUFFLES = 7
 Measure = Callable[[str, Callable[[], nn.Module]], float | None]
 
 
+class DirectionError(ValueError):
+    """A metric that seems to be read the wrong way round: ``found`` speaks against it."""
+
+    def __init__(self, budget: LossBudget, found: str) -> None:
+        self.other, self.found = not budget.higher_is_better, found
+        super().__init__(self.told(f"say higher_is_better={self.other}"))
+
+    def told(self, remedy: str) -> str:
+        """The message with what to do about it."""
+        return (
+            f"by evaluate {self.found}: if the metric is better when it is "
+            f"{'higher' if self.other else 'lower'}, {remedy}; otherwise evaluate does not measure "
+            "what the model is for"
+        )
+
+
 @dataclass(frozen=True)
 class Direction:
     """How the metric takes it that each sample gets the output of another.
@@ -73,15 +89,6 @@ class Direction:
         )
 
     def check(self, gain: float) -> None:
-        """Raises ValueError if a compressed model is better by ``gain`` as shuffled ones are."""
+        """DirectionError if a compressed model is better by ``gain``, as shuffled ones are."""
         if (found := self.wrong(gain)) is not None:
-            raise ValueError(f"by evaluate {found}: {other_way(self.budget)}")
-
-
-def other_way(budget: LossBudget) -> str:
-    """What to do where a metric seems to be read the wrong way round."""
-    other = not budget.higher_is_better
-    return (
-        f"if the metric is better when it is {'higher' if other else 'lower'}, say "
-        f"higher_is_better={other}; otherwise evaluate does not measure what the model is for"
-    )
+            raise DirectionError(self.budget, found)

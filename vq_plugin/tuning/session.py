@@ -23,7 +23,7 @@ from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, Pair
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
-from vq_plugin.tuning.direction import Direction, other_way
+from vq_plugin.tuning.direction import Direction, DirectionError
 from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.layers import Layer
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
@@ -288,7 +288,7 @@ class Session:
         return schemes, summary(small, rest=self.identity.rest).model_file_nbytes, math.nan
 
     def _check_better(self, tried: Tried, loss: float) -> None:
-        """Raises ValueError where a model seems to be better that can hardly be.
+        """Raises DirectionError where a model seems to be better that can hardly be.
 
         One that agrees with the float model, or was trained, may well be, and the verdict looks
         again at what is chosen; of others a metric that is read the wrong way round speaks best.
@@ -302,9 +302,9 @@ class Session:
             self.direction.check(-loss)
             if self.direction.better is None:
                 agree = "" if found is None else f", while their outputs agree to {found:.2f} of 1"
-                raise ValueError(
-                    "by evaluate a compressed model is better than the float model by "
-                    f"{-loss:.4g}{agree}: {other_way(self.judge.budget)}"
+                raise DirectionError(
+                    self.judge.budget,
+                    f"a compressed model is better than the float model by {-loss:.4g}{agree}",
                 )
 
     def _known(self, setting: Setting) -> bool:

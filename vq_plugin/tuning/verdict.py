@@ -70,7 +70,7 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
 
 
 def _check_direction(session: Session, gain: float) -> None:
-    """Raises ValueError if the metric seems to be read the wrong way round."""
+    """Raises DirectionError if the metric seems to be read the wrong way round."""
     session.direction.check(gain)
     if session.direction.better is None:
         _log.warning(
