@@ -37,6 +37,20 @@ def pytest_configure() -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Refuses sets among cases: all workers have to name the same, and a set is in no order."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        if _holds_a_set(mark.args[1]):
+            test = metafunc.definition.nodeid
+            raise pytest.UsageError(f"{test}: cases are, or hold, a set: make it a list")
+
+
+def _holds_a_set(cases: object) -> bool:
+    if isinstance(cases, list | tuple):
+        return any(map(_holds_a_set, cases))
+    return isinstance(cases, set | frozenset)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _shipped_costs() -> Iterator[None]:
     """Which way layers run does not hang on what somebody measured on this machine."""
