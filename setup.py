@@ -1,7 +1,10 @@
 """The native kernels; everything else about the package is in pyproject.toml."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -33,7 +36,19 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 
 class BuildOnce(build_ext):
-    """Objects of the kernels, most of the work, are shared by both libraries."""
+    """Objects of the kernels, most of the work, are shared by both libraries; made in parallel."""
+
+    def build_extensions(self) -> None:
+        """Compiles as many files at a time as there are processors."""
+        compile_all = self.compiler.compile
+
+        def compile_in_parallel(sources: list[str], **settings: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: compile_all([source], **settings), sources)
+                return [compiled for objects in made for compiled in objects]
+
+        self.compiler.compile = compile_in_parallel
+        super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         """Leaves out what an extension before this one compiled."""

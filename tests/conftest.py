@@ -1,5 +1,6 @@
-"""What the tests share: one Hypothesis profile, a browser, and the thread count given back."""
+"""What the tests share: a Hypothesis profile, threads shared out and given back, a browser."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +22,33 @@ settings.register_profile(
     "vq_plugin", deadline=None, derandomize=True, database=None, max_examples=40
 )
 settings.load_profile("vq_plugin")
+
+
+def pytest_configure() -> None:
+    """Workers of pytest-xdist share the processors, and so do the processes that tests start.
+
+    Threads of OpenMP spin while they wait for each other: with two in each of two workers on two
+    processors, most of the time went there. Tests of threads set a number of their own.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, torch.get_num_threads() // workers)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Refuses sets among cases: all workers have to name the same, and a set is in no order."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        if _holds_a_set(mark.args[1]):
+            test = metafunc.definition.nodeid
+            raise pytest.UsageError(f"{test}: cases are, or hold, a set: make it a list")
+
+
+def _holds_a_set(cases: object) -> bool:
+    if isinstance(cases, list | tuple):
+        return any(map(_holds_a_set, cases))
+    return isinstance(cases, set | frozenset)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,9 +3,10 @@
     python -m integration.benchmarks.instructions [OBJECT ...]
 
 Says how many instructions one look-up takes in ``Planes::add`` of vq_plugin/ops/csrc/planes_*.h,
-from the objects that ``setup.py build_ext`` leaves in ``build``; an object for 64-bit Arm needs
-``aarch64-linux-gnu-objdump``. A look-up is one code of one sample in one plane. Vectors that a loop
-reads from the stack or writes there are those for which the compiler ran out of registers.
+from the objects that ``setup.py build_ext`` leaves in ``build``, or from the extension; an object
+for 64-bit Arm needs ``aarch64-linux-gnu-objdump``. A look-up is one code of one sample in one
+plane. Vectors that a loop reads from the stack or writes there are those for which the compiler ran
+out of registers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LOOKED_UP = {"vpshufb": 32, "vpermb": 64, "tbl": 16}
 
 @dataclass(frozen=True)
 class Loop:
-    """The innermost loop of ``Planes::add<bits, blocks, samples>``."""
+    """The innermost loop of ``Planes::add<bits, blocks, samples>``; ``width`` bytes in a vector."""
 
     bits: int
     blocks: int
@@ -31,6 +32,7 @@ class Loop:
     instructions: int
     lookups: int
     on_stack: int
+    width: int
 
     @property
     def per_lookup(self) -> float:
@@ -39,7 +41,7 @@ class Loop:
 
 
 def inner_loops(compiled: Path, objdump: str = "objdump") -> list[Loop]:
-    """The busiest loop of every ``Planes::add`` in an object file.
+    """The busiest loop of every ``Planes::add`` in an object file or a library.
 
     Raises:
         ValueError: If there is none.
@@ -57,15 +59,15 @@ def inner_loops(compiled: Path, objdump: str = "objdump") -> list[Loop]:
             raise ValueError(f"{compiled}: no loop with look-ups in {name[0]}")
         bits, blocks, samples = map(int, name.groups())
         # What is left of an odd number of columns is a loop of its own.
-        instructions, lookups, on_stack = max(loops, key=lambda loop: loop[1] / loop[0])
-        found.append(Loop(bits, blocks, samples, instructions, lookups, on_stack))
+        counts = max(loops, key=lambda loop: loop[1] / loop[0])
+        found.append(Loop(bits, blocks, samples, *counts))
     if not found:
         raise ValueError(f"{compiled} holds no Planes::add")
     return sorted(found, key=lambda loop: (loop.bits, -loop.blocks, -loop.samples))
 
 
-def _innermost(function: str) -> Iterator[tuple[int, int, int]]:
-    """Instructions, look-ups and vectors on the stack of loops that hold no other loop."""
+def _innermost(function: str) -> Iterator[tuple[int, int, int, int]]:
+    """Instructions, look-ups, vectors on the stack and their width, of loops that hold no other."""
     lines = re.findall(r"^\s*([0-9a-f]+):\s+(\S+)[ \t]*(.*)$", function, re.MULTILINE)
     place = {address: i for i, (address, _, _) in enumerate(lines)}
     spans = []
@@ -79,12 +81,12 @@ def _innermost(function: str) -> Iterator[tuple[int, int, int]]:
         if any(start <= first and last <= end for first, last in inside):
             continue
         body = lines[start : end + 1]
-        lookups = sum(_LOOKED_UP.get(name, 0) for _, name, _ in body)
-        if lookups:
+        looked_up = [_LOOKED_UP[name] for _, name, _ in body if name in _LOOKED_UP]
+        if looked_up:
             stack = re.compile(r"\((?:%rsp|%rbp)\)|\[sp|\[x29")
             vector = re.compile(r"%[xyz]mm|\b[qv]\d")
             on_stack = sum(bool(stack.search(o) and vector.search(o)) for _, _, o in body)
-            yield len(body), lookups, on_stack
+            yield len(body), sum(looked_up), on_stack, max(looked_up)
 
 
 def main() -> None:

@@ -164,14 +164,16 @@ def test_max_trials_is_kept_and_told(task: "Task") -> None:
 
 
 def test_timeout_is_kept_and_told(task: "Task") -> None:
+    asked = []
+
     def slow(model: nn.Module) -> float:
+        asked.append(model)
         time.sleep(0.3)
         return 1.0 if task.is_float(model) else 0.0
 
-    start = time.monotonic()
     result = vq.tune(task.model, slow, BUDGET, **task.settings, timeout=0.5)
     assert len(result.trials) <= 2
-    assert time.monotonic() - start < 5
+    assert len(asked) <= 3  # the float model is the first
     assert str(result.cut).startswith(f"timeout reached after {len(result.trials)} trials: no")
     assert result.stopped == result.cut
     assert not result.passed
