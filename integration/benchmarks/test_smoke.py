@@ -338,3 +338,10 @@ def test_transformer(tmp_path: Path) -> None:
     title = "A transformer encoder"
     assert values(result, title, "route") == ["compress", "quantize_", "pt2e"]
     assert min(values(result, title, "coded")) > 0.99
+
+
+def test_programs(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="the benchmark runs its calls")
+    _, result = run_quick("programs", tmp_path / "programs.json")
+    assert len(values(result, "digits", "accuracy")) == 6
+    assert set(values(result, "digits", "other answers")) == {0}

@@ -221,7 +221,9 @@ def compare(folder: Path, chosen: Sequence[str], releases: Releases, report: Rep
             Check(f"{name} {version}: tests that fail", row["failed"], 0),
             Check(f"{name} {version}: tests that pass", row["passed"], 1, at_least=True),
         ]
-        print(f"{number}/{len(chosen)} {name} {version}", file=sys.stderr, flush=True)
+        # At once: the next takes minutes, and may not come to its end.
+        counts = f"{row['passed']} passed, {row['failed']} failed {row['first failures']}"
+        print(f"{number}/{len(chosen)} {name} {version}: {counts}", file=sys.stderr, flush=True)
     report.add(table)
     if others.rows:
         report.add(others)
