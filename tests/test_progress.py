@@ -1,6 +1,7 @@
 """Progress bars do not need a stderr."""
 
 import io
+import logging
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
+from vq_plugin.progress import progress
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["missing", "closed"])
@@ -34,3 +36,13 @@ def test_a_process_without_a_stderr() -> None:
     )
     assert run.returncode == 0
     assert "CodebookLinear" in run.stdout
+
+
+@pytest.mark.parametrize(("unit", "units"), [("batch", "batches"), ("layer", "layers")])
+def test_lines_of_a_log_count_in_words(
+    unit: str, units: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vq_plugin.progress._PAUSE", 0)
+    with caplog.at_level(logging.INFO, "vq_plugin"):
+        list(progress([1, 2], desc="learn 1/4", total=2, unit=unit))
+    assert f"learn 1/4: 1 of 2 {units}, " in caplog.text

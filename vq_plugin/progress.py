@@ -71,5 +71,7 @@ class _Lines(tqdm):  # type: ignore[misc]
                 seconds = self.format_dict["elapsed"] * (self.total - self.n) / self.n
                 count = f"{self.n} of {self.total}"
                 left = f", {self.format_interval(seconds)} left"
-            _log.info("%s: %s %ss%s", self.desc.removesuffix(": "), count, self.unit, left)
+            plural = "es" if self.unit.endswith("ch") else "s"
+            title = self.desc.removesuffix(": ")
+            _log.info("%s: %s %s%s%s", title, count, self.unit, plural, left)
         return True

@@ -15,15 +15,18 @@ SCHEMES = [
     vq.PQ(k=8, dim=4, axis="out", scale="row", codebook_dtype="int8"),
     vq.RQ(k=300, stages=2, dim=4),
 ]
-CASES: dict[str, tuple[nn.Module, Tensor]] = {
-    "linear": (nn.Linear(32, 24), torch.randn(3, 32)),
-    "conv1d": (nn.Conv1d(8, 8, 3), torch.randn(2, 8, 9)),
-    "pointwise": (nn.Conv2d(32, 32, 1, stride=2), torch.randn(2, 32, 4, 4)),
-    "conv2d": (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), torch.randn(2, 8, 5, 5)),
-    "conv3d": (nn.Conv3d(4, 4, 2), torch.randn(2, 4, 3, 3, 3)),
-    "cell": (nn.GRUCell(8, 8), torch.randn(2, 8)),
-    "transposed": (nn.ConvTranspose2d(8, 8, 3), torch.randn(2, 8, 4, 4)),
-}
+# The same numbers whatever was imported before.
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    CASES: dict[str, tuple[nn.Module, Tensor]] = {
+        "linear": (nn.Linear(32, 24), torch.randn(3, 32)),
+        "conv1d": (nn.Conv1d(8, 8, 3), torch.randn(2, 8, 9)),
+        "pointwise": (nn.Conv2d(32, 32, 1, stride=2), torch.randn(2, 32, 4, 4)),
+        "conv2d": (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), torch.randn(2, 8, 5, 5)),
+        "conv3d": (nn.Conv3d(4, 4, 2), torch.randn(2, 4, 3, 3, 3)),
+        "cell": (nn.GRUCell(8, 8), torch.randn(2, 8)),
+        "transposed": (nn.ConvTranspose2d(8, 8, 3), torch.randn(2, 8, 4, 4)),
+    }
 
 
 def pair(name: str, scheme: vq.Scheme) -> tuple[nn.Module, nn.Module, Tensor]:

@@ -1,4 +1,4 @@
-"""The kernels alone, without Python and torch; .ci/sanitize runs the same with sanitizers."""
+"""The kernels alone, without Python and torch; .ci/kernels runs the same with sanitizers."""
 
 import os
 import shutil

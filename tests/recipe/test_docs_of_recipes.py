@@ -48,7 +48,8 @@ def test_the_messages_are_those_of_the_checks(
         parse_recipe(RECIPE.replace("relative: 0.01", "relative: 1"), "my_model.yaml")
     shown = [str(caught.value)]
     monkeypatch.chdir(tmp_path)
-    text = re.sub(r"my_package[\w.]*:\w+", f"{digits.__name__}:model", RECIPE)
+    text = re.sub(r"my_package\.metrics:\w+", f"{digits.__name__}:evaluate", RECIPE)
+    text = re.sub(r"my_package[\w.]*:\w+", f"{digits.__name__}:model", text)
     Path("my_model.yaml").write_text(text.replace("classifier.6", "clasifier.0"))
     assert main(["recipe", "check", "my_model.yaml"]) == 2
     shown += capsys.readouterr().err.splitlines()

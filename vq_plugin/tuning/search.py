@@ -144,8 +144,8 @@ def tune(
     Raises:
         TypeError: If a pattern or a candidate is of the wrong type.
         ValueError: If the float model's metric is not finite, is in another unit than the budget or
-            changes from call to call, a compressed model seems to be better although its outputs
-            are others, a limit is not positive, a pattern
+            changes from call to call, a compressed model seems to be better and so do shuffled
+            outputs, a limit is not positive, a pattern
             of the candidates matches nothing, a layer cannot be compressed, a target of ``export``
             is unknown, lacks a package or cannot express a layer, ``start`` is of another
             architecture, ``rest`` or ``host`` is none of the above, the host cannot convert the

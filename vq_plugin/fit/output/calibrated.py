@@ -8,26 +8,34 @@ from vq_plugin.fit.output.refit import refit
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import CodebookDtype
 
+# Iterations of a refit whose codebooks the next sweep chooses from, and the refit after it moves.
+_FEW = 5
+
 
 def calibrate(
     objective: Objective, quantized: Quantized, codebook_dtype: CodebookDtype
 ) -> Quantized:
     """Lowers the error of a layer's output, from a fit that knows no correlations.
 
-    Error feedback gives the first codes. Then codebooks are refitted to the codes and codes
-    re-assigned to the codebooks, in turn, as in Lloyd's algorithm, and a last time after the
-    centers are rounded. ``quantized`` itself where nothing is better.
+    Error feedback gives codes, and codebooks are refitted to them; so again, since the second
+    feedback starts from codebooks that know the inputs. Then codes are re-assigned to the codebooks
+    and these refitted, in turn, as in Lloyd's algorithm, and a last time after the centers are
+    rounded. ``quantized`` itself where nothing is better.
     """
     start = Quantized(quantized.codes, quantized.codebooks.float())
     factor = Factor.of(objective, start)
     least = factor.value(objective, start)
     placed = feedback(objective, start, factor)
-    # It is as large as the second moments.
-    del factor
     if objective.value(placed) > least:
         placed = objective.place(start)
-    placed = descend(objective, refit(objective, placed))
-    placed = refit(objective, placed)
+    placed = refit(objective, placed, iterations=_FEW)
+    again = feedback(objective, placed.quantized, factor)
+    again = refit(objective, again, iterations=_FEW)
+    if objective.value(again) < objective.value(placed):
+        placed = again
+    # It is as large as the second moments.
+    del factor
+    placed = refit(objective, descend(objective, placed))
     rounded = round_centers(placed.quantized.codebooks, codebook_dtype)
     if not bool(rounded.isfinite().all()):
         return quantized
