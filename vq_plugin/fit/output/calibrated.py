@@ -9,7 +9,7 @@ from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import CodebookDtype
 
 # Iterations of a refit whose codebooks the next sweep chooses from, and the refit after it moves.
-_FEW = 5
+_FEW = 3
 
 
 def calibrate(
