@@ -195,7 +195,7 @@ def test_losses_count_against_the_model_and_not_against_the_start(task: "Task") 
 
 
 def test_confidence_counts_what_was_trained(task: "Task") -> None:
-    sure = vq.LossBudget(absolute=0.12, confidence=0.9)
+    sure = vq.LossBudget(absolute=0.08, confidence=0.9)
     result = tune(task, Loader(task.inputs), budget=sure, recovery={"epochs": 10})
     assert result.passed
     assert result.interval is not None
