@@ -6,10 +6,10 @@ pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not 
 
 import torch
 from neural_compressor.torch.quantization import autotune
-from torch import nn
 from torch.nn import functional
 
 import vq_plugin as vq
+from tests.tuning.networks import dense_net
 from vq_plugin.inc import tuning_config
 from vq_plugin.nn import CodebookLayer
 
@@ -18,14 +18,7 @@ SCALE = 64
 
 @pytest.fixture
 def net():
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)
-    )
-    with torch.no_grad():
-        for value in model.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator) * (value.dim() - 0.9))
-    return model.eval()
+    return dense_net(torch.Generator().manual_seed(0)).eval()
 
 
 @pytest.fixture

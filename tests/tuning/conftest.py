@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from tests.tuning.networks import dense_net
 from vq_plugin.nn import CodebookLayer
 
 # Few and far apart: quick to fit, and their harms differ.
@@ -52,12 +53,7 @@ class Task:
 @pytest.fixture
 def task() -> Task:
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)
-    )
-    with torch.no_grad():
-        for value in model.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator) * (value.dim() - 0.9))
+    model = dense_net(generator)
     inputs = torch.randn(500, 24, generator=generator)
     with torch.no_grad():
         labels = model(inputs).argmax(1)

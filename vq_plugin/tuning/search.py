@@ -205,17 +205,10 @@ def tune(
         identity = Identity(model_digest(start), fits, training, rest)
         agreement = None if calibration is None else Agreement(model, calibration)
         session = Session(
-            start,
-            identity,
-            judge,
-            tuning,
+            start, identity, judge, tuning,
             Direction(model, budget, judge.baseline.mean, partial(tuning.float_score, name)),
-            max_trials,
-            deadline,
-            watch,
-            trainer,
-            agreement,
-        )
+            max_trials, deadline, watch, trainer, agreement,
+        )  # fmt: skip
         cut = _search(session, start, calibration, seed)
         if trainer is not None:
             session.recover(trainer)
