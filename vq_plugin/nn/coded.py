@@ -295,17 +295,20 @@ class CodedWeight(nn.Module):
 
     def _weight_unrecorded(self) -> Tensor:
         """The same, where it is known that nothing records."""
-        entry, codebooks = self._decoded.entry, self._parameters.get("codebooks")
+        entry, parameters = self._decoded.entry, self._parameters
         # In one piece where there is but one table: small layers notice every call.
         if (
             entry is not None
-            and entry.alone is not None
-            and codebooks is not None
-            and self._parameters.get("scale", self) is None
+            and (kept := entry.alone) is not None
+            and (codebooks := parameters.get("codebooks")) is not None
+            and codebooks is kept.of
+            and parameters.get("scale", self) is None
             and entry.codes is self._codes
             and self.memory == "weight"
             and not torch.is_grad_enabled()
-            and entry.alone.same(codebooks)
+            and codebooks.data_ptr() == kept.address
+            and codebooks.is_contiguous()
+            and kept.same_bytes(kept.at, kept.address, kept.nbytes)
         ):
             return entry.decoded
         return self._weight() if self.memory == "codes" or self._trains() else self._kept()

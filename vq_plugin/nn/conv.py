@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq_plugin.nn.layer import CodebookLayer
+from vq_plugin.nn.layer import TENSORS, CodebookLayer
 from vq_plugin.ops import PRECISIONS, packs, recording, tracing
 from vq_plugin.ops.costs import convolution_codes_pay
 
@@ -83,23 +83,32 @@ class _CodebookConv(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
-        recorded = recording()
-        by_codes = recorded and (tracing() or torch.compiler.is_compiling())
-        # Torch's own convolution has the errors for other shapes.
-        if self._fits(input):
-            if self._pointwise and (by_codes or (not recorded and self._kernel_runs(input))):
-                return self._multiply_places(input)
-            if self._by_position and (by_codes or (not recorded and self._convolves(input))):
-                return self._look_up(input)
+        if not recording():
+            if type(input) in TENSORS:
+                return self._unrecorded(input)
+            return self._convolve(input, self._weight_unrecorded())
+        by_codes = tracing() or torch.compiler.is_compiling()
+        if by_codes and self._pointwise and self._fits(input):
+            return self._multiply_places(input)
+        if by_codes and self._by_position and self._fits(input):
+            return self._look_up(input)
+        return self._convolve(input, self._weight())
+
+    def _unrecorded(self, input: Tensor) -> Tensor:
+        if self._pointwise and self._fits(input) and self._kernel_runs(input):
+            return self._multiply_places(input)
+        if self._by_position and self._fits(input) and self._convolves(input):
+            return self._look_up(input)
+        return self._convolve(input, self._weight_unrecorded())
+
+    def _convolve(self, input: Tensor, weight: Tensor) -> Tensor:
+        """Torch's own convolution, which has the errors for shapes that do not fit."""
         padding: tuple[int, ...] | str | int = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._pad_widths, mode=self.padding_mode)
             padding = 0
-        convolve = type(self).convolve
-        return convolve(
-            *(input, self._weight() if recorded else self._weight_unrecorded()),
-            *(self._optional("bias"), self.stride, padding),
-            *(self.dilation, self.groups),
+        return type(self).convolve(
+            input, weight, self._optional("bias"), self.stride, padding, self.dilation, self.groups
         )
 
     def _fits(self, input: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as every_module
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.weight import quantize_weight
@@ -18,6 +19,7 @@ from vq_plugin.ops import (
     PRECISIONS,
     Precision,
     native,
+    recording,
     tracing,
     warn_without_native,
 )
@@ -25,7 +27,8 @@ from vq_plugin.ops.costs import choices
 from vq_plugin.schemes import Scheme
 
 _HALVES = (torch.bfloat16, torch.float16)
-_TENSORS = (Tensor, nn.Parameter)
+# Not what torch.fx traces with, nor tensors of other kinds.
+TENSORS = (Tensor, nn.Parameter)
 _CHOSEN_BY = frozenset(["precision", "memory"])
 _LINEAR = torch.ops.vq.codebook_linear
 
@@ -78,15 +81,37 @@ class CodebookLayer(CodedWeight):
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """As every layer of torch: whole, a node of its own, in what ``torch.fx`` traces."""
-        # What nn.Module does with a tensor, past two calls that small layers notice.
+        # What nn.Module does with a tensor, past calls that small layers notice.
         if len(arguments) == 1 and type(arguments[0]) is Tensor and not keywords:
-            if self._compiled_call_impl is None:
+            if self._compiled_call_impl is not None:
+                return self._compiled_call_impl(arguments[0])
+            if (
+                recording()
+                or self._forward_pre_hooks
+                or self._forward_hooks
+                or self._backward_pre_hooks
+                or self._backward_hooks
+                or every_module._global_forward_pre_hooks
+                or every_module._global_forward_hooks
+                or every_module._global_backward_pre_hooks
+                or every_module._global_backward_hooks
+                or "forward" in self.__dict__
+            ):
                 return self._call_impl(arguments[0])  # type: ignore[no-untyped-call]
-            return self._compiled_call_impl(arguments[0])
+            return self._unrecorded(arguments[0])
         for value in arguments or keywords.values():
             if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
                 return self._traced(value.tracer, arguments, keywords)
         return super().__call__(*arguments, **keywords)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "forward" in vars(cls) and "_unrecorded" not in vars(cls):
+            cls._unrecorded = cls.forward  # type: ignore[method-assign]
+
+    def _unrecorded(self, input: Tensor) -> Tensor:
+        """The forward pass where it is known that nothing records and the input is plain."""
+        raise NotImplementedError
 
     def _traced(
         self, tracer: fx.Tracer, arguments: tuple[Any, ...], keywords: dict[str, Any]
@@ -126,17 +151,12 @@ class CodebookLayer(CodedWeight):
         raise NotImplementedError
 
     def _kernel_runs(self, input: Tensor) -> bool:
-        """Whether a native kernel takes ``input`` and is no slower than the float layer.
+        """Whether a native kernel takes a plain ``input`` and is no slower than the float layer.
 
         Not to be asked where torch records: there, it is no question of time.
         """
         # While codebooks train no weight can be kept, but gradients of inputs need it decoded, too.
-        return (
-            # Not what torch.fx traces with, nor tensors of other kinds.
-            type(input) in _TENSORS
-            and (self._choices or self._choose())[input.numel()]
-            and self._kernels_take(input)
-        )
+        return (self._choices or self._choose())[input.numel()] and self._kernels_take(input)
 
     def _choose(self) -> Mapping[int, bool]:
         if native() is None:
@@ -157,7 +177,7 @@ class CodebookLayer(CodedWeight):
             self._asked = codebooks, self._kernels_read(codebooks)
         return (
             self._asked[1]
-            and type(input) in _TENSORS
+            and type(input) in TENSORS
             and (
                 input.dtype is torch.float32
                 # What layers give under autocast.

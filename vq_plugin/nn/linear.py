@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq_plugin.nn.layer import CodebookLayer
+from vq_plugin.nn.layer import TENSORS, CodebookLayer
 from vq_plugin.ops import recording, tracing
 
 
@@ -31,10 +31,9 @@ class CodebookLinear(CodebookLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
-        # The operator takes its size from the input; torch's own has the error for another one.
         if not recording():
-            if self._kernel_runs(input) and self._fits(input):
-                return self._multiply(input)
+            if type(input) in TENSORS:
+                return self._unrecorded(input)
             weight = self._weight_unrecorded()
         elif tracing():
             # By the shape, which the operator does not check: batches may be of another size.
@@ -43,9 +42,15 @@ class CodebookLinear(CodebookLayer):
             return self._multiply(input)
         else:
             weight = self._weight()
+        return functional.linear(input, weight, self._optional("bias"))
+
+    def _unrecorded(self, input: Tensor) -> Tensor:
+        # The operator takes its size from the input; torch's own has the error for another one.
+        if self._kernel_runs(input) and self._fits(input):
+            return self._multiply(input)
         parameters = self._parameters
         bias = parameters["bias"] if "bias" in parameters else self._optional("bias")
-        return functional.linear(input, weight, bias)
+        return functional.linear(input, self._weight_unrecorded(), bias)
 
     def _fits(self, input: Tensor) -> bool:
         return input.dim() > 0 and input.size(-1) == self.in_features
