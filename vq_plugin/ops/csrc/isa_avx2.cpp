@@ -40,11 +40,11 @@ constexpr Costs kCosts = {
     {44, 0, 0, 38, 0},          // scalar_nibbles
     {18, 0, 0, 34, 0},          // scalar_nibbles_fast
     {0, 33, 52, 63, 1530},      // outward_nibbles
-    {235, 0, 173, 1, 14},       // lookup_bytes
+    {250, 0, 130, 1, 26},       // lookup_bytes
     {54, 0, 31, 0, 0},          // lookup_bytes, sixteen
     {35, 0, 0, 273, 35},        // scalar_bytes
-    {567, 0, 208, 0, 0},        // outward_bytes
-    {141, 0, 60, 0, 0},         // outward_bytes, sixteen
+    {600, 0, 100, 0, 40},       // outward_bytes
+    {141, 0, 50, 0, 40},        // outward_bytes, sixteen
     // Convolutions, exact, high and fast.
     {{125000, 2700, 880, 5900, 4600, 7000, 100},
      {135000, 2600, 800, 5800, 3000, 7000, 100},

@@ -43,11 +43,11 @@ constexpr Costs kCosts = {
     {22, 0, 0, 11, 0},          // scalar_nibbles
     {6, 0, 0, 10, 40},          // scalar_nibbles_fast
     {0, 23, 117, 29, 290},      // outward_nibbles
-    {250, 0, 150, 3, 26},       // lookup_bytes
+    {270, 0, 95, 3, 26},        // lookup_bytes
     {50, 0, 29, 0, 0},          // lookup_bytes, sixteen
     {22, 0, 0, 82, 43},         // scalar_bytes
-    {570, 0, 200, 0, 40},       // outward_bytes
-    {110, 0, 90, 0, 0},         // outward_bytes, sixteen
+    {600, 0, 60, 0, 40},        // outward_bytes
+    {140, 0, 25, 0, 40},        // outward_bytes, sixteen
     // Convolutions, exact, high and fast.
     {{115000, 1300, 380, 1850, 2170, 11000, 100},
      {112000, 3200, 300, 1900, 1380, 16000, 100},
@@ -55,8 +55,9 @@ constexpr Costs kCosts = {
     {12, 330},  // torch's convolutions
 };
 
-// Of the same Xeon, whose float32 products are twice as fast as with AVX2.
-constexpr FloatCost kFloatLayer = {40, 160, 100, 300, 13, 4};
+// Of the same Xeon, whose float32 products are twice as fast as with AVX2; of few samples in layers that
+// fit a cache, what both machines are sure to take.
+constexpr FloatCost kFloatLayer = {75, 125, 100, 300, 13, 4};
 
 }  // namespace
 

@@ -16,11 +16,11 @@ constexpr Costs kCosts = {
     {62, 0, 0, 76, 0},             // scalar_nibbles
     {36, 0, 0, 80, 0},             // scalar_nibbles_fast
     {0, 66, 104, 126, 3060},       // outward_nibbles
-    {470, 0, 346, 2, 28},          // lookup_bytes
+    {500, 0, 260, 2, 52},          // lookup_bytes
     {108, 0, 62, 0, 0},            // lookup_bytes, sixteen
     {70, 0, 0, 546, 70},           // scalar_bytes
-    {1134, 0, 416, 0, 0},          // outward_bytes
-    {282, 0, 120, 0, 0},           // outward_bytes, sixteen
+    {1200, 0, 200, 0, 80},         // outward_bytes
+    {282, 0, 100, 0, 80},          // outward_bytes, sixteen
     // Convolutions, exact, high and fast.
     {{250000, 5400, 1760, 11800, 9200, 14000, 200},
      {270000, 5200, 1600, 11600, 6000, 14000, 200},

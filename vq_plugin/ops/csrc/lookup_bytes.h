@@ -2,6 +2,7 @@
 // side so that one look-up serves all of them.
 #pragma once
 
+#include "centers.h"
 #include "cost.h"
 #include "lookup_nibbles.h"
 
@@ -24,6 +25,57 @@ inline void all_center_products(const float* book, int64_t k, const float* x, in
   }
 }
 
+// Registers with kDim products of 16 centers, one center after another -> their sums.
+template <int kDim>
+inline __attribute__((always_inline)) void store_sums(const Vec::F* products, float* to) {
+  if constexpr (kDim == 1) {
+    for (int v = 0; v < kVectors; ++v) Vec::store(to + v * Vec::kWidth, products[v]);
+  } else {
+    constexpr int kHalf = kDim / 2 * kVectors;
+    Vec::F sums[kHalf];
+    for (int i = 0; i < kHalf; ++i)
+      sums[i] = Vec::add(Vec::even(products[2 * i], products[2 * i + 1]),
+                         Vec::odd(products[2 * i], products[2 * i + 1]));
+    store_sums<kDim / 2>(sums, to);
+  }
+}
+
+// The same of a book whose centers stand one after another, as it is in memory: to turn a book that
+// serves one table alone takes longer. x is the piece, repeated up to kLanes values.
+template <int kDim>
+inline void products_of_centers(const float* book, int64_t k, Rounding rounding, const float* x,
+                                float* table) {
+  constexpr int kRegisters = kDim * kVectors;
+  alignas(64) float rest[kLanes * kDim];
+  for (int64_t c = 0; c < k; c += kLanes) {
+    const float* from = sixteen_centers<kDim>(book, k, c, rest);
+    Vec::F products[kRegisters];
+    for (int v = 0; v < kRegisters; ++v)
+      products[v] = Vec::mul(rounded(Vec::load(from + v * Vec::kWidth), rounding),
+                             Vec::load(x + v % kVectors * Vec::kWidth));
+    store_sums<kDim>(products, table + c);
+  }
+}
+
+// Whether it has done so.
+inline bool own_book_products(const Books& books, int64_t stage, int64_t s, const float* x,
+                              int64_t x_step, int64_t values, float* table) {
+  const int64_t dim = books.dim;
+  if (books.book_step == 0 || !together(books) || values != dim) return false;
+  const float* book = book_at(books, stage, s);
+  alignas(64) float piece[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) piece[j] = x[j % dim * x_step];
+  if (dim == 2)
+    products_of_centers<2>(book, books.k, books.rounding, piece, table);
+  else if (dim == 4)
+    products_of_centers<4>(book, books.k, books.rounding, piece, table);
+  else if (dim == 8)
+    products_of_centers<8>(book, books.k, books.rounding, piece, table);
+  else
+    return false;
+  return true;
+}
+
 inline void lookup_bytes_one_sample(const Linear& p, const Part& part, int64_t sample) {
   struct Book;
   struct Tables;
@@ -41,10 +93,13 @@ inline void lookup_bytes_one_sample(const Linear& p, const Part& part, int64_t s
     for (int64_t s = 0; s < p.subspaces; s += tile) {
       const int64_t n = std::min(tile, p.subspaces - s);
       for (int64_t i = 0; i < n; ++i) {
+        const float* x = p.x + sample * p.x_row + (s + i) * dim * p.x_step;
+        const int64_t values = std::min(dim, p.in - (s + i) * dim);
+        float* table = tables + i * kByteCenters;
+        if (own_book_products(p.books, stage, s + i, x, p.x_step, values, table)) continue;
         if ((s == 0 && i == 0) || p.books.book_step != 0)
           load_book(p.books, stage, 0, s + i, book, kByteCenters);
-        all_center_products(book, k, p.x + sample * p.x_row + (s + i) * dim * p.x_step, p.x_step,
-                            std::min(dim, p.in - (s + i) * dim), tables + i * kByteCenters);
+        all_center_products(book, k, x, p.x_step, values, table);
       }
       for (int64_t row = first; row < last; ++row) {
         const uint8_t* code = codes + row * p.subspaces + s;

@@ -2,6 +2,7 @@
 // that each sum, and not each input, is multiplied with its center.
 #pragma once
 
+#include "centers.h"
 #include "cost.h"
 #include "lookup_nibbles.h"
 
@@ -17,6 +18,56 @@ inline float input_at(const Linear& p, int64_t sample, int64_t i) {
 }
 
 inline float bias_at(const Linear& p, int64_t i) { return p.bias == nullptr ? 0.0f : p.bias[i]; }
+
+// 0 for kDim times, 1 for kDim times, ...
+template <int kDim>
+struct Repeated {
+  alignas(64) int32_t of[kLanes * kDim] = {};
+  constexpr Repeated() {
+    for (int i = 0; i < kLanes * kDim; ++i) of[i] = i / kDim;
+  }
+};
+
+// y[value] += the sum of every center times its values.
+template <int kDim>
+inline void add_center_values(const float* sums, const float* book, int64_t k, Rounding rounding,
+                              float* y) {
+  static constexpr Repeated<kDim> kRepeated;
+  constexpr int kTotals = std::min(kDim, 4);
+  alignas(64) float rest[kLanes * kDim];
+  Vec::F totals[kTotals * kVectors];
+  for (auto& total : totals) total = Vec::zero();
+  for (int64_t c = 0; c < k; c += kLanes) {
+    const float* from = sixteen_centers<kDim>(book, k, c, rest);
+    const Vec::Table table = Vec::table(sums + c);
+    for (int v = 0; v < kDim * kVectors; ++v) {
+      const Vec::F sum = Vec::lookup(
+          table, Vec::index<0>(Vec::load_codes(kRepeated.of + v * Vec::kWidth)));
+      Vec::F& total = totals[v % (kTotals * kVectors)];
+      total = Vec::fmadd(sum, rounded(Vec::load(from + v * Vec::kWidth), rounding), total);
+    }
+  }
+  alignas(64) float lanes[kTotals * kLanes];
+  for (int v = 0; v < kTotals * kVectors; ++v) Vec::store(lanes + v * Vec::kWidth, totals[v]);
+  for (int64_t i = kDim; i < kTotals * kLanes; ++i) lanes[i % kDim] += lanes[i];
+  for (int64_t j = 0; j < kDim; ++j) y[j] += lanes[j];
+}
+
+// Whether it has done so.
+inline bool add_own_book(const Books& books, int64_t stage, int64_t s, const float* sums,
+                         float* y) {
+  if (!together(books)) return false;
+  const float* book = book_at(books, stage, s);
+  if (books.dim == 2)
+    add_center_values<2>(sums, book, books.k, books.rounding, y);
+  else if (books.dim == 4)
+    add_center_values<4>(sums, book, books.k, books.rounding, y);
+  else if (books.dim == 8)
+    add_center_values<8>(sums, book, books.k, books.rounding, y);
+  else
+    return false;
+  return true;
+}
 
 inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t last, int64_t sample) {
   struct Inputs;
@@ -35,9 +86,11 @@ inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t las
     std::fill(sums, sums + n * kByteCenters, 0.0f);
     for (int64_t i = 0; i < p.in; ++i, codes += p.subspaces) {
       __builtin_prefetch(codes + kAhead * p.subspaces);
-      for (int64_t s = 0; s < n; ++s) sums[s * kByteCenters + codes[s]] += x[i];
+      const float value = x[i];  // no sum is in its place
+      for (int64_t s = 0; s < n; ++s) sums[s * kByteCenters + codes[s]] += value;
     }
     for (int64_t s = 0; s < n; ++s) {
+      if (add_own_book(p.books, stage, first + s, sums + s * kByteCenters, y + s * dim)) continue;
       load_book(p.books, stage, 0, first + s, book, kByteCenters);
       for (int64_t j = 0; j < dim; ++j) {
         Vec::F total = Vec::zero();
@@ -53,16 +106,26 @@ inline void outward_bytes_one_sample(const Linear& p, int64_t first, int64_t las
 }
 
 // y[value][sample] += the sums of every center, [center][sample], times its values.
-inline void add_centers(const float* sums, const float* book, int64_t book_row, int64_t k,
-                        int64_t dim, float* y) {
-  for (int64_t j = 0; j < dim; ++j, y += kLanes) {
-    Vec::F total[kVectors];
-    for (int v = 0; v < kVectors; ++v) total[v] = Vec::load(y + v * Vec::kWidth);
-    for (int64_t c = 0; c < k; ++c)
+inline void add_centers(const float* sums, const Centers& book, int64_t k, int64_t dim, float* y) {
+  constexpr int kValues = 8 / kVectors;
+  for (int64_t at = 0; at < dim; at += kValues, y += kValues * kLanes) {
+    const int64_t values = std::min<int64_t>(kValues, dim - at);
+    Vec::F total[kValues][kVectors];
+    for (int j = 0; j < kValues; ++j)
       for (int v = 0; v < kVectors; ++v)
-        total[v] = Vec::fmadd(Vec::load(sums + c * kLanes + v * Vec::kWidth),
-                              Vec::set1(book[j * book_row + c]), total[v]);
-    for (int v = 0; v < kVectors; ++v) Vec::store(y + v * Vec::kWidth, total[v]);
+        total[j][v] = j < values ? Vec::load(y + j * kLanes + v * Vec::kWidth) : Vec::zero();
+    for (int64_t c = 0; c < k; ++c) {
+      const float* center = book.data + c * book.center_step + at * book.value_step;
+      for (int j = 0; j < kValues; ++j)
+        for (int v = 0; v < kVectors; ++v)
+          // Past the last value, the first one, which is dropped.
+          total[j][v] = Vec::fmadd(Vec::load(sums + c * kLanes + v * Vec::kWidth),
+                                   Vec::set1(center[j < values ? j * book.value_step : 0]),
+                                   total[j][v]);
+    }
+    for (int j = 0; j < kValues; ++j)
+      for (int v = 0; v < kVectors && j < values; ++v)
+        Vec::store(y + j * kLanes + v * Vec::kWidth, total[j][v]);
   }
 }
 
@@ -106,9 +169,8 @@ inline void outward_bytes_samples(const Linear& p, int64_t first, int64_t last, 
         for (int64_t t = 0; t < n; ++t)
           add_sample_lanes(sums + (t * kByteCenters + codes[t]) * kLanes, x + i * kLanes);
       for (int64_t t = 0; t < n; ++t) {
-        load_book(p.books, stage, 0, s + t, book, kByteCenters);
-        add_centers(sums + t * kByteCenters * kLanes, book, kByteCenters, p.books.k, dim,
-                    y + t * dim * kLanes);
+        add_centers(sums + t * kByteCenters * kLanes, centers_of(p.books, stage, s + t, book),
+                    p.books.k, dim, y + t * dim * kLanes);
       }
     }
     store_sample_lanes(p, sample, samples, s * dim, std::min(n * dim, p.out - s * dim), y);
