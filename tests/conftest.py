@@ -11,8 +11,11 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from vq_plugin import ops
+from vq_plugin.extension import extension
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.ops.costs import forget_costs
+from vq_plugin.ops.native import native
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -79,6 +82,20 @@ def by_codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_costs()
     yield
     forget_costs()
+
+
+@pytest.fixture
+def fresh_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The kernels are chosen anew in the test, and again after it."""
+    before = ops.isa()
+    for cached in (native, extension, ops.isa):
+        cached.cache_clear()
+    with monkeypatch.context() as patch:
+        yield patch
+    for cached in (native, extension, ops.isa):
+        cached.cache_clear()
+    if before is not None:
+        ops.use_isa(before)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -204,20 +203,6 @@ def test_a_damaged_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file.write_bytes(file.read_bytes()[:-3])
     assert main(["inspect", str(file)]) == 2
     assert "damaged" in capsys.readouterr().err
-
-
-@pytest.fixture
-def fresh_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """The kernels are chosen anew in the test, and again after it."""
-    before = ops.isa()
-    for cached in (native, extension, ops.isa):
-        cached.cache_clear()
-    with monkeypatch.context() as patch:
-        yield patch
-    for cached in (native, extension, ops.isa):
-        cached.cache_clear()
-    if before is not None:
-        ops.use_isa(before)
 
 
 def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -308,7 +308,7 @@ class CodedWeight(nn.Module):
             and not torch.is_grad_enabled()
             and codebooks.data_ptr() == kept.address
             and codebooks.is_contiguous()
-            and kept.same_bytes(kept.at, kept.address, kept.nbytes)
+            and kept.digest(kept.address, kept.nbytes) == kept.digested
         ):
             return entry.decoded
         return self._weight() if self.memory == "codes" or self._trains() else self._kept()

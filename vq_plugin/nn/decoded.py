@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,47 +53,61 @@ class Decoded:
             return kept
         # Whatever mode the caller is in, later passes may ask for gradients of their inputs.
         with torch.inference_mode(False), torch.no_grad():
-            # Of the copies: the tables themselves may change while they are decoded.
-            copies = [None if table is None else _Copy(table) for table in tables]
-            decoded = decode(*(None if copy is None else copy.values for copy in copies))
+            # Of copies: the tables themselves may change while they are decoded.
+            copies = [None if table is None else _copied(table) for table in tables]
+            decoded = decode(*copies)
         if type(decoded) is Tensor and not decoded.is_meta:
-            first, *others = copies
+            seen = [
+                None if table is None or copy is None else Seen(table, copy)
+                for table, copy in zip(tables, copies, strict=True)
+            ]
+            first, *others = seen
             alone = None if first is None or first.of is None or any(others) else first
-            self.entry = Entry(codes, copies, alone, decoded)
+            self.entry = Entry(codes, seen, alone, decoded)
         return decoded
 
     def __getstate__(self) -> dict[str, object]:
         return Decoded().__dict__
 
 
-class _Copy:
+def _copied(table: Tensor) -> Tensor:
+    return table.detach().clone(memory_format=torch.contiguous_format)
+
+
+class Seen:
     """A table as it was."""
 
-    __slots__ = ("address", "at", "nbytes", "of", "same_bytes", "values")
+    __slots__ = ("address", "digest", "digested", "dtype", "nbytes", "of", "shape", "values")
+    # Of tables that kernels read.
+    address: int
+    digest: Callable[[int, int], bytes]
+    digested: bytes
 
-    def __init__(self, table: Tensor) -> None:
-        self.values = table.detach().clone(memory_format=torch.contiguous_format)
+    def __init__(self, table: Tensor, copy: Tensor) -> None:
+        """Of a table and a contiguous copy of what it held."""
+        self.dtype, self.shape, self.nbytes = copy.dtype, copy.shape, copy.nbytes
+        self.of: Tensor | None = None
+        self.values = copy
         module = native()
-        # Where both are, for kernels to compare.
-        self.of = table if module is not None and type(table) in _TENSORS and table.is_cpu else None
-        self.address = 0 if self.of is None else self.of.data_ptr()
-        self.at = 0 if self.of is None else self.values.data_ptr()
-        self.nbytes = self.values.nbytes
-        self.same_bytes: Any = getattr(module, "same_bytes", None)
+        # Where kernels read it, a digest takes the place of the values.
+        if module is not None and type(table) in _TENSORS and table.is_cpu:
+            self.of, self.address, self.digest = table, table.data_ptr(), module.digest
+            self.digested = self.digest(copy.data_ptr(), self.nbytes)
+            self.values = copy.new_empty(0)
 
     def same(self, table: Tensor) -> bool:
         """Whether a table has the values, and the dtype, that this one had."""
-        if table is self.of and table.data_ptr() == self.address and table.is_contiguous():
-            # The very same memory: only what is in it may have changed.
-            return bool(self.same_bytes(self.at, self.address, self.nbytes))
-        old, module = self.values, native()
-        if module is not None and old.is_cpu and table.is_cpu and table.is_contiguous():
-            return (
-                old.dtype is table.dtype
-                and old.shape == table.shape
-                and module.same_bytes(old.data_ptr(), table.data_ptr(), old.nbytes)
-            )
-        return old.dtype == table.dtype and old.device == table.device and torch.equal(old, table)
+        of = self.of
+        if of is None:
+            old = self.values
+            alike = old.dtype == table.dtype and old.device == table.device
+            return alike and torch.equal(old, table)
+        # In the very same memory, only what is in it may have changed.
+        if table is not of or table.data_ptr() != self.address or not table.is_contiguous():
+            if table.dtype != self.dtype or table.shape != self.shape or not table.is_cpu:
+                return False
+            table = table.contiguous()
+        return self.digest(table.data_ptr(), self.nbytes) == self.digested
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +115,7 @@ class Entry:
     """What was decoded, and from what."""
 
     codes: Tensor
-    tables: Sequence[_Copy | None]
-    # The only table, where its memory can be compared.
-    alone: _Copy | None
+    tables: Sequence[Seen | None]
+    # The only table, where kernels read it.
+    alone: Seen | None
     decoded: Tensor

@@ -133,6 +133,27 @@ void check_rounding(const vq::Kernels& kernels, int number) {
   }
 }
 
+void check_digest(const std::vector<const vq::Kernels*>& isas, int number) {
+  Random random(static_cast<uint64_t>(number));
+  Buffer<uint8_t> bytes(random.between(0, 300), random.between(0, 3), 0);
+  for (int64_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(random.bits());
+  const auto digest = [&](const vq::Kernels& kernels) {
+    std::vector<uint64_t> words(vq::kDigest);
+    kernels.digest(bytes.data(), static_cast<size_t>(bytes.size()), words.data());
+    return words;
+  };
+  const std::vector<uint64_t> first = digest(*isas.front());
+  for (const vq::Kernels* kernels : isas)
+    if (digest(*kernels) != first && show_failure(kernels->name, "digest"))
+      std::printf("%s digest, problem %d: not that of %s\n", kernels->name, number,
+                  isas.front()->name);
+  if (bytes.size() == 0) return;
+  bytes[random.between(0, bytes.size() - 1)] ^= static_cast<uint8_t>(1 << random.between(0, 7));
+  for (const vq::Kernels* kernels : isas)
+    if (digest(*kernels) == first && show_failure(kernels->name, "digest"))
+      std::printf("%s digest, problem %d: the same of other bytes\n", kernels->name, number);
+}
+
 void check_packing(int number) {
   Random random(static_cast<uint64_t>(number));
   const Problem problem(random);
@@ -166,6 +187,7 @@ int main(int count, char** arguments) {
   for (int number = first; number < first + problems; ++number) {
     check_linear(isas, number);
     for (const vq::Kernels* kernels : isas) check_rounding(*kernels, number);
+    check_digest(isas, number);
     check_packing(number);
     if (const int wrong = decodings::check(isas, {kThreads, run_on_threads}, number))
       failures["decode"] += wrong;

@@ -3,6 +3,7 @@
 
 #include "convolve_nibbles.h"
 #include "decode.h"
+#include "digest.h"
 #include "fit_kernels.h"
 #include "look_up.h"
 #include "lookup_bytes.h"
@@ -45,6 +46,7 @@ constexpr Kernels common_kernels(const char* name, const Costs& costs,
   kernels.outward_bytes = {"outward_bytes", outward_bytes, costs.outward_bytes,
                            costs.outward_bytes_sixteen};
   kernels.transpose = transpose;
+  kernels.digest = digest;
   kernels.round = round_all;
   kernels.decode = decode;
   kernels.look_up = look_up;

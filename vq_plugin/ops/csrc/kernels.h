@@ -130,6 +130,8 @@ struct FloatCost {
 // How far a kernel may be from float32 products; see docs/kernels.md.
 enum class Precision : int32_t { exact = 0, high = 1, fast = 2 };
 
+constexpr int kDigest = 8;  // words; the same of the same bytes on every instruction set
+
 // The kernels of one instruction set. What is null is computed exactly.
 struct Kernels {
   const char* name;
@@ -145,6 +147,7 @@ struct Kernels {
   // (rows, columns), rows from_row apart -> (columns, rows), rows to_row apart.
   void (*transpose)(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
                     int64_t to_row);
+  void (*digest)(const void* from, size_t bytes, uint64_t* to);
   void (*round)(const float* from, int64_t n, Rounding, float* to);
   void (*decode)(const Decoding&, const Pool&);  // k <= 256
   // Rows that the table has -> (count, length).

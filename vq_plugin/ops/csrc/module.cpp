@@ -1,5 +1,5 @@
 // The Python module. Importing it needs no torch; the operators do, which are registered when asked.
-#include <cstring>
+#include <cstdint>
 #include <exception>
 
 #include "coding_library.h"
@@ -55,18 +55,18 @@ PyObject* convolution_estimates(PyObject*, PyObject* arguments) {
   return triple(vq::estimates(shape, static_cast<vq::Precision>(precision)));
 }
 
-// Without a tuple of arguments: every pass of a layer with a kept weight asks.
-PyObject* same_bytes(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 3) {
-    PyErr_SetString(PyExc_TypeError, "same_bytes(address, address, bytes)");
+// Without tuples of arguments: every pass of a layer with a kept weight asks.
+PyObject* digest(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "digest(address, bytes)");
     return nullptr;
   }
-  const unsigned long long a = PyLong_AsUnsignedLongLong(arguments[0]);
-  const unsigned long long b = PyLong_AsUnsignedLongLong(arguments[1]);
-  const size_t bytes = PyLong_AsSize_t(arguments[2]);
+  const unsigned long long at = PyLong_AsUnsignedLongLong(arguments[0]);
+  const size_t bytes = PyLong_AsSize_t(arguments[1]);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  return PyBool_FromLong(
-      std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) == 0);
+  uint64_t found[vq::kDigest];
+  vq::kernels_in_use.load()->digest(reinterpret_cast<const void*>(at), bytes, found);
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(found), sizeof found);
 }
 
 PyObject* register_operators(PyObject*, PyObject*) {
@@ -96,8 +96,8 @@ PyMethodDef methods[] = {
     {"convolution_estimates", convolution_estimates, METH_VARARGS,
      "(images, input places, output places, in, out, groups, kernel positions, stages, k, dim, "
      "shared, 0 exact, 1 high or 2 fast) -> the same of a convolution."},
-    {"same_bytes", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(same_bytes)), METH_FASTCALL,
-     "(address, address, bytes) -> whether they are equal."},
+    {"digest", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(digest)), METH_FASTCALL,
+     "(address, bytes) -> 64 bytes that are others once those at the address are."},
     {"pack_bits", vq::pack_bits_of, METH_VARARGS,
      "(codes, bits, packed): codes of a byte each to codes of so many bits."},
     {"unpack_bits", vq::unpack_bits_of, METH_VARARGS, "(packed, bits, codes): the way back."},

@@ -75,6 +75,20 @@ struct Vec : PlainBytes {
     return _mm256_blendv_ps(_mm256_castsi256_ps(cut), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   }
 
+  // As PlainWords.
+  using Words = I;
+  static I load_words(const void* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static void store_words(uint64_t* p, I words) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+  }
+  static I add_words(I a, I b) { return _mm256_add_epi64(a, b); }
+  static I mix_words(I a, I b) {
+    const I words = _mm256_xor_si256(a, b);
+    return _mm256_mul_epu32(words, _mm256_srli_epi64(words, 32));
+  }
+
   static I load_codes(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }

@@ -67,6 +67,20 @@ struct Vec {
     return _mm512_mask_blend_ps(nan, _mm512_castsi512_ps(cut), v);
   }
 
+  // As PlainWords.
+  using Words = I;
+  static I load_words(const void* p) {
+    return _mm512_loadu_si512(reinterpret_cast<const __m512i*>(p));
+  }
+  static void store_words(uint64_t* p, I words) {
+    _mm512_storeu_si512(reinterpret_cast<__m512i*>(p), words);
+  }
+  static I add_words(I a, I b) { return _mm512_add_epi64(a, b); }
+  static I mix_words(I a, I b) {
+    const I words = _mm512_xor_si512(a, b);
+    return _mm512_mul_epu32(words, _mm512_srli_epi64(words, 32));
+  }
+
   static I load_codes(const int32_t* p) { return _mm512_loadu_si512(p); }
   template <int kNibble>
   static Index index(I codes) {

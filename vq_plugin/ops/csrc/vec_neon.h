@@ -6,11 +6,12 @@
 #include <cstdint>
 
 #include "plain_bytes.h"
+#include "plain_words.h"
 
 namespace vq {
 namespace {
 
-struct Vec : PlainBytes {
+struct Vec : PlainBytes, PlainWords {
   static constexpr int kWidth = 4;
   static constexpr int kRowBlocks = 1;
   static constexpr int kSamples = 2;
