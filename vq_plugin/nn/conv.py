@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional
 
 from vq_plugin.nn.layer import TENSORS, CodebookLayer
 from vq_plugin.ops import PRECISIONS, packs, recording, tracing
-from vq_plugin.ops.costs import convolution_codes_pay
+from vq_plugin.ops.choices import Choices, ConvolutionChoices
 
 _SETTINGS = (
     "in_channels",
@@ -27,13 +26,6 @@ _SETTINGS = (
 )
 # What the kernels read beside contiguous inputs.
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-@lru_cache(maxsize=1024)
-def _places(size: torch.Size, reach: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """How many places inputs of a size have, and outputs; 0 where there is no output."""
-    outputs = (max((n + r) // step + 1, 0) for n, (r, step) in zip(size, reach, strict=True))
-    return math.prod(size), math.prod(outputs)
 
 
 class _CodebookConv(CodebookLayer):
@@ -85,7 +77,7 @@ class _CodebookConv(CodebookLayer):
         """As the float layer: ``(batch, in_channels, ...)`` to ``(batch, out_channels, ...)``."""
         if not recording():
             if type(input) in TENSORS:
-                return self._unrecorded(input)
+                return self._computed(input)
             return self._convolve(input, self._weight_unrecorded())
         by_codes = tracing() or torch.compiler.is_compiling()
         if by_codes and self._pointwise and self._fits(input):
@@ -94,10 +86,15 @@ class _CodebookConv(CodebookLayer):
             return self._look_up(input)
         return self._convolve(input, self._weight())
 
-    def _unrecorded(self, input: Tensor) -> Tensor:
+    def _computed(self, input: Tensor) -> Tensor:
         if self._pointwise and self._fits(input) and self._kernel_runs(input):
             return self._multiply_places(input)
-        if self._by_position and self._fits(input) and self._convolves(input):
+        if (
+            self._by_position
+            and self._fits(input)
+            and (self._choices or self._choose())[input.shape]
+            and self._kernels_take(input)
+        ):
             return self._look_up(input)
         return self._convolve(input, self._weight_unrecorded())
 
@@ -118,23 +115,10 @@ class _CodebookConv(CodebookLayer):
             tracing() or input.size(-1 - space) == self.in_channels
         )
 
-    def _convolves(self, input: Tensor) -> bool:
-        """Whether the convolution on codes takes ``input`` and is no slower than the float one."""
-        space = len(self.stride)
-        if not self._kernels_take(input):
-            return False
-        inputs, places = _places(input.shape[-space:], self._reach)
-        if inputs == 0 or places == 0:
-            return False
-        return self._lookups_pay(input.numel() // (self.in_channels * inputs), inputs, places)
-
-    def _lookups_pay(self, images: int, inputs: int, places: int) -> bool:
-        """Whether the kernel is expected to be as fast as the float convolution."""
-        precision = PRECISIONS[self.precision]
-        decodes = self.memory == "codes"
-        return convolution_codes_pay(
-            images, inputs, places, self._products, precision, decodes=decodes
-        )
+    def _choices_of(self, precision: int, decodes: bool) -> Choices:
+        if not self._by_position:
+            return super()._choices_of(precision, decodes)
+        return ConvolutionChoices.of(self._products, precision, self._reach, decodes)
 
     def _look_up(self, input: Tensor) -> Tensor:
         """The convolution by tables of the products of places with centers."""

@@ -23,14 +23,16 @@ from vq_plugin.ops import (
     tracing,
     warn_without_native,
 )
-from vq_plugin.ops.costs import choices
+from vq_plugin.ops.choices import Choices, LinearChoices
 from vq_plugin.schemes import Scheme
 
 _HALVES = (torch.bfloat16, torch.float16)
 # Not what torch.fx traces with, nor tensors of other kinds.
 TENSORS = (Tensor, nn.Parameter)
 _CHOSEN_BY = frozenset(["precision", "memory"])
-_LINEAR = torch.ops.vq.codebook_linear
+# Looked up once: small layers notice.
+_LINEAR = torch.ops.vq.codebook_linear.default
+_LINEAR_INFERENCE = torch.ops.vq.codebook_linear.inference
 
 
 class CodebookLayer(CodedWeight):
@@ -46,10 +48,12 @@ class CodebookLayer(CodedWeight):
 
     precision: Precision = "exact"
     bias: nn.Parameter | None
+    # The forward pass where it is known that nothing records, and the input is plain.
+    _unrecorded: ClassVar[Callable[[Any, Tensor], Tensor]]
     # Codebooks, in a tuple that is no parameter, and whether kernels read them.
     _asked: tuple[Tensor | None, bool]
-    # By the number of values of an input: whether codes pay. None until asked.
-    _choices: Mapping[int, bool] | None
+    # Whether codes pay, by an input's number of values, or its shape. None until asked.
+    _choices: Mapping[Any, bool] | None
     # Values of an input that make one of the vectors that _multiply() would get.
     _sample_length: int
 
@@ -69,6 +73,7 @@ class CodebookLayer(CodedWeight):
             self.bias.data += small.bias_shift.to(self.bias)
         geometry = self.geometry
         along_out, group = geometry.axis == "out", geometry.group or 0
+        self._int8 = self.scheme.codebook_dtype == "int8"
         self._settings = (shape[0], along_out, group, self.scheme.torch_codebook_dtype)
         stages, _, _, k, dim = geometry.codebook_shape
         packed = self._codes.dim() == 4
@@ -106,12 +111,9 @@ class CodebookLayer(CodedWeight):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "forward" in vars(cls) and "_unrecorded" not in vars(cls):
-            cls._unrecorded = cls.forward  # type: ignore[method-assign]
-
-    def _unrecorded(self, input: Tensor) -> Tensor:
-        """The forward pass where it is known that nothing records and the input is plain."""
-        raise NotImplementedError
+        # A subclass of a subclass may have a forward of its own.
+        if "forward" in vars(cls):
+            cls._unrecorded = vars(cls).get("_computed", cls.forward)
 
     def _traced(
         self, tracer: fx.Tracer, arguments: tuple[Any, ...], keywords: dict[str, Any]
@@ -158,12 +160,14 @@ class CodebookLayer(CodedWeight):
         # While codebooks train no weight can be kept, but gradients of inputs need it decoded, too.
         return (self._choices or self._choose())[input.numel()] and self._kernels_take(input)
 
-    def _choose(self) -> Mapping[int, bool]:
+    def _choose(self) -> Mapping[Any, bool]:
         if native() is None:
             warn_without_native()
-        kind = self._kernel_shape, PRECISIONS[self.precision], self._sample_length
-        found = self._choices = choices(*kind, self.memory == "codes")
+        found = self._choices = self._choices_of(PRECISIONS[self.precision], self.memory == "codes")
         return found
+
+    def _choices_of(self, precision: int, decodes: bool) -> Choices:
+        return LinearChoices.of(self._kernel_shape, precision, self._sample_length, decodes)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -172,11 +176,14 @@ class CodebookLayer(CodedWeight):
 
     def _kernels_take(self, input: Tensor) -> bool:
         """Whether there are native kernels that take ``input``."""
-        codebooks = self._tensor("codebooks")
-        if codebooks is not self._asked[0]:
-            self._asked = codebooks, self._kernels_read(codebooks)
+        codebooks: Tensor | None = self._parameters.get("codebooks")
+        read = self._asked
+        # In one piece, as every pass by codes asks; the rest is for wrappers and what is new.
+        if codebooks is None or codebooks is not read[0]:
+            codebooks = self._tensor("codebooks")
+            read = self._asked = codebooks, self._kernels_read(codebooks)
         return (
-            self._asked[1]
+            read[1]
             and type(input) in TENSORS
             and (
                 input.dtype is torch.float32
@@ -200,23 +207,27 @@ class CodebookLayer(CodedWeight):
         """``input · Wᵀ + bias`` with the weight in its 2-D view, ``(out, in)``."""
         # A trace may run where gradients are on.
         differentiable = torch.is_grad_enabled() or tracing()
-        return self._run(_LINEAR.default if differentiable else _LINEAR.inference, input)
+        return self._run(_LINEAR if differentiable else _LINEAR_INFERENCE, input)
 
     def _run(self, operator: Callable[..., Tensor], input: Tensor) -> Tensor:
+        parameters = self._parameters
+        known = "scale" in parameters and "bias" in parameters
         return operator(
             input,
             self._codes,
             self._operand(),
-            self._optional("scale"),
-            self._optional("bias"),
+            parameters["scale"] if known else self._optional("scale"),
+            parameters["bias"] if known else self._optional("bias"),
             *self._settings,
             PRECISIONS[self.precision],
         )
 
     def _operand(self) -> Tensor:
         """Codebooks for an operator, which rounds them to float dtypes by itself."""
-        codebooks = self._tensor("codebooks")
-        if self.scheme.codebook_dtype != "int8":
+        codebooks: Tensor | None = self._parameters.get("codebooks")
+        if codebooks is None:
+            codebooks = self._tensor("codebooks")
+        if not self._int8:
             return codebooks
         if self._recorded():
             return self._rounded_codebooks(codebooks)

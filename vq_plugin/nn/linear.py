@@ -33,7 +33,7 @@ class CodebookLinear(CodebookLayer):
         """As ``nn.Linear``: ``(..., in_features)`` to ``(..., out_features)``."""
         if not recording():
             if type(input) in TENSORS:
-                return self._unrecorded(input)
+                return self._computed(input)
             weight = self._weight_unrecorded()
         elif tracing():
             # By the shape, which the operator does not check: batches may be of another size.
@@ -44,7 +44,7 @@ class CodebookLinear(CodebookLayer):
             weight = self._weight()
         return functional.linear(input, weight, self._optional("bias"))
 
-    def _unrecorded(self, input: Tensor) -> Tensor:
+    def _computed(self, input: Tensor) -> Tensor:
         # The operator takes its size from the input; torch's own has the error for another one.
         if self._kernel_runs(input) and self._fits(input):
             return self._multiply(input)

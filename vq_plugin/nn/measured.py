@@ -156,7 +156,6 @@ def _race(layer: CodebookLayer, x: Tensor, threads: int) -> float:
         seconds = []
         for pays in (True, False):
             layer._choices = defaultdict(partial(bool, pays), {0: pays})
-            layer._lookups_pay = lambda *_, pays=pays: pays
             # The first call finds the values of the other way in the cache.
             layer(x)
             start = clock()

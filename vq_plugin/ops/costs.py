@@ -23,7 +23,6 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 
@@ -111,48 +110,6 @@ class Costs:
         return max((grid.at(weights, samples) for grid in self.grids.get(kernel, ())), default=1.0)
 
 
-class Choices(dict[int, bool]):
-    """Whether codes pay in linear layers of one kind, by the number of values of their input.
-
-    A look-up decides what was not asked for before; another instruction set, or other costs, make
-    it forget. Layers of a kind share theirs.
-    """
-
-    def __init__(self, *kind: Any) -> None:
-        """Of a ``kind`` as in :func:`choices`."""
-        super().__init__()
-        self._kind = kind
-
-    def __missing__(self, values: int) -> bool:
-        """Decides."""
-        shape, precision, length, decodes = self._kind
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        pays = codes_pay(values // max(length, 1), shape, precision, decodes=decodes)
-        self[values] = pays
-        return pays
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies share, too."""
-        return choices, self._kind
-
-
-_known: WeakValueDictionary[tuple[Any, ...], Choices] = WeakValueDictionary()
-
-
-def choices(shape: tuple[int, ...], precision: int, length: int, decodes: bool) -> Choices:
-    """What is decided for linear layers of a kind.
-
-    Args:
-        shape: As for :func:`codes_pay`.
-        precision: Of :data:`vq_plugin.ops.PRECISIONS`.
-        length: Values of the input that make one sample.
-        decodes: As for :func:`codes_pay`.
-    """
-    kind = shape, precision, length, decodes
-    return _known.setdefault(kind, Choices(*kind))
-
-
 def codes_pay(
     samples: int, shape: tuple[int, ...], precision: int, *, decodes: bool = False
 ) -> bool:
@@ -191,7 +148,10 @@ def convolution_codes_pay(
         precision: Of :data:`vq_plugin.ops.PRECISIONS`.
         decodes: As for :func:`codes_pay`.
     """
-    return _convolution_pays(isa(), decodes, images, inputs, places, shape, precision)
+    known = isa()
+    return known is not None and _convolution_pays(
+        known, decodes, images, inputs, places, shape, precision
+    )
 
 
 @dataclass(frozen=True)
@@ -290,15 +250,8 @@ def forget_costs() -> None:
     """Has the next decisions read the user's cache again: for tests, and after a measurement."""
     for known in (costs_of, _convolution_pays):
         known.cache_clear()
-    _forget_choices()
-
-
-def _forget_choices() -> None:
-    for some in list(_known.values()):
-        some.clear()
-
-
-follow_isa.append(_forget_choices)
+    for forget in follow_isa:
+        forget()
 
 
 def _warn(problem: str) -> None:
