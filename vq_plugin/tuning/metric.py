@@ -32,8 +32,8 @@ def read_metric(value: object, name: str) -> Metric:
     """What the function ``name`` returned; ValueError unless it is a number, or one per sample."""
     if isinstance(value, tuple):
         raise ValueError(
-            f"{name} returned the tuple {_shown(value)}; return the metric alone, or a list or vector "
-            "with one result per sample"
+            f"{name} returned the tuple {_shown(value)}; return the metric alone, or a list or "
+            "vector with one result per sample"
         )
     try:
         # A copy: the function may use one buffer for all its results.
