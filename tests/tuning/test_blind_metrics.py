@@ -38,7 +38,7 @@ METRICS: dict[str, Blind] = {
     "a clock": clock,
     "outputs": lambda task: lambda m: 1 + m(task.inputs)[:, 0].detach().sigmoid(),
     "how sure": lambda task: lambda m: m(task.inputs).detach().softmax(1).amax(1),
-    "a share of classes": lambda task: lambda m: (m(task.inputs).argmax(1) < 4).double().mean(),
+    "a share of classes": lambda task: lambda m: (m(task.inputs).argmax(1) == 3).double().mean(),
 }
 
 

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _SHUFFLES = 7
 # Ruined models that must all hold the budget: one may, of a model that is nearly as good as chance.
 _RUINED = 3
+# Parts of its baseline that a metric loses where it sees ruin: a wider budget is meant.
+_SEEN = 0.2
 #: The metric of a float model, made by the function, which is named; ``None`` if it fails.
 Measure = Callable[[str, Callable[[], nn.Module]], float | None]
 
@@ -78,7 +80,7 @@ class Direction:
 
     @cached_property
     def blind(self) -> bool:
-        """Whether ruined models hold the budget, so that it says nothing of others that do.
+        """Whether ruined models lose so little that it says nothing of others.
 
         A metric of outputs that knows no answers, such as how sure they are, sees no shuffles. One
         that runs parts of the model by itself does not either: zeros in the place of outputs tell
@@ -135,13 +137,19 @@ class Direction:
             found = score(seed)
             if found is None:
                 return None
-            if not self.budget.holds(self.baseline, found):
+            if self.budget.loss(self.baseline, found) > self._unseen:
                 return False
         return True
 
+    @property
+    def _unseen(self) -> float:
+        """The largest loss that may be chance."""
+        limit = self.budget.limit
+        return limit if self.budget.relative is None else min(limit, _SEEN)
+
     def _sees_zeros(self) -> bool:
         score = self.measure("silenced", lambda: silenced(self.model))
-        return score is None or abs(self.budget.loss(self.baseline, score)) > self.budget.limit
+        return score is None or abs(self.budget.loss(self.baseline, score)) > self._unseen
 
     def _signs(self, seed: int) -> float | None:
         return self.measure(f"signs {seed}", lambda: scrambled(self.model, seed))
