@@ -114,19 +114,29 @@ def test_json_of_compress_and_inspect(capsys: pytest.CaptureFixture[str]) -> Non
     assert sum(layer["nbytes"] for layer in seen["layers"]) <= vq.summary(small).file_nbytes
 
 
+def test_compress_takes_results_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``tune`` evaluates by: their mean is the metric."""
+    words = ["compress", MODEL, "--scheme", "km(k=8)", "--output", "m.vq", "--json", "--evaluate"]
+    found = []
+    for function in ("evaluate", "evaluate_samples"):
+        assert main([*words, f"vq_plugin.workloads.digits:{function}"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["metric"])
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+
+
 def test_functions_that_return_no_batches_and_no_metric(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = "import torch\ndef no(): pass\ndef one(): return torch.ones(8, 64)\n"
-    code += "def nan(model): return float('nan')\ndef lots(model): return torch.ones(3)\n"
+    code += "def nan(model): return float('nan')\ndef lots(model): return torch.ones(3, 3)\n"
     (tmp_path / "odd_ones.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     words = ["compress", MODEL, "--scheme", "km(k=8)", "--output", "m.vq"]
     for option, name, said in (
         ("--calibration", "no", "what 'odd_ones:no' returns is an iterable of batches"),
         ("--calibration", "one", "what 'odd_ones:one' returns .* put a single batch into a list"),
-        ("--evaluate", "nan", "'odd_ones:nan' returned nan: a metric is one finite number"),
-        ("--evaluate", "lots", "'odd_ones:lots' returned tensor.*: a metric is one finite number"),
+        ("--evaluate", "nan", "'odd_ones:nan' returned nan"),
+        ("--evaluate", "lots", r"'odd_ones:lots' returned values of shape \(3, 3\); it must"),
     ):
         assert main([*words, option, f"odd_ones:{name}"]) == 2
         assert re.search(said, capsys.readouterr().err)

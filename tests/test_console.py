@@ -50,6 +50,7 @@ version: 1
 model: own_workload:model
 quantization: {{model_wise: {{scheme: [km(k=2), km(k=4)]}}}}
 evaluation: {{tuning: "own_workload:{evaluate}"}}
+tuning: {{accuracy_criterion: {{relative: 0.01, min_agreement: null}}}}
 output: out
 """
 

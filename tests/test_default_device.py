@@ -80,10 +80,12 @@ def test_presets_and_searches(elsewhere: Callable[[], None]) -> None:
     elsewhere()
     small = vq.compress(model, "auto", [X]).state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in small.items())
+    budget = vq.LossBudget(relative=0.01, min_agreement=None)
     for calibration in (None, [X]):
         result = vq.tune(
             model,
             lambda m: [1.0] * 29 + [float(m(X).isfinite().all())],
+            budget,
             calibration=calibration,
             max_trials=2,
         )

@@ -278,3 +278,12 @@ def test_the_command_line_says_so_too(
         key["evaluate"] = "evaluation.tuning"
         assert shown.startswith("vq-plugin: recipe.yaml:")
         assert f": {key[next(iter(functions))]}: '{module}:" in shown
+
+
+def test_signatures_of_torch_are_left_out() -> None:
+    """Of a convolution they are ten lines."""
+    net = nn.Conv2d(1, 4, 3)
+    for batch in (np.zeros((2, 1, 8, 8), np.float32), [np.zeros((2, 1, 8, 8), np.float32)]):
+        with pytest.raises(ValueError, match=r"torch\.from_numpy") as error:
+            vq.compress(net, vq.KM(k=4), [batch])
+        assert "\n" not in str(error.value)

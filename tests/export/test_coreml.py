@@ -172,6 +172,18 @@ def test_packages_are_replaced_whole(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["m.mlpackage"]
 
 
+def test_the_program_has_one_order(tmp_path: Path) -> None:
+    """Maps of a protocol buffer may be written in any: equal models would be unequal files."""
+    small = vq.compress(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), vq.KM(k=4))
+    for name in ("one", "two"):
+        vq.export_coreml(small, tmp_path / f"{name}.mlpackage", torch.randn(2, 16))
+    one, two = (next((tmp_path / f"{n}.mlpackage").rglob("*.mlmodel")) for n in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    spec = ct.proto.Model_pb2.Model()
+    spec.ParseFromString(one.read_bytes())
+    assert one.read_bytes() == spec.SerializeToString(deterministic=True)
+
+
 def test_names_of_packages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.mlpackage"):
         vq.export_coreml(linear("km(k=4)")(), tmp_path / "m.onnx", X)

@@ -200,7 +200,8 @@ def test_the_input_model_stays_unless_asked(mlp):
     before = json.dumps([type(m).__name__ for m in mlp.modules()])
     quantize(mlp, KMConfig(), run_fn=lambda m: m(torch.randn(2, 32)), inplace=False)
     prepare(mlp, KMConfig(), inplace=False)
-    autotune(mlp, tuning_config(mlp, [vq.KM()]), lambda m: 1.0)
+    budget = vq.LossBudget(relative=0.01, min_agreement=None)
+    autotune(mlp, tuning_config(mlp, [vq.KM()], budget), lambda m: 1.0)
     assert json.dumps([type(m).__name__ for m in mlp.modules()]) == before
     assert not any(m._forward_pre_hooks for m in mlp.modules())
 

@@ -81,6 +81,29 @@ def test_a_metric_that_sees_nothing_is_an_error(net, inputs):
         autotune(net, config, lambda _: 1.0)
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_metric_that_sees_no_ruin_is_an_error(net, inputs, calibrated):
+    """Unless outputs agree, or nobody asks for it."""
+    batches = [inputs[:100]] if calibrated else None
+
+    def of_another_model(_):
+        return net(inputs).detach().softmax(1).amax(1).mean().item()
+
+    def ladder(k):
+        return {"*": [vq.KM(k=k)]} if calibrated else [vq.KM(k=k)]
+
+    for metric in (lambda _: 1.0, of_another_model):
+        config = tuning_config(net, ladder(4), calibration=batches)
+        with pytest.raises(ValueError, match="by eval_fn models that were ruined on purpose"):
+            autotune(net, config, metric)
+        budget = vq.LossBudget(relative=0.01, min_agreement=None)
+        config = tuning_config(net, ladder(4), budget, calibration=batches)
+        assert compressed(autotune(net, config, metric))
+    if calibrated:
+        config = tuning_config(net, ladder(64), calibration=batches)
+        assert compressed(autotune(net, config, lambda _: 1.0))
+
+
 def test_honest_gains_are_none(net, inputs, labels):
     """A model may gain on other labels, and an equal config serves again."""
 
@@ -104,5 +127,10 @@ def test_nothing_is_evaluated_more_than_the_float_model_where_nothing_is_suspici
         with torch.no_grad():
             return (model(inputs).argmax(1) == labels).double().mean().item()
 
-    autotune(net, tuning_config(net, [vq.KM(k=64), vq.KM(k=128)], 0.05), accuracy)
+    ladder = {"*": [vq.KM(k=64), vq.KM(k=128)]}
+    autotune(net, tuning_config(net, ladder, 0.05, calibration=[inputs[:100]]), accuracy)
     assert calls == [False, True, False]
+    # Nothing shows that outputs agree: one that is ruined must not pass.
+    calls.clear()
+    autotune(net, tuning_config(net, [vq.KM(k=64), vq.KM(k=128)], 0.05), accuracy)
+    assert calls == [False, True, False, False]

@@ -31,6 +31,10 @@ def compressed(model):
     return any(isinstance(layer, CodebookLayer) for layer in model.modules())
 
 
+# What stands for a metric here knows nothing of outputs.
+UNSEEN = vq.LossBudget(relative=0.01, min_agreement=None)
+
+
 def passes(*allowed):
     """An evaluation that only some schemes of the first layer pass."""
 
@@ -61,12 +65,12 @@ def test_settings_run_from_small_to_large_and_end_with_doing_nothing(model):
 
 
 def test_the_smallest_that_holds_is_returned(model):
-    small = autotune(model, tuning_config(model, SETTINGS), passes("km(k=16)", "km(k=256)"))
+    small = autotune(model, tuning_config(model, SETTINGS, UNSEEN), passes("km(k=16)", "km(k=256)"))
     assert str(small[0].scheme) == str(small[2].scheme) == "km(k=16)"
 
 
 def test_nothing_over_the_budget_is_returned(model):
-    untouched = autotune(model, tuning_config(model, SETTINGS), passes())
+    untouched = autotune(model, tuning_config(model, SETTINGS, UNSEEN), passes())
     assert not compressed(untouched)
 
 
@@ -77,7 +81,7 @@ def test_incs_own_rule_returns_what_breaks_the_budget(model):
 
 def test_calibration_by_run_fn(model):
     x = torch.randn(64, 64)
-    config = tuning_config(model, [vq.PQ()])
+    config = tuning_config(model, [vq.PQ()], UNSEEN)
     small = autotune(model, config, lambda m: 1.0, run_fn=lambda m: m(x))
     assert torch.equal(small[0].weight, vq.compress(model, vq.PQ(), [x])[0].weight)
 
@@ -104,7 +108,7 @@ def test_the_frontier_of_the_tuner(model):
 
 def test_the_fits_of_the_frontier_are_used_as_they_are(model):
     x = torch.randn(64, 64)
-    config = tuning_config(model, {"0": [vq.PQ(), None]}, calibration=iter([x]))
+    config = tuning_config(model, {"0": [vq.PQ(), None]}, UNSEEN, calibration=iter([x]))
     small = autotune(model, config, lambda m: 1.0)
     assert torch.equal(small[0].weight, vq.compress(model, {"0": vq.PQ()}, [x])[0].weight)
 
@@ -112,13 +116,13 @@ def test_the_fits_of_the_frontier_are_used_as_they_are(model):
 def test_fits_without_calibration_give_way_to_a_run_fn(model):
     x = torch.randn(64, 64)
     with pytest.warns(UserWarning, match="no calibration data"):
-        config = tuning_config(model, {"0": [vq.PQ(), None]})
+        config = tuning_config(model, {"0": [vq.PQ(), None]}, UNSEEN)
     small = autotune(model, config, lambda m: 1.0, run_fn=lambda m: m(x))
     assert torch.equal(small[0].weight, vq.compress(model, {"0": vq.PQ()}, [x])[0].weight)
 
 
 def test_another_model_is_fitted_anew(model):
-    config = tuning_config(model, {"0": [vq.PQ(), None]}, calibration=[torch.randn(64, 64)])
+    config = tuning_config(model, {"0": [vq.PQ(), None]}, UNSEEN, calibration=[torch.randn(64, 64)])
     other = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
     small = autotune(other, config, lambda m: 1.0)
     assert torch.equal(small[0].weight, vq.compress(other, {"0": vq.PQ()})[0].weight)
@@ -127,9 +131,8 @@ def test_another_model_is_fitted_anew(model):
 def test_tied_layers_get_one_config():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model[1].weight = model[0].weight
-    small = autotune(
-        model, tuning_config(model, {"*": [vq.KM(k=4)]}, calibration=[torch.randn(9, 16)]), len
-    )
+    config = tuning_config(model, {"*": [vq.KM(k=4)]}, UNSEEN, calibration=[torch.randn(9, 16)])
+    small = autotune(model, config, len)
     assert torch.equal(small[0].codes, small[1].codes)
 
 
@@ -192,6 +195,18 @@ def test_budgets_that_inc_does_not_know(recipe, criterion):
     with pytest.raises(ValueError, match=r"recipe\.yaml: .* INC's autotune knows relative ones"):
         tuning_config(digits.model(), path)
     assert tuning_config(digits.model(), path, 0.01).tolerable_loss == 0.01
+
+
+def test_other_budgets_as_an_argument(model):
+    for budget in (
+        vq.LossBudget(absolute=0.01),
+        vq.LossBudget(relative=0.01, higher_is_better=False),
+        vq.LossBudget(relative=0.01, confidence=0.9),
+    ):
+        with pytest.raises(ValueError, match=r"the budget is .* use vq\.tune for others"):
+            tuning_config(model, SETTINGS, budget)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        tuning_config(model, SETTINGS, 1.5)
 
 
 def test_a_rest_that_would_not_be_rounded_warns(recipe):
@@ -267,7 +282,9 @@ def test_the_tolerance_is_a_number_elsewhere():
 
 
 def test_a_changed_candidate_is_fitted_anew(model):
-    config = tuning_config(model, {"0": [vq.KM(k=4), None]}, calibration=[torch.randn(64, 64)])
+    config = tuning_config(
+        model, {"0": [vq.KM(k=4), None]}, UNSEEN, calibration=[torch.randn(64, 64)]
+    )
     config.config_set[0].local_config["0"].scheme = "km(k=2)"
     assert str(autotune(model, config, lambda m: 1.0)[0].scheme) == "km(k=2)"
 

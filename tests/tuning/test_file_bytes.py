@@ -35,9 +35,9 @@ def saved(model: nn.Module, path: Path, rest: Literal["float16"] | None = None) 
 
 def test_bytes_of_trials_are_those_of_their_files(model: nn.Module, tmp_path: Path) -> None:
     batches = [torch.randn(64, 128)]
-    result = vq.tune(
-        model, constant, calibration=batches, candidates=[PRUNED, SHARED, vq.KM(k=16), None]
-    )
+    budget = vq.LossBudget(relative=0.01, min_agreement=None)
+    candidates = [PRUNED, SHARED, vq.KM(k=16), None]
+    result = vq.tune(model, constant, budget, batches, candidates=candidates)
     assert result.passed
     for trial in result.trials:
         small = vq.compress(model, trial.schemes, batches)  # type: ignore[arg-type]

@@ -242,3 +242,12 @@ def test_the_p_value_is_where_the_bound_meets_the_limit(n: int, lost: int, won: 
 def test_a_tuple_is_no_metric() -> None:
     with pytest.raises(ValueError, match=r"evaluate returned the tuple \(0.7, 0.9\)"):
         read_metric((0.7, 0.9), "evaluate")
+
+
+def test_what_is_no_metric_is_shown_in_one_line() -> None:
+    """Logits of a whole split, say, in a list of arrays."""
+    for value in ({"logits": [0.5] * 1000}, ([0.5] * 1000, 1), [["a"] * 1000]):
+        with pytest.raises(ValueError, match="evaluate returned") as error:
+            read_metric(value, "evaluate")
+        assert len(str(error.value)) < 250
+        assert "\n" not in str(error.value)

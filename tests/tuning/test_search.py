@@ -222,7 +222,7 @@ def test_splits_of_one_function_are_told_apart(task: "Task") -> None:
     def over(part: slice) -> Callable[[nn.Module], float]:
         return lambda model: float(task.correct(model)[part].double().mean() - part.start / 1000)
 
-    wide, test = vq.LossBudget(absolute=0.3), over(slice(400, 500))
+    wide, test = vq.LossBudget(absolute=0.2), over(slice(400, 500))
     result = vq.tune(task.model, over(slice(0, 400)), wide, **task.settings, test=test)
     assert result.passed
     assert (result.baseline, result.test_baseline) == (1.0, 0.6)

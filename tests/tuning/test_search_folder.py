@@ -91,8 +91,10 @@ def test_a_run_that_was_stopped_goes_on(task: "Task", tmp_path: Path) -> None:
     assert (tmp_path / "journal.jsonl").exists()
     result = vq.tune(task.model, evaluate, BUDGET, **task.settings, folder=tmp_path)
     assert result.resumed == 4
-    # The float model twice, and the one that was stopped.
-    assert calls == 2 + len(result.trials) + 1
+    # The float model twice and ruined once, since outputs differ; and the one that was stopped.
+    assert result.agreement is not None
+    assert result.agreement < 0.9
+    assert calls == 2 + len(result.trials) + 1 + 1
     assert [t.score for t in result.trials] == [t.score for t in alone.trials]
     assert result.schemes == alone.schemes
     assert not (tmp_path / "journal.jsonl").exists()

@@ -208,7 +208,7 @@ def _run_batch(model: nn.Module, batch: object) -> None:
                 if remedy is None and _takes(model, batch):
                     raise
                 raise ValueError(
-                    f"the model does not take a batch of calibration: {error}; "
+                    f"the model does not take a batch of calibration: {_said(error)}; "
                     + (
                         remedy
                         or "the items of a tuple or list are its positional arguments, so "
@@ -224,8 +224,13 @@ def _run_batch(model: nn.Module, batch: object) -> None:
                 remedy = unfit_batch(batch)
                 raise ValueError(
                     f"the model does not take a batch of calibration that is a "
-                    f"{type(batch).__name__}: {error}" + f"; {remedy}" * (remedy is not None)
+                    f"{type(batch).__name__}: {_said(error)}" + f"; {remedy}" * (remedy is not None)
                 ) from error
+
+
+def _said(error: Exception) -> str:
+    """An error without the signatures that torch lists below it."""
+    return str(error).partition("\n")[0]
 
 
 def _shown(batch: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,14 +113,8 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _metric(reference: str, model: Any) -> float:
-    """What a user's function says of a model; ValueError for what is no finite number."""
+    """What a user's function says of a model; ValueError for what is no metric."""
     from vq_plugin.recipe.references import call
+    from vq_plugin.tuning.metric import read_metric
 
-    found = call(reference, model)
-    try:
-        number = float(found)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{reference!r} returned {found!r}: a metric is one finite number")
-    return number
+    return read_metric(call(reference, model), repr(reference)).mean

@@ -64,6 +64,9 @@ def save(
             built, convert_to="mlprogram", pass_pipeline=ct.PassPipeline.EMPTY, **settings
         )
         package.save(str(path))
+    (written,) = path.rglob("*.mlmodel")
+    # Maps are otherwise in an order that changes from run to run.
+    written.write_bytes(package.get_spec().SerializeToString(deterministic=True))
 
 
 def constants(path: Path) -> list[NDArray[np.float16]]:

@@ -61,18 +61,13 @@ class Gate:
                 "vq-plugin tune with higher_is_better=False"
             )
         if gain >= -self.budget.limit and self._agreeing is not running["q_model"]:
-            self._check_agreement(running["q_model"])
+            self._check_agreement(direction, running["q_model"])
 
-    def _check_agreement(self, model: nn.Module) -> None:
-        floor = self.budget.min_agreement
+    def _check_agreement(self, direction: Direction, model: nn.Module) -> None:
         found = None if self._agreement is None else self._agreement(model)
-        if found is not None and floor is not None and found < floor:
+        if (doubt := direction.doubt(found, "eval_fn")) is not None:
             # Were it only refused, INC would return it for its score.
-            raise ValueError(
-                "the smallest candidate that is within the tolerance agrees with the float model "
-                f"to {found:.2f} of 1 on the calibration data, and min_agreement={floor:.4g}: "
-                "eval_fn does not see what compression has done"
-            )
+            raise ValueError(doubt)
         self._agreeing = model
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from neural_compressor.torch.quantization import TuningConfig
@@ -19,7 +20,7 @@ from vq_plugin.inc.gate import Gate
 from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
-from vq_plugin.recipe.schema import AccuracyCriterion, Recipe
+from vq_plugin.recipe.schema import Recipe
 from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.select import Pattern, Schemes, as_patterns, select, slots_by_name
 from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
@@ -66,7 +67,7 @@ def tuning_config(
     | Mapping[Pattern, Ladder]
     | Scheme
     | Sequence[Schemes | str],
-    tolerable_loss: float | None = None,
+    tolerable_loss: float | LossBudget | None = None,
     *,
     calibration: Calibration | None = None,
     max_trials: int | None = None,
@@ -84,7 +85,9 @@ def tuning_config(
             :func:`vq_plugin.compress` takes; or patterns to ladders as ``candidates`` of
             :func:`vq_plugin.tune`, which gives the tuner's layer-by-layer frontier; or a recipe
             file, which gives the same and also says what the other arguments leave open.
-        tolerable_loss: Largest relative loss; the recipe's, or 0.01.
+        tolerable_loss: Largest relative loss; the recipe's, or 0.01. As a
+            :class:`vq_plugin.LossBudget` it also says how far outputs have to agree, otherwise the
+            recipe does, or its default.
         calibration: Unlabelled data, see :func:`vq_plugin.compress`, for the frontier's fits and
             the prediction of harm; ``autotune`` then needs no ``run_fn``. Else the recipe's. A
             sequence of settings takes none: give ``autotune`` a ``run_fn``.
@@ -110,22 +113,26 @@ def tuning_config(
         >>> str(config.config_set[-1].layer_scheme)
         'None'
     """
-    floor = LossBudget.min_agreement
+    criterion = None
     if isinstance(recipe_or_schemes, str | os.PathLike):
         path = Path(recipe_or_schemes)
         prepared = prepare(path, model)
         tuning = prepared.recipe.tuning
         _check_recipe(prepared.recipe, path)
-        floor = tuning.accuracy_criterion.min_agreement
+        criterion = tuning.accuracy_criterion
         if tolerable_loss is None:
-            tolerable_loss = _relative(tuning.accuracy_criterion, path)
+            tolerable_loss = _known(criterion.budget(), f"{path}: ")
         if calibration is None:
             calibration = prepared.data("quantization", "calibration")
         max_trials = tuning.exit_policy.max_trials if max_trials is None else max_trials
         seed = tuning.random_seed if seed is None else seed
         recipe_or_schemes = prepared.recipe.candidates(LADDER)
-    limit = _TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss
-    budget = LossBudget(relative=limit, min_agreement=floor)
+    if isinstance(tolerable_loss, LossBudget):
+        budget = _known(tolerable_loss)
+    else:
+        budget = LossBudget(relative=_TOLERABLE_LOSS if tolerable_loss is None else tolerable_loss)
+        if criterion is not None:
+            budget = replace(budget, min_agreement=criterion.min_agreement)
     count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
         raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
@@ -146,7 +153,7 @@ def tuning_config(
                 f"got {recipe_or_schemes!r}"
             )
     configs.append(VQConfig(None))
-    tolerance = Tolerance.gated(limit, Gate(budget, calibration))
+    tolerance = Tolerance.gated(budget.limit, Gate(budget, calibration))
     return TuningConfig(config_set=configs, tolerable_loss=tolerance, max_trials=len(configs))
 
 
@@ -173,14 +180,15 @@ def _check_recipe(recipe: Recipe, path: Path) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _relative(criterion: AccuracyCriterion, path: Path) -> float:
-    if criterion.relative is None or not criterion.higher_is_better or criterion.confidence:
+def _known(budget: LossBudget, where: str = "") -> LossBudget:
+    """The budget, if INC knows such; ValueError otherwise."""
+    if budget.relative is None or not budget.higher_is_better or budget.confidence:
+        remedy = "run 'vq-plugin tune' on the recipe, or pass tolerable_loss= to go by that instead"
         raise ValueError(
-            f"{path}: the budget is {criterion.budget()}, and INC's autotune knows relative ones "
-            "of metrics that grow, without a confidence: run 'vq-plugin tune' on the recipe, or "
-            "pass tolerable_loss= to go by that instead"
+            f"{where}the budget is {budget}, and INC's autotune knows relative ones of metrics "
+            f"that grow, without a confidence: {remedy if where else 'use vq.tune for others'}"
         )
-    return criterion.relative
+    return budget
 
 
 def _settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from vq_plugin.calibration import Calibration
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.sensitivity import Call, calls, float_tensors, samples_of
 
+#: Models that agree so far are as good or bad as each other.
+ALIKE: Final = 0.9
 # Samples that are enough to tell a good model from a ruined one, and bytes of their outputs.
 _SAMPLES, _MOST_BYTES = 256, 1 << 27
 

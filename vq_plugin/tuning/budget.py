@@ -22,8 +22,8 @@ class LossBudget:
         confidence: If given, in (0.5, 1): a model is accepted only if the one-sided bound of its
             loss at this confidence is within the limit. Needs a metric that is given per sample.
         min_agreement: Whatever the metric says, outputs on the calibration data must agree with the
-            float model's at least so far, see :mod:`vq_plugin.tuning.agreement`; ``None`` asks for
-            none.
+            float model's at least so far, see :mod:`vq_plugin.tuning.agreement`, and to 0.9 if the
+            metric does not see what ruins a model; ``None`` asks for none.
 
     Example:
         >>> budget = LossBudget(relative=0.01)

@@ -14,6 +14,8 @@ from vq_plugin.tuning.result import Interval
 
 # Parts of the budget that a metric may differ by from call to call.
 _APART = 0.1
+# Characters that show what was returned instead of a metric.
+_WIDE = 80
 # Of an interval that no confidence was asked for.
 _LEVEL = 0.95
 
@@ -30,18 +32,20 @@ def read_metric(value: object, name: str) -> Metric:
     """What the function ``name`` returned; ValueError unless it is a number, or one per sample."""
     if isinstance(value, tuple):
         raise ValueError(
-            f"{name} returned the tuple {value!r}; return the metric alone, or a list or vector "
-            "with one result per sample"
+            f"{name} returned the tuple {_shown(value)}; return the metric alone, or a list or "
+            "vector with one result per sample"
         )
     try:
         # A copy: the function may use one buffer for all its results.
+        if torch.as_tensor(value).is_complex():  # whose other half would be lost
+            raise TypeError
         if isinstance(value, Tensor):
             values = value.detach().to("cpu", torch.float64, copy=True)
         else:
             values = torch.tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
-            f"{name} returned {value!r}; it must return a number, or one per sample"
+            f"{name} returned {_shown(value)}; it must return a number, or one per sample"
         ) from None
     if values.dim() > 1 or values.numel() == 0:
         raise ValueError(
@@ -60,6 +64,11 @@ def read_metric(value: object, name: str) -> Metric:
             "floats"
         )
     return Metric(float(values.mean()), values)
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _WIDE else f"{text[:_WIDE]} …"
 
 
 def mismatch(baseline: Metric, metric: Metric, name: str) -> str | None:

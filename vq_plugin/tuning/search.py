@@ -292,6 +292,9 @@ def _search(
     if session.deadline.limited:
         session.watch.stage("evaluate a gentle setting")
         session.start()
+        if not session.deadline.passed and session.judge.budget.min_agreement is not None:
+            # The verdict may ask, when there is no time left.
+            _log.debug("evaluate sees what ruins a model: %s", not session.direction.blind)
     session.watch.stage("measure what each layer costs")
     layers, cut = observed(session.fits.layers, start, calibration, seed, session.deadline)
     session.observe(layers)

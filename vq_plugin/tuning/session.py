@@ -18,7 +18,7 @@ from vq_plugin.sizes import account
 from vq_plugin.summary import summary
 from vq_plugin.ties import sharing
 from vq_plugin.training.price import FIRST, next_price
-from vq_plugin.tuning.agreement import Agreement
+from vq_plugin.tuning.agreement import ALIKE, Agreement
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, Pair
 from vq_plugin.tuning.confidence import Judge
@@ -35,8 +35,6 @@ from vq_plugin.tuning.watch import Watch
 
 # Parts of its baseline that a metric hardly gains by compression.
 _MUCH_BETTER = 1 / 3
-# Models that agree so far are as good or bad as each other.
-_ALIKE = 0.9
 
 
 @dataclass
@@ -297,7 +295,7 @@ class Session:
         floor = self.judge.budget.min_agreement
         size = abs(self.judge.baseline.mean) if self.judge.budget.relative is None else 1.0
         ruined = found is not None and floor is not None and found < floor
-        unlike = found is None or (found < _ALIKE and not tried.trained)
+        unlike = found is None or (found < ALIKE and not tried.trained)
         if ruined or (unlike and loss < -_MUCH_BETTER * size):
             self.direction.check(-loss)
             if self.direction.better is None:

@@ -43,19 +43,27 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     if not sure:
         return replace(result, stopped=_why_not(result, likely))
     best = min(sure, key=lambda tried: (sizes[tried], tried))
-    if trials[best].loss < -result.budget.limit:
-        _check_direction(session, -trials[best].loss)
+    gain = -trials[best].loss
+    if gain > result.budget.limit:
+        session.direction.check(gain)
     if test is not None and test_baseline is not None:
         tested = _test(session, best, test, test_baseline)
         result = replace(result, **tested)
     if result.stopped:
         return result
     trial, small = trials[best], session.compressed(best)
-    if session.agreement is not None:
-        found, floor = session.agreement(small), session.judge.budget.min_agreement
-        result = replace(result, agreement=found)
-        if found is not None and floor is not None and found < floor:
-            return replace(result, stopped=_diverged(found, floor))
+    found = None if session.agreement is None else session.agreement(small)
+    result = replace(result, agreement=found)
+    if (doubt := session.direction.doubt(found)) is not None:
+        return replace(result, stopped=doubt)
+    if gain > result.budget.limit and session.direction.better is None and session.direction.blind:
+        _log.warning(
+            "by evaluate the compressed model is better than the float model by %.4g, and whether "
+            "higher_is_better=%s is right cannot be told: what ruins a model changes nothing that "
+            "it sees",
+            gain,
+            session.judge.budget.higher_is_better,
+        )
     return replace(
         result,
         model=small,
@@ -66,27 +74,6 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         interval=trial.interval,
         rate=trial.rate,
         left_float=left_float(small),
-    )
-
-
-def _check_direction(session: Session, gain: float) -> None:
-    """Raises DirectionError if the metric seems to be read the wrong way round."""
-    session.direction.check(gain)
-    if session.direction.better is None:
-        _log.warning(
-            "by evaluate the compressed model is better than the float model by %.4g, and whether "
-            "higher_is_better=%s is right cannot be told: shuffled outputs change nothing that it "
-            "sees",
-            gain,
-            session.judge.budget.higher_is_better,
-        )
-
-
-def _diverged(found: float, floor: float) -> str:
-    return (
-        f"on the calibration data the smallest setting that held agrees with the float model to "
-        f"{found:.2f} of 1, and min_agreement={floor:.4g}: evaluate does not see what compression "
-        "has done"
     )
 
 

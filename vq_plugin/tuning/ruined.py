@@ -1,4 +1,4 @@
-"""Copies of a model whose answers are those to other samples: surely ruined, yet as confident."""
+"""Copies of a model that are ruined for sure, to be shown to a metric."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from vq_plugin.nn import find_slots
 from vq_plugin.replace import assemble
@@ -41,6 +41,39 @@ def shuffled(model: nn.Module, seed: int, *, within: bool = False) -> nn.Module:
             layer.register_forward_hook(_Shuffle(seed + number, most_bytes=0))
     else:
         copied.register_forward_hook(_Shuffle(seed, _MOST_BYTES))
+    return copied
+
+
+def silenced(model: nn.Module) -> nn.Module:
+    """A copy of a model whose outputs are zeros.
+
+    What it changes shows that a metric has to do with the outputs of the model, if not how.
+
+    Example:
+        >>> silenced(nn.Identity())(torch.ones(3))
+        tensor([0., 0., 0.])
+    """
+    copied = assemble(model, {})
+    copied.register_forward_hook(
+        lambda module, args, output: tree_map_only(Tensor, torch.zeros_like, output)
+    )
+    return copied
+
+
+def scrambled(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of a model whose parameters have signs that are drawn anew.
+
+    For evaluations that run neither the model nor its layers, but compute with their weights.
+
+    Example:
+        >>> (scrambled(nn.Linear(2, 2), 0).weight.abs() > 0).all()
+        tensor(True)
+    """
+    copied, generator = assemble(model, {}), torch.Generator("cpu").manual_seed(seed)
+    with torch.no_grad():
+        for value in copied.parameters():
+            drawn = torch.randint(2, value.shape, generator=generator, device="cpu")
+            value.mul_((2 * drawn - 1).to(value.device, value.dtype))
     return copied
 
 
