@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,20 @@ def outputs(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([model(batch) for batch in images.split(500)])
 
 
-def latency(contenders: dict[str, Callable[[Tensor], Tensor]], image: Tensor) -> dict[str, float]:
-    """Median milliseconds of the processor."""
+def latency(
+    contenders: Mapping[str, Callable[..., Tensor]], *inputs: Tensor, repeats: int = 20
+) -> dict[str, float]:
+    """Median milliseconds of the processor; the shorter a call, the more ``repeats`` it needs."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for turn in range(40):
         for name, model in contenders.items():
             start = time.process_time()
-            for _ in range(20):
-                model(image)
+            for _ in range(repeats):
+                model(*inputs)
             if turn >= 5:
-                times[name].append((time.process_time() - start) / 20 * 1e3)
+                times[name].append((time.process_time() - start) / repeats * 1e3)
     torch.set_num_threads(threads)
     return {name: statistics.median(found) for name, found in times.items()}
 

