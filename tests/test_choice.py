@@ -202,3 +202,34 @@ def test_rows_of_a_table_that_calibration_never_looked_up_stay_good() -> None:
     size = model[0].weight.detach().square().sum(1)
     wrong = (small[0].weight - model[0].weight).detach().square().sum(1) / size
     assert float(wrong[40:].mean()) < 2 * float(wrong[:40].mean())
+
+
+def test_errors_of_a_table_go_where_the_outputs_do_not_feel_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(400, 16), nn.Linear(16, 6), nn.Tanh(), nn.Flatten(), nn.Linear(24, 8)
+    ).eval()
+    with torch.no_grad():
+        # Two of 16 directions, none of them a column, do nearly all.
+        model[1].weight.copy_(torch.randn(6, 2) @ torch.randn(2, 16) / 4 + model[1].weight / 8)
+    seen = [torch.randint(0, 200, (64, 4)) for _ in range(8)]
+    other = [torch.randint(200, 400, (64, 4)) for _ in range(4)]
+    scheme = {"0": vq.Uniform(step=1.0, scale="row")}
+    felt, unfelt = (vq.compress(model, scheme, each) for each in (seen, None))
+    assert change(model, felt, other) < 0.6 * change(model, unfelt, other)
+    assert sum(map(file_nbytes, weights(felt))) < 1.25 * sum(map(file_nbytes, weights(unfelt)))
+
+
+def weights(small: nn.Module) -> list[vq.CodebookWeight]:
+    return [small.get_submodule(row.name).codebook_weight for row in vq.summary(small).rows]
+
+
+def test_a_table_of_few_gradients_is_fitted_by_its_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(3, 64), nn.Flatten(), nn.Linear(256, 8)).eval()
+    seen = [torch.randint(0, 3, (16, 4))]
+    scheme = {"0": vq.Uniform(step=0.5, scale="row")}
+    felt, unfelt = (vq.compress(model, scheme, each) for each in (seen, None))
+    # Errors are left where they are; only centers go by how often a row is looked up.
+    codes = [each[0].codebook_weight.codes for each in (felt, unfelt)]
+    assert torch.equal(*codes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vq_plugin.calibration import Calibration, run_calibration
+from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.output.moments import Moments
@@ -29,6 +29,8 @@ _SAMPLES = 16
 _GRADIENTS = 32
 # All that are kept, of a model of any size; but no fewer than a few.
 _MOST_BYTES, _FEW = 1 << 29, 8
+# Gradients of rows of a table, for each of its columns, that tell which changes of a row are felt.
+_ENOUGH = 4
 
 T = TypeVar("T")
 #: A random number whose mean square is the harm of a small change of an output.
@@ -73,6 +75,24 @@ class Sensitivity:
             squares = self.gradients.float().square().sum(2, dtype=torch.float64)
             found[self.reached] = squares.mean(0)
         return found
+
+    def of_columns(self) -> Tensor | None:
+        """What errors of two columns of a row do together: float32 ``(1, inputs, inputs)``.
+
+        In ``Σ_r Δw_r G Δw_rᵀ``, up to a factor, whichever row it is: the sum of products of the
+        gradients of all rows. ``None`` where these are too few to tell.
+        """
+        inputs = self.gradients.shape[2]
+        total = torch.zeros(inputs, inputs, dtype=torch.float32, device="cpu")
+        rows = 0
+        with worker_pool():
+            for each in self.gradients:
+                moved = each[each.any(1)].float()
+                rows += len(moved)
+                total += moved.T @ moved
+        if rows < _ENOUGH * inputs or inputs > MOST_INPUTS:
+            return None
+        return (total / total.diagonal().mean()).unsqueeze(0)
 
     def of_row_errors(self, moments: Moments) -> Tensor:
         """The harm of an error of each row, over :meth:`Moments.row_errors`: float64 ``(out,)``."""
@@ -163,16 +183,19 @@ def felt_moments(
 ) -> dict[str, Moments]:
     """Moments with what the outputs of the model feel of each row, by the names of ``slots``.
 
-    Of those that are in both. Of a table, data move few rows; the others are as good as these, and
-    it goes without.
+    Of those that are in both. Of a table, data move few rows, and the others are as good as these:
+    all count alike, and what is felt of each column, and of two together, is that of all rows.
     """
-    return {
-        slot.name: dataclasses.replace(
-            moments[slot.name], outputs=felt[slot.name].of_row_errors(moments[slot.name])
-        )
-        for slot in slots
-        if slot.name in moments and slot.name in felt and not slot.kind.looks_up
-    }
+    found = {}
+    for slot in slots:
+        if slot.name not in moments or slot.name not in felt:
+            continue
+        its, each = moments[slot.name], felt[slot.name]
+        if not slot.kind.looks_up:
+            found[slot.name] = dataclasses.replace(its, outputs=each.of_row_errors(its))
+        elif its.second is None and (columns := each.of_columns()) is not None:
+            found[slot.name] = dataclasses.replace(its, second=columns)
+    return found
 
 
 # The rows of a gradient that are not 0, and their indexes.

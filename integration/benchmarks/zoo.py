@@ -38,10 +38,10 @@ _FORMATS = {
 }  # fmt: skip
 
 
-def ours(network: Network, schemes: Any, calibrated: bool = False) -> Measured:
+def ours(network: Network, schemes: Any, calibrated: bool = False, fold: bool = False) -> Measured:
     """`vq.compress` of every layer, with the network's calibration data or without."""
     batches = network.calibration if calibrated else None
-    return from_file(network, vq.compress(network.model, schemes, batches))
+    return from_file(network, vq.compress(network.model, schemes, batches, fold=fold))
 
 
 def tuned(network: Network, timeout: float = 600) -> Measured:
@@ -80,6 +80,12 @@ SETTINGS: dict[str, Make] = {
     },
     **{
         f"ours {name}, calibrated": partial(ours, schemes=preset, calibrated=True)
+        for name, preset in PRESETS.items()
+    },
+    **{
+        f"ours {name}, norms folded, calibrated": partial(
+            ours, schemes=preset, calibrated=True, fold=True
+        )
         for name, preset in PRESETS.items()
     },
     "ours tuned at 1 %": tuned,

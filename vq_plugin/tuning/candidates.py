@@ -47,9 +47,7 @@ class _Task:
 
     def __call__(self) -> _Fitted:
         start, layer, scheme = time.monotonic(), self.layer, self.scheme
-        moments = layer.moments
-        if moments is not None and not scheme.feels:
-            moments = replace(moments, outputs=None)
+        moments = layer.moments if scheme.feels else layer.unfelt
         name, weight, seed = layer.name, layer.weight, self.seed
         small: CodebookWeight | FactoredWeight
         if isinstance(scheme, Factored):

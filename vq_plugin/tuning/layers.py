@@ -39,8 +39,9 @@ class Layer:
     """One weight, and what may become of it: schemes, from the largest to the smallest, and float.
 
     After these, once the ``directions`` of the weight are known, those of ``splits`` that make it
-    smaller. ``whole`` is the harm of an error as large as the weight, which that of others is
-    measured by where ``sensitivity`` is ``None``.
+    smaller. ``moments`` say what the outputs of the model feel, ``unfelt`` do not. ``whole`` is the
+    harm of an error as large as the weight, which that of others is measured by where
+    ``sensitivity`` is ``None``.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layer:
     float_nbytes: int
     stored_nbytes: int
     moments: Moments | None = None
+    unfelt: Moments | None = None
     sensitivity: Sensitivity | None = None
     whole: float = 1.0
     splits: Mapping[Factored, Split] = field(default_factory=dict)
@@ -232,13 +234,14 @@ def _felt(
     found = sensitivities(
         model, changing, calibration, moments, seed=seed, late=lambda: until.passed
     )
-    moments |= felt_moments(changing, moments, found)
+    felt = moments | felt_moments(changing, moments, found)
     wholes = {name: each.harm(slots[name].weight) for name, each in found.items()}
     typical = statistics.median(wholes.values()) if wholes else 1.0
     return tuple(
         replace(
             layer,
-            moments=moments.get(layer.name),
+            moments=felt.get(layer.name),
+            unfelt=moments.get(layer.name),
             sensitivity=found.get(layer.name),
             whole=wholes.get(layer.name) or typical,
         )

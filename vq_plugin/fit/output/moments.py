@@ -32,7 +32,7 @@ class Moments:
         importance: ``E[x²]`` of the input that every weight meets; broadcasts to the weight.
         second: ``E[x xᵀ]``, float32, ``(groups, inputs, inputs)``, or the samples themselves
             where they are few; ``None`` where it is not known: then the fit goes by
-            ``importance``.
+            ``importance``. Of a table, what errors of two columns of a row do together.
         mean: ``E[x]``, float32, ``(groups, inputs)``, where the layer has a bias, which takes up
             the mean of the output's error; ``None`` where it has none.
         outputs: What a squared error of each output does to the outputs of the model, float64
