@@ -240,16 +240,19 @@ def _promises() -> str:
 
 
 def _zoo() -> str:
-    def cell(rows: list[Row]) -> str | None:
+    def nbytes(row: Row) -> int:
+        return int(str(row["bytes"]).replace(",", ""))
+
+    def cell(rows: list[Row], whole: int) -> str | None:
         measured = [row for row in rows if row["agreement %"]]
         holding = [row for row in measured if float(row["agreement %"]) >= 99]
         if not measured:
             return None
         if holding:
-            best = max(holding, key=lambda row: float(row["file rate"]))
+            best = min(holding, key=nbytes)
         else:
             best = max(measured, key=lambda row: float(row["agreement %"]))
-        return f"{float(best['file rate']):.1f}x ({best['agreement %']})"
+        return f"{whole / nbytes(best):.1f}x ({best['agreement %']})"
 
     rows = []
     for network, name in ZOO.items():
@@ -260,7 +263,8 @@ def _zoo() -> str:
             or [row for row in run if row["setting"].startswith(starts)]
             for starts in ZOO_SETTINGS.values()
         ]
-        rows.append([name, *map(cell, found)])
+        whole = next(nbytes(row) for row in run if row["setting"] == "float32")
+        rows.append([name, *(cell(some, whole) for some in found)])
     return _markdown(["network", *ZOO_SETTINGS], rows)
 
 
