@@ -80,9 +80,11 @@ class Sensitivity:
         """What errors of two columns of a row do together: float32 ``(1, inputs, inputs)``.
 
         In ``Σ_r Δw_r G Δw_rᵀ``, up to a factor, whichever row it is: the sum of products of the
-        gradients of all rows. ``None`` where these are too few to tell.
+        gradients of all rows. ``None`` where these are too few to tell, or columns too many.
         """
         inputs = self.gradients.shape[2]
+        if inputs > MOST_INPUTS:
+            return None
         total = torch.zeros(inputs, inputs, dtype=torch.float32, device="cpu")
         rows = 0
         with worker_pool():
@@ -90,7 +92,7 @@ class Sensitivity:
                 moved = each[each.any(1)].float()
                 rows += len(moved)
                 total += moved.T @ moved
-        if rows < _ENOUGH * inputs or inputs > MOST_INPUTS:
+        if rows < _ENOUGH * inputs:
             return None
         return (total / total.diagonal().mean()).unsqueeze(0)
 

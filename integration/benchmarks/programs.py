@@ -46,10 +46,10 @@ def _workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", choices=_SCHEMES, default="fashion_mnist_cnn")
 
 
-def exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """For any number of images."""
-    batch = torch.export.Dim("batch")
-    return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+def exported(model: nn.Module, *inputs: Tensor) -> torch.export.ExportedProgram:
+    """For any number of samples."""
+    sizes = ({0: torch.export.Dim("batch")},) * len(inputs)
+    return torch.export.export(model, inputs, dynamic_shapes=sizes)
 
 
 def packaged(program: torch.export.ExportedProgram, path: Path) -> Callable[[Tensor], Tensor]:

@@ -24,7 +24,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import vq_plugin as vq
 from integration.benchmarks.harness import Check, Report, Table, parse_arguments
-from integration.benchmarks.programs import latency
+from integration.benchmarks.programs import exported, latency
 from integration.workloads.zoo import minilm
 from vq_plugin.nn import coded_weights
 from vq_plugin.torchao import VQQuantizer, VQWeightOnlyConfig, check_converted
@@ -47,15 +47,9 @@ def coded(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear | nn.Embedding)
 
 
-def exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """For any number of sentences."""
-    sizes = ({0: torch.export.Dim.AUTO},) * 2
-    return torch.export.export(model, example, dynamic_shapes=sizes)
-
-
 def saved(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> _Program:
     """The model as a program in a file, loaded again."""
-    torch.export.save(exported(model, example), path)
+    torch.export.save(exported(model, *example), path)
     loaded: _Program = torch.export.load(path).module()
     return loaded
 
@@ -80,7 +74,7 @@ def main() -> None:
     by_filter = copy.deepcopy(model)
     quantize_(by_filter, VQWeightOnlyConfig(_SCHEME), coded)
     check_converted(by_filter, _SCHEME)
-    prepared = prepare_pt2e(exported(model, example).module(), VQQuantizer(_SCHEME))
+    prepared = prepare_pt2e(exported(model, *example).module(), VQQuantizer(_SCHEME))
     by_graph = check_converted(convert_pt2e(prepared), _SCHEME)
     int8 = copy.deepcopy(model)
     quantize_(int8, Int8WeightOnlyConfig(), coded)
@@ -112,7 +106,7 @@ def main() -> None:
     for name, outputs in found.items():
         row = {"program": name, "mean cosine": cosine(outputs, found["float, eager"])}
         table.rows.append({**row, "MB": sizes.get(name), "ms": times[name]})
-        if name in ("quantize_", "PT2E") or name.startswith("PT2E"):
+        if name.startswith(("quantize_", "PT2E")):
             least = float(functional.cosine_similarity(torch.cat(outputs), torch.cat(eager)).min())
             report.checks.append(Check(f"{name}: as compress", least, 0.99999, at_least=True))
     weights = sum(each.nbytes for each in model.parameters())
