@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq_plugin.fields import unpack_fields
 from vq_plugin.schemes import CutAxis, Geometry, Scheme
 from vq_plugin.schemes.geometry import weight_of
 
@@ -56,11 +57,13 @@ def decode_rows(
     shape: tuple[int, ...],
     axis: CutAxis,
     group: int | None = None,
+    bits: int = 8,
 ) -> Tensor:
     """Some rows of the weight that :func:`decode` gives, ``(out, in)``; no others are decoded.
 
     ``rows`` are integers, ``(...)``; the result is ``(..., in)``. One that there is not is an
-    ``IndexError``.
+    ``IndexError``. With less than 8 ``bits``, codes are what
+    :func:`vq_plugin.fields.pack_fields` made of them, and run along the inputs.
     """
     stages, groups, books, k, dim = codebooks.shape
     look_up, device = functional.embedding, codes.device
@@ -82,7 +85,8 @@ def decode_rows(
         offset = offset + (books * k) * (owners // group)
     result: Tensor | None = None
     for stage in range(stages):
-        index = look_up(at, lists[stage]).int() + offset
+        found = look_up(at, lists[stage])
+        index = unpack_fields(found, bits, -(-shape[1] // dim)).int() + offset
         if axis == "out":
             index = index.long() * dim + (rows % dim).unsqueeze(-1)
         vectors = look_up(index, tables[stage])

@@ -17,6 +17,9 @@ from vq_plugin.nn import CodebookEmbedding
 
 SCHEMES = [
     vq.KM(k=8),
+    vq.KM(k=2, scale="row"),
+    vq.RQ(k=3, stages=2, dim=5),
+    vq.PQ(k=16, dim=4, codebooks="tensor"),
     vq.KM(k=4, group=7),
     vq.PQ(k=8, dim=4),
     vq.PQ(k=8, axis="out"),
@@ -59,6 +62,30 @@ def test_gradients_treat_padding_and_frequency_as_the_float_layer(
     assert layer.codebooks.grad is not None
     by_weight = layer.codebooks.grad.flatten()[layer.codes.long().reshape(10, 4)]
     assert torch.allclose(by_weight, source.weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [
+        (vq.Binary(), 1), (vq.KM(k=4), 2), (vq.KM(k=16), 4), (vq.KM(k=17), 8),
+        (vq.PQ(k=16, dim=4), 4), (vq.KM(k=16, group=50), 4), (vq.RQ(k=4, stages=2, dim=1), 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_codes_take_a_part_of_a_byte(scheme: vq.Scheme, bits: int) -> None:
+    source = nn.Embedding(100, 24)
+    layer = CodebookEmbedding.from_float(source, scheme)
+    small = vq.quantize_weight(source.weight, scheme)
+    held = sum(
+        value.nbytes
+        for owner in (layer, copy.deepcopy(layer).double().to(torch.float16))
+        for value in vars(owner).values()
+        if isinstance(value, torch.Tensor)
+    )
+    assert held == 2 * 100 * 24 * bits // (8 * small.geometry.dim)
+    # What others read is a code each, as ever.
+    assert torch.equal(layer.codes, small.codes)
+    assert torch.equal(layer.state_dict()["codes"], small.codes)
 
 
 def test_an_embedding_that_rewrites_its_weight_is_refused() -> None:

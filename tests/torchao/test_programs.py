@@ -72,6 +72,20 @@ def test_a_saved_program(program, small, value, tmp_path):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("k", "bits"), [(2, 1), (4, 2), (16, 4), (64, 8)])
+def test_tables_take_a_part_of_a_byte(k, bits, tmp_path):
+    table = vq.compress(nn.Sequential(nn.Embedding(300, 24)).eval(), vq.KM(k=k))
+    rows = torch.randint(300, (2, 7))
+    program = torch.export.export(table, (rows,))
+    assert integers(program.constants.values()) == 300 * 24 * bits // 8
+    torch.export.save(program, tmp_path / "table.pt2")
+    again = torch.export.load(tmp_path / "table.pt2").module()
+    with torch.no_grad():
+        for run in (again, torch.compile(table)):
+            assert torch.equal(run(rows), table(rows))
+
+
+@needs_compiler
 def test_a_compiled_program(small, value):
     with torch.no_grad():
         assert torch.allclose(torch.compile(small)(value), small(value), atol=1e-5)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from vq_plugin.codebook import decode_rows
 from vq_plugin.export.native_layers import has_kernel, multiplies
+from vq_plugin.fields import pack_fields
 from vq_plugin.nn import CodebookEmbedding, CodebookLinear, CodedWeight
 from vq_plugin.nn.conv import _CodebookConv
 from vq_plugin.ops import PRECISIONS
@@ -64,11 +65,11 @@ def _flat_conv(
 def _embedding(
     rows: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor | None, length: int, group: int
 ) -> Tensor:
-    _, _, _, k, dim = codebooks.shape
-    if k <= NIBBLE_CENTERS:
-        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(2)[..., : -(-length // dim)]
+    k = codebooks.shape[3]
     shape = (codes.shape[1], length)
-    return decode_rows(codes, codebooks, scale, rows, shape=shape, axis="in", group=group or None)
+    return decode_rows(
+        *(codes, codebooks, scale, rows), shape=shape, axis="in", group=group or None, bits=_bits(k)
+    )
 
 
 def _embedding_fake(rows: Tensor, codes: Tensor, codebooks: Tensor, *rest: Any) -> Tensor:
@@ -106,7 +107,7 @@ def take_operators(model: nn.Module, layers: Mapping[str, CodedWeight]) -> dict[
     for name, coded in layers.items():
         layer = model.get_submodule(name)
         if isinstance(layer, CodebookEmbedding) and has_kernel(layer):
-            layer._codes = _rows_of_nibbles(coded.codes, layer.geometry.k)
+            layer._codes = pack_fields(coded.codes, _bits(layer.geometry.k))
             layer.__class__ = _LookedUp
         elif isinstance(layer, CodebookLinear) and has_kernel(layer):
             layer.__class__ = _Multiplied
@@ -121,13 +122,9 @@ def _multiplies_patches(layer: _CodebookConv) -> bool:
     return layer.groups == 1 and multiplies(layer)
 
 
-def _rows_of_nibbles(codes: Tensor, k: int) -> Tensor:
-    """``(stages, rows, bytes)``: up to 16 centers two to a byte, the lower half first."""
-    if k > NIBBLE_CENTERS:
-        return codes
-    even = functional.pad(codes, (0, codes.shape[-1] % 2))
-    packed: Tensor = even[..., 0::2] | even[..., 1::2] << 4
-    return packed
+def _bits(k: int) -> int:
+    """Of a code in a table: the kernel reads two to a byte, or one."""
+    return 4 if k <= NIBBLE_CENTERS else 8
 
 
 class _LookedUp(CodebookEmbedding):

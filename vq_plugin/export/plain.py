@@ -187,5 +187,8 @@ def _as_stored(layer: CodebookLayer) -> CodedWeight:
     layer.scheme = replace(layer.scheme, codebook_dtype="float32")
     layer._settings = (*layer._settings[:-1], layer.scheme.torch_codebook_dtype)
     codes = vars(layer).pop("_codes")
+    if isinstance(layer, CodebookEmbedding):
+        # Formats have integers of their own width.
+        codes, layer._bits = layer._unpacked(codes), 8
     layer.register_buffer("_codes", codes)
     return stored

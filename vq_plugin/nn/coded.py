@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,6 @@ class CodedWeight(nn.Module):
             of this run, not of the file.
     """
 
-    # Whether codes are held in the layout of the kernels, which cannot be indexed by row.
-    keeps_packed: ClassVar[bool] = True
-
     memory: Memory = "weight"
     # The row of a table that stands for padding; zero where it was, whatever its codes say.
     _padding: int | None = None
@@ -92,6 +89,13 @@ class CodedWeight(nn.Module):
     def codes(self, codes: Tensor) -> None:
         self._hold(codes)
 
+    def _packed(self, codes: Tensor) -> Tensor:
+        """Codes, ``(stages, rows, subspaces)``, as they are held: packed if a kernel reads that."""
+        cut = self.geometry
+        if not packs(cut.k, cut.group):
+            return codes.clone()
+        return pack_codes(codes.contiguous(), along_out=cut.axis == "out")
+
     def _unpacked(self, codes: Tensor) -> Tensor:
         if codes.dim() == 3:
             return codes
@@ -102,15 +106,8 @@ class CodedWeight(nn.Module):
 
     @torch.inference_mode(False)
     def _hold(self, codes: Tensor) -> None:
-        """Takes over codes, ``(stages, rows, subspaces)``, packed if a kernel reads them so."""
-        geometry = self.geometry
-        codes = codes.to(torch_code_dtype(geometry.k))
-        packed = self.keeps_packed and packs(geometry.k, geometry.group)
-        self._codes = (
-            pack_codes(codes.contiguous(), along_out=geometry.axis == "out")
-            if packed
-            else codes.clone()
-        )
+        """Takes over codes, ``(stages, rows, subspaces)``."""
+        self._codes = self._packed(codes.to(torch_code_dtype(self.geometry.k)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         fn = by_elements(fn)
@@ -367,7 +364,7 @@ class CodedWeight(nn.Module):
     def share(self, other: CodedWeight) -> None:
         """Ties codes, codebooks and scale to those of ``other``."""
         self.codebooks, self.scale = other.codebooks, other.scale
-        if self.keeps_packed == other.keeps_packed:
+        if type(self)._packed is type(other)._packed:
             self._codes = other._codes
         else:
             self._hold(other.codes)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.codebook import decode_rows
+from vq_plugin.fields import field_bits, pack_fields, unpack_fields
 from vq_plugin.nn.layer import CodebookLayer
 
 
@@ -24,7 +25,22 @@ class CodebookEmbedding(CodebookLayer):
     """
 
     float_type = nn.Embedding
-    keeps_packed = False
+
+    # Of a code in its byte.
+    _bits: int = 8
+
+    # Single rows are asked for, which the layout of the kernels does not have.
+    def _packed(self, codes: Tensor) -> Tensor:
+        cut = self.geometry
+        # Along the outputs, what is asked for is a column of codes.
+        self._bits = field_bits(cut.k) if cut.axis == "in" else 8
+        return pack_fields(codes, self._bits).clone()
+
+    def _unpacked(self, codes: Tensor) -> Tensor:
+        return unpack_fields(codes, self._bits, self.geometry.subspaces)
+
+    def _dequantized(self, codes: Tensor, codebooks: Tensor, scale: Tensor | None) -> Tensor:
+        return super()._dequantized(self._unpacked(codes), codebooks, scale)
 
     def _take_settings(self, source: nn.Module) -> None:
         assert isinstance(source, nn.Embedding)
@@ -60,13 +76,14 @@ class CodebookEmbedding(CodebookLayer):
             )
         geometry = self.geometry
         vectors = decode_rows(
-            self.codes.to(codebooks.device),
+            self._codes.to(codebooks.device),
             self._rounded_codebooks(codebooks),
             None if scale is None else self._rounded_scale(scale),
             input,
             shape=self.weight_shape,
             axis=geometry.axis,
             group=geometry.group,
+            bits=self._bits,
         )
         return self._padded(vectors, input)
 
