@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from vq_plugin.calibration import input_moments
+from vq_plugin.calibration.model_calls import float_tensors
 from vq_plugin.nn import find_slots
 from vq_plugin.replace import put_parameter
-from vq_plugin.sensitivity import Sensitivity, float_tensors, sensitivities
+from vq_plugin.sensitivity import Sensitivity, sensitivities
 
 
 class Tied(nn.Module):

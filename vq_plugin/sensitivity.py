@@ -5,26 +5,29 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from vq_plugin.calibration import MOST_INPUTS, Calibration, run_calibration
+from vq_plugin.calibration import MOST_INPUTS, Calibration
+from vq_plugin.calibration.model_calls import (
+    SAMPLES,
+    Call,
+    calls,
+    float_tensors,
+    pieces,
+    samples_of,
+)
 from vq_plugin.default_device import cpu_by_default
-from vq_plugin.eval_mode import eval_mode
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.model_copy import copy_model
 from vq_plugin.nn import Slot
 from vq_plugin.replace import put_parameter
 
-# Samples of a batch that give one gradient: more gradients say more than more samples in each, and
-# what a pass back needs is kept meanwhile.
-_SAMPLES = 16
 # Gradients that are enough: their mean square is off by a fourth.
 _GRADIENTS = 32
 # All that are kept, of a model of any size; but no fewer than a few.
@@ -32,11 +35,8 @@ _MOST_BYTES, _FEW = 1 << 29, 8
 # Gradients of rows of a table, for each of its columns, that tell which changes of a row are felt.
 _ENOUGH = 4
 
-T = TypeVar("T")
 #: A random number whose mean square is the harm of a small change of an output.
 Projected: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-#: The positional arguments of a call, and those by name.
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
 
@@ -223,7 +223,7 @@ def _gradients(
 ) -> list[dict[str, _Rows]]:
     """Gradients with respect to the slots that any reaches, of some of the data each."""
     whole = calls(model, calibration)
-    samples = min(_SAMPLES, max(1, sum(map(samples_of, whole)) // most))
+    samples = min(SAMPLES, max(1, sum(map(samples_of, whole)) // most))
     parts = [part for call in whole for part in pieces(call, samples)]
     step = max(1.0, len(parts) / most)
     chosen = [parts[int(at * step)] for at in range(min(len(parts), most))]
@@ -244,57 +244,6 @@ def _gradients(
     with worker_pool():
         found = deterministic_map(run, enumerate(chosen))
     return [each for each in found if each is not None]
-
-
-def calls(model: nn.Module, calibration: Calibration) -> list[Call]:
-    """What the model is called with."""
-    found: list[Call] = []
-    if isinstance(calibration, Iterable):
-        for batch in calibration:
-            match batch:
-                case PackedSequence():
-                    found.append(((batch,), {}))
-                case Mapping():
-                    found.append(((), dict(batch)))
-                case tuple() | list():
-                    found.append((tuple(batch), {}))
-                case _:
-                    found.append(((batch,), {}))
-        return found
-
-    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # The caller may use one buffer for all.
-        found.append(tree_map(_copied, (args, kwargs)))
-
-    handle = model.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        with eval_mode(model):
-            run_calibration(model, calibration)
-    finally:
-        handle.remove()
-    return found
-
-
-def pieces(batch: T, samples: int = _SAMPLES) -> Iterator[list[T]]:
-    """Some samples of a batch after others, each with the batch itself as the way out."""
-    count = samples_of(batch)
-    if count <= samples:
-        yield [batch]
-        return
-    for start in range(0, count, samples):
-        rows = slice(start, start + samples)
-        yield [tree_map(lambda leaf, rows=rows: _cut(leaf, rows), batch), batch]
-
-
-def samples_of(batch: object) -> int:
-    """How many samples a batch seems to have: the length that all its tensors have, else 0."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    lengths = {len(each) if each.dim() else 0 for each in tensors}
-    return max(lengths) if len(lengths) == 1 else 0
-
-
-def _cut(leaf: object, rows: slice) -> object:
-    return leaf[rows] if isinstance(leaf, Tensor) else leaf
 
 
 def _of_call(
@@ -332,10 +281,6 @@ def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[
         bias = None if mean is None or slot.bias is None else getattr(module, slot.bias)
         leaves += [getattr(module, slot.parameter), bias]
     return replica, leaves
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _plain(value: Any) -> Any:
@@ -403,20 +348,3 @@ def _of_slots(
         reached = rows.any(1).nonzero().flatten()
         by_slot[slot.name] = rows[reached].bfloat16().cpu(), reached.cpu()
     return by_slot
-
-
-def float_tensors(value: object) -> Iterator[Tensor]:
-    """The float tensors in what a model returned: a tensor, or a collection, however nested."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-        return
-    items: Iterable[object] = ()
-    if isinstance(value, Mapping):
-        items = value.values()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = (getattr(value, each.name) for each in dataclasses.fields(value))
-    elif isinstance(value, list | tuple):
-        items = value
-    for item in items:
-        yield from float_tensors(item)

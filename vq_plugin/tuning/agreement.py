@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration
+from vq_plugin.calibration.model_calls import Call, calls, float_tensors, samples_of
 from vq_plugin.eval_mode import eval_mode
-from vq_plugin.sensitivity import Call, calls, float_tensors, samples_of
 
 #: Models that agree so far are as good or bad as each other.
 ALIKE: Final = 0.9

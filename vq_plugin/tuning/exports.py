@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration
+from vq_plugin.calibration.model_calls import Call, calls, pieces
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.export.coreml import decoded_share
 from vq_plugin.export.targets import TARGETS
@@ -22,7 +23,6 @@ from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import Scheme
 from vq_plugin.schemes.geometry import torch_code_dtype
 from vq_plugin.select import Form, slots_by_name
-from vq_plugin.sensitivity import Call, calls, pieces
 from vq_plugin.tuning.agreement import Agreement, agreement_of
 from vq_plugin.tuning.result import Export
 

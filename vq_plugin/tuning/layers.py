@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration, input_moments, run_calibration
+from vq_plugin.calibration.model_calls import pieces
 from vq_plugin.checkpoint import Rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
@@ -24,7 +25,7 @@ from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.forecast import Expected, Sample, expected_error, expected_nbytes, is_sparse
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Form, slots_by_name
-from vq_plugin.sensitivity import Sensitivity, felt_moments, pieces, sensitivities
+from vq_plugin.sensitivity import Sensitivity, felt_moments, sensitivities
 from vq_plugin.sizes import float_nbytes, stored_nbytes
 from vq_plugin.slot_fit import check_slot
 from vq_plugin.tuning.deadline import Deadline

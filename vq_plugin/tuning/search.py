@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 
 from vq_plugin.arguments import check_positive, check_whole
 from vq_plugin.calibration import Calibration, check_batches
+from vq_plugin.calibration.model_calls import pieces
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
 from vq_plugin.select import Form, check_model
-from vq_plugin.sensitivity import pieces
 from vq_plugin.training.learner import WIDEST
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.calibration import Calibration
+from vq_plugin.calibration.model_calls import calls
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.export.example import Example
 from vq_plugin.factors import Factored
@@ -21,7 +22,6 @@ from vq_plugin.nn.slots import shown
 from vq_plugin.replace import assemble
 from vq_plugin.schemes import Scheme, torch_code_dtype
 from vq_plugin.select import Form, Schemes, slots_by_name
-from vq_plugin.sensitivity import calls
 from vq_plugin.tuning.hosts import AnyHost, Host, find_host
 
 
