@@ -46,6 +46,7 @@ _KERNELS: dict[type[CodebookLayer] | None, str] = {
     CodebookEmbedding: "decodes the rows asked for",
     None: "decodes",
 }
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 # Tried by conversion. Of others coremltools 9 knows no such layer, or reorders their weights.
 _PALETTES: dict[object, str] = {
     **dict.fromkeys((nn.Linear, nn.Embedding, nn.MultiheadAttention), "palettes"),
@@ -78,7 +79,7 @@ def table() -> str:
                 "a parametrization" if layer is None else _code(layer.__name__),
                 calibration,
                 # Attention reads the weight of its projection, and does not call it.
-                _KERNELS[layer if layer and layer.float_type is owner else None],
+                _kernel(owner, names, layer),
                 "yes" if owner in LAYERS else "no",
                 "yes",
                 "codes",
@@ -89,6 +90,12 @@ def table() -> str:
         ]
     lines = [HEADER, ("---",) * len(HEADER), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _kernel(owner: object, names: list[str], layer: type[CodebookLayer] | None) -> str:
+    if owner in _RECURRENT and any("_hh_" in name for name in names):
+        return "large ones run on codes, else decodes"
+    return _KERNELS[layer if layer and layer.float_type is owner else None]
 
 
 def _calibration(kind: SlotKind) -> str:

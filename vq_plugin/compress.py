@@ -280,8 +280,8 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
 def set_memory(model: nn.Module, memory: Memory) -> None:
     """Sets what is held between forward passes, in place; files do not keep it.
 
-    It is about weights that no kernel runs on their codes: those of most convolutions, of recurrent
-    layers, of attention.
+    It is about weights that no kernel runs on their codes: those of most convolutions, of small
+    recurrent layers, of attention.
 
     Args:
         model: A model with coded weights.

@@ -151,6 +151,12 @@ def test_never_slower(tmp_path: Path) -> None:
     assert "cases below 0.97" in printed
 
 
+def test_recurrent(tmp_path: Path) -> None:
+    _, result = run_quick("recurrent", tmp_path / "recurrent.json")
+    assert values(result, "100 steps", "path") == ["float"] * 12
+    assert min(values(result, "100 steps", "ratio")) > 0
+
+
 def test_training_speed(tmp_path: Path) -> None:
     _, result = run_quick("training_speed", tmp_path / "steps.json")
     assert values(result, "nn.Linear", "km(k=16)")[0] > 0

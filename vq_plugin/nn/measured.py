@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,11 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight
+from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.nn.conv import CodebookConv2d
 from vq_plugin.nn.layer import CodebookLayer
 from vq_plugin.nn.linear import CodebookLinear
+from vq_plugin.nn.parameter import CodedParameter, hold_coded
+from vq_plugin.nn.recurrent import BESIDE, run_by_codes, shape_of
+from vq_plugin.nn.view import View
 from vq_plugin.ops import PRECISIONS, Precision
 from vq_plugin.ops.costs import (
+    STEPS,
     Costs,
     Estimates,
     Grid,
@@ -96,6 +102,9 @@ def measure_costs(threads: Sequence[int]) -> Costs:
             with _threads(count):
                 for name, grid in _grids(kind, scheme, precisions, count):
                     grids[name] = (*grids.get(name, ()), grid)
+        for count in threads:
+            with _threads(count):
+                grids[STEPS] = (*grids.get(STEPS, ()), Grid((1,), (1,), ((_steps(count),),)))
     return Costs(datetime.now(UTC).isoformat(timespec="seconds"), grids)
 
 
@@ -163,6 +172,32 @@ def _race(layer: CodebookLayer, x: Tensor, threads: int) -> float:
             seconds.append(clock() - start)
         ratios.append(seconds[0] / max(seconds[1], 1e-9))
     return statistics.median(ratios)
+
+
+def _steps(threads: int) -> float:
+    """How many times as long as shipped a recurrent step takes beside its product, of an LSTM."""
+    width, steps = 16, 64
+    plain = nn.LSTM(width, width).eval()
+    small = deepcopy(plain)
+    weight = quantize_weight(
+        dict(plain.named_parameters())["weight_hh_l0"].detach(), parse_scheme("pq(k=16,dim=4)")
+    )
+    view = View.whole(weight.shape)
+    coded = CodedParameter(weight, view, trains=False, padding=None, zero=False)
+    hold_coded(small, "weight_hh_l0", coded)
+    x, state = torch.randn(steps, 1, width), (torch.zeros(1, 1, width),) * 2
+    product = linear_estimates(1, shape_of(coded), PRECISIONS["exact"])
+    assert product is not None
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    more: list[float] = []
+    for _ in range(_MOST_PAIRS):
+        start = clock()
+        run_by_codes(small, {"weight_hh_l0": coded}, x, state)
+        between = clock()
+        plain(x)
+        more.append(2 * between - start - clock())
+    found = statistics.median(more) / steps * 1e12 - product.codes + product.plain
+    return max(found, 1.0) / BESIDE[nn.LSTM]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn.coded import CodedWeight
 from vq_plugin.nn.read_only import read_only
+from vq_plugin.nn.recurrent import OWN_LOOPS, computed_by_codes
 from vq_plugin.nn.view import View
 
 
@@ -126,18 +127,24 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
     if "forward" in vars(cls):
         return
     forward = cls.forward
+    steps = forward in OWN_LOOPS
 
     @functools.wraps(forward)
     def one_pass(module: nn.Module, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():
             return forward(module, *args, **kwargs)
-        coded, thread = coded_parameters(module).values(), threading.get_ident()
+        coded, thread = coded_parameters(module), threading.get_ident()
+        if steps and (found := computed_by_codes(module, coded, args, kwargs)) is not None:
+            return found
         try:
-            for each in coded:
+            for each in coded.values():
                 each._passes[thread] = each._restored()
+            if isinstance(module, nn.RNNBase):
+                _lists[id(module), thread] = _flat_weights(module)
             return forward(module, *args, **kwargs)
         finally:
-            for each in coded:
+            _lists.pop((id(module), thread), None)
+            for each in coded.values():
                 each._passes.pop(thread, None)
 
     cls.forward = one_pass
@@ -149,6 +156,8 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
         # Their list of weights would outlive the pass, and be shared by threads.
         for name, compute in (("_flat_weights", _flat_weights), ("_flat_weight_refs", _no_refs)):
             setattr(cls, name, _Computed(compute))
+        # What is computed has not; torch would read every weight twice to see it.
+        cls._weights_have_changed = lambda _: False  # type: ignore[method-assign]
         # Theirs would look at that list, hence decode, at each new attribute: FSDP sets many.
         if cls.__setattr__ is nn.RNNBase.__setattr__:
             cls.__setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
@@ -161,7 +170,14 @@ class _Computed(property):
         """Nothing: what is computed is up to date."""
 
 
+# In a pass of a recurrent layer, by its id and the thread: each look at it takes as long as a step.
+_lists: dict[tuple[int, int], list[Tensor | None]] = {}
+
+
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    found = _lists.get((id(module), threading.get_ident()))
+    if found is not None:
+        return found
     return [getattr(module, name, None) for name in module._flat_weights_names]
 
 

@@ -60,6 +60,19 @@ class LinearChoices(Choices):
         return costs.codes_pay(input // max(length, 1), shape, precision, decodes=decodes)
 
 
+class RecurrentChoices(Choices):
+    """Of recurrent layers, by the numbers of steps and of sequences.
+
+    A kind is: what a step takes beside its product, shapes of the coded weights that meet hidden
+    states, of those that meet inputs, and whether no weight is kept: as for
+    :func:`vq_plugin.ops.costs.recurrent_codes_pay`.
+    """
+
+    def _decide(self, input: tuple[int, int]) -> bool:
+        *kind, decodes = self._kind
+        return costs.recurrent_codes_pay(*input, *kind, decodes=decodes)
+
+
 class ConvolutionChoices(Choices):
     """Of convolutions, by the shape of the input.
 

@@ -36,7 +36,9 @@ SHIPPED = "shipped"
 # nobody has measured here are off by more.
 _DOUBT, _DOUBT_SHIPPED = 1.05, 1.08
 _DECODED = 400.0  # picoseconds, of each weight
+_EXACT = 0
 _REMEMBERED = 4096  # decisions of one kind of layers
+STEPS = "recurrent steps"  # what steps take beside their products, in the place of a kernel
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ class Costs:
         return max((grid.at(weights, samples) for grid in self.grids.get(kernel, ())), default=1.0)
 
 
+# What codes_pay() takes.
+LinearShape = tuple[int, int, int, int, int, int, bool, bool, bool, bool]
+
+
 def codes_pay(
     samples: int, shape: tuple[int, ...], precision: int, *, decodes: bool = False
 ) -> bool:
@@ -152,6 +158,42 @@ def convolution_codes_pay(
     return known is not None and _convolution_pays(
         known, decodes, images, inputs, places, shape, precision
     )
+
+
+def recurrent_codes_pay(
+    steps: int,
+    sequences: int,
+    beside: float,
+    hidden: Sequence[LinearShape],
+    incoming: Sequence[LinearShape],
+    *,
+    decodes: bool = False,
+) -> bool:
+    """The same of a recurrent layer, whose loop is torch's own only where weights are decoded.
+
+    Args:
+        steps: Of the sequences.
+        sequences: In the batch.
+        beside: Picoseconds that a step takes more than in torch's loop, beside its product.
+        hidden: As ``shape`` of :func:`codes_pay`, of weights that meet the hidden state.
+        incoming: Of coded weights that meet the inputs of all steps at once, decoded or not.
+        decodes: As for :func:`codes_pay`.
+    """
+    known = isa()
+    if known is None:
+        return False
+    beside *= costs_of(known).ratio(STEPS, 1, 1)
+    saved = 0.0
+    for shape in hidden:
+        step = linear_estimates(sequences, shape, _EXACT)
+        if step is None:
+            return False
+        saved += _gain(known, decodes, step, steps) - steps * beside
+    for shape in incoming:
+        together = linear_estimates(steps * sequences, shape, _EXACT)
+        if together is not None:
+            saved += max(_gain(known, decodes, together, 1), 0.0)
+    return saved >= 0
 
 
 @dataclass(frozen=True)
@@ -203,11 +245,16 @@ def _convolution_pays(isa: str, decodes: bool, *layer: Any) -> bool:
 
 
 def _pays(isa: str, decodes: bool, layer: Estimates) -> bool:
+    return _gain(isa, decodes, layer, 1) >= 0
+
+
+def _gain(isa: str, decodes: bool, layer: Estimates, calls: int) -> float:
+    """Picoseconds that so many calls by codes save at least."""
     costs = costs_of(isa)
     doubt = _DOUBT if layer.kernel in costs.grids else _DOUBT_SHIPPED
     ratio = costs.ratio(layer.kernel, layer.weights, layer.samples)
-    plain = layer.plain + layer.weights * _DECODED * decodes
-    return layer.codes * ratio * doubt <= plain
+    plain = calls * layer.plain + layer.weights * _DECODED * decodes
+    return plain - calls * layer.codes * ratio * doubt
 
 
 def _module() -> Any:
