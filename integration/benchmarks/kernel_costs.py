@@ -2,16 +2,19 @@
 
     python -m integration.benchmarks.kernel_costs [--isa avx512]
 
-Kernels run on one thread, on layers of several sizes with random codes, and non-negative least
-squares of the relative error finds the picoseconds of each code, weight, value of a center and
-table for each sample, and of each code and value whatever the batch. The last column says how far
-the sum is from the measured time: at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp
-started from such a fit and were then adjusted by hand against ``integration.benchmarks.linear``.
+Kernels run on one thread, on layers of several sizes with random codes, by the processor time of
+the thread and less that of a call. Non-negative least squares of the relative error finds the
+picoseconds of each code, weight, value of a center and table for each sample, and of each code and
+value whatever the batch. The last column says how far the sum is from the measured time: at worst
+below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from such a fit; some were then
+adjusted by hand against ``integration.benchmarks.linear``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -23,14 +26,13 @@ import vq_plugin as vq
 from integration.benchmarks.harness import (
     Report,
     Table,
-    medians,
     parse_arguments,
     random_codes,
     torch_threads,
 )
 from vq_plugin import ops
 
-_SHAPES = ((512, 512), (2048, 1024), (1024, 4096))
+_SHAPES = ((200, 776), (512, 512), (2048, 1024), (1024, 4096))
 _BATCHES = (1, 2, 3, 8, 16, 32, 128)
 _FEW, _TOGETHER = 4, 16
 _TERMS = ("code", "weight", "value", "code once", "value once", "table")
@@ -85,20 +87,36 @@ def _measure(
     schemes: tuple[vq.Scheme, ...], precision: ops.Precision, quick: bool
 ) -> Iterator[tuple[int, tuple[float, ...], float]]:
     """Batch, (batch, codes, weights, values, tables), picoseconds less inputs' and outputs'."""
+    empty = random_codes(nn.Linear(8, 8, bias=False), vq.KM(k=16))
+    of_a_call = _seconds(partial(empty._multiply, torch.randn(1, 8)), quick)
     for scheme in schemes:
         for out, in_ in _SHAPES[:1] if quick else _SHAPES:
             layer = random_codes(nn.Linear(in_, out, bias=False), scheme)
             layer.precision = precision
-            dim = layer.codebooks.shape[4]
-            numbers = (
-                *(out * in_ / dim, float(out * in_), float(layer.codebooks.numel())),
-                in_ / dim,
-            )
+            # As cost.h counts them.
+            stages, _, _, k, dim = layer.codebooks.shape
+            tables = float(stages * layer.geometry.subspaces)
+            numbers = (tables * layer.geometry.rows, float(out * in_), tables * k * dim, tables)
             for batch in _BATCHES[::3] if quick else _BATCHES:
                 call = partial(layer._multiply, torch.randn(batch, in_))
-                seconds = medians({"": call}, 0.005 if quick else 0.05)[""]
-                rest = seconds * 1e12 - batch * (in_ * _INPUT + out * _OUTPUT)
+                rest = (_seconds(call, quick) - of_a_call) * 1e12 - batch * (
+                    in_ * _INPUT + out * _OUTPUT
+                )
                 yield batch, (batch, *numbers), max(rest, 1.0)
+
+
+def _seconds(call: Callable[[], object], quick: bool) -> float:
+    call()
+    start = time.perf_counter()
+    call()
+    once = max(time.perf_counter() - start, 1e-6)
+    repeats, times = max(1, round(1e-4 / once)), []
+    for _ in range(3 if quick else min(max(round(0.05 / (once * repeats)), 5), 101)):
+        start = time.thread_time()
+        for _ in range(repeats):
+            call()
+        times.append((time.thread_time() - start) / repeats)
+    return statistics.median(times)
 
 
 def _terms(numbers: tuple[float, ...], sixteen: bool) -> list[float]:

@@ -298,7 +298,9 @@ class _Linear(torch.autograd.Function):
             grad_input = grad @ weight
         flat = grad.reshape(-1, grad.shape[-1])
         if wants_codebooks or wants_scale:
-            grad_weight = flat.T @ input.reshape(-1, input.shape[-1])
+            rows = input.reshape(-1, input.shape[-1])
+            # Sub-vectors, whichever way they run, in one piece each.
+            grad_weight = (rows.T @ flat).T if ctx.settings[1] else flat.T @ rows
             grad_codebooks, grad_scale = _weight_backward(ctx, grad_weight, codes, codebooks, scale)
         if wants_bias:
             grad_bias = flat.sum(0)

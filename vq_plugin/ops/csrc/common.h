@@ -55,10 +55,10 @@ inline Vec::F rounded(Vec::F v, Rounding rounding) {
 }
 
 void round_all(const float* from, int64_t n, Rounding rounding, float* to) {
-  for (int64_t i = 0; i < n; i += Vec::kWidth) {
-    const int64_t count = std::min<int64_t>(Vec::kWidth, n - i);
-    Vec::store_part(to + i, count, rounded(Vec::load_part(from + i, count), rounding));
-  }
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth)
+    Vec::store(to + i, rounded(Vec::load(from + i), rounding));
+  if (i < n) Vec::store_part(to + i, n - i, rounded(Vec::load_part(from + i, n - i), rounding));
 }
 
 // Tables for codes of a byte have room for every byte: a damaged code must not read beyond them.

@@ -21,12 +21,14 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
+bool has_avx512_of_amd() { return has_avx512() && __builtin_cpu_is("amd"); }
 #endif
 bool always() { return true; }
 
 // The fastest first.
 const Candidate kCandidates[] = {
 #if defined(__x86_64__)
+    {&kAvx512OfAmd, has_avx512_of_amd},
     {&kAvx512, has_avx512},
     {&kAvx2, has_avx2},
 #elif defined(__aarch64__)

@@ -34,9 +34,13 @@ struct Sums {
     if (packed(*codes)) {
       const int32_t* from = codes->as<int32_t>() + stage * layout.size() +
                             row_block * layout.row_step() + column_block * layout.column_step();
-      for (int64_t r = 0; r < kLanes; ++r)
-        for (int64_t i = 0; i < kNibbles; ++i)
-          to[r * kNibbles + i] = (static_cast<uint32_t>(from[r]) >> (4 * i)) & 15;
+      for (int64_t r = 0; r < kLanes; ++r) {
+        uint64_t eight = static_cast<uint32_t>(from[r]);
+        eight = (eight | eight << 16) & 0x0000ffff0000ffff;
+        eight = (eight | eight << 8) & 0x00ff00ff00ff00ff;
+        eight = (eight | eight << 4) & 0x0f0f0f0f0f0f0f0f;
+        std::memcpy(to + r * kNibbles, &eight, sizeof eight);
+      }
       return;
     }
     const uint8_t* from = codes->as<uint8_t>() + stage * rows * subspaces;
@@ -60,6 +64,14 @@ void add_tile(const Sums& s, int64_t row_block, int64_t column_block, const uint
     const uint8_t* code = codes + (r - first) * kNibbles;
     const float* x = s.grad + r * s.row_step + from * dim * s.value_step;
     float* sums = base(r);
+    if (kDim != 0 && s.value_step == 1 && columns == kNibbles && ends >= kNibbles * dim) {
+      for (int64_t c = 0; c < kNibbles; ++c) {
+        float* __restrict sum = sums + places[c] + code[c] * kDim;
+        const float* __restrict values = x + c * kDim;
+        for (int64_t j = 0; j < kDim; ++j) sum[j] += values[j];
+      }
+      continue;
+    }
     for (int64_t c = 0; c < columns; ++c) {
       float* __restrict sum = sums + places[c] + code[c] * dim;
       const float* __restrict values = x + c * dim * s.value_step;

@@ -55,12 +55,34 @@ constexpr Costs kCosts = {
     {12, 330},  // torch's convolutions
 };
 
+// The same, as integration/benchmarks/kernel_costs.py finds it, for another AMD EPYC (Zen).
+constexpr Costs kCostsOfAmd = {
+    {19, 0, 17, 11, 105, 3527},  // lookup_nibbles
+    {13, 0, 17, 11, 118, 5457},  // lookup_nibbles_high
+    {7, 0, 16, 13, 105, 4538},   // lookup_nibbles_fast
+    {19, 0, 0, 9, 155},          // scalar_nibbles
+    {5, 0, 0, 2, 323},           // scalar_nibbles_fast
+    {13, 16, 97, 27, 400},       // outward_nibbles
+    {289, 0, 98, 0, 11, 21754},  // lookup_bytes
+    {50, 1, 25, 0, 0},           // lookup_bytes, sixteen
+    {21, 0, 0, 93, 6},           // scalar_bytes
+    {592, 0, 46, 0, 18, 65437},  // outward_bytes
+    {121, 0, 27, 0, 0},          // outward_bytes, sixteen
+    {kCosts.convolve[0], kCosts.convolve[1], kCosts.convolve[2]},
+    kCosts.float_convolution,
+};
+
 // Of the same Xeon, whose float32 products are twice as fast as with AVX2; of few samples in layers that
 // fit a cache, what both machines are sure to take.
 constexpr FloatCost kFloatLayer = {75, 125, 100, 300, 13, 4};
 
+// Of that EPYC, on which torch's float32 products of some samples take longer; a little below all of
+// those that integration/benchmarks/never_slower.py timed.
+constexpr FloatCost kFloatLayerOfAmd = {78, 125, 155, 230, 17.5, 3};
+
 }  // namespace
 
+extern const Kernels kAvx512OfAmd = common_kernels("avx512", kCostsOfAmd, kFloatLayerOfAmd);
 extern const Kernels kAvx512 = common_kernels("avx512", kCosts, kFloatLayer);
 
 }  // namespace vq

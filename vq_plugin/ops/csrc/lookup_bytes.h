@@ -114,17 +114,21 @@ inline void lookup_bytes_one_sample(const Linear& p, const Part& part, int64_t s
 }
 
 // table[center][sample]: kLanes samples side by side, x[input][sample].
-inline void sample_products(const float* book, int64_t k, const float* x, int64_t values,
+inline void sample_products(const Centers& book, int64_t k, const float* x, int64_t values,
                             float* table) {
   constexpr int kCenters = 4;
   for (int64_t c = 0; c < k; c += kCenters) {
+    const float* center[kCenters];
+    // Past the last center, the last one.
+    for (int i = 0; i < kCenters; ++i)
+      center[i] = book.data + std::min(c + i, k - 1) * book.center_step;
     Vec::F sums[kCenters][kVectors];
     for (auto& of_center : sums)
       for (auto& sum : of_center) sum = Vec::zero();
     for (int64_t j = 0; j < values; ++j)
       for (int i = 0; i < kCenters; ++i)
         for (int v = 0; v < kVectors; ++v)
-          sums[i][v] = Vec::fmadd(Vec::set1(book[j * kByteCenters + c + i]),
+          sums[i][v] = Vec::fmadd(Vec::set1(center[i][j * book.value_step]),
                                   Vec::load(x + j * kLanes + v * Vec::kWidth), sums[i][v]);
     for (int i = 0; i < kCenters; ++i)
       for (int v = 0; v < kVectors; ++v)
@@ -146,6 +150,7 @@ inline void lookup_bytes_samples(const Linear& p, const Part& part, int64_t samp
   float* x = scratch<Inputs, float>(dim * kLanes);
   float* tables = scratch<Tables, float>(tile * table);
   float* sums = scratch<Sums, float>(rows * kLanes);
+  Centers centers{};
   std::fill(sums, sums + rows * kLanes, 0.0f);
   const int64_t first = part.first * kLanes, last = std::min(part.last * kLanes, p.rows);
   for (int64_t stage = 0; stage < p.books.stages; ++stage) {
@@ -154,13 +159,13 @@ inline void lookup_bytes_samples(const Linear& p, const Part& part, int64_t samp
       const int64_t n = std::min(tile, p.subspaces - s);
       for (int64_t i = 0; i < n; ++i) {
         if ((s == 0 && i == 0) || p.books.book_step != 0)
-          load_book(p.books, stage, 0, s + i, book, kByteCenters);
+          centers = centers_of(p.books, stage, s + i, book);
         const int64_t at = (s + i) * dim, values = std::min(dim, p.in - at);
         for (int64_t j = 0; j < values; ++j)
           for (int64_t b = 0; b < kLanes; ++b)
             x[j * kLanes + b] =
                 b < samples ? p.x[(sample + b) * p.x_row + (at + j) * p.x_step] : 0.0f;
-        sample_products(book, k, x, values, tables + i * table);
+        sample_products(centers, k, x, values, tables + i * table);
       }
       for (int64_t row = first; row < last; ++row) {
         const uint8_t* code = codes + row * p.subspaces + s;
