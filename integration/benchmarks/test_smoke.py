@@ -157,6 +157,11 @@ def test_recurrent(tmp_path: Path) -> None:
     assert min(values(result, "100 steps", "ratio")) > 0
 
 
+def test_shared_tables(tmp_path: Path) -> None:
+    _, result = run_quick("shared_tables", tmp_path / "tables.json")
+    assert len(values(result, "one thread", "tables and call")) == 6
+
+
 def test_training_speed(tmp_path: Path) -> None:
     _, result = run_quick("training_speed", tmp_path / "steps.json")
     assert values(result, "nn.Linear", "km(k=16)")[0] > 0

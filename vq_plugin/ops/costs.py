@@ -16,7 +16,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache, lru_cache
 from importlib import metadata
@@ -36,6 +36,7 @@ SHIPPED = "shipped"
 # nobody has measured here are off by more.
 _DOUBT, _DOUBT_SHIPPED = 1.05, 1.08
 _DECODED = 400.0  # picoseconds, of each weight
+_READ = 100.0  # of each value of codebooks, as in csrc/cost.h
 _EXACT = 0
 _REMEMBERED = 4096  # decisions of one kind of layers
 STEPS = "recurrent steps"  # what steps take beside their products, in the place of a kernel
@@ -188,12 +189,19 @@ def recurrent_codes_pay(
         step = linear_estimates(sequences, shape, _EXACT)
         if step is None:
             return False
+        # Torch's loop sees once in a pass whether codebooks are what they were, not at each step.
+        step = replace(step, plain=step.plain - _READ * _values(shape) * (1 - 1 / steps))
         saved += _gain(known, decodes, step, steps) - steps * beside
     for shape in incoming:
         together = linear_estimates(steps * sequences, shape, _EXACT)
         if together is not None:
             saved += max(_gain(known, decodes, together, 1), 0.0)
     return saved >= 0
+
+
+def _values(shape: LinearShape) -> int:
+    in_, out, stages, k, dim, _, one_book, _, along_out, _ = shape
+    return stages * (1 if one_book else -(-(out if along_out else in_) // dim)) * k * dim
 
 
 @dataclass(frozen=True)
