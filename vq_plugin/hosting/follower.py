@@ -56,6 +56,8 @@ class CodebookFollower(nn.Module):
         for name in _STATE:
             self.register_buffer(name, None)
         self.register_buffer("_place", torch.empty(0), persistent=False)
+        # A tuple, lest torch take the weight for a parameter of the follower.
+        self._last: tuple[Tensor, ...] = ()
 
     @property
     def moves(self) -> bool:
@@ -83,12 +85,21 @@ class CodebookFollower(nn.Module):
             self._follow(weight)
         if not self.quantizes:
             return weight
-        pinned = self.plan.scheme.pinned(weight.detach())
-        latent = weight if pinned is None else weight.masked_fill(pinned, 0)
-        decoded = self.small(weight).decode()
-        if self.plan.zero_row is not None:
-            decoded = decoded.index_fill(0, torch.tensor(self.plan.zero_row).to(decoded.device), 0)
-        return straight_through(latent, decoded)
+        self._last = (weight,)
+        return straight_through(*self._pair(weight))
+
+    @property
+    def latent(self) -> Tensor | None:
+        """The weight that the last pass has decoded; ``None`` in copies, until their first pass."""
+        return self._last[0] if self._last else None
+
+    def distance(self, latent: Tensor) -> Tensor:
+        """Sum of squares between a latent weight and what it decodes to, a float32 scalar.
+
+        Its gradient goes to the latent weight alone.
+        """
+        latent, decoded = self._pair(latent)
+        return (latent.float() - decoded.detach().float()).square().sum()
 
     def small(self, weight: Tensor) -> CodebookWeight:
         """Codes and rounded codebooks, for a weight of the shape and dtype of ``weight``."""
@@ -148,6 +159,19 @@ class CodebookFollower(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(by_elements(fn), recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch copies no tensor that was computed from parameters.
+        return {**self.__dict__, "_last": ()}
+
+    def _pair(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent weight, and what it decodes to."""
+        pinned = self.plan.scheme.pinned(weight.detach())
+        latent = weight if pinned is None else weight.masked_fill(pinned, 0)
+        decoded = self.small(weight).decode()
+        if self.plan.zero_row is not None:
+            decoded = decoded.index_fill(0, torch.tensor(self.plan.zero_row).to(decoded.device), 0)
+        return latent, decoded
 
     def _leader(self, weight: Tensor) -> nn.Module:
         """The one follower of a weight which layers share."""

@@ -4,6 +4,7 @@ Every import of ``torch.ao`` is inside this package; ``import vq_plugin`` needs 
 """
 
 from vq_plugin.torch_ao import versions  # isort: skip
+from vq_plugin.hosting.commitment import commitment_loss
 from vq_plugin.torch_ao.backend import get_backend_config
 from vq_plugin.torch_ao.check import check_converted
 from vq_plugin.torch_ao.eager import assign_qconfigs, get_eager_mapping
@@ -17,6 +18,7 @@ del versions
 __all__ = [
     "assign_qconfigs",
     "check_converted",
+    "commitment_loss",
     "fused_float",
     "get_backend_config",
     "get_eager_mapping",

@@ -4,6 +4,7 @@ Every import of ``torchao`` is inside this package; ``import vq_plugin`` needs n
 """
 
 from vq_plugin.torchao import versions  # isort: skip
+from vq_plugin.hosting.commitment import commitment_loss
 from vq_plugin.torchao.check import check_converted
 from vq_plugin.torchao.config import VQWeightOnlyConfig
 from vq_plugin.torchao.fused import fused_float
@@ -13,4 +14,11 @@ from vq_plugin.torchao.quantizer import VQQuantizer
 
 del compress_module, versions
 
-__all__ = ["PT2E", "VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"]
+__all__ = [
+    "PT2E",
+    "VQQuantizer",
+    "VQWeightOnlyConfig",
+    "check_converted",
+    "commitment_loss",
+    "fused_float",
+]
