@@ -257,7 +257,7 @@ def test_torchao() -> None:
     torchao = pytest.importorskip("vq_plugin.torchao")
     names = {"PT2E", "VQQuantizer", "VQWeightOnlyConfig", "check_converted", "fused_float"}
     assert set(torchao.__all__) == names | {"commitment_loss"}
-    assert parameters(torchao.commitment_loss) == {"prepared": ..., "beta": 0.01}
+    assert parameters(torchao.commitment_loss) == {"prepared": ..., "beta": 0.001}
     assert parameters(torchao.VQWeightOnlyConfig) == {"scheme": ..., "step": None, "seed": 0}
     assert parameters(torchao.VQQuantizer) == {"schemes": ..., "is_qat": False, "seed": 0}
     assert list(parameters(torchao.check_converted)) == ["converted", "schemes"]
@@ -274,7 +274,7 @@ def test_torch_ao() -> None:
     ):
         assert callable(getattr(torch_ao, name))
     assert next(iter(parameters(torch_ao.get_qconfig_mapping))) == "schemes"
-    assert parameters(torch_ao.commitment_loss) == {"prepared": ..., "beta": 0.01}
+    assert parameters(torch_ao.commitment_loss) == {"prepared": ..., "beta": 0.001}
 
 
 def test_exit_codes() -> None:

@@ -1,34 +1,44 @@
-"""Figures 1 to 4 and the retrieval test of Gong et al. 2014 on a network that fits here.
+"""Figures 1 to 4 and the retrieval test of Gong et al. 2014 on networks that fit here.
 
-    python -m integration.reproduction [--seeds 0] [--quick] [--folder runs/reproduction]
+    python -m integration.reproduction [PART …] [--seeds 0] [--quick] [--folder runs/reproduction]
 
-The dense layers of the Fashion-MNIST CNN by every method, plain and calibrated on 512 unlabelled
-images; nothing is trained after. Then the methods of the package on the whole CNN and on ResNet-20,
-each to a file and an ONNX model, of the first seed. What was measured is in FOLDER: a run that is
-killed goes on from there. Tables and the picture go to docs/reproduction; with ``--quick``, which
-takes the digits and three settings of dense layers, to FOLDER.
+Parts, all of them by default:
+
+- dense: the dense layers of the Fashion-MNIST CNN by every method, plain and calibrated on 512
+  unlabelled images; nothing is trained after;
+- large: the same methods on a VGG-like network of 16.8 M dense weights, of the first seed;
+- pretrained: and on EfficientNet-Lite0 of ImageNet;
+- methods: the methods of the package on the whole CNN and on ResNet-20, each to a file and an ONNX
+  model, of the first seed;
+- learned: codebooks learned in training beside those fitted after it.
+
+What was measured is in FOLDER: a run that is killed goes on from there. Tables and the picture go
+to docs/reproduction; with ``--quick``, which takes the digits and three settings of dense layers,
+to FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from integration.benchmarks.harness import Table, environment
-from integration.reproduction import methods
+from integration.benchmarks.harness import Table
+from integration.reproduction import large, learned, methods, pretrained, text
 from integration.reproduction.journal import Journal, Row
 from integration.reproduction.measured import Head, compressed, measure, nbytes
 from integration.reproduction.picture import curves
 from integration.reproduction.settings import PLAIN_ONLY, QUICK, SETTINGS, Setting
 
 _DOCS = Path(__file__).parents[2] / "docs" / "reproduction"
+_PARTS = ("dense", "large", "pretrained", "methods", "learned")
 _FORMATS = {
     "method": "", "setting": "", "fit": "", "seeds": "d", "rate": ".1f", "error@1": ".2f",
     "lost@1": ".2f", "lost@5": ".2f", "mAP": ".2f", "mAP lost": ".2f", "mAP, 1 bit": ".2f",
@@ -80,7 +90,7 @@ def measured(head: Head, setting: Setting | None, *, calibrated: bool) -> dict[s
         # Of codes far off without calibration: that is what is measured.
         warnings.simplefilter("ignore")
         small = compressed(head, setting, calibrated=calibrated)
-    return {"rate": whole / nbytes(head, small), **measure(head, small)}
+    return {"rate": whole / nbytes(small, head.compressed), **measure(head, small)}
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
@@ -108,32 +118,50 @@ def means(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def tables(rows: Sequence[Row], facts: Mapping[str, Any], seeds: Sequence[int], name: str) -> str:
-    """What is published as text."""
-    table = Table(f"{name}, seeds {', '.join(map(str, seeds))}", _FORMATS, list(rows))
-    return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}\n"
+def dense(folder: Path, target: Path, seeds: Sequence[int], quick: bool) -> None:
+    """The dense layers of the CNN: a table, and a picture."""
+    journal = Journal(folder / ("quick.jsonl" if quick else "dense.jsonl"))
+    for seed in seeds:
+        run(journal, seed, quick)
+    rows = means([row for row in journal.rows.values() if row["seed"] in seeds])
+    name = "Dense layers of the " + ("digits' CNN" if quick else "Fashion-MNIST CNN")
+    title = f"{name}, seeds {', '.join(map(str, seeds))}"
+    keep(target / "dense_layers.txt", text.published(Table(title, _FORMATS, rows)))
+    (target / "error_against_rate.svg").write_text(curves(rows), encoding="utf-8")
+
+
+def keep(path: Path, found: str) -> None:
+    """Writes a table, and says it."""
+    path.write_text(found, encoding="utf-8")
+    print(found)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=_PARTS, help=f"of {', '.join(_PARTS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--quick", action="store_true", help="the digits, to see that it runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduction"))
     options = parser.parse_args()
+    if unknown := set(options.parts) - set(_PARTS):
+        parser.error(f"there is no {sorted(unknown)[0]!r}; parts are {', '.join(_PARTS)}")
     torch.set_num_threads(1)
-    seeds = [0] if options.quick else options.seeds
-    journal = Journal(options.folder / ("quick.jsonl" if options.quick else "dense.jsonl"))
-    for seed in seeds:
-        run(journal, seed, options.quick)
-    rows = means([row for row in journal.rows.values() if row["seed"] in seeds])
-    target = options.folder if options.quick else _DOCS
+    warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+    folder: Path = options.folder
+    target = folder if options.quick else _DOCS
     target.mkdir(parents=True, exist_ok=True)
-    name = "Dense layers of the " + ("digits' CNN" if options.quick else "Fashion-MNIST CNN")
-    text = tables(rows, environment(), seeds, name)
-    (target / "dense_layers.txt").write_text(text, encoding="utf-8")
-    (target / "error_against_rate.svg").write_text(curves(rows), encoding="utf-8")
-    print(text)
-    if not options.quick:
-        text = methods.published(options.folder, seeds[0])
-        (target / "methods.txt").write_text(text, encoding="utf-8")
-        print(text)
+    if options.quick:
+        dense(folder, target, [0], quick=True)
+        sys.exit()
+    for part in options.parts:
+        match part:
+            case "dense":
+                dense(folder, target, options.seeds, quick=False)
+            case "large":
+                keep(target / "large_layers.txt", large.published(folder))
+            case "pretrained":
+                keep(target / "pretrained.txt", pretrained.published(folder))
+            case "methods":
+                keep(target / "methods.txt", methods.published(folder, options.seeds[0]))
+            case "learned":
+                keep(target / "learned.txt", learned.published(folder, options.seeds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,12 @@ class Journal:
         if before and not before.endswith("\n"):
             before += "\n"
         self.path.write_text(before + json.dumps(self.rows[key]) + "\n", encoding="utf-8")
+
+    def measured(self, named: Row, measure: Callable[[], Row]) -> Row:
+        """The row of what is named, measured unless it is known, and said as soon as it is."""
+        key = " ".join(map(str, named.values()))
+        if key not in self.rows:
+            row = measure()
+            self.add(key, {**named, **row})
+            print(key, {name: round(value, 2) for name, value in row.items()}, flush=True)
+        return self.rows[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,28 +39,32 @@ class Head:
 
 def compressed(head: Head, setting: Setting, *, calibrated: bool) -> nn.Sequential:
     """The dense layers as a setting has them."""
-    chosen: Any = dict.fromkeys(head.compressed, setting)
     data = head.calibration if calibrated else None
-    if isinstance(setting, vq.SVD):
-        small = vq.factorize(head.layers, chosen, data)
-    else:
-        small = vq.compress(head.layers, chosen, data)
+    small = formed(head.layers, dict.fromkeys(head.compressed, setting), data)
     assert isinstance(small, nn.Sequential)
     return small
 
 
-def nbytes(head: Head, small: nn.Sequential) -> int:
-    """Bytes of the layers that were compressed: codes as in a file, float32 what is not coded."""
+def formed(
+    model: nn.Module, settings: Mapping[Any, Setting], data: Sequence[Tensor] | None
+) -> nn.Module:
+    """A model with patterns in settings of one kind: factors alone, or codes."""
+    if any(isinstance(setting, vq.SVD) for setting in settings.values()):
+        return vq.factorize(model, settings, data)
+    return vq.compress(model, dict(settings), data)
+
+
+def nbytes(small: nn.Module, names: Sequence[str]) -> int:
+    """Bytes of layers that were compressed: codes as in a file, float32 what is not coded."""
     coded = {row.name: row.file_nbytes for row in vq.summary(small).rows}
-    kept = {id(layer) for name, layer in small.named_modules() if name in coded}
-    wanted = [small.get_submodule(name) for name in head.compressed]
-    plain = {
-        id(part): 4 * part.weight.numel()
-        for layer in wanted
-        for part in layer.modules()
-        if isinstance(part, nn.Linear) and id(part) not in kept
-    }
-    return sum(coded.values()) + sum(plain.values())
+    total = 0
+    for name in names:
+        for inner, part in small.get_submodule(name).named_modules(prefix=name):
+            if inner in coded:
+                total += coded[inner]
+            elif isinstance(part, nn.Linear | nn.Conv2d):
+                total += 4 * part.weight.numel()
+    return total
 
 
 @torch.no_grad()

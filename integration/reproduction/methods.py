@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from integration.benchmarks.harness import Table, environment
+from integration.benchmarks.harness import Table
+from integration.reproduction import text
 from integration.reproduction.journal import Journal
 from integration.workloads import fashion_mnist
 from vq_plugin.select import Schemes
@@ -198,7 +199,7 @@ def published(folder: Path, seed: int) -> str:
         "ResNet-20, 3 epochs": (residual_network, RESIDUAL_METHODS),
     }
     journal = Journal(folder / "methods.jsonl")
-    texts = []
+    tables = []
     for title, (build, known) in networks.items():
         net = None
         for name, method in known.items():
@@ -209,19 +210,29 @@ def published(folder: Path, seed: int) -> str:
             journal.add(key, {"method": name, **row_of(method, net)})
             print(key, flush=True)
         rows = [journal.rows[f"{title} {seed} {name}"] for name in known]
-        texts.append(str(Table(f"{title}, seed {seed}", _FORMATS, rows)))
-    facts = ", ".join(f"{key} {value}" for key, value in environment().items())
-    return "\n\n".join([*texts, facts]) + "\n"
+        tables.append(Table(f"{title}, seed {seed}", _FORMATS, rows))
+    return text.published(*tables)
 
 
 def row_of(method: Method, net: Network) -> dict[str, float]:
-    """A method's row; what it ends in has to load, and to run, or there is none."""
-    model, example = net.model, net.calibration[0]
-    before = vq.count_work(model, [example])
+    """A method's row."""
     start = method.start(net)
     small = vq.compress(start, method.schemes, net.calibration)
     if method.passes:
-        vq.finetune(small, net.batches, teacher=model, epochs=method.passes)
+        vq.finetune(small, net.batches, teacher=net.model, epochs=method.passes)
+    return ended(start, small, net)
+
+
+def ended(start: nn.Module, small: nn.Module, net: Network) -> dict[str, float]:
+    """The row of a coded model; it has to load, and to run, or there is none.
+
+    Args:
+        start: The float model that was coded.
+        small: It, coded.
+        net: The network that both come from.
+    """
+    model, example = net.model, net.calibration[0]
+    before = vq.count_work(model, [example])
     baseline = net.test(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)

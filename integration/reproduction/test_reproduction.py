@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from torch import nn
 
 import vq_plugin as vq
 from integration.reproduction import __main__ as command
-from integration.reproduction import methods
+from integration.reproduction import learned, methods
 from integration.reproduction.journal import Journal
-from integration.reproduction.measured import mean_average_precision
+from integration.reproduction.measured import formed, mean_average_precision, nbytes
+from vq_plugin.seeded import seeded
 from vq_plugin.workloads import digits
 
 
@@ -74,3 +76,32 @@ def test_a_method_ends_in_a_file_that_loads_and_an_onnx_model_that_runs() -> Non
     assert 50 < row["weights gone"] < 80
     assert row["run"] == pytest.approx(row["nonzero"], abs=1)
     assert row["rate"] > 15
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_learned_codebooks_end_in_a_file_that_loads() -> None:
+    net = methods.Network(
+        digits.model(),
+        digits.calibration(),
+        methods.Few(digits.training_batches(), 3),
+        digits.test,
+    )
+    schemes = {"classifier.0": vq.PQ(k=8, dim=4), "classifier.3": vq.KM(k=16), "*": None}
+    with seeded(0):
+        small = learned.learn(
+            digits.DigitsCNN().train(), schemes, digits.load().train, passes=2, beta=0.01, seed=0
+        )
+    row = methods.ended(digits.DigitsCNN().eval(), small, net)
+    assert row["onnx gap"] < 1e-4
+    assert row["lost"] == pytest.approx(100 * (digits.test(net.model) - digits.test(small)))
+    assert row["rate"] > 8
+
+
+def test_bytes_of_layers_are_codes_where_there_are_any() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 64, 3), nn.Sequential(nn.Conv2d(64, 64, 1)))
+    both = formed(model, {"0": vq.KM(k=16, scale=None), "1.0": vq.KM(k=256)}, None)
+    rows = {row.name: row.file_nbytes for row in vq.summary(both).rows}
+    assert nbytes(both, ["0", "1.0"]) == sum(rows.values())
+    factors = formed(model, {"1.0": vq.SVD(rank=8)}, None)
+    assert nbytes(factors, ["1.0"]) == 4 * (8 * 64 + 64 * 8)
+    assert nbytes(factors, ["0"]) == 4 * 64 * 4 * 9

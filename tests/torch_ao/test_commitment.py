@@ -175,7 +175,7 @@ def test_codebooks_are_learned_from_scratch_on_the_digits(prepare_qat, seed: int
         for batch in torch.split(torch.randperm(len(images)), 32)[:22]:
             optimizer.zero_grad()
             loss = functional.cross_entropy(prepared(images[batch]), labels[batch])
-            (loss + commitment_loss(prepared)).backward()
+            (loss + commitment_loss(prepared, 0.01)).backward()
             optimizer.step()
             schedule.step()
             first = first or {k: v.clone() for k, v in prepared.state_dict().items()}

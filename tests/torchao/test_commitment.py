@@ -43,7 +43,7 @@ def test_an_exported_program_with_a_batch_norm() -> None:
     )
     variances = model[1].running_var.clone()
     task = prepared(batch).square().mean()
-    loss = commitment_loss(prepared)
+    loss = commitment_loss(prepared, 0.01)
     folded = model[0].weight * (model[1].weight / torch.sqrt(variances + 1e-5)).reshape(4, 1, 1, 1)
     (quantizer,) = (m for m in prepared.modules() if hasattr(m, "codebooks"))
     apart = nearest(folded, quantizer.codebooks)

@@ -10,7 +10,7 @@ from vq_plugin.hosting.follower import CodebookFollower
 from vq_plugin.select import check_model
 
 
-def commitment_loss(prepared: nn.Module, beta: float = 0.01) -> Tensor:
+def commitment_loss(prepared: nn.Module, beta: float = 0.001) -> Tensor:
     """``beta`` times the squared distance of weights to what they decode to, to add to a loss.
 
     The third term of vector-quantized training (van den Oord et al. 2017, arXiv 1711.00937,
@@ -18,8 +18,8 @@ def commitment_loss(prepared: nn.Module, beta: float = 0.01) -> Tensor:
     code from step to step. Its gradient goes to the weights, and to the batch norms that are
     folded into them. The other two need nothing: the gradient of the loss goes straight through to
     the weights, and every pass in training mode moves the codebooks, as the second term would
-    (appendix A.1). Sums, not means, as of a weight decay: values that work are of its size, and
-    depend on the number of weights little.
+    (appendix A.1). Sums, not means, as of a weight decay; how much helps depends on the gradients
+    that the term meets, which are smaller the more weights a layer has.
 
     Args:
         prepared: A model in training, between ``prepare`` and ``convert``, *after* the forward pass
