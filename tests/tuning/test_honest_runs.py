@@ -12,6 +12,7 @@ from torch.nn import functional
 import vq_plugin as vq
 from vq_plugin.tuning.direction import Direction
 from vq_plugin.tuning.metric import read_metric
+from vq_plugin.tuning.probe import Probe
 
 RUNS = 200
 Metric = Callable[[Tensor, Tensor], object]
@@ -100,8 +101,8 @@ def test_the_direction_of_honest_runs_is_right_and_the_other_is_not() -> None:
 
         baseline = measure("float", lambda: model)  # noqa: B023
         other = replace(budget, higher_is_better=not budget.higher_is_better)
-        assert Direction(model, budget, baseline, measure).better == [], seed
-        assert Direction(model, other, baseline, measure).better, seed
+        assert Direction(Probe(model, budget, baseline, measure)).better == [], seed
+        assert Direction(Probe(model, other, baseline, measure)).better, seed
 
 
 def test_a_model_that_is_as_good_as_chance_rarely_alarms() -> None:
@@ -119,5 +120,6 @@ def test_a_model_that_is_as_good_as_chance_rarely_alarms() -> None:
                 return float(right(make()(inputs), labels).double().mean())  # noqa: B023
 
         baseline = measure("float", lambda: model)  # noqa: B023
-        alarms += bool(Direction(model, vq.LossBudget(0.01), baseline, measure).better)
+        probe = Probe(model, vq.LossBudget(0.01), baseline, measure)
+        alarms += bool(Direction(probe).better)
     assert alarms <= 0.05 * RUNS

@@ -15,8 +15,10 @@ from vq_plugin.calibration import Calibration
 from vq_plugin.replace import assemble
 from vq_plugin.tuning import LossBudget
 from vq_plugin.tuning.agreement import Agreement
-from vq_plugin.tuning.direction import Direction, Measure
+from vq_plugin.tuning.direction import Direction
 from vq_plugin.tuning.metric import Metric, check_repeats, read_metric
+from vq_plugin.tuning.probe import Measure, Probe
+from vq_plugin.tuning.sight import Sight
 from vq_plugin.tuning.trials import Evaluate, evaluate_once
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class Gate:
 
     budget: LossBudget
     calibration: Calibration | None = None
-    _direction: Direction | None = field(default=None, init=False)
+    _asked: tuple[Direction, Sight] | None = field(default=None, init=False)
     _agreement: Agreement | None = field(default=None, init=False)
     _agreeing: object = field(default=None, init=False)
 
@@ -42,17 +44,18 @@ class Gate:
             _log.warning("this version of INC does not show what it evaluates: nothing is checked")
             return
         evaluate: Evaluate = running["eval_func_wrapper"].evaluate
-        direction = self._direction
-        if direction is None or (direction.model, direction.baseline) != (
-            running["model"],
+        probe = Probe(running["model"], self.budget, baseline, _measure(evaluate))
+        asked = self._asked
+        if asked is None or (asked[0].probe.model, asked[0].probe.baseline) != (
+            probe.model,
             baseline,
         ):
-            direction = Direction(running["model"], self.budget, baseline, _measure(evaluate))
-            again = read_metric(evaluate(assemble(direction.model, {})), "eval_fn")
+            again = read_metric(evaluate(assemble(probe.model, {})), "eval_fn")
             check_repeats(self.budget, "eval_fn", Metric(baseline), Metric(again.mean))
-            self._direction = direction
+            asked = self._asked = Direction(probe), Sight(probe)
             if self.calibration is not None:
-                self._agreement = Agreement(direction.model, self.calibration)
+                self._agreement = Agreement(probe.model, self.calibration)
+        direction, sight = asked
         gain = -self.budget.loss(baseline, score)
         if gain > self.budget.limit and (found := direction.wrong(gain)) is not None:
             raise ValueError(
@@ -61,11 +64,11 @@ class Gate:
                 "vq-plugin tune with higher_is_better=False"
             )
         if gain >= -self.budget.limit and self._agreeing is not running["q_model"]:
-            self._check_agreement(direction, running["q_model"])
+            self._check_agreement(sight, running["q_model"])
 
-    def _check_agreement(self, direction: Direction, model: nn.Module) -> None:
+    def _check_agreement(self, sight: Sight, model: nn.Module) -> None:
         found = None if self._agreement is None else self._agreement(model)
-        if (doubt := direction.doubt(found, "eval_fn")) is not None:
+        if (doubt := sight.doubt(found, "eval_fn")) is not None:
             # Were it only refused, INC would return it for its score.
             raise ValueError(doubt)
         self._agreeing = model

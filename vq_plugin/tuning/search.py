@@ -25,12 +25,12 @@ from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
-from vq_plugin.tuning.direction import Direction
 from vq_plugin.tuning.exports import check_export, export_to, expressible, rehearse
 from vq_plugin.tuning.hosts import AnyHost
 from vq_plugin.tuning.identity import Identity, model_digest
 from vq_plugin.tuning.journal import Journal
 from vq_plugin.tuning.layers import layers_of, observed
+from vq_plugin.tuning.probe import Probe
 from vq_plugin.tuning.recovery import Learning, Recovery, Trainer
 from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
@@ -206,7 +206,7 @@ def tune(
         agreement = None if calibration is None else Agreement(model, calibration)
         session = Session(
             start, identity, judge, tuning,
-            Direction(model, budget, judge.baseline.mean, partial(tuning.float_score, name)),
+            Probe(model, budget, judge.baseline.mean, partial(tuning.float_score, name)),
             max_trials, deadline, watch, trainer, agreement,
         )  # fmt: skip
         cut = _search(session, start, calibration, seed)
@@ -293,8 +293,9 @@ def _search(
         session.watch.stage("evaluate a gentle setting")
         session.start()
         if not session.deadline.passed and session.judge.budget.min_agreement is not None:
-            # The verdict may ask, when there is no time left.
-            _log.debug("evaluate sees what ruins a model: %s", not session.direction.blind)
+            # The verdict may ask, when there is no time left for evaluations of ruined models.
+            blind = session.sight.blind
+            _log.debug("evaluate sees what ruins a model: %s", not blind)
     session.watch.stage("measure what each layer costs")
     layers, cut = observed(session.fits.layers, start, calibration, seed, session.deadline)
     session.observe(layers)

@@ -27,9 +27,11 @@ from vq_plugin.tuning.direction import Direction, DirectionError
 from vq_plugin.tuning.identity import Identity, Tried
 from vq_plugin.tuning.layers import Layer
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
+from vq_plugin.tuning.probe import Probe
 from vq_plugin.tuning.propose import Landscape, Outcome, Phase, Proposal, ahead, propose
 from vq_plugin.tuning.recovery import Learning, Trainer, next_to_train
 from vq_plugin.tuning.result import Trial
+from vq_plugin.tuning.sight import Sight
 from vq_plugin.tuning.trials import Evaluator
 from vq_plugin.tuning.watch import Watch
 
@@ -42,9 +44,10 @@ class Session:
     """One search.
 
     ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
-    training; ``watch`` is told of all. ``direction`` is that of the metric, ``agreement`` is with
-    the float model, where there is data for it. ``landscape`` is what is known of the candidates
-    that were asked for, and what is forecast of the others; ``cut`` says what a limit cut off;
+    training; ``watch`` is told of all. ``probe`` is of the metric, as are the ``direction``
+    and ``sight`` that it shows; ``agreement`` is with the float model, where there is data for it.
+    ``landscape`` is what is known of the candidates that were asked for, and what is forecast of
+    the others; ``cut`` says what a limit cut off;
     ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of settings as they
     were fitted, ``trials`` all in order.
     """
@@ -53,7 +56,7 @@ class Session:
     identity: Identity
     judge: Judge
     evaluator: Evaluator
-    direction: Direction
+    probe: Probe
     max_trials: int
     deadline: Deadline
     watch: Watch
@@ -66,6 +69,7 @@ class Session:
     asked: set[Pair] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.direction, self.sight = Direction(self.probe), Sight(self.probe)
         names, owners = [layer.name for layer in self.fits.layers], sharing(self.model)
         self.account = account(self.model, names, self.identity.rest)
         self.tied = {name: [slot.name for slot in owners[name]] for name in names}

@@ -54,9 +54,9 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     trial, small = trials[best], session.compressed(best)
     found = None if session.agreement is None else session.agreement(small)
     result = replace(result, agreement=found)
-    if (doubt := session.direction.doubt(found)) is not None:
+    if (doubt := session.sight.doubt(found)) is not None:
         return replace(result, stopped=doubt)
-    if gain > result.budget.limit and session.direction.better is None and session.direction.blind:
+    if gain > result.budget.limit and session.direction.better is None and session.sight.blind:
         _log.warning(
             "by evaluate the compressed model is better than the float model by %.4g, and whether "
             "higher_is_better=%s is right cannot be told: what ruins a model changes nothing that "
