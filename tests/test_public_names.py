@@ -164,6 +164,7 @@ def test_functions() -> None:
         "seed": 0,
         "rest": "float16",
         "checkpoint": None,
+        "callback": None,
     }
     assert positional(vq.learn) == ["model", "loader"]
     assert parameters(vq.parse_scheme) == {"text": ...}

@@ -16,6 +16,7 @@ import vq_plugin as vq
 from tests.training.test_finetune import batches, same
 from vq_plugin.nn import coded_weights
 from vq_plugin.training.latent import REACH, LatentWeight
+from vq_plugin.training.loop import soft_cross_entropy
 from vq_plugin.workloads import digits
 
 WEIGHTS = 139_000  # of the digits model, about
@@ -165,6 +166,40 @@ def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
         assert file.exists()
         assert same(whole, run(inputs(), target, checkpoint=file))
         assert not file.exists()
+
+
+def test_a_callback_sees_every_epoch_and_may_end_the_training(tmp_path: Path) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def note(epoch: int, loss: float) -> None:
+        seen.append((epoch, loss))
+
+    def end(epoch: int, loss: float) -> None:
+        note(epoch, loss)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"rate_weight": 0.0, "epochs": 3}
+    whole = vq.learn(network(), inputs(), callback=note, **settings)
+    assert [epoch for epoch, _ in seen] == [1, 2, 3]
+    # The first model is its own teacher: what is lost is the entropy of its answers, and more.
+    answers = network()(torch.cat(inputs())).detach()
+    least = float(soft_cross_entropy(answers, answers))
+    assert all(least - 1e-4 < loss < least + 1 for _, loss in seen)
+    expected = list(seen)
+    seen.clear()
+    file = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        vq.learn(network(), inputs(), callback=end, checkpoint=file, **settings)
+    again = vq.learn(network(), inputs(), callback=note, checkpoint=file, **settings)
+    assert seen == expected
+    assert same(dict(whole.state_dict()), dict(again.state_dict()))
+    seen.clear()
+    budget = vq.LossBudget(absolute=0.5)
+    vq.learn(network(), inputs(), budget=budget, evaluate=lambda _: 1.0, epochs=1, callback=note)
+    assert [epoch for epoch, _ in seen] == [1, 1, 1]
+    with pytest.raises(TypeError, match="callback must be a function, got int"):
+        vq.learn(network(), inputs(), rate_weight=0.0, callback=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", [{"target_bytes": 16_000}, {"target_rate": 557_000 / 16_000}])

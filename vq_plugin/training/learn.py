@@ -23,7 +23,7 @@ from vq_plugin.sizes import codes_nbytes, float_nbytes
 from vq_plugin.slot_fit import check_slot
 from vq_plugin.training.chosen import chosen_weights
 from vq_plugin.training.learner import Learner, Target
-from vq_plugin.training.loop import Loss, Training, run_batch
+from vq_plugin.training.loop import AfterEpoch, Loss, Training, run_batch
 from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
 from vq_plugin.training.price import FIRST, next_price
@@ -70,6 +70,7 @@ def learn(
     seed: int = 0,
     rest: Rest | None = "float16",
     checkpoint: str | os.PathLike[str] | None = None,
+    callback: AfterEpoch | None = None,
 ) -> nn.Module:
     """Trains a model whose loss counts the bits of its codes, and gives it compressed.
 
@@ -110,6 +111,9 @@ def learn(
         rest: What the file is to be saved with; targets count it.
         checkpoint: File that holds the state after every epoch, in safetensors. If it exists
             already, its run goes on; it is removed at the end. Not with ``budget``.
+        callback: Called as every epoch ends, with its number, from 1, and the mean loss of its
+            batches, bits apart. With ``budget`` numbers begin anew in each training. What it raises
+            ends the training; a later call goes on from the ``checkpoint``.
 
     Returns:
         A new compressed model, in the training mode of ``model``.
@@ -156,8 +160,7 @@ def learn(
         raise TypeError(
             f"budget must be one, such as vq.LossBudget(relative=0.01), got {type(budget).__name__}"
         )
-    if evaluate is not None and not callable(evaluate):
-        raise TypeError(f"evaluate must be a function of a model, got {type(evaluate).__name__}")
+    _check_functions(evaluate=evaluate, callback=callback)
     if budget is not None and checkpoint is not None:
         raise ValueError("checkpoint= is of one training, and budget= makes several")
     if budget is not None and budget.confidence is not None:
@@ -174,7 +177,7 @@ def learn(
             "the loader is read once each epoch: give a list of batches or a DataLoader, not a "
             f"{type(loader).__name__}"
         )
-    run = _Run(model, loader, teacher, loss, layers, epochs, lr, seed, rest)
+    run = _Run(model, loader, teacher, loss, layers, epochs, lr, seed, rest, callback)
     if budget is not None:
         assert evaluate is not None
         return _within(budget, evaluate, run)
@@ -193,6 +196,12 @@ def learn(
     return run.to_size(target_bytes, whole, checkpoint)
 
 
+def _check_functions(**functions: object) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+
+
 @dataclass(frozen=True)
 class _Run:
     """What all trainings of one call have in common: the arguments of :func:`learn`."""
@@ -206,6 +215,7 @@ class _Run:
     lr: float
     seed: int
     rest: Rest | None
+    callback: AfterEpoch | None
 
     def learner(self, rate_weight: float, target: Target | None = None) -> Learner:
         """A copy of the model that is about to train; errors name what cannot."""
@@ -238,8 +248,9 @@ class _Run:
         }  # fmt: skip
         training = Training("learn", learner, optimizer, teacher, self.loss, self.epochs, settings)
         training.run(
-            self.loader, seed=self.seed, checkpoint=checkpoint, before_step=learner.before_step
-        )
+            self.loader, seed=self.seed, checkpoint=checkpoint, before_step=learner.before_step,
+            after_epoch=self.callback,
+        )  # fmt: skip
         learner.fit_in(0.0)
         return self._finished(learner)
 

@@ -28,6 +28,8 @@ from vq_plugin.seeded import seeded
 # Of what a model gives and what it is to give, tensors or other objects.
 Loss = Callable[[Any, Any], Tensor]
 Stop = Callable[[nn.Module], bool]
+#: Called with the number of an epoch that has ended, from 1, and the mean loss of its batches.
+AfterEpoch = Callable[[int, float], object]
 
 
 @dataclass
@@ -75,11 +77,13 @@ class Training:
         checkpoint: str | os.PathLike[str] | None = None,
         before_step: Callable[[float], None] = lambda _: None,
         after_step: Callable[[], None] = lambda: None,
+        after_epoch: AfterEpoch | None = None,
     ) -> None:
         """Trains epoch by epoch, from where the checkpoint is.
 
         Arguments and errors are those of :func:`vq_plugin.finetune`; ``before_step`` is called with
-        the share of the training that is done.
+        the share of the training that is done, ``after_epoch`` with the number of the epoch, from
+        1, and its mean loss, when the checkpoint is written.
         """
         check_batches(loader, "loader")
         path = None if checkpoint is None else Path(checkpoint)
@@ -90,9 +94,11 @@ class Training:
             for epoch in range(done, self.epochs):
                 # The caller may have gradients off.
                 with seeded(seed + epoch), torch.inference_mode(False), torch.enable_grad():
-                    self._epoch(loader, epoch, before_step, after_step)
+                    loss = self._epoch(loader, epoch, before_step, after_step)
                 if path is not None:
                     self._save(path, epoch + 1)
+                if after_epoch is not None:
+                    after_epoch(epoch + 1, loss)
                 if stop is not None:
                     with eval_mode(self.model):
                         if stop(self.model):
@@ -106,10 +112,11 @@ class Training:
         epoch: int,
         before_step: Callable[[float], None],
         after_step: Callable[[], None],
-    ) -> None:
+    ) -> float:
+        """One pass; the mean loss of its batches."""
         total = len(loader) if isinstance(loader, Sized) else None
         device = next(self.model.parameters()).device
-        steps = 0
+        steps, losses = 0, 0.0
         title = f"{self.title} {epoch + 1}/{self.epochs}"
         with progress(loader, desc=title, total=total, unit="batch", leave=False) as bar:
             for batch in bar:
@@ -131,10 +138,13 @@ class Training:
                 self.optimizer.step()
                 after_step()
                 steps += 1
-                bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
+                value = loss.item()
+                losses += value
+                bar.set_postfix(loss=f"{value:.4g}", refresh=False)
         if steps == 0:
             raise ValueError("the loader gave no batches" + " a second time" * (epoch > 0))
         self._set_rate(1.0)
+        return losses / steps
 
     def _set_rate(self, share: float) -> None:
         for group in self.optimizer.param_groups:
