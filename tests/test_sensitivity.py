@@ -14,7 +14,7 @@ from vq_plugin.calibration import input_moments
 from vq_plugin.calibration.model_calls import float_tensors
 from vq_plugin.nn import find_slots
 from vq_plugin.replace import put_parameter
-from vq_plugin.sensitivity import Sensitivity, sensitivities
+from vq_plugin.sensitivity import Sensitivity, harm_of_change, sensitivities
 
 
 class Tied(nn.Module):
@@ -323,3 +323,24 @@ def test_models_that_keep_activations() -> None:
     model(x)
     assert sensitivities(model, find_slots(model).values(), [x], {}).keys() == {"fc"}
     assert model.calls == 1
+
+
+@pytest.mark.parametrize("shape", [(256, 10), (64, 10, 4), (256, 1), (256,)], ids=str)
+@pytest.mark.parametrize("size", [0.03, 3.0])
+def test_the_harm_of_a_change_in_any_direction(shape: tuple[int, ...], size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = size * torch.randn(shape, generator=generator, dtype=torch.float64)
+    change = 1e-3
+    variance = float((y - y.mean(0)).square().mean())
+    found = []
+    for _ in range(50):
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        moved = y + noise * (change * variance) ** 0.5
+        if y.dim() > 1 and y.shape[1] > 1:
+            before, after = (
+                torch.from_numpy(log_softmax(each.numpy(), axis=1)) for each in (y, moved)
+            )
+            found.append(float((before.exp() * (before - after)).sum(1).mean()))
+        else:
+            found.append(float((moved - y).square().mean()) / variance)
+    assert harm_of_change(y, change) == pytest.approx(sum(found) / len(found), rel=0.05)

@@ -318,6 +318,26 @@ def values(y: Tensor, generator: torch.Generator) -> Tensor:
     return (y * _noise(y, generator)).sum() / math.sqrt(size * y.numel())
 
 
+def harm_of_change(y: Tensor, change: float) -> float:
+    """The harm, as :func:`decisions_or_values` has it, of a change of an output in any direction.
+
+    ``change`` is its square over the variance of the output, which is what :func:`values` counts.
+
+    Example:
+        >>> harm_of_change(torch.randn(64, 1), 0.01)
+        0.01
+        >>> harm_of_change(1e-3 * torch.randn(64, 10), 0.01) < 1e-8
+        True
+    """
+    if y.dim() < 2 or y.shape[1] < 2:
+        return change
+    size = float((y - y.mean(0)).square().mean())
+    # The mean of the curvature of the divergence, diag(p) - p pᵀ, over all directions.
+    p = y.softmax(1)
+    curvature = float((p - p.square()).sum(1).mean())
+    return change * size * curvature / 2
+
+
 def _noise(y: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu")
     return noise.to(y.device)

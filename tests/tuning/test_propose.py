@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from unittest.mock import Mock
@@ -72,6 +73,37 @@ def test_bisection_finds_the_edge_of_a_monotone_frontier(seed: int, scale: float
     assert all(outcomes[s].held == (points.index(s) < edge) for s in beside)
     if edge == 0:
         assert len(asked) == len(first)
+
+
+@given(SEEDS, st.integers(1, 20), st.floats(0.01, 0.99), st.sampled_from([None, True, False]))
+def test_it_is_never_behind_what_a_preset_takes(
+    seed: int, place: int, part: float, gentle: bool | None
+) -> None:
+    """Where that holds, from its first evaluation on, whatever came of the gentlest before."""
+    land = landscape(seed, layers=5, rungs=8)
+    preset = land.frontier[min(place, len(land.frontier) - 2)]
+    land = replace(land, start=land.harm(preset))
+    truth = additive(land, part * LIMIT / land.harm(preset))
+    known = {}
+    if gentle is not None:
+        # Fitted by its weights alone, it may do more harm than what the preset takes.
+        first = land.frontier[0 if gentle else -1]
+        known = {first: Outcome(truth(first) if gentle else 2 * LIMIT, gentle)}
+    if not gentle or 3 * land.harm(first) < land.harm(preset):
+        assert propose(land, known) == Proposal(preset, "frontier")
+    _, outcomes = search(land, truth, most=25)
+    assert any(o.held and land.nbytes(s) <= land.nbytes(preset) for s, o in outcomes.items())
+
+
+@given(SEEDS, st.floats(1e-5, 1.0), st.floats(0.01, 5.0))
+def test_a_start_that_is_too_much_is_left(seed: int, scale: float, harm: float) -> None:
+    land = replace(landscape(seed, layers=5, rungs=8), start=harm)
+    truth = additive(land, scale)
+    asked, outcomes = search(land, truth, most=25)
+    first = [p.setting for p in asked if p.phase == "frontier"]
+    assert len(first) <= 2 + math.ceil(math.log2(len(land.frontier) + 1))
+    holding = [s for s in land.frontier if truth(s) <= LIMIT]
+    assert not holding or outcomes[holding[-1]].held
 
 
 @given(SEEDS, st.floats(1e-4, 1.0), st.floats(0.2, 0.9))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import vq_plugin as vq
+from vq_plugin.workloads import digits
 
 if TYPE_CHECKING:
     from .conftest import Task
@@ -48,6 +49,16 @@ def test_the_result_is_a_model_that_was_evaluated_and_can_be_made_again(task: "T
     assert same_state(again, result.model)
     # The input model is left alone.
     assert all(torch.equal(v, before[key]) for key, v in task.model.state_dict().items())
+
+
+def test_the_first_try_is_no_worse_than_a_preset() -> None:
+    model, calibration = digits.model(), digits.calibration()
+    small = vq.compress(model, "auto", calibration)
+    budget = vq.LossBudget(relative=0.01)
+    assert budget.holds(digits.evaluate(model), digits.evaluate(small))
+    result = vq.tune(model, digits.evaluate, budget, calibration, max_trials=1)
+    assert result.passed
+    assert result.trials[0].nbytes <= vq.summary(small).model_file_nbytes
 
 
 def test_equal_steps_by_what_outputs_feel_can_be_made_again(task: "Task") -> None:

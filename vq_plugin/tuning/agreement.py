@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vq_plugin.calibration import Calibration
 from vq_plugin.calibration.model_calls import Call, calls, float_tensors, samples_of
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.sensitivity import harm_of_change
 
 #: Models that agree so far are as good or bad as each other.
 ALIKE: Final = 0.9
@@ -52,6 +53,16 @@ class Agreement:
     def samples(self) -> int:
         """How many are compared, as far as the first sizes of inputs tell."""
         return sum(max(1, samples_of(call)) for call, _ in self._expected)
+
+    def harm_of(self, change: float) -> float | None:
+        """The harm of a change of the outputs, over their variance; ``None`` if there are none."""
+        expected = [outputs for _, outputs in self._expected]
+        try:
+            joined = [_joined(each) for each in zip(*expected, strict=True)]
+        except (ValueError, RuntimeError):
+            return None
+        each = [harm_of_change(y, change) for y in joined if y.numel()]
+        return sum(each) / len(each) if each else None
 
     def outputs(self, other: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """Outputs of the model and of another one, in pairs of float64 tensors of equal shapes."""

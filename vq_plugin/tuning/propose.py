@@ -31,6 +31,8 @@ _HOPELESS = 0.1
 _SPACING = 1.06
 # Losses of so many budgets say only that there is one.
 _FAR = 10
+# What does less harm than this part of a start is no substitute for it.
+_GENTLE = 0.5
 # Layers that may grow in exchange for another.
 _EXCHANGES = 8
 
@@ -61,11 +63,15 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Landscape:
-    """What is known before the first evaluation; all from the largest, or least harmful, on."""
+    """What is known before the first evaluation; all from the largest, or least harmful, on.
+
+    ``start`` is a harm that probably holds, to begin with; ``None`` if nothing says so.
+    """
 
     layers: Sequence[Sequence[LayerCandidate]]
     frontier: Sequence[Setting]
     limit: float
+    start: float | None = None
 
     def nbytes(self, setting: Setting) -> int:
         """Bytes of the weights of a setting."""
@@ -79,7 +85,8 @@ class Landscape:
 def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Proposal | None:
     """The next setting to evaluate; a pure function, so that a resumed run takes the same path.
 
-    First bisection along the frontier finds a setting that holds next to one that does not. Where
+    First, from the start on, bisection along the frontier finds a setting that holds next to one
+    that does not. Where
     levels are in doubt, one setting is made sure to be safe; and where the doubt is large, the true
     edge is somewhere around, and the frontier is filled there, so that wherever it turns out to be,
     a setting is near. Elsewhere every further proposal is the change of one or two layers of the
@@ -124,6 +131,10 @@ def _between(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setti
     points = [setting for setting in points if setting not in outcomes]
     if not points:
         return None
+    start = landscape.start
+    if start is not None and low < _GENTLE * start < start < high:
+        # As a preset does: the smallest that does no more harm.
+        return next((s for s in reversed(points) if landscape.harm(s) <= start), points[0])
     # A level that is no loss says nothing of the scale, nor one far beyond, nor what failed.
     most = _FAR * landscape.limit
     known = sorted(end for end in ends.values() if end[0] > 0 and 0 < end[1] < most)

@@ -13,6 +13,7 @@ from vq_plugin.checkpoint import round_rest
 from vq_plugin.factorize.coded import assemble_factored
 from vq_plugin.nn import coded_weights
 from vq_plugin.replace import assemble
+from vq_plugin.schemes import PRESETS
 from vq_plugin.select import Form
 from vq_plugin.sizes import account
 from vq_plugin.summary import summary
@@ -46,10 +47,10 @@ class Session:
     ``model`` is compressed, ``evaluator`` is that of the tuning split, ``max_trials`` are without
     training; ``watch`` is told of all. ``probe`` is of the metric, as are the ``direction``
     and ``sight`` that it shows; ``agreement`` is with the float model, where there is data for it.
-    ``landscape`` is what is known of the candidates that were asked for, and what is forecast of
-    the others; ``cut`` says what a limit cut off;
-    ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of settings as they
-    were fitted, ``trials`` all in order.
+    ``preset_harm`` is what a preset would allow, once that is known. ``landscape`` is what is known
+    of the candidates that were asked for, and what is forecast of the others; ``cut`` says what a
+    limit cut off; ``metrics`` has what could be evaluated, ``outcomes`` what the search knows of
+    settings as they were fitted, ``trials`` all in order.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Session:
     watch: Watch
     trainer: Trainer | None = None
     agreement: Agreement | None = None
+    preset_harm: float | None = None
     cut: str | None = None
     metrics: dict[Tried, Metric] = field(default_factory=dict)
     outcomes: dict[Setting, Outcome] = field(default_factory=dict)
@@ -84,7 +86,7 @@ class Session:
         layers = self.fits.candidates(self.asked)
         # The float model itself is no answer.
         settings = [s for s in frontier(layers) if any(self.fits.schemes(s).values())]
-        self.landscape = Landscape(layers, settings, self.judge.budget.limit)
+        self.landscape = Landscape(layers, settings, self.judge.budget.limit, self.preset_harm)
 
     def run(self) -> None:
         """Evaluates until nothing is left to try, or a limit is reached."""
@@ -139,8 +141,10 @@ class Session:
         self._try(Proposal(setting, "frontier"))
 
     def observe(self, layers: tuple[Layer, ...]) -> None:
-        """Takes what is known of the layers by now."""
+        """Takes what is known of the layers by now, and begins where a preset would end."""
         self.fits.know(layers)
+        change = PRESETS["auto"].change
+        self.preset_harm = change if self.agreement is None else self.agreement.harm_of(change)
         self._survey()
         for tried, trial in self.trials.items():
             harm = sum(each.harm for each in self.fits.measured(tried.setting))
