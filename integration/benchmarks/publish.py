@@ -1,4 +1,4 @@
-"""Puts the last runs into docs/benchmarks and makes tables and pictures of docs/benchmarks.md anew.
+"""Puts the last runs into docs/benchmarks, and makes tables and pictures of the pages anew.
 
 python -m integration.benchmarks.publish [--runs runs/benchmarks]
 
@@ -17,7 +17,9 @@ from pathlib import Path
 from integration.benchmarks.published import FOLDER
 from integration.benchmarks.summaries import SUMMARIES
 
-_PAGE = FOLDER.with_suffix(".md")
+_ROOT = FOLDER.parents[1]
+#: Pages with tables of the runs.
+PAGES = (FOLDER.with_suffix(".md"), _ROOT / "docs" / "choosing.md", _ROOT / "README.md")
 
 
 def take(runs: Path, folder: Path) -> None:
@@ -51,4 +53,5 @@ if __name__ == "__main__":
     take(parser.parse_args().runs, FOLDER)
     for name, draw in PICTURES.items():
         (FOLDER / f"{name}.svg").write_text(svg(draw), encoding="utf-8")
-    _PAGE.write_text(with_tables(_PAGE.read_text(encoding="utf-8"), SUMMARIES), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), SUMMARIES), encoding="utf-8")
