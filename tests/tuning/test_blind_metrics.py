@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -138,6 +138,58 @@ def test_no_alarm_however_evaluate_runs_the_model(
     batches = [task.inputs[:100]] if calibrated else None
     budget = vq.LossBudget(relative=0.15)
     assert vq.tune(task.model, evaluate, budget, batches, candidates=ladder).passed
+
+
+class Detector(nn.Module):
+    """As many finds for each sample as there are, in any order: a class and how sure it is."""
+
+    def __init__(self, scores: nn.Module, form: str) -> None:
+        super().__init__()
+        self.scores, self.form = scores, form
+
+    def forward(self, inputs: Tensor) -> object:
+        found = [
+            torch.stack([at, each[at]], 1)
+            for each in self.scores(inputs)
+            for at in [(each >= each.amax() - 1).nonzero().flatten()]
+        ]
+        match self.form:
+            case "tensors":
+                return found
+            case "dicts":
+                return [{"classes": each[:, 0], "scores": each[:, 1]} for each in found]
+        return {"classes": [each[:, 0] for each in found], "scores": [each[:, 1] for each in found]}
+
+    def likeliest(self, inputs: Tensor) -> Tensor:
+        """Of each sample; the same in whatever order its finds are."""
+        found: Any = self(inputs)
+        match self.form:
+            case "tensors":
+                found = [(each[:, 0], each[:, 1]) for each in found]
+            case "dicts":
+                found = [(each["classes"], each["scores"]) for each in found]
+            case _:
+                found = list(zip(found["classes"], found["scores"], strict=True))
+        return torch.stack([classes[scores.argmax()] for classes, scores in found])
+
+
+@pytest.mark.parametrize("form", ["tensors", "dicts", "dict"])
+@pytest.mark.parametrize("batch", [500, 100, 1])
+def test_no_alarm_where_samples_have_outputs_of_their_own(
+    task: "Task", form: str, batch: int
+) -> None:
+    """As detectors have: it is samples that are shuffled, not what was found in each."""
+
+    def evaluate(model: nn.Module) -> Tensor:
+        assert isinstance(model, Detector)
+        with torch.no_grad():
+            found = [model.likeliest(part) for part in task.inputs.split(batch)]
+        return torch.cat(found) == task.labels
+
+    result = vq.tune(
+        Detector(task.model, form), evaluate, vq.LossBudget(relative=0.15), candidates=vq.KM(k=64)
+    )
+    assert result.passed
 
 
 def test_what_cannot_be_evaluated_is_no_alarm(task: "Task") -> None:
