@@ -45,14 +45,15 @@ def ours(network: Network, schemes: Any, calibrated: bool = False, fold: bool = 
 
 
 def tuned(network: Network, timeout: float = 600) -> Measured:
-    """`vq.tune` at 1 %; the file of what it found."""
+    """`vq.tune` at 1 %; the file of what it found, and after how many evaluations."""
     result = vq.tune(
         network.model, network.evaluate, vq.LossBudget(relative=0.01), network.calibration,
         max_trials=25, timeout=timeout, rest="float16",
     )  # fmt: skip
     if not result.passed:
         raise ValueError(f"the tuner found nothing: {result.stopped}")
-    return from_file(network, result.model)
+    found = from_file(network, result.model)
+    return found._replace(note=f"{len(result.trials)} evaluations")
 
 
 def from_file(network: Network, small: nn.Module) -> Measured:
@@ -60,7 +61,7 @@ def from_file(network: Network, small: nn.Module) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.vq"
         nbytes = vq.save(small, path, rest="float16")
-        return vq.load(path, copy.deepcopy(network.model)), nbytes
+        return Measured(vq.load(path, copy.deepcopy(network.model)), nbytes)
 
 
 SCHEMES: dict[str, Any] = {
@@ -115,16 +116,17 @@ def measure(network: Network, make: Make) -> dict[str, Any]:
     """One row of a network's table."""
     start = time.perf_counter()
     try:
-        small, nbytes = make(network)
+        found = make(network)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         # A tool that cannot take the network has a row that says so.
         return {"note": f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"}
     seconds = time.perf_counter() - start
     return {
-        "bytes": nbytes,
-        "file rate": float_bytes(network.model) / nbytes,
-        "agreement %": 100 * network.test(small.eval()),
+        "bytes": found.nbytes,
+        "file rate": float_bytes(network.model) / found.nbytes,
+        "agreement %": 100 * network.test(found.small.eval()),
         "seconds": seconds,
+        "note": found.note,
     }
 
 

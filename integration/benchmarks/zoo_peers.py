@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ from vq_plugin.seeded import seeded
 _METADATA = "_COREML_"
 # Inputs from which coremltools' sensitivities come: each takes one backward pass.
 _SENSITIVITY = 64
-Measured = tuple[nn.Module, int]
+
+
+class Measured(NamedTuple):
+    """What a tool made of a network, its bytes, and what is to be said of it."""
+
+    small: nn.Module
+    nbytes: int
+    note: str = ""
 
 
 def coremltools(
@@ -76,7 +83,7 @@ def coremltools(
             else:
                 plain = PostTrainingPalettizerConfig.from_dict(config)
                 small = PostTrainingPalettizer(network.model, plain).compress()
-    return small, _palettized_bytes(small, n_bits)
+    return Measured(small, _palettized_bytes(small, n_bits))
 
 
 def int8_dynamic(network: Network) -> Measured:
@@ -86,7 +93,7 @@ def int8_dynamic(network: Network) -> Measured:
 
         kinds = {nn.Linear, nn.LSTM, nn.LSTMCell}
         small = quantize_dynamic(copy.deepcopy(network.model), kinds, dtype=torch.qint8)
-    return small, _saved_bytes(small)
+    return Measured(small, _saved_bytes(small))
 
 
 def int8_weight_only(network: Network) -> Measured:
@@ -96,7 +103,7 @@ def int8_weight_only(network: Network) -> Measured:
 
         small = copy.deepcopy(network.model)
         quantize_(small, Int8WeightOnlyConfig())
-    return small, _saved_bytes(small)
+    return Measured(small, _saved_bytes(small))
 
 
 def _smallest(layer: nn.Module, group: int | None) -> int:
