@@ -95,6 +95,28 @@ def test_it_is_never_behind_what_a_preset_takes(
     assert any(o.held and land.nbytes(s) <= land.nbytes(preset) for s, o in outcomes.items())
 
 
+@given(SEEDS, st.integers(1, 20))
+def test_a_gentle_setting_off_the_frontier_does_not_hide_it(seed: int, place: int) -> None:
+    """What was fitted by its weights alone holds with more bytes than others of less harm."""
+    land = landscape(seed, layers=5, rungs=8)
+    edge = land.frontier[min(place, len(land.frontier) - 1)]
+    scale = LIMIT / land.harm(edge) / 1.000001
+    # The largest candidate of one layer more, which does as much harm as all layers at the edge.
+    gentle = LayerCandidate(None, 10_000, 0.0, 0.999 * land.harm(edge))
+    least = LayerCandidate(None, 1, 0.0, 0.0)
+    land = replace(
+        land,
+        layers=[*land.layers, [gentle, least]],
+        frontier=[(*setting, 1) for setting in land.frontier],
+    )
+    first = (*(0 for _ in edge), 0)
+    outcomes = {first: Outcome(LIMIT / 2, True)}
+    while (proposal := propose(land, outcomes)) is not None and proposal.phase == "frontier":
+        level = scale * land.harm(proposal.setting)
+        outcomes[proposal.setting] = Outcome(level, level <= LIMIT)
+    assert outcomes[(*edge, 1)].held
+
+
 @given(SEEDS, st.floats(1e-5, 1.0), st.floats(0.01, 5.0))
 def test_a_start_that_is_too_much_is_left(seed: int, scale: float, harm: float) -> None:
     land = replace(landscape(seed, layers=5, rungs=8), start=harm)

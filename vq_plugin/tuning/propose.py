@@ -115,19 +115,25 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
 
 
 def _between(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Setting | None:
-    """A point of the frontier between the most harmful that holds and the least that does not.
+    """A point of the frontier between the smallest that holds and the least harmful that does not.
 
     Levels grow about as a power of the harm, which tells where the limit is; two of three times it
-    is believed. Harms are compared, not places: the frontier changes while candidates are fitted.
+    is believed. Bytes and harms are compared, not places: the frontier changes while candidates are
+    fitted, and what was on it may now be larger than others that do less harm.
     """
-    low, high = -math.inf, math.inf
+    low, high, size = -math.inf, math.inf, math.inf
     ends: dict[bool, tuple[float, float]] = {}
     for setting, outcome in outcomes.items():
-        harm = landscape.harm(setting)
-        if low < harm < high:
-            low, high = (harm, high) if outcome.held else (low, harm)
-            ends[outcome.held] = (harm, outcome.level)
-    points = [s for s in landscape.frontier if low < landscape.harm(s) < high]
+        harm, nbytes = landscape.harm(setting), landscape.nbytes(setting)
+        if outcome.held and nbytes < size:
+            low, size = harm, nbytes
+        elif not outcome.held and harm < high:
+            high = harm
+        else:
+            continue
+        ends[outcome.held] = (harm, outcome.level)
+    points = [s for s in landscape.frontier if landscape.nbytes(s) < size]
+    points = [s for s in points if landscape.harm(s) < high]
     points = [setting for setting in points if setting not in outcomes]
     if not points:
         return None
