@@ -254,6 +254,22 @@ def test_what_no_gradient_reaches_is_named() -> None:
         assert set(of_all(Blind(), images(6))) == {"second"}
 
 
+def test_gradients_of_zeros_are_none() -> None:
+    """As those of a cascade, whose first part says where the second looks."""
+
+    class Cascade(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.second(self.first(x).round())
+            return found
+
+    with pytest.warns(UserWarning, match="no gradient reaches first: "):
+        assert set(of_all(Cascade(), images(6))) == {"second"}
+
+
 def test_a_model_without_any_gradient_gives_nothing() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     model.forward = torch.no_grad()(model.forward)  # type: ignore[method-assign]

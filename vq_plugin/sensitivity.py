@@ -166,7 +166,8 @@ def sensitivities(
     found = {}
     for slot in slots:
         each = [call[slot.name] for call in calls if slot.name in call]
-        if each:
+        # Rounding and cutting to size have gradients, too, of zeros, which say nothing.
+        if any(len(rows) for _, rows in each):
             # On one thread: the work of two, in many small parts, waits for the second.
             with cpu_by_default(), worker_pool():
                 found[slot.name] = _joined(each, len(calls), slot.view.shape)
