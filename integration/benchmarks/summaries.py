@@ -19,6 +19,7 @@ ZOO = {
     "speaker_encoder": "speaker encoder of resemblyzer",
     "crepe_tiny": "CREPE tiny, pitch",
     "text_recognition": "text recognition of EasyOCR",
+    "mtcnn": "MTCNN, faces",
     "voice_activity": "Silero VAD, speech or not",
 }
 # Columns, and how the settings begin whose best row stands there.
