@@ -280,24 +280,26 @@ def random_codes(layer: nn.Module, scheme: vq.Scheme) -> CodebookLayer:
     """A codebook layer with random codes and centers: for what does not depend on their values."""
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    geometry = scheme.geometry(tuple(weight.shape))
-    # As a fit has it: no more centers than sub-vectors that share them.
-    geometry = geometry.with_centers(min(scheme.k, geometry.sub_vectors))
-    generator = torch.Generator().manual_seed(0)
-    small = CodebookWeight(
-        codes=torch.randint(
-            geometry.k, geometry.code_shape, generator=generator, dtype=torch.uint8
-        ),
-        codebooks=torch.randn(geometry.codebook_shape, generator=generator).half(),
-        scale=None,
-        scheme=scheme,
-        shape=tuple(weight.shape),
-        dtype=weight.dtype,
-    )
+    small = random_weight(tuple(weight.shape), scheme)
     slot = find_slots(layer)[""]
     holder = holder_of(slot, small, slot.view, stays=False)
     assert isinstance(holder, CodebookLayer)
     return holder
+
+
+def random_weight(
+    shape: tuple[int, ...], scheme: vq.Scheme, *, deviation: float = 1.0, seed: int = 0
+) -> CodebookWeight:
+    """A weight of random codes, and centers that deviate so far from 0."""
+    geometry = scheme.geometry(shape)
+    # As a fit has it: no more centers than sub-vectors that share them.
+    geometry = geometry.with_centers(min(scheme.k, geometry.sub_vectors))
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(geometry.k, geometry.code_shape, generator=generator, dtype=torch.uint8)
+    centers = deviation * torch.randn(geometry.codebook_shape, generator=generator)
+    return CodebookWeight(
+        codes=codes, codebooks=centers.half(), scale=None, scheme=scheme, shape=shape
+    )
 
 
 def powers_of_two(last: int) -> Sequence[int]:

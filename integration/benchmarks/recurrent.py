@@ -17,8 +17,13 @@ import torch
 from torch import nn
 
 import vq_plugin as vq
-from integration.benchmarks.harness import Report, Table, parse_arguments, torch_threads
-from vq_plugin.codebook import CodebookWeight
+from integration.benchmarks.harness import (
+    Report,
+    Table,
+    parse_arguments,
+    random_weight,
+    torch_threads,
+)
 from vq_plugin.nn import CodedParameter, coded_parameters, find_slots, hold_coded
 
 _STEPS, _TURNS = 100, 9
@@ -71,15 +76,10 @@ def _compare(kind: type[nn.RNNBase], width: int, sequences: int, scheme: str) ->
 def _coded(plain: nn.RNNBase, scheme: vq.Scheme) -> nn.RNNBase:
     """The layer in random codes; the float layer gets the weights that they stand for."""
     small = deepcopy(plain)
-    for name, slot in find_slots(plain).items():
+    for number, (name, slot) in enumerate(find_slots(plain).items()):
         shape = tuple(slot.value.shape)
-        geometry = scheme.geometry(shape)
-        geometry = geometry.with_centers(min(scheme.k, geometry.sub_vectors))
-        weight = CodebookWeight(
-            codes=torch.randint(geometry.k, geometry.code_shape, dtype=torch.uint8),
-            codebooks=(torch.randn(geometry.codebook_shape) / shape[1] ** 0.5).half(),
-            scale=None, scheme=scheme, shape=shape, dtype=torch.float32,
-        )  # fmt: skip
+        # As large as torch makes weights: gates that are all open or shut hide errors.
+        weight = random_weight(shape, scheme, deviation=shape[1] ** -0.5, seed=number)
         slot.value.copy_(weight.decode())
         coded = CodedParameter(weight, slot.view, trains=False, padding=None, zero=False)
         hold_coded(small, name, coded)

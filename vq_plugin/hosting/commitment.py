@@ -64,6 +64,5 @@ def commitment_loss(prepared: nn.Module, beta: float = 0.001) -> Tensor:
         )
     total = next(prepared.parameters()).new_zeros((), dtype=torch.float32)
     for follower in known.values():
-        assert follower.latent is not None
-        total = total + follower.distance(follower.latent)
+        total = total + follower.distance()
     return beta * total

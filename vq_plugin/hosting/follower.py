@@ -93,12 +93,12 @@ class CodebookFollower(nn.Module):
         """The weight that the last pass has decoded; ``None`` in copies, until their first pass."""
         return self._last[0] if self._last else None
 
-    def distance(self, latent: Tensor) -> Tensor:
-        """Sum of squares between a latent weight and what it decodes to, a float32 scalar.
+    def distance(self) -> Tensor:
+        """Sum of squares between the latent weight and what it decodes to, a float32 scalar.
 
-        Its gradient goes to the latent weight alone.
+        There has to be one, see :attr:`latent`. The gradient goes to it alone.
         """
-        latent, decoded = self._pair(latent)
+        latent, decoded = self._pair(*self._last)
         return (latent.float() - decoded.detach().float()).square().sum()
 
     def small(self, weight: Tensor) -> CodebookWeight:

@@ -6,7 +6,7 @@ Torch's own loop needs decoded weights. Here torch computes the gates, and an op
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -227,22 +227,21 @@ def _gru_steps(
     return (hidden.clone(),)
 
 
-def _tanh_steps(
-    incoming: Sequence[Tensor], product: _Product, state: _State, outputs: Sequence[Tensor]
+def _plain_steps(
+    activate: Callable[[Tensor], Tensor],
+    incoming: Sequence[Tensor],
+    product: _Product,
+    state: _State,
+    outputs: Sequence[Tensor],
 ) -> _State:
     hidden = state[0]
     for value, output in zip(incoming, outputs, strict=True):
-        hidden = torch.add(product(hidden), value, out=output).tanh_()
+        hidden = activate(torch.add(product(hidden), value, out=output))
     return (hidden.clone(),)
 
 
-def _relu_steps(
-    incoming: Sequence[Tensor], product: _Product, state: _State, outputs: Sequence[Tensor]
-) -> _State:
-    hidden = state[0]
-    for value, output in zip(incoming, outputs, strict=True):
-        hidden = torch.add(product(hidden), value, out=output).relu_()
-    return (hidden.clone(),)
+_tanh_steps = partial(_plain_steps, torch.tanh_)
+_relu_steps = partial(_plain_steps, torch.relu_)
 
 
 _STEPS: dict[type[nn.RNNBase], _Steps] = {
