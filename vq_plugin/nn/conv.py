@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import TENSORS, CodebookLayer
-from vq_plugin.ops import PRECISIONS, packs, recording, tracing
+from vq_plugin.ops import PRECISIONS, compiled_by_codes, packs, recording, tracing
 from vq_plugin.ops.choices import Choices, ConvolutionChoices
 
 _SETTINGS = (
@@ -79,7 +79,7 @@ class _CodebookConv(CodebookLayer):
             if type(input) in TENSORS:
                 return self._computed(input)
             return self._convolve(input, self._weight_unrecorded())
-        by_codes = tracing() or torch.compiler.is_compiling()
+        by_codes = tracing() or (torch.compiler.is_compiling() and compiled_by_codes(input))
         if by_codes and self._pointwise and self._fits(input):
             return self._multiply_places(input)
         if by_codes and self._by_position and self._fits(input):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq_plugin.nn.layer import TENSORS, CodebookLayer
-from vq_plugin.ops import recording, tracing
+from vq_plugin.ops import compiled_by_codes, recording, tracing
 
 
 class CodebookLinear(CodebookLayer):
@@ -38,7 +38,7 @@ class CodebookLinear(CodebookLayer):
         elif tracing():
             # By the shape, which the operator does not check: batches may be of another size.
             return self._multiply(input.reshape(*input.shape[:-1], self.in_features))
-        elif torch.compiler.is_compiling() and self._fits(input):
+        elif torch.compiler.is_compiling() and compiled_by_codes(input) and self._fits(input):
             return self._multiply(input)
         else:
             weight = self._weight()

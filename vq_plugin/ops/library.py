@@ -26,6 +26,8 @@ Precision = Literal["exact", "high", "fast"]
 PRECISIONS: dict[Precision, int] = {"exact": 0, "high": 1, "fast": 2}
 # The native kernels read codes of a byte at most.
 KERNEL_CENTERS = 256
+# Where they are.
+_KERNEL_DEVICES = frozenset(["cpu"])
 
 
 def load_kernels() -> None:
@@ -33,6 +35,19 @@ def load_kernels() -> None:
     # Nothing that torch.compile could trace; layers loaded them when they packed their codes.
     if not torch.compiler.is_compiling():
         native()
+
+
+def compiled_by_codes(tensor: Tensor) -> bool:
+    """Whether a compiled program calls our operators for tensors of this device.
+
+    Where there are no kernels, the compiler gets torch's own operators, of which it makes one
+    kernel that decodes a weight.
+
+    Example:
+        >>> compiled_by_codes(torch.zeros(1)), compiled_by_codes(torch.zeros(1, device="meta"))
+        (True, False)
+    """
+    return tensor.device.type in _KERNEL_DEVICES
 
 
 def codebook_linear(
@@ -160,6 +175,8 @@ def unpack_codes(packed: Tensor, *, rows: int, subspaces: int, along_out: bool =
         >>> bool(torch.equal(unpack_codes(pack_codes(codes), rows=5, subspaces=3), codes))
         True
     """
+    if torch.compiler.is_compiling() and not compiled_by_codes(packed):
+        return unpack(packed, rows, subspaces, along_out)
     load_kernels()
     codes: Tensor = torch.ops.vq.unpack_codes(packed, rows, subspaces, along_out)
     return codes
