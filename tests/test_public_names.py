@@ -60,6 +60,7 @@ NAMES = {
     "reestimate_norms",
     "register_scheme",
     "register_slot",
+    "remove_empty_channels",
     "save",
     "scheme_from_dict",
     "set_memory",
@@ -142,6 +143,7 @@ def test_functions() -> None:
         "calibration": None,
         "seed": 0,
     }
+    assert parameters(vq.remove_empty_channels) == {"model": ...}
     assert parameters(vq.SVD) == {"rank": None, "energy": None, "rate": None, "split": "channel"}
     assert parameters(vq.Basis) == {"d": ..., "shared": False}
     assert parameters(vq.summary) == {"model": ..., "rest": None}

@@ -153,6 +153,7 @@ TAKE_A_MODEL: dict[str, Callable[[Any], object]] = {
     "prune": lambda m: vq.prune(m, [X], 0.5),
     "prune_factors": lambda m: vq.prune_factors(m, [X]),
     "reestimate_norms": lambda m: vq.reestimate_norms(m, [X]),
+    "remove_empty_channels": vq.remove_empty_channels,
     "save": lambda m: vq.save(m, "m.vq"),
     "set_memory": lambda m: vq.set_memory(m, "codes"),
     "set_precision": lambda m: vq.set_precision(m, "fast"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
     from vq_plugin.checkpoint import CheckpointError, load, open_file, save
     from vq_plugin.codebook import CodebookWeight
     from vq_plugin.compress import choose_schemes, compress, set_memory, set_precision
-    from vq_plugin.factorize import factorize, merge_neurons
+    from vq_plugin.factorize import factorize, merge_neurons, remove_empty_channels
     from vq_plugin.factors import SVD, Basis, Factored
     from vq_plugin.fit.weight import quantize_weight
     from vq_plugin.folding import fold_batch_norms
@@ -119,6 +119,7 @@ __all__ = [
     "reestimate_norms",
     "register_scheme",
     "register_slot",
+    "remove_empty_channels",
     "save",
     "scheme_from_dict",
     "set_memory",

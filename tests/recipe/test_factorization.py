@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,24 @@ def test_sparse_products_are_coded_and_counted(tmp_path: Path) -> None:
     again = vq.load(outcome.model_path, digits.model())
     assert digits.evaluate(again) == outcome.result.score
     assert not [*(tmp_path / "run").glob("prun*")]
+
+
+def test_channels_without_a_coefficient_are_gone(tmp_path: Path) -> None:
+    text = RECIPE.replace("epochs: 4", "epochs: 4\n  deviations: 2.5")
+    text = text.replace("relative: 0.05", "relative: 0.95")
+    outcome = run_recipe(written(tmp_path, text), tmp_path / "run")
+    report = json.loads(outcome.report_path.read_text(encoding="utf-8"))
+    before, after = report["result"]["float_work"], report["result"]["work"]
+    assert outcome.model_path is not None
+    again: Any = vq.load(outcome.model_path, digits.model())
+    assert again.features[0].out_channels < 16
+    assert again.features[3].basis.weight.shape == (5, 1, 3, 3)
+    # Not only those by zeros, which run all the same.
+    assert after["multiplications"] < before["multiplications"]
+    assert report["sizes"]["float_nbytes"] == vq.summary(
+        vq.compress(digits.model(), vq.KM())
+    ).model_float_nbytes  # fmt: skip
+    assert digits.evaluate(again) == outcome.result.score
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.checkpoint.fresh import refactorized, slot_of
+from vq_plugin.checkpoint.fresh import narrowed, refactorized, slot_of
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
 from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
 from vq_plugin.checkpoint.state import load_state
@@ -131,7 +131,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         model: Float model of the same architecture and dtype; its values do not matter and it is
             not changed. Layers that were factorized before they were coded are whole in it, or
             factorized in the same way; batch norms that the file's model had folded into the layers
-            before are folded here, too.
+            before are folded here, too. Channels that were taken away before are still in it, or
+            not; where ``torch.fx`` cannot trace it they must not.
         part: Name of a layer or of another module: ``model`` is that module, and only its tensors
             are read and decoded.
 
@@ -165,7 +166,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
     weights: dict[str, CodebookWeight] = {}
     ties: dict[str, str] = {}
     try:
-        model = refactorized(model, file.header)
+        model = refactorized(narrowed(model, file.header), file.header)
         slots = slots_by_any_name(model)
         for name, stored in file.header.weights():
             slot = slot_of(name, slots, model)

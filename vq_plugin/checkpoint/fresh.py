@@ -6,13 +6,44 @@ import difflib
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from vq_plugin.factorize import FactorizedLayer, parse_factor
+from vq_plugin.factorize import (
+    FactorizedLayer,
+    KernelBasis,
+    LowRank,
+    first_channels,
+    parse_factor,
+)
 from vq_plugin.factorize.place import empty_layer, place, split_for
 from vq_plugin.format.header import Header, join
 from vq_plugin.nn import Slot
 from vq_plugin.nn.graphs import graph_hint
 from vq_plugin.select import slots_by_any_name
+
+
+def narrowed(model: nn.Module, header: Header) -> nn.Module:
+    """A model whose layers have as few outputs as in a file, where others just take these.
+
+    Which ones stay does not matter: values are yet to come. The model itself where nothing is so.
+    """
+    counts: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd | FactorizedLayer):
+            ends = [join(name, cls.parts[1]) for cls in (LowRank, KernelBasis)]
+            count = max(_outputs(header, each) for each in (name, *ends))
+            outputs = getattr(module, "out_features", 0) or module.out_channels
+            if 0 < count < int(outputs):  # type: ignore[arg-type]
+                counts[name] = count
+    return first_channels(model, counts) if counts else model
+
+
+def _outputs(header: Header, name: str) -> int:
+    """Rows of a weight in a file, 0 if it has none of that name, or sees it in another order."""
+    entry, whole = header.layers.get(name), header.tensors.get(join(name, "weight"))
+    if entry is not None:
+        return entry.shape[0] if entry.view is None else 0
+    return 0 if whole is None or len(whole.shape) < 2 else whole.shape[0]
 
 
 def refactorized(model: nn.Module, header: Header) -> nn.Module:

@@ -1,5 +1,6 @@
-"""Smaller float layers, made before anything is coded: products of two, and merged neurons."""
+"""Smaller float layers, made before anything is coded: products of two, and fewer neurons."""
 
+from vq_plugin.factorize.empty import first_channels, remove_empty_channels
 from vq_plugin.factorize.layers import FactorizedLayer, KernelBasis, LowRank, factorized_away
 from vq_plugin.factorize.merge import merge_neurons
 from vq_plugin.factorize.model import Factors, factorize
@@ -15,6 +16,8 @@ __all__ = [
     "LowRank",
     "factorize",
     "factorized_away",
+    "first_channels",
     "merge_neurons",
     "parse_factor",
+    "remove_empty_channels",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from torch.nn import functional
 from vq_plugin.factors.factors import Factor
 from vq_plugin.factors.splits import Split
 
+# Where a layer has the shapes that it had.
+_BEFORE = "whole_shapes"
 _CONVOLUTIONS: Any = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
@@ -32,6 +34,7 @@ class FactorizedLayer(nn.Module):
     parts: ClassVar[tuple[str, str]]
 
     factor: Factor
+    _whole_shape: tuple[int, ...] | None = None
 
     def __init__(
         self, source: nn.Module, weight: Tensor, trains: bool, factor: Factor, split: Split
@@ -98,6 +101,35 @@ class FactorizedLayer(nn.Module):
             key = getattr(part, "codebooks", part) if own is None else own
             sizes[id(key)] = split.count * length * self.factor.channels
         return sizes
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """That of :attr:`weight` before channels went."""
+        return self._whole_shape or self.shape
+
+    def fits(self, outputs: int, inputs: int) -> bool:
+        """Whether a weight of so many channels, of one group, could have its rank."""
+        split = self._split.narrowed(outputs, inputs)
+        return isinstance(self, KernelBasis) or len(self.weights[0]) <= split.most
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Outputs and inputs that its layers have, of one group."""
+        first, second = self.weights
+        inputs = second.shape[1] // len(first) if isinstance(self, KernelBasis) else first.shape[1]
+        return len(second), inputs
+
+    def settle(self) -> None:
+        """Takes note of outputs, inputs and channels between that its layers have lost."""
+        split, rank = self._split, len(self.weights[0])
+        if split.groups != 1 or (*self.widths, rank) == (*self.shape[:2], self.factor.channels):
+            return
+        self._whole_shape = self.whole_shape
+        self.factor, self._split = self.factor.resolved(rank), split.narrowed(*self.widths)
+        for side, count in zip(("out", "in"), self.widths, strict=True):
+            for name in (f"{side}_features", f"{side}_channels"):
+                if hasattr(self, name):
+                    setattr(self, name, count)
 
     def share(self, other: FactorizedLayer, parts: tuple[str, ...]) -> None:
         """Makes the weights of some parts those of the same parts of another layer."""
@@ -182,28 +214,50 @@ def parts_of_products(model: nn.Module) -> dict[nn.Module, str]:
     }
 
 
+def remember(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Notes what shapes a layer's tensors have before it gets narrower for the first time."""
+    vars(layer).setdefault(_BEFORE, dict(shapes))
+
+
+def _narrowed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, tuple[int, ...]]]]:
+    """Layers that were narrowed, with the shapes that they had; of products not the weights."""
+    parts = parts_of_products(model)
+    for name, module in model.named_modules():
+        if shapes := vars(module).get(_BEFORE):
+            products = {"weight"} if module in parts else set()
+            yield name, module, {each: shapes[each] for each in shapes.keys() - products}
+
+
 def factorized_away(model: nn.Module) -> int:
-    """How many weights fewer a model has than before it was factorized; shared ones count once."""
+    """How many weights fewer a model has than when it was whole; shared ones count once."""
     whole: dict[object, int] = {}
     parts: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, FactorizedLayer):
             sizes = module.sizes()
             parts |= sizes
-            whole[tuple(sizes)] = math.prod(module.shape)
-    return sum(whole.values()) - sum(parts.values())
+            whole[tuple(sizes)] = math.prod(module.whole_shape)
+    gone: int = sum(
+        math.prod(shape) - getattr(module, name).numel()
+        for _, module, shapes in _narrowed(model)
+        for name, shape in shapes.items()
+    )
+    return sum(whole.values()) - sum(parts.values()) + gone
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """The ``state_dict`` of a model as if its layers were whole; their weights are on no device."""
     state = dict(model.state_dict())
+    for name, _, shapes in _narrowed(model):
+        prefix = f"{name}." if name else ""
+        state |= {f"{prefix}{n}": torch.empty(s, device="meta") for n, s in shapes.items()}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FactorizedLayer):
             prefix = f"{name}." if name else ""
             for part in module.parts:
                 state.pop(f"{prefix}{part}.weight", None)
             bias = state.pop(f"{prefix}{module.parts[1]}.bias", None)
-            state[f"{prefix}weight"] = torch.empty(module.shape, device="meta")
+            state[f"{prefix}weight"] = torch.empty(module.whole_shape, device="meta")
             if bias is not None:
                 state[f"{prefix}bias"] = bias
     return state

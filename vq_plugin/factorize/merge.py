@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.factorize.chains import Chain, NoChainError, find_chain, traced
+from vq_plugin.factorize.narrow import add_up, check_own, keep_outputs, settle_products
 from vq_plugin.factorize.neurons import (
     by_inputs,
     by_weights,
@@ -22,7 +23,7 @@ from vq_plugin.factorize.stayed import warn_of_stayed
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn.recomputed import current
 from vq_plugin.progress import progress
-from vq_plugin.replace import assemble, put_parameter, shared_parameters
+from vq_plugin.replace import assemble, shared_parameters
 from vq_plugin.select import Pattern, check_model, check_pattern_type, match, slots_by_name
 from vq_plugin.slot_fit import check_slot
 
@@ -55,7 +56,7 @@ def merge_neurons(
 
     Returns:
         A new model, in the training mode of ``model``, whose layers are smaller. Files of it are
-        loaded into one that was merged to as many neurons.
+        loaded into a whole model, and rates count against that.
 
     Raises:
         TypeError: If a pattern or a number is of the wrong type.
@@ -95,13 +96,14 @@ def merge_neurons(
     with torch.no_grad():
         for name, chain in chains.items():
             stay, mixes = merged[name]
-            _keep_outputs(modules[name], stay)
+            keep_outputs(modules[name], stay)
             if chain.norm is not None:
-                _keep_outputs(modules[chain.norm], stay)
+                keep_outputs(modules[chain.norm], stay)
             for consumer in chain.consumers:
                 layer = modules[consumer]
                 free = id(layer._parameters.get("bias")) not in shared
-                _add_up(layer, stay, mixes, moments.get(consumer) if free else None)
+                add_up(layer, stay, mixes, moments.get(consumer) if free else None)
+    settle_products(small)
     return small
 
 
@@ -139,11 +141,7 @@ def _chains(
             if slot.host is not slot.module or name not in modules:
                 raise NoChainError("its weight is one of several, or used by another module")
             chain = find_chain(graph, modules, name)
-            changing = [modules[each]._parameters.get("weight") for each in chain.consumers]
-            for each in filter(None, (name, chain.norm)):
-                changing += modules[each]._parameters.values()
-            if shared & {*map(id, changing)}:
-                raise NoChainError("it shares parameters, or a layer that takes its outputs does")
+            check_own(chain, name, modules, shared)
         except NoChainError as error:
             if pattern in (*slot.names, *slot.module_names):
                 raise ValueError(f"layer {slot.shown}: {error}") from None
@@ -177,46 +175,3 @@ def _merged(
         return by_inputs(torch.stack(seen).mean(0), leaves, count)
     norm = None if chain.norm is None else modules[chain.norm]
     return by_weights(entering(modules[name], norm), leaves.diagonal(), count, seed)
-
-
-def _keep_outputs(layer: nn.Module, stay: Tensor) -> None:
-    """Keeps some neurons of a layer, or of its batch norm."""
-    for name, value in _by_neuron(layer).items():
-        kept = value.detach()[stay.to(value.device)].clone()
-        if name in layer._buffers:
-            layer._buffers[name] = kept
-        else:
-            put_parameter(layer, name, kept)
-    for name in ("out_features", "out_channels", "num_features"):
-        if hasattr(layer, name):
-            setattr(layer, name, len(stay))
-
-
-def _by_neuron(layer: nn.Module) -> dict[str, Tensor]:
-    """What has a row for each neuron."""
-    names = [name for name in ("weight", "bias") if getattr(layer, name, None) is not None]
-    values = {name: current(layer, name) for name in names}
-    for name in ("running_mean", "running_var"):
-        value = layer._buffers.get(name)
-        if value is not None:
-            values[name] = value
-    return values
-
-
-def _add_up(layer: nn.Module, stay: Tensor, mixes: Tensor, known: Moments | None) -> None:
-    """Gives the neurons that stay the weights of those that are mixes of them."""
-    weight = current(layer, "weight").detach()
-    by_neuron = weight.cpu().double().reshape(len(weight), len(mixes), -1)
-    added = torch.einsum("onp,nk->okp", by_neuron, mixes)
-    if known is not None and layer._parameters.get("bias") is not None:
-        change = -by_neuron
-        change[:, stay] += added
-        shift = known.bias_shift(change)
-        if shift is not None:
-            bias = current(layer, "bias")
-            put_parameter(layer, "bias", bias.detach() + shift.to(bias))
-    shape = (len(weight), added[0].numel() // weight[0, 0].numel(), *weight.shape[2:])
-    put_parameter(layer, "weight", added.reshape(shape).to(weight).contiguous())
-    for name in ("in_features", "in_channels"):
-        if hasattr(layer, name):
-            setattr(layer, name, shape[1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Split:
     rows: int
     columns: int
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         """For Linear or a convolution; ``NoSplitError`` if it has none of this kind."""
         assert isinstance(source.weight, Tensor)
         self.shape = tuple(source.weight.shape)
@@ -48,6 +49,11 @@ class Split:
         self.channels = self.groups * self.inputs
         self.positions = math.prod(self.kernel)
         self.count = self.groups
+
+    def narrowed(self, outputs: int, inputs: int) -> Self:
+        """The same of a weight of one group that has so many channels left."""
+        weight = torch.empty(outputs, inputs, *self.kernel, device="meta")
+        return type(self)(SimpleNamespace(weight=weight, groups=1))
 
     @property
     def most(self) -> int:
@@ -101,7 +107,7 @@ class ChannelSplit(Split):
 
     columns_are_inputs = True
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__(source)
         self.rows, self.columns = self.outputs, self.inputs * self.positions
 
@@ -135,7 +141,7 @@ class ChannelSplit(Split):
 class SpatialSplit(Split):
     """The first dimension of a kernel, then the others: k×1 and 1×k (Jaderberg 2014, 1405.3866)."""
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__(source)
         if len(self.kernel) < 2:
             kind = type(source).__name__
@@ -182,7 +188,7 @@ class SpatialSplit(Split):
 class KernelSplit(Split):
     """All kernels of a convolution as mixes of few (Li et al. 2020, PENNI, arXiv 2005.07133)."""
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__(source)
         if self.positions == 1:
             raise NoSplitError(f"this {type(source).__name__} has no kernels of several positions")

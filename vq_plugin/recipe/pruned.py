@@ -12,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from vq_plugin.atomic import write_atomically
-from vq_plugin.factorize import factorize
+from vq_plugin.factorize import factorize, remove_empty_channels
 from vq_plugin.recipe.prepare import Prepared
 from vq_plugin.recipe.reading import RecipeError
 from vq_plugin.recipe.schema import Factorization, Pruning
@@ -28,7 +28,7 @@ _NAME, _CHECKPOINT, _RUN = "pruned.safetensors", "pruning.safetensors", "run"
 def pruned(prepared: Prepared, folder: Path) -> nn.Module | None:
     """The float model with the zeros that its recipe asks for, ``None`` if for none.
 
-    ``folder`` keeps it; ValueError if damaged.
+    Channels without a weight are gone. ``folder`` keeps it; ValueError if damaged.
     """
     recipe, model = prepared.recipe, prepared.model
     keys = recipe.pruning or recipe.factorization
@@ -48,11 +48,11 @@ def pruned(prepared: Prepared, folder: Path) -> nn.Module | None:
         if same:
             sparse = assemble(dense, {})
             sparse.load_state_dict(state)
-            return sparse
+            return remove_empty_channels(sparse)
     sparse = _pruned(prepared, keys, dense, folder, seed)
     state = {name: t.detach().cpu().contiguous().clone() for name, t in sparse.state_dict().items()}
     write_atomically(path, to_safetensors(state, {_RUN: run}))
-    return sparse
+    return remove_empty_channels(sparse)
 
 
 def _dense(prepared: Prepared, keys: Pruning | Factorization) -> nn.Module:
