@@ -22,6 +22,7 @@ from tests.checkpoint.forging import contents, sealed
 from tests.checkpoint.models import compressed as compressed_net
 from tests.checkpoint.test_file import SCHEMES
 from vq_plugin import reader
+from vq_plugin.cli import main
 
 
 def weights_of(model: nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
@@ -128,6 +129,34 @@ except AttributeError as error:
     run = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr
     assert "vq_plugin.compress needs torch" in run.stdout
+
+
+def test_one_copied_file_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    small = compressed()
+    vq.save(small, there / "m.vq")
+    for name in ("vq_reader.zip", "again.zip"):
+        assert main(["reader", str(there / name)]) == 0
+    assert (there / "vq_reader.zip").read_bytes() == (there / "again.zip").read_bytes()
+    steps = capsys.readouterr().out.splitlines()[1:3]
+    program = "\n".join(
+        [
+            *(line.strip() for line in steps),
+            "import vq_plugin.reader",
+            "assert 'vq_reader.zip' in vq_plugin.reader.__file__",
+            "for name, layer in open_file('m.vq').layers.items():",
+            "    print(name, layer.decode().sum(dtype='float64'))",
+            "assert not {'torch', 'safetensors', 'pydantic'} & set(sys.modules)",
+        ]
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=there, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    layers = reader.open_file(there / "m.vq").layers
+    expected = [f"{name} {layer.decode().sum(dtype='float64')}" for name, layer in layers.items()]
+    assert run.stdout.splitlines() == expected
 
 
 def test_only_what_is_asked_for_is_read_and_checked(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from vq_plugin.commands.doctor import add_doctor
 from vq_plugin.commands.export import add_export
 from vq_plugin.commands.inspect import add_inspect
 from vq_plugin.commands.layers import add_layers
+from vq_plugin.commands.reader import add_reader
 from vq_plugin.commands.recipe import add_recipe
 from vq_plugin.commands.tune import add_tune
 from vq_plugin.console import Terminated, complain, shown_log, terminated_by_signal
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_layers(commands)
     add_inspect(commands)
+    add_reader(commands)
     add_doctor(commands)
     add_recipe(commands)
     add_completion(commands, _parser)
