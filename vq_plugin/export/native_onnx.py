@@ -20,7 +20,7 @@ from vq_plugin.export.native_definitions import INPUTS, definition
 from vq_plugin.export.native_layers import has_kernel
 from vq_plugin.nn import CodebookEmbedding
 from vq_plugin.ops.convolution import conv_fake
-from vq_plugin.ops.library import rounded
+from vq_plugin.ops.rounding import rounded
 from vq_plugin.schemes import Geometry
 
 DOMAIN = "vq_plugin"

@@ -115,10 +115,10 @@ class _CodebookConv(CodebookLayer):
             tracing() or input.size(-1 - space) == self.in_channels
         )
 
-    def _choices_of(self, precision: int, decodes: bool) -> Choices:
+    def _choices_of(self, precision: int, decodes: int) -> Choices:
         if not self._by_position:
             return super()._choices_of(precision, decodes)
-        return ConvolutionChoices.of(self._products, precision, self._reach, decodes)
+        return ConvolutionChoices.of(self._products, precision, self._reach, decodes > 0)
 
     def _look_up(self, input: Tensor) -> Tensor:
         """The convolution by tables of the products of places with centers."""

@@ -157,8 +157,12 @@ class CodebookLayer(CodedWeight):
 
         Not to be asked where torch records: there, it is no question of time.
         """
-        # While codebooks train no weight can be kept, but gradients of inputs need it decoded, too.
-        return (self._choices or self._choose())[input.numel()] and self._kernels_take(input)
+        choices = self._choices or self._choose()
+        if torch.is_grad_enabled() and self._trains():
+            # The float layer would decode its weight, as none can be kept, and hold it until the
+            # backward pass. That takes about as long as four decodings (decision 109).
+            choices = self._choices_of(PRECISIONS[self.precision], decodes=4)
+        return choices[input.numel()] and self._kernels_take(input)
 
     def _choose(self) -> Mapping[Any, bool]:
         if native() is None:
@@ -166,7 +170,7 @@ class CodebookLayer(CodedWeight):
         found = self._choices = self._choices_of(PRECISIONS[self.precision], self.memory == "codes")
         return found
 
-    def _choices_of(self, precision: int, decodes: bool) -> Choices:
+    def _choices_of(self, precision: int, decodes: int) -> Choices:
         return LinearChoices.of(self._kernel_shape, precision, self._sample_length, decodes)
 
     def __setattr__(self, name: str, value: Any) -> None:

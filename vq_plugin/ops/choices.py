@@ -52,7 +52,7 @@ class LinearChoices(Choices):
     """Of linear layers, by the number of values of the input.
 
     A kind is: shape and precision as for :func:`vq_plugin.ops.costs.codes_pay`, values of the input
-    that make one sample, whether no weight is kept.
+    that make one sample, decodings that the float layer takes.
     """
 
     def _decide(self, input: int) -> bool:

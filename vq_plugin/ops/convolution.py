@@ -24,9 +24,9 @@ from vq_plugin.ops.library import (
     canonical,
     differentiable,
     load_kernels,
-    rounded,
     under_autocast,
 )
+from vq_plugin.ops.rounding import rounded
 
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 

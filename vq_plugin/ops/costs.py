@@ -117,9 +117,7 @@ class Costs:
 LinearShape = tuple[int, int, int, int, int, int, bool, bool, bool, bool]
 
 
-def codes_pay(
-    samples: int, shape: tuple[int, ...], precision: int, *, decodes: bool = False
-) -> bool:
+def codes_pay(samples: int, shape: tuple[int, ...], precision: int, *, decodes: int = 0) -> bool:
     """Whether the kernel of a linear layer is expected to be as fast as the float layer.
 
     Args:
@@ -128,7 +126,7 @@ def codes_pay(
             book for all subspaces, codes are packed, they run along the outputs, and whether it is
             ``pointwise``: a 1x1 convolution.
         precision: Of :data:`vq_plugin.ops.PRECISIONS`.
-        decodes: Whether no weight is kept, so that the float layer decodes it first.
+        decodes: How many decodings the float layer takes in a pass: 0 where its weight is kept.
     """
     known = isa()
     found = None if known is None else linear_estimates(samples, shape, precision)
@@ -153,7 +151,7 @@ def convolution_codes_pay(
         shape: Input channels, output channels, groups, positions of the kernel, stages, centers,
             ``dim``, whether there is one book for all pieces.
         precision: Of :data:`vq_plugin.ops.PRECISIONS`.
-        decodes: As for :func:`codes_pay`.
+        decodes: Whether no weight is kept, so that the float layer decodes it first.
     """
     known = isa()
     return known is not None and _convolution_pays(
@@ -252,11 +250,11 @@ def _convolution_pays(isa: str, decodes: bool, *layer: Any) -> bool:
     return _pays(isa, decodes, convolution_estimates(*layer))
 
 
-def _pays(isa: str, decodes: bool, layer: Estimates) -> bool:
+def _pays(isa: str, decodes: int, layer: Estimates) -> bool:
     return _gain(isa, decodes, layer, 1) >= 0
 
 
-def _gain(isa: str, decodes: bool, layer: Estimates, calls: int) -> float:
+def _gain(isa: str, decodes: int, layer: Estimates, calls: int) -> float:
     """Picoseconds that so many calls by codes save at least."""
     costs = costs_of(isa)
     doubt = _DOUBT if layer.kernel in costs.grids else _DOUBT_SHIPPED

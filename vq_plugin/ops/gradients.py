@@ -50,7 +50,7 @@ def codebook_gradients(
         plain = decode(plain_codes(), codebooks, None, shape=shape, axis="in", group=group or None)
         grad_scale = (grad * plain).sum(1)
         grad = grad * scale.unsqueeze(1)
-    if _added_natively(grad, codes, k):
+    if added_natively(grad, codes, k):
         return torch.ops.vq.sums_by_center(
             grad, codes.contiguous(), list(codebooks.shape), along_out, group
         ), grad_scale
@@ -62,7 +62,7 @@ def codebook_gradients(
     return torch.stack(sums).reshape(codebooks.shape), grad_scale
 
 
-def _added_natively(grad: Tensor, codes: Tensor, k: int) -> bool:
+def added_natively(grad: Tensor, codes: Tensor, k: int) -> bool:
     """Whether the kernel takes them: nothing sees through it, and it has no gradient."""
     return (
         type(grad) is Tensor

@@ -17,9 +17,11 @@ from torch.library import Library, register_fake
 
 from vq_plugin.codebook import decode
 from vq_plugin.ops.gradients import codebook_gradients
+from vq_plugin.ops.linear_gradients import linear_gradients
 from vq_plugin.ops.native import native
 from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unpack
 from vq_plugin.ops.recording import transforming
+from vq_plugin.ops.rounding import rounded
 
 Precision = Literal["exact", "high", "fast"]
 # What operators call them.
@@ -190,11 +192,6 @@ def canonical(codes: Tensor, rows: int, length: int, dim: int, along_out: bool =
     return unpacked
 
 
-def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values of ``dtype`` in the dtype that they have; differentiable."""
-    return values if dtype == torch.float32 else values.to(dtype).to(values.dtype)
-
-
 def dequantize_in_torch(
     codes: Tensor,
     codebooks: Tensor,
@@ -308,19 +305,24 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = grads
         input, codes, codebooks, scale = ctx.saved_tensors
-        grad_input = grad_codebooks = grad_scale = grad_bias = None
+        _, along_out, group, dtype = ctx.settings
         _, wants_input, _, wants_codebooks, wants_scale, wants_bias, *_ = ctx.needs_input_grad
-        if wants_input:
-            weight = torch.ops.vq.dequantize_codebook(codes, codebooks, scale, *ctx.settings)
-            grad_input = grad @ weight
         flat = grad.reshape(-1, grad.shape[-1])
-        if wants_codebooks or wants_scale:
-            rows = input.reshape(-1, input.shape[-1])
-            # Sub-vectors, whichever way they run, in one piece each.
-            grad_weight = (rows.T @ flat).T if ctx.settings[1] else flat.T @ rows
-            grad_codebooks, grad_scale = _weight_backward(ctx, grad_weight, codes, codebooks, scale)
-        if wants_bias:
-            grad_bias = flat.sum(0)
+        grad_input, grad_codebooks, grad_scale = linear_gradients(
+            flat,
+            input.reshape(flat.shape[0], input.shape[-1]),
+            codes,
+            codebooks,
+            scale,
+            along_out=along_out,
+            group=group,
+            codebook_dtype=dtype,
+            wants_input=wants_input,
+            wants_tables=wants_codebooks or wants_scale,
+        )
+        if grad_input is not None:
+            grad_input = grad_input.reshape(input.shape)
+        grad_bias = flat.sum(0) if wants_bias else None
         found = (None, grad_input, None, grad_codebooks, grad_scale, grad_bias)
         return *found, None, None, None, None, None
 
