@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from vq_plugin.allocation import steps
 from vq_plugin.calibration import Calibration
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
-from vq_plugin.fit.output.metric import row_errors
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.fit.output.objective import damped
 from vq_plugin.forecast import Sample
+from vq_plugin.harm import Harm
 from vq_plugin.nn import Slot
 from vq_plugin.progress import progress
 from vq_plugin.schemes import Preset
@@ -45,21 +43,11 @@ class _Ladder:
     ) -> None:
         self.slot, self.schemes = slot, preset.schemes
         self.moments = moments
-        self._known, self._felt = moments or Moments(torch.ones(())), felt
         weight = slot.weight.detach().cpu().float()
-        trace = self._known.row_inputs(weight.shape)
-        if felt is not None:
-            rows = felt.of_row_errors(self._known)
-        else:
-            # Of every row that is not dead its size counts alike.
-            size = weight.double().square().flatten(1).sum(1)
-            live = size > 0
-            rows = live / torch.where(live, size, 1.0) / live.sum().clamp_min(1)
-        # The harm of an error of each row, as large as its inputs make it.
-        self._rows = rows
+        self._harm = Harm.of(weight, moments, felt)
         self.fitted: dict[int, CodebookWeight] = {}
         self._measured: dict[int, _Size] = {}
-        self._expected = self._sampled(weight, rows * trace)
+        self._expected = self._sampled(weight, self._harm.noise)
 
     def sizes(self) -> list[_Size]:
         """Of every scheme, as fitted or else as expected."""
@@ -70,11 +58,7 @@ class _Ladder:
         weight = self.slot.weight.detach()
         small = fit_named(self.slot.name, weight, self.schemes[at], moments=self.moments, seed=seed)
         change = small.decode().cpu().float() - weight.cpu().float()
-        harm = float(self._rows @ self._errors(change))
-        if self._felt is not None:
-            # Errors of calibrated fits go together over rows, which gradients see.
-            harm = max(harm, self._felt.harm(change))
-        found = _Size(file_nbytes(small), harm)
+        found = _Size(file_nbytes(small), self._harm(change))
         before, kind = self._expected[at], type(self.schemes[at])
         self.fitted[at], self._measured[at] = small, found
         larger, worse = _ratio(found.nbytes, before.nbytes), _ratio(found.harm, before.harm)
@@ -82,16 +66,6 @@ class _Ladder:
             _Size(size.nbytes * larger, size.harm * worse) if type(scheme) is kind else size
             for scheme, size in zip(self.schemes, self._expected, strict=True)
         ]
-
-    def _errors(self, change: Tensor) -> Tensor:
-        """Squared errors of outputs, by row, on other inputs than those that the fit has seen.
-
-        A fit by few samples leaves errors where these show nothing: second moments count as the fit
-        damps them.
-        """
-        if self.moments is None or self.moments.second is None:
-            return self._known.row_errors(change)
-        return row_errors(damped(self.moments), change)
 
     def _sampled(self, weight: Tensor, felt: Tensor) -> list[_Size]:
         """Fits of some rows, by their weights alone, and by what is ``felt`` of each row."""

@@ -120,7 +120,7 @@ def sensitivities(
     gives for all weights at once, and then for any change of them. It knows nothing of kinds of
     layers: gradients are those of parameters, however often and wherever they are used.
 
-    Outputs of two or more columns (dimension 1) count as scores of classes: the harm is the
+    Outputs of two or more classes (:func:`classes`) count as their scores: the harm is the
     Kullback-Leibler divergence, in nats per decision, of their softmax. All others count as values:
     the harm is the squared change over the variance.
 
@@ -297,15 +297,34 @@ def _projection(output: object, projected: Projected, generator: torch.Generator
     return torch.stack(found).sum() / len(outputs) ** 0.5 if found else None
 
 
+def classes(y: Tensor) -> int | None:
+    """The dimension of an output that is of classes; ``None`` if there are no two of them.
+
+    The last of ``(n, classes)`` and of sequences, ``(n, steps, classes)`` or steps first; of images
+    and more, ``(n, classes, height, width)``, the second, as torch's losses have it. Embeddings
+    cannot be told from scores, nor need they be: where values are alike, as those of unit length
+    are, the divergence of their softmax is the squared change up to a factor.
+
+    Example:
+        >>> [classes(torch.zeros(s)) for s in ((9, 4), (9, 7, 4), (9, 4, 8, 8), (9, 1), (9,))]
+        [1, 2, 1, None, None]
+    """
+    if y.dim() < 2:
+        return None
+    dimension = 2 if y.dim() == 3 else 1
+    return dimension if y.shape[dimension] > 1 else None
+
+
 def decisions_or_values(y: Tensor, generator: torch.Generator) -> Tensor:
-    """A number of the change of an output: of decisions from two columns on, else of values."""
-    if y.dim() < 2 or y.shape[1] < 2:
+    """A number of the change of an output: of decisions where it has :func:`classes`, or values."""
+    dimension = classes(y)
+    if dimension is None:
         return values(y, generator)
     # A root of the curvature of the divergence: of diag(p) - p pᵀ.
-    root = y.detach().softmax(1).sqrt()
+    root = y.detach().softmax(dimension).sqrt()
     noise = _noise(y, generator)
-    noise = root * (noise - root * (root * noise).sum(1, keepdim=True))
-    decisions = y.numel() // y.shape[1]
+    noise = root * (noise - root * (root * noise).sum(dimension, keepdim=True))
+    decisions = y.numel() // y.shape[dimension]
     return (y * noise).sum() / math.sqrt(2 * decisions)
 
 
@@ -330,12 +349,13 @@ def harm_of_change(y: Tensor, change: float) -> float:
         >>> harm_of_change(1e-3 * torch.randn(64, 10), 0.01) < 1e-8
         True
     """
-    if y.dim() < 2 or y.shape[1] < 2:
+    dimension = classes(y)
+    if dimension is None:
         return change
     size = float((y - y.mean(0)).square().mean())
     # The mean of the curvature of the divergence, diag(p) - p pᵀ, over all directions.
-    p = y.softmax(1)
-    curvature = float((p - p.square()).sum(1).mean())
+    p = y.softmax(dimension)
+    curvature = float((p - p.square()).sum(dimension).mean())
     return change * size * curvature / 2
 
 

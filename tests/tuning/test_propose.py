@@ -334,3 +334,80 @@ def test_it_beats_the_frontier_where_layers_are_dearer_than_predicted() -> None:
             gained.append(edge / min([edge, *sizes["local"]]))
     assert len(gained) > 5
     assert np.mean(gained) > 1.05
+
+
+def wide(seed: int, layers: int = 6, rungs: int = 20) -> Landscape:
+    """As of real networks: harms of a layer from 1 to 16,000, of layers as different as sizes."""
+    rng = np.random.default_rng(seed)
+    ladders = []
+    for _ in range(layers):
+        size, harm = 1e5 * rng.lognormal(), rng.lognormal()
+        bits = np.linspace(8, 1, rungs) + rng.normal(0, 0.1, rungs)
+        harms = harm * 4.0**-bits * rng.lognormal(0, 0.5, rungs)
+        ladders.append(
+            [
+                LayerCandidate(None, round(size * b / 8), 0.0, float(h))
+                for b, h in zip(bits, harms, strict=True)
+            ]
+        )
+    return Landscape(ladders, frontier(ladders), LIMIT)
+
+
+def bent(land: Landscape, seed: int, most: float) -> Callable[[Setting], float]:
+    """Losses that end at ``most``, of layers and candidates dearer than predicted or not."""
+    rng = np.random.default_rng(seed)
+    factors = [
+        rng.lognormal(0, 0.4) * rng.lognormal(0, 0.3, len(layer)) * [c.harm for c in layer]
+        for layer in land.layers
+    ]
+    edge = land.harm(land.frontier[len(land.frontier) // 2])
+
+    def truth(setting: Setting) -> float:
+        harm = sum(table[i] for table, i in zip(factors, setting, strict=True))
+        return most * -math.expm1(-LIMIT / most * harm / edge)
+
+    return truth
+
+
+def test_losses_far_beyond_the_budget_cost_no_evaluations() -> None:
+    """They say little of the scale near the budget; of those that follow few are far beyond it."""
+    local = wasted = 0
+    for seed in range(6):
+        for most in (0.05, 0.15, 100.0):
+            land = wide(seed)
+            asked, outcomes = search(land, bent(land, seed, most), most=25)
+            levels = [outcomes[p.setting].level for p in asked if p.phase == "local"]
+            local += len(levels)
+            wasted += sum(level > 2 * LIMIT for level in levels)
+    assert local > 300
+    assert wasted < 0.07 * local
+
+
+def test_ten_times_the_harm_of_what_failed_is_not_tried() -> None:
+    """Not even where it saves most and was part of a setting that lost less than its sum of harms.
+
+    Levels and harms are those of a search on a network that reads text.
+    """
+    ladders = [
+        [LayerCandidate(None, nbytes, 0.0, harm) for nbytes, harm in ladder]
+        for ladder in (
+            ((9000, 8e-4), (5000, 0.034)),
+            (
+                (9000, 2e-4),
+                (8500, 1e-3),
+                (8200, 1.7e-3),
+                (8000, 1.9e-3),
+                (3000, 0.012),
+                (900, 0.12),
+            ),
+        )
+    ]
+    land = Landscape(ladders, (), LIMIT)
+    outcomes = {
+        (0, 0): Outcome(0.0, held=True),
+        (1, 5): Outcome(0.156, held=False),
+        (0, 4): Outcome(0.047, held=False),
+        (0, 1): Outcome(0.0078, held=True),
+        (0, 3): Outcome(0.0156, held=False),
+    }
+    assert propose(land, outcomes) == Proposal((0, 2), "local")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vq_plugin.calibration import Calibration
 from vq_plugin.calibration.model_calls import Call, calls, float_tensors, samples_of
 from vq_plugin.eval_mode import eval_mode
-from vq_plugin.sensitivity import harm_of_change
+from vq_plugin.sensitivity import classes, harm_of_change
 
 #: Models that agree so far are as good or bad as each other.
 ALIKE: Final = 0.9
@@ -23,7 +23,7 @@ class Agreement:
     """Agreement with one float model on some of its calibration data, from 0 to 1.
 
     Of each output it is what speaks better for the model: by how much decisions agree beyond chance
-    (the largest of two or more columns, dimension 1; kappa of Cohen 1960, "A coefficient of
+    (the largest of :func:`vq_plugin.sensitivity.classes`; kappa of Cohen 1960, "A coefficient of
     agreement for nominal scales"), or the part of the variance that is explained. Outputs that are
     not finite agree with nothing.
     """
@@ -103,9 +103,11 @@ def _agreement(expected: Tensor, output: Tensor) -> float:
     spread = (expected - expected.mean(0)).square().sum()
     error = (output - expected).square().sum()
     explained = max(0.0, float(1 - error / spread)) if bool(spread > 0) else float(error == 0)
-    if expected.dim() < 2 or expected.shape[1] < 2:
+    dimension = classes(expected)
+    if dimension is None:
         return explained
-    return max(explained, _kappa(expected.argmax(1).flatten(), output.argmax(1).flatten()))
+    decided = (each.argmax(dimension).flatten() for each in (expected, output))
+    return max(explained, _kappa(*decided))
 
 
 def _kappa(expected: Tensor, found: Tensor) -> float:

@@ -23,6 +23,7 @@ from vq_plugin.factors.splits import Split
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.forecast import Expected, Sample, expected_error, expected_nbytes, is_sparse
+from vq_plugin.harm import Harm
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Form, slots_by_name
 from vq_plugin.sensitivity import Sensitivity, felt_moments, sensitivities
@@ -41,8 +42,8 @@ class Layer:
 
     After these, once the ``directions`` of the weight are known, those of ``splits`` that make it
     smaller. ``moments`` say what the outputs of the model feel, ``unfelt`` do not. ``whole`` is the
-    harm of an error as large as the weight, which that of others is measured by where
-    ``sensitivity`` is ``None``.
+    harm of noise as large as the weight, which that of others is measured by where ``sensitivity``
+    is ``None``.
     """
 
     name: str
@@ -116,7 +117,7 @@ class Layer:
         error = self._seen.output_error(change) / self._size if self._size > 0 else 0.0
         harm = error * self.whole
         if self.sensitivity is not None:
-            harm = self.sensitivity.harm(change)
+            harm = Harm.of(self.weight, self.moments, self.sensitivity)(change)
         return LayerCandidate(small.scheme, nbytes, error, harm)
 
     @property
@@ -236,7 +237,10 @@ def _felt(
         model, changing, calibration, moments, seed=seed, late=lambda: until.passed
     )
     felt = moments | felt_moments(changing, moments, found)
-    wholes = {name: each.harm(slots[name].weight) for name, each in found.items()}
+    wholes = {
+        name: Harm.of(slots[name].weight, felt.get(name), each).of_noise(slots[name].weight)
+        for name, each in found.items()
+    }
     typical = statistics.median(wholes.values()) if wholes else 1.0
     return tuple(
         replace(

@@ -69,7 +69,7 @@ class LayerCandidate:
             :func:`vq_plugin.sizes.file_nbytes`.
         error: Squared error of the weight over its squared size, weighted by calibration.
         harm: Predicted harm: how much the model's output on the calibration data changes when
-            only this layer is compressed, see :mod:`vq_plugin.sensitivity`; without calibration
+            only this layer is compressed, see :mod:`vq_plugin.harm`; without calibration
             ``error``.
     """
 
