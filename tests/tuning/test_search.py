@@ -318,6 +318,7 @@ def test_a_model_in_training_mode_stays_so(task: "Task") -> None:
         return task.accuracy(model)
 
     result = vq.tune(task.model, evaluate, BUDGET, **task.settings, max_trials=2)
-    assert modes == [True] * 4
+    # Twice in float, two trials, and what is ruined where the smaller agrees to less than 0.9.
+    assert modes == [True] * 5
     assert task.model.training
     assert result.model.training
