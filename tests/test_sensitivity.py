@@ -10,10 +10,13 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+import vq_plugin as vq
 from vq_plugin.calibration import input_moments
 from vq_plugin.calibration.model_calls import float_tensors
+from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.nn import find_slots
 from vq_plugin.replace import put_parameter
+<<<<<<< ours
 from vq_plugin.sensitivity import (
     Sensitivity,
     classes,
@@ -21,6 +24,9 @@ from vq_plugin.sensitivity import (
     harm_of_change,
     sensitivities,
 )
+=======
+from vq_plugin.sensitivity import Sensitivity, felt_moments, harm_of_change, sensitivities
+>>>>>>> theirs
 
 
 class Tied(nn.Module):
@@ -206,6 +212,30 @@ def test_all_float_outputs_count(kind: str) -> None:
         alone = rows_of(head, data, "").sum()
         assert float(rows[name].sum()) == pytest.approx(float(alone) / 2, rel=0.4)
     assert len(list(float_tensors(model(data[0])))) == 2
+
+
+def test_rows_that_are_looked_up_often_get_shorter_steps() -> None:
+    table = nn.Embedding(200, 4)
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(32, 3))
+    # Row 0 in half of all places, rows up to 150 now and then, the others never.
+    index = torch.randint(1, 150, (512, 8))
+    index[:, :4] = 0
+    slot = find_slots(model)["0"]
+    moments = input_moments(model, [slot], [index])
+    found = sensitivities(model, [slot], [index], moments)
+    felt = felt_moments([slot], moments, found)["0"]
+    rows = found["0"].rows()
+    assert felt.outputs is not None
+    assert felt.outputs[0] == rows[0] > 20 * rows[1:].max()
+    assert bool((felt.outputs[150:] == rows[:150].mean()).all())
+    assert bool((felt.outputs >= felt.outputs[150]).all())
+    small = quantize_weight(table.weight, vq.Uniform(step=0.5, scale="row"), moments=felt)
+    assert small.scale is not None
+    steps = small.scale.float() / table.weight.detach().square().mean(1).sqrt()
+    assert bool((steps[1:] > 2 * steps[0]).all())
+    # Those that no data reached lose no more than those that some did.
+    error = (small.decode() - table.weight.detach()).square().sum(1)
+    assert float(error[150:].mean()) == pytest.approx(float(error[1:150].mean()), rel=0.3)
 
 
 def test_every_form_of_calibration_says_about_the_same() -> None:

@@ -96,6 +96,16 @@ class Sensitivity:
             return None
         return (total / total.diagonal().mean()).unsqueeze(0)
 
+    def of_looked_up(self) -> Tensor:
+        """What outputs feel of each row of a table, as far as other data will: float64 ``(out,)``.
+
+        Few rows are looked up often, in whatever data, and count for what is felt of them. Of all
+        others the data at hand have a few by chance: they count alike, as much as those that were
+        reached do in the mean.
+        """
+        rows = self.rows()
+        return rows.maximum(rows[self.reached].mean())
+
     def of_row_errors(self, moments: Moments) -> Tensor:
         """The harm of an error of each row, over :meth:`Moments.row_errors`: float64 ``(out,)``."""
         inputs = moments.row_inputs(self.shape)
@@ -187,7 +197,8 @@ def felt_moments(
     """Moments with what the outputs of the model feel of each row, by the names of ``slots``.
 
     Of those that are in both. Of a table, data move few rows, and the others are as good as these:
-    all count alike, and what is felt of each column, and of two together, is that of all rows.
+    but for those that are looked up often all count alike, and what is felt of each column, and of
+    two together, is that of all rows.
     """
     found = {}
     for slot in slots:
@@ -197,7 +208,8 @@ def felt_moments(
         if not slot.kind.looks_up:
             found[slot.name] = dataclasses.replace(its, outputs=each.of_row_errors(its))
         elif its.second is None and (columns := each.of_columns()) is not None:
-            found[slot.name] = dataclasses.replace(its, second=columns)
+            # How often a row was looked up is in what is felt of it.
+            found[slot.name] = Moments(torch.ones(1), columns, outputs=each.of_looked_up())
     return found
 
 
