@@ -16,17 +16,14 @@ from vq_plugin.calibration.model_calls import float_tensors
 from vq_plugin.fit.weight import quantize_weight
 from vq_plugin.nn import find_slots
 from vq_plugin.replace import put_parameter
-<<<<<<< ours
 from vq_plugin.sensitivity import (
     Sensitivity,
     classes,
     decisions_or_values,
+    felt_moments,
     harm_of_change,
     sensitivities,
 )
-=======
-from vq_plugin.sensitivity import Sensitivity, felt_moments, harm_of_change, sensitivities
->>>>>>> theirs
 
 
 class Tied(nn.Module):
