@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vq_plugin.cli import main
 from vq_plugin.tuning.report import json_schema
 from vq_plugin.workloads import digits
 
+ROOT = Path(__file__).parents[1]
 MODEL = "vq_plugin.workloads.digits:model"
 COMMANDS = (
     ["tune"], ["compress"], ["layers"], ["inspect"], ["doctor"], ["completion"],
@@ -304,9 +306,9 @@ def test_completion_without_its_library_says_what_to_install(
     assert "pip install 'vq-plugin[completion]'" in capsys.readouterr().err
 
 
-FIRST_LINE = """
-import os, sys, time, torch
-import vq_plugin.cli
+BEFORE_TORCH = """
+import os, sys, time
+import vq_plugin_command
 
 class Watched:
     def __getattr__(self, name):
@@ -316,21 +318,75 @@ class Watched:
         sys.__stderr__.write(text)
         if "\\n" in text:
             sys.__stderr__.flush()
-            print(time.process_time() - began, flush=True)
-            os._exit(0)
+            said()
+
+def said():
+    print(time.process_time(), "torch" in sys.modules, flush=True)
+    os._exit(0)
 
 sys.stderr = Watched()
-began = time.process_time()
-vq_plugin.cli.main(["tune", sys.argv[1]])
+try:
+    vq_plugin_command.main()
+except SystemExit:
+    said()
+said()
 """
+AS_PEOPLE_CALL_IT = "import sys, vq_plugin_command; sys.exit(vq_plugin_command.main())"
 
 
-def test_the_first_line_comes_before_the_slow_imports() -> None:
-    """The time of ``import torch`` is not ours; what comes after it is next to nothing."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    path = recipe()
-    command = [sys.executable, "-c", FIRST_LINE, path]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stderr.endswith(f"read {path}\n")
+def called(program: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """A process of its own, whose program knows the package and nothing of it is imported."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        ["tune", "--help"],
+        ["tun"],
+        ["completion", "bash"],
+        ["tune", "recipe.yaml"],
+        ["compress", MODEL, "--output", "x"],
+        ["layers", MODEL],
+    ],
+    ids=" ".join,
+)
+def test_what_is_said_first_does_not_wait_for_torch(words: list[str]) -> None:
+    done = called(BEFORE_TORCH, *words)
+    seconds, torch = done.stdout.splitlines()[-1].split()
+    assert torch == "False"
     # Of the processor: on a busy machine the clock says nothing.
-    assert float(done.stdout) < 0.5
+    assert float(seconds) < 0.5
+    if words == ["tune", "recipe.yaml"]:
+        assert done.stderr.endswith("read recipe.yaml\n")
+
+
+def test_functions_of_a_recipe_find_the_whole_package() -> None:
+    Path("own.py").write_text("""\
+import vq_plugin as vq
+from vq_plugin.workloads import digits
+def model():
+    assert {name for name in vq.__all__ if not hasattr(vq, name)} == set()
+    assert callable(vq.compress) and callable(vq.summary) and callable(vq.tune)
+    return digits.model()
+""")
+    done = called(AS_PEOPLE_CALL_IT, "layers", "own:model", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
+def test_a_machine_without_torch_is_told_so() -> None:
+    program = f"import sys; sys.modules['torch'] = None; {AS_PEOPLE_CALL_IT}"
+    done = called(program, "layers", MODEL)
+    assert done.returncode == 2
+    assert done.stderr.endswith("vq-plugin: torch is not installed: pip install torch\n")
+
+
+def test_the_command_is_the_one_that_is_tried_here() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["scripts"] == {"vq-plugin": "vq_plugin_command:main"}
+    assert settings["project"]["version"] == vq.__version__

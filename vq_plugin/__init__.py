@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vq_plugin.extension import onnxruntime_library
+from vq_plugin.version import __version__ as __version__
 
 # Who wants lines of progress gives the logger a handler.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -127,5 +128,3 @@ __all__ = [
     "summary",
     "tune",
 ]
-
-__version__ = "0.1.0"

@@ -6,9 +6,8 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from vq_plugin import __version__
 from vq_plugin.commands.command import (
     BAD_INPUT,
     INTERRUPTED,
@@ -27,15 +26,21 @@ from vq_plugin.commands.recipe import add_recipe
 from vq_plugin.commands.tune import add_tune
 from vq_plugin.console import Terminated, complain, shown_log, terminated_by_signal
 from vq_plugin.raised import raised, users_line
+from vq_plugin.version import __version__
 
 __all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_REACHED", "WITHIN_BUDGET", "main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None, load: Callable[[], object] = lambda: None) -> int:
     """Runs the command line.
 
     Args:
         arguments: Words after the program's name; ``None`` takes the process's own.
+        load: Imports what all commands but those that only say something about them need: torch,
+            which takes seconds. It comes after the first line of progress.
 
     Returns:
         0 = done, within budget; 2 = bad input; 3 = budget not reached; 130, 143 and 129 = ended by
@@ -50,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with shown_log(logging.DEBUG if options.verbose else level):
         try:
             with terminated_by_signal():
+                if options.reads is not None:
+                    _log.info("read %s", getattr(options, options.reads))
+                if options.loads:
+                    load()
                 status: int = options.run(options)
         except KeyboardInterrupt as error:
             return _ended("interrupted", error, INTERRUPTED)
@@ -69,13 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> str:
     """What is wrong with the input; what is wrong with this package is raised again."""
-    from vq_plugin.tuning.tracking import TrackingError
-
-    if isinstance(error, ValueError | TypeError | OSError | TrackingError):
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "torch is not installed: pip install torch"
+    if isinstance(error, ValueError | TypeError | OSError) or _is_of_tracking(error):
         return "; ".join([str(error), *getattr(error, "__notes__", [])])
     if users_line(error) is None:
         raise error
     return raised(error)
+
+
+def _is_of_tracking(error: Exception) -> bool:
+    from vq_plugin.tuning.tracking import TrackingError
+
+    return isinstance(error, TrackingError)
 
 
 def _ended(how: str, error: BaseException, code: int) -> int:

@@ -26,6 +26,8 @@ def add_command(
     example: str,
     description: str | None = None,
     codes: Mapping[int, str] = PLAIN,
+    reads: str | None = None,
+    loads: bool = True,
 ) -> argparse.ArgumentParser:
     """Adds a command to a parser's sub-commands.
 
@@ -37,6 +39,8 @@ def add_command(
         example: A command line, shown below the options.
         description: Sentences above the options, if they are to say more than ``summary``.
         codes: What exit codes mean.
+        reads: Argument whose value the first line of progress says to be read.
+        loads: Whether the package is imported, and torch with it, before it runs.
 
     Returns:
         The command's parser, for its arguments.
@@ -50,7 +54,7 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_loudness(parser, argparse.SUPPRESS)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, reads=reads, loads=loads)
     return parser
 
 

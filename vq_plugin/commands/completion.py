@@ -20,8 +20,8 @@ def add_completion(commands: Any, parser: Callable[[], argparse.ArgumentParser])
         "completion",
         partial(_completion, parser),
         summary="print what completes commands in a shell",
-        # Not in ~/.bashrc: torch takes seconds to import.
         example="vq-plugin completion bash > ~/.local/share/bash-completion/completions/vq-plugin",
+        loads=False,
     ).add_argument("shell", choices=_SHELLS)
 
 

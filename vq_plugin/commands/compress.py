@@ -22,6 +22,7 @@ def add_compress(commands: Any) -> None:
         _compress,
         summary="compress a model with given schemes",
         example="vq-plugin compress my_package:model --scheme 'pq(k=16,dim=4)' --output model.vq",
+        reads="model",
     )
     parser.add_argument(
         "model", metavar="MODULE:FUNCTION", help="function that returns the trained float model"
@@ -58,8 +59,6 @@ def add_compress(commands: Any) -> None:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    _log.info("read %s", options.model)
-
     from torch import nn
 
     from vq_plugin.atomic import check_target

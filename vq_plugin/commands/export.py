@@ -22,6 +22,7 @@ def add_export(commands: Any) -> None:
         summary="write a compressed file for another runtime",
         example="vq-plugin export model.vq --to onnx --model my_package:model "
         "--example my_package:batches --output model.onnx",
+        reads="file",
     )
     parser.add_argument("file", help="compressed file")
     parser.add_argument("--to", required=True, choices=[*_TARGETS], help="what the runtime reads")
@@ -54,8 +55,6 @@ def add_export(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    _log.info("read %s", options.file)
-
     from vq_plugin.atomic import check_target
     from vq_plugin.checkpoint import load
     from vq_plugin.recipe.references import batches, call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import TYPE_CHECKING, Any
 
 from vq_plugin.commands.command import WITHIN_BUDGET, add_command, add_json, as_json
@@ -12,8 +11,6 @@ from vq_plugin.table import format_bytes, format_table
 
 if TYPE_CHECKING:
     from torch import nn
-
-_log = logging.getLogger(__name__)
 
 # Those that take every slot.
 _ALWAYS = ("compress", "tune", "INC", "torchao quantize_")
@@ -29,6 +26,7 @@ def add_layers(commands: Any) -> None:
         description="Shows the weights of a model by the names that --layer, recipes and mappings "
         "of schemes take, with shapes and bytes, and what can code them.",
         example="vq-plugin layers my_package:model",
+        reads="model",
     )
     parser.add_argument(
         "model", metavar="MODULE:FUNCTION", help="function that returns the trained float model"
@@ -37,8 +35,6 @@ def add_layers(commands: Any) -> None:
 
 
 def _layers(options: argparse.Namespace) -> int:
-    _log.info("read %s", options.model)
-
     from vq_plugin.recipe.references import call
     from vq_plugin.select import check_model
     from vq_plugin.sizes import stored_nbytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from vq_plugin.recipe.run import Outcome
     from vq_plugin.tuning.tracking import TrackedRun
 
-_log = logging.getLogger(__name__)
-
 
 def add_tune(commands: Any) -> None:
     """Adds ``tune`` to a parser's sub-commands."""
@@ -29,6 +26,7 @@ def add_tune(commands: Any) -> None:
         summary="find the smallest setting within a loss budget",
         example="vq-plugin tune recipe.yaml --output runs/release",
         codes={**PLAIN, WITHIN_BUDGET: "within the budget", NOT_REACHED: "budget not reached"},
+        reads="recipe",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="YAML recipe")
     parser.add_argument("--output", metavar="DIR", help="folder for the results, not the recipe's")
@@ -61,8 +59,6 @@ def add_tune(commands: Any) -> None:
 def _tune(options: argparse.Namespace) -> int:
     if options.scheduler is not None and options.backend != "dask":
         raise ValueError("--scheduler needs --backend dask")
-    # What is imported now takes a second, and what the recipe imports may take longer.
-    _log.info("read %s", options.recipe)
     from vq_plugin.recipe import run_recipe
     from vq_plugin.tuning.cluster import dask_cluster
     from vq_plugin.tuning.report import format_result
