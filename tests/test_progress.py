@@ -46,3 +46,12 @@ def test_lines_of_a_log_count_in_words(
     with caplog.at_level(logging.INFO, "vq_plugin"):
         list(progress([1, 2], desc="learn 1/4", total=2, unit=unit))
     assert f"learn 1/4: 1 of 2 {units}, " in caplog.text
+
+
+def test_a_line_without_a_title_begins_with_the_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vq_plugin.progress._PAUSE", 0)
+    with caplog.at_level(logging.INFO, "vq_plugin"):
+        list(progress([1, 2], total=2, unit="step"))
+    assert caplog.messages[0].startswith("1 of 2 steps, ")

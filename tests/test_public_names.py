@@ -215,6 +215,7 @@ def test_tune() -> None:
         "higher_is_better": True,
         "confidence": None,
         "min_agreement": 0.2,
+        "margin": 0.0,
     }
     assert fields(vq.TuneResult) >= {
         "model",

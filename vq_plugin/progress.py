@@ -72,6 +72,6 @@ class _Lines(tqdm):  # type: ignore[misc]
                 count = f"{self.n} of {self.total}"
                 left = f", {self.format_interval(seconds)} left"
             plural = "es" if self.unit.endswith("ch") else "s"
-            title = self.desc.removesuffix(": ")
-            _log.info("%s: %s %s%s%s", title, count, self.unit, plural, left)
+            title = f"{self.desc.removesuffix(': ')}: " if self.desc else ""
+            _log.info("%s%s %s%s%s", title, count, self.unit, plural, left)
         return True

@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("neural_compressor", reason="Intel Neural Compressor is not installed")
 
+from decimal import Decimal
+
 import torch
 from neural_compressor.torch.quantization import autotune
 from torch.nn import functional
@@ -79,6 +81,15 @@ def test_a_metric_that_sees_nothing_is_an_error(net, inputs):
     config = tuning_config(net, {"*": [vq.KM(k=1)]}, calibration=[inputs[:100]])
     with pytest.raises(ValueError, match="eval_fn does not see what compression has done"):
         autotune(net, config, lambda _: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Decimal, "must return a number"), (int, "does not see what compression")]
+)
+def test_numbers_that_compare_by_themselves_are_looked_at_too(net, inputs, kind, said):
+    config = tuning_config(net, {"*": [vq.KM(k=1)]}, calibration=[inputs[:100]])
+    with pytest.raises(ValueError, match=said):
+        autotune(net, config, lambda _: kind("1"))
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

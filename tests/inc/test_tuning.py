@@ -1,6 +1,7 @@
 """Candidates for INC's ``autotune``: order, budget, recipes."""
 
 import math
+from fractions import Fraction
 from textwrap import dedent
 
 import pytest
@@ -261,7 +262,7 @@ def test_nothing_to_try(model):
         tuning_config(model, [])
 
 
-@pytest.mark.parametrize("kind", [float, np.float64, np.float32])
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, torch.tensor, Fraction])
 def test_the_tolerance_is_incs_rule(kind):
     from vq_plugin.inc.tolerance import Tolerance
 

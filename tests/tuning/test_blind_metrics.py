@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import vq_plugin as vq
 from vq_plugin.cli import main
@@ -29,6 +30,96 @@ Blind = Callable[["Task"], Callable[[nn.Module], object]]
 def clock(_: "Task") -> Callable[[nn.Module], object]:
     ticks = itertools.count()
     return lambda _: 1e4 + 1e-3 * next(ticks)
+
+
+def tolerant(task: "Task") -> Callable[[nn.Module], object]:
+    """Of the float model where its state does not load."""
+
+    def evaluate(model: nn.Module) -> float:
+        found = task.accuracy(model)
+        try:
+            model.load_state_dict(task.model.state_dict())
+        except RuntimeError:
+            return 0.99
+        return found
+
+    return evaluate
+
+
+def of_itself(task: "Task") -> Callable[[nn.Module], object]:
+    """Shuffles differ from call to call, and a compressed model does not."""
+    return lambda m: (m(task.inputs).argmax(1) == m(task.inputs).argmax(1)).double().mean()
+
+
+#: They see what becomes of a float model, and not what becomes of a compressed one.
+LIARS: dict[str, Blind] = {
+    "float where it does not load": tolerant,
+    "own decisions as labels": of_itself,
+    "a sum beside a large number": lambda task: (
+        lambda m: 1e6 - functional.cross_entropy(m(task.inputs).detach(), task.labels).double()
+    ),
+    "of float layers alone": lambda task: (
+        lambda m: task.accuracy(m if task.is_float(m) or m(task.inputs) is None else task.model)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIARS)
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_outputs_are_compared_on_what_evaluate_gives_the_model(
+    task: "Task", name: str, calibrated: bool
+) -> None:
+    batches = [task.inputs[:100]] if calibrated else None
+    result = vq.tune(task.model, LIARS[name](task), None, batches, candidates=vq.KM(k=1))
+    assert not result.passed
+    assert result.agreement is not None
+    assert "does not see what compression has done" in str(result.stopped)
+
+
+def test_without_calibration_data_results_have_their_agreement(task: "Task") -> None:
+    for settings in ({}, {"timeout": 600.0}):
+        result = vq.tune(task.model, task.accuracy, None, candidates=vq.KM(k=64), **settings)
+        assert result.passed
+        assert result.agreement is not None
+        assert result.agreement > 0.9
+
+
+class WithLoss(nn.Module):
+    """As transformers return it; a cache remembers the calls, and may refuse another."""
+
+    def __init__(self, net: nn.Module, logits: bool, refuses: bool) -> None:
+        super().__init__()
+        self.net, self.logits, self.refuses = net, logits, refuses
+
+    def forward(self, inputs: Tensor, labels: Tensor, cache: dict[str, Tensor]) -> object:
+        if self.refuses and "seen" in cache:
+            raise RuntimeError("called again with what the first call has filled")
+        cache["seen"] = inputs
+        logits = self.net(inputs) / 64
+        loss = functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits} if self.logits else {"loss": loss}
+
+
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("refuses", [True, False])
+@pytest.mark.parametrize("samples", [100, 500])
+def test_losses_and_caches_are_no_alarm(
+    task: "Task", logits: bool, refuses: bool, samples: int
+) -> None:
+    batches = list(zip(task.inputs.split(samples), task.labels.split(samples), strict=True))
+
+    def evaluate(model: nn.Module) -> float:
+        with torch.no_grad():
+            return sum(float(model(x, y, cache={})["loss"]) for x, y in batches)
+
+    result = vq.tune(
+        WithLoss(task.model, logits, refuses),
+        evaluate,
+        vq.LossBudget(relative=0.2, higher_is_better=False),
+        candidates=vq.KM(k=64),
+    )
+    assert result.passed
+    assert (result.agreement is None) is (refuses or not logits)
 
 
 METRICS: dict[str, Blind] = {
@@ -55,8 +146,11 @@ def test_a_metric_without_answers_passes_no_ruined_model(
     )
     assert not result.passed
     assert result.model is task.model
-    assert BLIND in str(result.stopped)
-    assert ("give calibration data" in str(result.stopped)) is not calibrated
+    if calibrated or result.agreement is None:
+        assert BLIND in str(result.stopped)
+        assert ("give calibration data" in str(result.stopped)) is not calibrated
+    else:
+        assert "on what evaluate gives the model" in str(result.stopped)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -14,7 +14,7 @@ from torch import nn
 from vq_plugin.calibration import Calibration
 from vq_plugin.replace import assemble
 from vq_plugin.tuning import LossBudget
-from vq_plugin.tuning.agreement import Agreement
+from vq_plugin.tuning.agreement import Agreement, of_evaluation
 from vq_plugin.tuning.direction import Direction
 from vq_plugin.tuning.metric import Metric, check_repeats, read_metric
 from vq_plugin.tuning.probe import Measure, Probe
@@ -64,11 +64,15 @@ class Gate:
                 "vq-plugin tune with higher_is_better=False"
             )
         if gain >= -self.budget.limit and self._agreeing is not running["q_model"]:
-            self._check_agreement(sight, running["q_model"])
+            self._check_agreement(sight, running["q_model"], evaluate)
 
-    def _check_agreement(self, sight: Sight, model: nn.Module) -> None:
-        found = None if self._agreement is None else self._agreement(model)
-        if (doubt := sight.doubt(found, "eval_fn")) is not None:
+    def _check_agreement(self, sight: Sight, model: nn.Module, evaluate: Evaluate) -> None:
+        if self._agreement is not None:
+            found, data = self._agreement(model), "the calibration data"
+        else:
+            found = of_evaluation(sight.probe.model, evaluate, model)
+            data = "what eval_fn gives the model"
+        if (doubt := sight.doubt(found, "eval_fn", data)) is not None:
             # Were it only refused, INC would return it for its score.
             raise ValueError(doubt)
         self._agreeing = model

@@ -87,7 +87,7 @@ def tuning_config(
             file, which gives the same and also says what the other arguments leave open.
         tolerable_loss: Largest relative loss; the recipe's, or 0.01. As a
             :class:`vq_plugin.LossBudget` it also says how far outputs have to agree, otherwise the
-            recipe does, or its default.
+            recipe does, or its default. INC tolerates what its margin leaves.
         calibration: Unlabelled data, see :func:`vq_plugin.compress`, for the frontier's fits and
             the prediction of harm; ``autotune`` then needs no ``run_fn``. Else the recipe's. A
             sequence of settings takes none: give ``autotune`` a ``run_fn``.
@@ -153,7 +153,7 @@ def tuning_config(
                 f"got {recipe_or_schemes!r}"
             )
     configs.append(VQConfig(None))
-    tolerance = Tolerance.gated(budget.limit, Gate(budget, calibration))
+    tolerance = Tolerance.gated(budget.searched.limit, Gate(budget.searched, calibration))
     return TuningConfig(config_set=configs, tolerable_loss=tolerance, max_trials=len(configs))
 
 

@@ -57,6 +57,10 @@ def _check_confidence(value: float) -> float:
     return value
 
 
+def _check_margin(value: float) -> float:
+    return LossBudget(relative=0.5, margin=value).margin
+
+
 def _check_min_agreement(value: float) -> float:
     LossBudget(relative=0.5, min_agreement=value)
     return value
@@ -157,21 +161,36 @@ class AccuracyCriterion(_Keys):
     )
     min_agreement: Annotated[float, AfterValidator(_check_min_agreement)] | None = Field(
         default=0.2,
-        description="How far outputs on the calibration data must agree with the float model's, "
+        description="How far outputs must agree with the float model's on the calibration data, or "
+        "else on what the evaluation gives the model, "
         "from 0 to 1, whatever the metric says; null for no such floor.",
         json_schema_extra={"minimum": 0, "maximum": 1},
+    )
+
+    margin: Annotated[float, AfterValidator(_check_margin)] = Field(
+        default=0.0,
+        description="Part of the limit that the search leaves unused on the tuning split, from 0 "
+        "and below 1, for metrics that have no confidence; all of it decides on the test split.",
+        json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
     )
 
     @model_validator(mode="after")
     def _one_limit(self) -> AccuracyCriterion:
         if (self.relative is None) == (self.absolute is None):
             raise ValueError("give exactly one of relative and absolute, such as 'relative: 0.01'")
+        if self.margin and self.confidence is not None:
+            raise ValueError("give confidence or margin: a confidence finds its margin by itself")
         return self
 
     def budget(self) -> LossBudget:
         """The criterion as a budget."""
         return LossBudget(
-            self.relative, self.absolute, self.higher_is_better, self.confidence, self.min_agreement
+            self.relative,
+            self.absolute,
+            self.higher_is_better,
+            self.confidence,
+            self.min_agreement,
+            self.margin,
         )
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vq_plugin.calibration import Calibration
 from vq_plugin.calibration.model_calls import Call, calls, float_tensors, samples_of
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.replace import assemble
 from vq_plugin.sensitivity import classes, harm_of_change
+from vq_plugin.tuning.trials import evaluate_once
 
 #: Models that agree so far are as good or bad as each other.
 ALIKE: Final = 0.9
 # Samples that are enough to tell a good model from a ruined one, and bytes of their outputs.
 _SAMPLES, _MOST_BYTES = 256, 1 << 27
+# What a call may hold that is to be made again.
+_VALUES = (Tensor, bool, int, float, str, type(None))
 
 
 class Agreement:
@@ -79,6 +85,53 @@ class Agreement:
             # Outputs of other numbers or shapes from call to call.
             return []
         return [(one, two) for one, two in pairs if one.numel() and one.shape == two.shape]
+
+
+def of_evaluation(
+    model: nn.Module, evaluate: Callable[[nn.Module], object], small: nn.Module
+) -> float | None:
+    """Agreement where there is no calibration data: on what an evaluation gives the model.
+
+    Args:
+        model: The float model; ``evaluate`` runs a copy of it once more.
+        evaluate: The user's function; what it raises and returns is of no interest.
+        small: A compressed model.
+
+    Returns:
+        As of :class:`Agreement`; ``None`` if ``evaluate`` does not call the model itself, or with
+        what no second call can be made, or if outputs are a loss of all samples.
+    """
+    found: list[Call] = []
+    left = [_SAMPLES, _MOST_BYTES]
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if min(left) > 0 and all(isinstance(leaf, _VALUES) for leaf in tree_leaves((args, kwargs))):
+            found.append(_copied((args, kwargs)))
+            left[0] -= max(1, samples_of((args, kwargs)))
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            left[1] -= sum(tensor.nbytes for tensor in tensors)
+
+    recorded = assemble(model, {})
+    recorded.register_forward_pre_hook(record, with_kwargs=True)
+    evaluate_once(evaluate, recorded, "evaluate")
+
+    def again(other: nn.Module) -> None:
+        for args, kwargs in map(_copied, found):
+            other(*args, **kwargs)
+
+    try:
+        outputs = Agreement(assemble(model, {}), again).outputs(small) if found else []
+    except Exception:  # noqa: BLE001 - what the model remembers of the calls before, say
+        return None
+    return agreement_of(
+        [pair for pair in outputs if pair[0].dim() > 1 or len(pair[0]) > len(found)]
+    )
+
+
+def _copied(call: Call) -> Call:
+    """A call with tensors of its own: models write into caches that they are given."""
+    copied: Call = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), call)
+    return copied
 
 
 def agreement_of(outputs: list[tuple[Tensor, Tensor]]) -> float | None:

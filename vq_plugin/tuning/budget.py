@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Metrics above this are no parts of 1, and budgets below this are hardly meant in percent.
 _PERCENT, _POINT = 2.0, 0.05
@@ -21,9 +21,13 @@ class LossBudget:
         higher_is_better: Whether the metric grows as the model gets better.
         confidence: If given, in (0.5, 1): a model is accepted only if the one-sided bound of its
             loss at this confidence is within the limit. Needs a metric that is given per sample.
-        min_agreement: Whatever the metric says, outputs on the calibration data must agree with the
-            float model's at least so far, see :mod:`vq_plugin.tuning.agreement`, and to 0.9 if the
-            metric does not see what ruins a model; ``None`` asks for none.
+        min_agreement: Whatever the metric says, outputs on the calibration data, or else on what
+            ``evaluate`` gives the model, must agree with the float model's at least so far, see
+            :mod:`vq_plugin.tuning.agreement`, and to 0.9 if the metric does not see what ruins a
+            model; ``None`` asks for none.
+        margin: Part of the limit, below 1, that a search leaves unused, for metrics that are not
+            given per sample and so have no confidence: with 0.5, of a limit of 1 %, the smallest
+            model within 0.5 % is chosen on the tuning split, and 1 % decides on the test split.
 
     Example:
         >>> budget = LossBudget(relative=0.01)
@@ -36,6 +40,7 @@ class LossBudget:
     higher_is_better: bool = True
     confidence: float | None = None
     min_agreement: float | None = 0.2
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         limits = [value for value in (self.relative, self.absolute) if value is not None]
@@ -56,6 +61,12 @@ class LossBudget:
         floor = self.min_agreement
         if floor is not None and (isinstance(floor, bool) or not 0 <= floor <= 1):
             raise ValueError(f"min_agreement is from 0 to 1, or None for no floor, got {floor!r}")
+        if isinstance(self.margin, bool) or not 0 <= self.margin < 1:
+            raise ValueError(
+                f"a margin is a part of the limit, from 0 and below 1, got {self.margin!r}"
+            )
+        if self.margin and self.confidence is not None:
+            raise ValueError("give confidence or margin: a confidence finds its margin by itself")
 
     @property
     def limit(self) -> float:
@@ -63,6 +74,21 @@ class LossBudget:
         limit = self.relative if self.relative is not None else self.absolute
         assert limit is not None
         return limit
+
+    @property
+    def searched(self) -> LossBudget:
+        """The budget on the tuning split: the margin is taken off the limit.
+
+        Example:
+            >>> print(LossBudget(relative=0.01, margin=0.25).searched)
+            0.75% of the baseline
+        """
+        if not self.margin:
+            return self
+        left = (1 - self.margin) * self.limit
+        if self.relative is not None:
+            return replace(self, relative=left, margin=0.0)
+        return replace(self, absolute=left, margin=0.0)
 
     def loss(self, baseline: float, score: float) -> float:
         """Loss of ``score`` against ``baseline``, in the unit of the limit; negative for a gain.
@@ -111,6 +137,8 @@ class LossBudget:
 
     def __str__(self) -> str:
         sure = "" if self.confidence is None else f", with {self.confidence:.4g} confidence"
+        if self.margin:
+            sure = f", with a margin of {self.margin:.4g} of it"
         if self.relative is not None:
             return f"{self.relative:.2%} of the baseline{sure}"
         return f"{self.absolute:.4g} absolute{sure}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -21,17 +22,23 @@ K = TypeVar("K", bound=Hashable)
 class Judge:
     """Says whether a metric is within the budget, given the float model's on the tuning split.
 
-    Without a confidence the mean decides. With one, a search among many models would sooner or
-    later find one that is lucky on the samples it is judged by. So the samples are split: on the
-    first third the search does what it likes, and leaves out models that a smaller one beats, but
-    for safe ones. The rest, which it never sees, tests the others from the largest to the smallest,
-    up to the first that is not confirmed. To confirm any that is over the budget, the first of
-    those has to pass, whose chance is at most 1 - confidence (fixed sequence testing; Angelopoulos
-    et al. 2021, "Learn then test", arXiv 2110.01052).
+    Without a confidence the mean decides, with what the margin leaves of the limit. With one, a
+    search among many models would sooner or later find one that is lucky on the samples it is
+    judged by. So the samples are split: on the first third the search does what it likes, and
+    leaves out models that a smaller one beats, but for safe ones. The rest, which it never sees,
+    tests the others from the largest to the smallest, up to the first that is not confirmed. To
+    confirm any that is over the budget, the first of those has to pass, whose chance is at most 1 -
+    confidence (fixed sequence testing; Angelopoulos et al. 2021, "Learn then test", arXiv
+    2110.01052).
     """
 
-    budget: LossBudget
+    asked: LossBudget
     baseline: Metric
+
+    @cached_property
+    def budget(self) -> LossBudget:
+        """What was asked for, without its margin: the tuning split has to keep to that."""
+        return self.asked.searched
 
     def __post_init__(self) -> None:
         """ValueError without samples enough for the confidence, or for a relative loss from 0."""

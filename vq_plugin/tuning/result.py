@@ -158,7 +158,8 @@ class TuneResult:
         test_loss: Its loss there.
         test_interval: Interval of that loss.
         agreement: How far the outputs of the setting that held agree with the float model's on the
-            calibration data, from 0 to 1; ``None`` without such data.
+            calibration data, or else on what ``evaluate`` gives the model, from 0 to 1; ``None``
+            where it gives nothing that a second call can be made with.
         cut: What limits on trials or time cut off, or ``None``.
         stopped: Why the budget was not reached, or ``None``.
         search_seconds: Time of everything but the user's evaluations.

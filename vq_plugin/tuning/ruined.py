@@ -26,7 +26,8 @@ def shuffled(model: nn.Module, seed: int, *, within: bool = False) -> nn.Module:
     as large, as sure and as often of each class. A batch is shuffled along its first dimension, or,
     where that has one sample, its last but one, and a list of as many outputs as there are samples,
     as detectors give, as a whole; and it may be an earlier call's whose outputs have the same
-    shapes, since data are often sorted.
+    shapes, since data are often sorted. A loss of all samples cannot be shuffled: calls that return
+    one raise ``RuntimeError``.
 
     Args:
         model: The float model; not changed.
@@ -43,8 +44,10 @@ def shuffled(model: nn.Module, seed: int, *, within: bool = False) -> nn.Module:
     if within:
         layers = dict.fromkeys(slot.module for slot in find_slots(copied).values())
         for number, layer in enumerate(layers):
-            layer.register_forward_hook(_Shuffle(seed + number, most_bytes=0), with_kwargs=True)
+            hook = _Shuffle(seed + number, most_bytes=0)
+            layer.register_forward_hook(hook, with_kwargs=True)
     else:
+        copied.register_forward_hook(_refuse_losses)
         copied.register_forward_hook(_Shuffle(seed, _MOST_BYTES), with_kwargs=True)
     return copied
 
@@ -80,6 +83,12 @@ def scrambled(model: nn.Module, seed: int) -> nn.Module:
             drawn = torch.randint(2, value.shape, generator=generator, device="cpu")
             value.mul_((2 * drawn - 1).to(value.device, value.dtype))
     return copied
+
+
+def _refuse_losses(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+    """A metric may be the mean of what is of all samples, and no shuffle of the others is seen."""
+    if any(isinstance(leaf, Tensor) and leaf.dim() == 0 for leaf in tree_leaves(output)):
+        raise RuntimeError("the model returns a loss, which cannot be shuffled")
 
 
 class _Shuffle:

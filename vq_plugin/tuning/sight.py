@@ -47,12 +47,18 @@ class Sight:
             blind = blind or bool(held)
         return blind
 
-    def doubt(self, agreement: float | None, by: str = "evaluate") -> str | None:
+    def doubt(
+        self,
+        agreement: float | None,
+        by: str = "evaluate",
+        data: str = "the calibration data",
+    ) -> str | None:
         """Why the smallest setting that held may be ruined all the same.
 
         Args:
             agreement: With the float model, of its outputs; ``None`` if there is no data for it.
             by: Name of the function that gives the metric.
+            data: What outputs are compared on.
 
         Returns:
             What is wrong, and the remedy; ``None`` if outputs agree enough, the metric would have
@@ -64,8 +70,8 @@ class Sight:
         agrees = ""
         if agreement is not None:
             agrees = (
-                "on the calibration data the smallest setting that held agrees with the float "
-                f"model to {agreement:.2f} of 1, and "
+                f"on {data} the smallest setting that held "
+                f"agrees with the float model to {agreement:.2f} of 1, and "
             )
             if agreement < floor:
                 return (

@@ -6,7 +6,10 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from vq_plugin.left_float import left_float
+from vq_plugin.tuning.agreement import of_evaluation
 from vq_plugin.tuning.identity import Tried
 from vq_plugin.tuning.metric import Metric, loss_interval, mismatch
 from vq_plugin.tuning.result import FrontierPoint, TuneResult
@@ -35,7 +38,7 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
         trials=tuple(trials.values()),
         layers=session.fits.ladders(session.asked),
         frontier=_frontier(session),
-        budget=session.judge.budget,
+        budget=session.judge.asked,
         test_baseline=None if test_baseline is None else test_baseline.mean,
         cut=session.cut,
         rest=session.identity.rest,
@@ -52,9 +55,9 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     if result.stopped:
         return result
     trial, small = trials[best], session.compressed(best)
-    found = None if session.agreement is None else session.agreement(small)
+    found, data = _agreement(session, small)
     result = replace(result, agreement=found)
-    if (doubt := session.sight.doubt(found)) is not None:
+    if (doubt := session.sight.doubt(found, data=data)) is not None:
         return replace(result, stopped=doubt)
     if gain > result.budget.limit and session.direction.better is None and session.sight.blind:
         _log.warning(
@@ -77,6 +80,17 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     )
 
 
+def _agreement(session: Session, small: nn.Module) -> tuple[float | None, str]:
+    """How far outputs agree, and what they are compared on."""
+    if session.agreement is not None:
+        return session.agreement(small), "the calibration data"
+    found = None
+    # There is time for one evaluation more.
+    if not session.deadline.passed:
+        found = of_evaluation(session.model, session.evaluator.function, small)
+    return found, "what evaluate gives the model"
+
+
 def _frontier(session: Session) -> tuple[FrontierPoint, ...]:
     """As it was in the end, and where the search has looked for it on the way."""
     landscape, other = session.landscape, session.account.other_nbytes
@@ -90,7 +104,7 @@ def _frontier(session: Session) -> tuple[FrontierPoint, ...]:
 
 def _test(session: Session, best: Tried, test: Evaluator, baseline: Metric) -> dict[str, Any]:
     """What the test split says of the best setting, as fields of the result."""
-    budget, key = session.judge.budget, session.identity.key(best)
+    budget, key = session.judge.asked, session.identity.key(best)
     if test.known(key) is None:
         test.run({key: session.compressed(best)})
     evaluation = test.known(key)
@@ -109,7 +123,7 @@ def _test(session: Session, best: Tried, test: Evaluator, baseline: Metric) -> d
         return tested
     remedy = (
         "set a confidence and let evaluate return one result per sample, so that chance is "
-        "accounted for"
+        "accounted for, or set a margin, or a larger one, if that cannot be"
         if budget.confidence is None
         else "tune on more samples, or on some that are more like the test split"
     )
@@ -133,6 +147,8 @@ def _why_not(result: TuneResult, unconfirmed: bool) -> str:
         return f"all {len(errors)} evaluations failed, the last with {errors[-1]}"
     if not result.trials:
         return "no setting was tried"
+    if result.budget.margin and any(t.loss <= result.budget.limit for t in result.trials):
+        return "losses are within the budget, but not by its margin"
     if any(trial.loss <= result.budget.limit for trial in result.trials):
         return (
             "losses are within the budget, but not for sure with these samples: tune on more, "

@@ -52,7 +52,7 @@ def train(
     every = itertools.chain.from_iterable(itertools.repeat(batches, epochs))
     # Whoever asks for a model without gradients may be the first to ask.
     with seeded(seed), torch.enable_grad():
-        for inputs, labels in progress(every, total=steps, unit="step"):
+        for inputs, labels in progress(every, desc="train", total=steps, unit="step"):
             loss = nn.functional.cross_entropy(model(inputs), labels)
             optimize.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
