@@ -273,7 +273,7 @@ def test_the_command_line_says_so_too(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
-    if command == "tune" and functions.get("calibration") not in ("single", "arrays", "lazy"):
+    if command == "tune" and functions.get("calibration") != "single":
         # File and line of the recipe, and the key.
         key = {"model": "model", "calibration": "quantization.calibration"}
         key["evaluate"] = "evaluation.tuning"

@@ -2,6 +2,7 @@
 
 from vq_plugin.calibration.run import (
     Calibration,
+    CalibrationError,
     check_batches,
     input_moments,
     run_calibration,
@@ -18,6 +19,7 @@ from vq_plugin.calibration.statistics import (
 __all__ = [
     "MOST_INPUTS",
     "Calibration",
+    "CalibrationError",
     "InputMoments",
     "InputSquares",
     "check_batches",

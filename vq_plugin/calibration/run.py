@@ -29,6 +29,10 @@ from vq_plugin.nn.inputs import call_arguments
 Calibration: TypeAlias = Iterable[object] | Callable[[nn.Module], object]
 
 
+class CalibrationError(ValueError):
+    """A batch that the model does not take."""
+
+
 def input_moments(
     model: nn.Module, slots: Iterable[Slot], calibration: Calibration
 ) -> dict[str, Moments]:
@@ -189,7 +193,7 @@ def run_calibration(model: nn.Module, calibration: Calibration) -> None:
             # Not what derives from them, such as memory that is used up.
             if type(error) not in (RuntimeError, IndexError):
                 raise
-            raise ValueError(
+            raise CalibrationError(
                 f"the model does not take batch {number} of calibration, {_shown(batch)}: {error}"
             ) from error
 
@@ -207,7 +211,7 @@ def _run_batch(model: nn.Module, batch: object) -> None:
                 remedy = unfit_batch(batch)
                 if remedy is None and _takes(model, batch):
                     raise
-                raise ValueError(
+                raise CalibrationError(
                     f"the model does not take a batch of calibration: {_said(error)}; "
                     + (
                         remedy
@@ -222,7 +226,7 @@ def _run_batch(model: nn.Module, batch: object) -> None:
                 model(batch)
             except (TypeError, AttributeError) as error:
                 remedy = unfit_batch(batch)
-                raise ValueError(
+                raise CalibrationError(
                     f"the model does not take a batch of calibration that is a "
                     f"{type(batch).__name__}: {_said(error)}" + f"; {remedy}" * (remedy is not None)
                 ) from error

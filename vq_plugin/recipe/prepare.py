@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,9 @@ class Prepared:
         if function is None:
             return None
         found, reference = _called(function, self.source, location), self.source.value(location)
+        if location == ("quantization", "calibration") and isinstance(found, Iterator):
+            # It is read several times, and what it raises has its key.
+            found = _called(partial(list, found), self.source, location)
         try:
             check_batches(found, f"{key_text(location)}: what {reference!r} returns")
         except (TypeError, ValueError) as error:

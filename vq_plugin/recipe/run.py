@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vq_plugin.calibration import CalibrationError
 from vq_plugin.recipe.prepare import Prepared, export_errors, prepare
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.pruned import forget_pruned, pruned
@@ -94,6 +95,10 @@ def run_recipe(
         location = ("evaluation", "tuning" if error.name == "evaluate" else "test")
         text = f"{key_text(location)}: {source.value(location)!r} of the float model: "
         raise RecipeError(source.problem(location, text + error.reason)) from error
+    except CalibrationError as error:
+        location = ("quantization", "calibration")
+        text = f"{key_text(location)}: {source.value(location)!r}: {error}"
+        raise RecipeError(source.problem(location, text)) from error
     except DirectionError as error:
         value = str(error.other).lower()
         text = error.told(f"set tuning.accuracy_criterion.higher_is_better: {value}")
