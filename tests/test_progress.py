@@ -54,4 +54,5 @@ def test_a_line_without_a_title_begins_with_the_count(
     monkeypatch.setattr("vq_plugin.progress._PAUSE", 0)
     with caplog.at_level(logging.INFO, "vq_plugin"):
         list(progress([1, 2], total=2, unit="step"))
-    assert caplog.messages[0].startswith("1 of 2 steps, ")
+    assert caplog.messages[1].startswith("1 of 2 steps, ")
+    assert not any(message.startswith(":") for message in caplog.messages)

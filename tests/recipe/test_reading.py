@@ -186,9 +186,9 @@ def test_the_recipe_with_every_key_has_every_key(every_key: str) -> None:
         (raw["quantization"], recipe.quantization),
         (raw["evaluation"], recipe.evaluation),
         (raw["tuning"], recipe.tuning),
-        # The two limits, too.
+        # The two limits, too, and ways to be sure.
         (
-            raw["tuning"]["accuracy_criterion"] | {"absolute": None},
+            raw["tuning"]["accuracy_criterion"] | {"absolute": None, "margin": None},
             recipe.tuning.accuracy_criterion,
         ),
         (raw["tuning"]["exit_policy"], recipe.tuning.exit_policy),
