@@ -1,6 +1,7 @@
-"""The native kernels; everything else about the package is in pyproject.toml."""
+"""The native kernels, and the README as it reads elsewhere; all else is in pyproject.toml."""
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -15,6 +16,11 @@ HEADERS = sorted(glob(f"{CSRC}/**/*.h", recursive=True))
 NATIVE = sorted(glob(f"{CSRC}/*.cpp"))
 ONNXRUNTIME = sorted(glob(f"{CSRC}/onnxruntime/*.cpp"))
 KERNELS = [s for s in NATIVE if not s.endswith(("library.cpp", "torch_abi.cpp", "module.cpp"))]
+
+
+def readme(text: str) -> str:
+    """A README without links into the repository, which lead nowhere outside of it."""
+    return re.sub(r"!?\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
 def extension(name: str, sources: list[str]) -> Extension:
@@ -62,6 +68,8 @@ class BuildOnce(build_ext):
 
 
 setup(
+    long_description=readme(Path("README.md").read_text(encoding="utf-8")),
+    long_description_content_type="text/markdown",
     ext_modules=[
         extension("vq_plugin._native", NATIVE),
         extension("vq_plugin._onnxruntime", [*KERNELS, *ONNXRUNTIME]),
