@@ -26,6 +26,7 @@ def add_reader(commands: Any) -> None:
         _reader,
         summary="write the reader of compressed files as one file to copy, which needs numpy alone",
         example="vq-plugin reader vq_reader.zip",
+        loads=False,
     ).add_argument("output", metavar="FILE", help="file to write, on Python's path a package")
 
 
