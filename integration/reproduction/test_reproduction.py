@@ -1,5 +1,6 @@
 """The retrieval test beside scikit-learn, and a run that goes on after a kill."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 import vq_plugin as vq
 from integration.reproduction import __main__ as command
-from integration.reproduction import learned, methods
+from integration.reproduction import learned, methods, penni
 from integration.reproduction.journal import Journal
 from integration.reproduction.measured import formed, mean_average_precision, nbytes
 from vq_plugin.seeded import seeded
@@ -105,3 +106,19 @@ def test_bytes_of_layers_are_codes_where_there_are_any() -> None:
     factors = formed(model, {"1.0": vq.SVD(rank=8)}, None)
     assert nbytes(factors, ["1.0"]) == 4 * (8 * 64 + 64 * 8)
     assert nbytes(factors, ["0"]) == 4 * 64 * 4 * 9
+
+
+def test_penni_beside_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = replace(penni.digits_cnn(), passes=3, sizes=(30_000,))
+    monkeypatch.setitem(penni.SUBJECTS, "penni", ("Digits' CNN", lambda: subject))
+    table = penni.published(tmp_path, "penni", [0])
+    assert all(f"\n{way} " in table for way in penni.WAYS)
+    rows = Journal(tmp_path / "penni.jsonl").rows.values()
+    assert all(row["bytes"] <= 30_000 and row["difference"] > 0 for row in rows)
+    # Products have fewer weights, sparse ones the fewest.
+    assert len({row["weights"] for row in rows}) == 3
+
+    small = penni.after_penni(subject, 30_000, 0)
+    vq.save(small, tmp_path / "small.vq")
+    again = vq.load(tmp_path / "small.vq", digits.model())
+    assert torch.equal(again(subject.images), small(subject.images))

@@ -1,0 +1,181 @@
+"""PENNI before training that pays for bits, or that training alone: at equal bytes and passes.
+
+``vq.learn`` makes most weights zeros by itself, each at the price of its bits. Whether factors, and
+coefficients that were made zero before, help it is told by three rows for each size: it alone; it
+after the network was made products; and it after two thirds of the passes have made the
+coefficients of these sparse.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import vq_plugin as vq
+from integration.benchmarks.harness import Table
+from integration.reproduction import text
+from integration.reproduction.journal import Journal
+from vq_plugin.checkpoint import file_bytes
+from vq_plugin.workloads.data import Batches
+from vq_plugin.workloads.training import accuracy
+
+_REST = "float16"
+_FORMATS = {
+    "method": "", "target": ",d", "seeds": "d", "bytes": ",.0f", "rate": ".1f", "lost": ".2f",
+    "difference": ".4f", "weights": ",.0f",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, and what is done to it.
+
+    Attributes:
+        model: The network.
+        factors: What becomes products.
+        deviations: The cut of coefficients.
+        calibration: Unlabelled data.
+        batches: Training data.
+        images: What it is measured on, ``(n, channels, height, width)``.
+        labels: Of these, ``(n,)``.
+        passes: Of all training, for each row.
+        sizes: Bytes that files aim at.
+    """
+
+    model: nn.Module
+    factors: Mapping[Any, vq.Basis | vq.SVD | None]
+    deviations: float
+    calibration: Sequence[Tensor]
+    batches: Batches
+    images: Tensor
+    labels: Tensor
+    passes: int
+    sizes: tuple[int, ...]
+
+
+def digits_cnn() -> Subject:
+    """The CNN of the digits, measured on what neither training nor calibration has seen."""
+    from vq_plugin.workloads import digits
+
+    data = digits.load()
+    kernels, dense = vq.Basis(d=5), vq.SVD(rate=2)
+    return Subject(
+        digits.model(),
+        {nn.Conv2d: kernels, nn.Linear: dense, "features.0": None, "classifier.3": None},
+        1.0,
+        digits.calibration(),
+        digits.training_batches(),
+        torch.cat([data.tuning.images, data.test.images]),
+        torch.cat([data.tuning.labels, data.test.labels]),
+        passes=36,
+        sizes=(5000, 3500),
+    )
+
+
+def resnet20() -> Subject:
+    """ResNet-20 on the test split of Fashion-MNIST."""
+    from integration.workloads import fashion_mnist, fashion_mnist_resnet20
+
+    data = fashion_mnist.load().test
+    kernels = {nn.Conv2d: vq.Basis(d=5), "features.0": None, "re:.*shortcut.0": None}
+    return Subject(
+        fashion_mnist_resnet20.model(),
+        kernels,
+        1.25,
+        fashion_mnist.calibration(),
+        fashion_mnist.training_batches(),
+        data.images,
+        data.labels,
+        passes=6,
+        sizes=(22_700,),
+    )
+
+
+def learned(start: nn.Module, subject: Subject, passes: int, size: int, seed: int) -> nn.Module:
+    """By ``learn``, norms with statistics of their own."""
+    return vq.learn(
+        deepcopy(start).train(), subject.batches, target_bytes=size, teacher=subject.model,
+        epochs=passes, seed=seed, rest=_REST,
+    ).eval()  # fmt: skip
+
+
+def alone(subject: Subject, size: int, seed: int) -> nn.Module:
+    """The network as it is."""
+    return learned(subject.model, subject, subject.passes, size, seed)
+
+
+def of_products(subject: Subject, size: int, seed: int) -> nn.Module:
+    """Its layers as products, whose coefficients ``learn`` finds."""
+    whole = vq.factorize(subject.model, subject.factors, subject.calibration)
+    return learned(whole, subject, subject.passes, size, seed)
+
+
+def after_penni(subject: Subject, size: int, seed: int) -> nn.Module:
+    """Products of which most coefficients are zero, channels without any gone."""
+    whole = vq.factorize(subject.model, subject.factors, subject.calibration)
+    first = 2 * subject.passes // 3
+    sparse = vq.prune_factors(
+        whole.train(), subject.batches, teacher=subject.model, deviations=subject.deviations,
+        epochs=first, seed=seed,
+    )  # fmt: skip
+    narrow = vq.remove_empty_channels(sparse.eval())
+    return learned(narrow, subject, subject.passes - first, size, seed)
+
+
+WAYS: dict[str, Callable[[Subject, int, int], nn.Module]] = {
+    "learn": alone,
+    "products, then learn": of_products,
+    "PENNI, then learn": after_penni,
+}
+SUBJECTS: dict[str, tuple[str, Callable[[], Subject]]] = {
+    "penni": ("Digits' CNN", digits_cnn),
+    "penni_resnet20": ("ResNet-20", resnet20),
+}
+
+
+@torch.no_grad()
+def row_of(small: nn.Module, subject: Subject) -> dict[str, float]:
+    """Bytes, points lost, and the divergence of what it says from what the float network says."""
+    said, meant = (each(subject.images).log_softmax(1) for each in (small, subject.model))
+    before, now = (
+        accuracy(each, subject.images, subject.labels) for each in (subject.model, small)
+    )
+    nbytes = len(file_bytes(small, _REST))
+    whole = sum(4 * value.numel() for value in subject.model.state_dict().values())
+    return {
+        "bytes": nbytes,
+        "rate": whole / nbytes,
+        "lost": 100 * (before - now),
+        "difference": float(functional.kl_div(said, meant, log_target=True, reduction="batchmean")),
+        "weights": vq.count_work(small, subject.calibration[:1]).nonzero_weights,
+    }
+
+
+def published(folder: Path, part: str, seeds: Sequence[int]) -> str:
+    """The table of a network, of what a journal in the folder has not got yet measured."""
+    title, build = SUBJECTS[part]
+    journal, subject = Journal(folder / f"{part}.jsonl"), build()
+    rows = []
+    for size in subject.sizes:
+        for method, way in WAYS.items():
+            measured = [
+                journal.measured(
+                    {"method": method, "target": size, "seed": seed},
+                    lambda way=way, size=size, seed=seed: row_of(  # type: ignore[misc]
+                        way(subject, size, seed), subject
+                    ),
+                )
+                for seed in seeds
+            ]
+            means = {n: statistics.mean(row[n] for row in measured) for n in list(_FORMATS)[3:]}
+            rows.append({"method": method, "target": size, "seeds": len(seeds), **means})
+    name = f"{title}, {subject.passes} passes, seeds {', '.join(map(str, seeds))}"
+    return text.published(Table(name, _FORMATS, rows))
