@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_sequence
 
 import vq_plugin as vq
@@ -209,6 +210,27 @@ def test_the_state_given_is_not_written_to_and_that_returned_is_its_own(
     for each in tensors(end):
         each.zero_()
     assert torch.equal(output, kept)
+
+
+class Twice(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+@pytest.mark.parametrize("by_codes", [False, True])
+def test_what_is_computed_of_a_coded_weight_is_what_runs(
+    by_codes: bool, request: pytest.FixtureRequest
+) -> None:
+    if by_codes:
+        request.getfixturevalue("always")
+    small = vq.compress(nn.LSTM(24, 24), vq.PQ(k=16, dim=4)).eval()
+    parametrize.register_parametrization(small, "weight_hh_l0", Twice(), unsafe=True)
+    plain = nn.LSTM(24, 24).eval()
+    x = torch.randn(3, 1, 24)
+    with torch.no_grad():
+        for name in plain._flat_weights_names:
+            getattr(plain, name).copy_(getattr(small, name))
+        assert torch.allclose(small(x)[0], plain(x)[0], atol=1e-6)
 
 
 @torch.no_grad()

@@ -134,13 +134,17 @@ def _decode_once_a_pass(cls: type[nn.Module]) -> None:
         if torch.compiler.is_compiling():
             return forward(module, *args, **kwargs)
         coded, thread = coded_parameters(module), threading.get_ident()
-        if steps and (found := computed_by_codes(module, coded, args, kwargs)) is not None:
+        if (
+            steps
+            and not _computed_on(module, coded)
+            and (found := computed_by_codes(module, coded, args, kwargs)) is not None
+        ):
             return found
         try:
             for each in coded.values():
                 each._passes[thread] = each._restored()
             if isinstance(module, nn.RNNBase):
-                _lists[id(module), thread] = _flat_weights(module)
+                _lists[id(module), thread] = _weights_of_pass(module, coded, thread)
             return forward(module, *args, **kwargs)
         finally:
             _lists.pop((id(module), thread), None)
@@ -179,6 +183,29 @@ def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
     if found is not None:
         return found
     return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _computed_on(module: nn.Module, coded: dict[str, CodedParameter]) -> set[str]:
+    """Parameters that further parametrizations of a user compute from coded ones."""
+    lists = module._modules["parametrizations"]
+    assert lists is not None
+    return {name for name in coded if len(lists._modules[name]._modules) > 1}  # type: ignore[union-attr]
+
+
+def _weights_of_pass(
+    module: nn.RNNBase, coded: dict[str, CodedParameter], thread: int
+) -> list[Tensor | None]:
+    """The list of weights, past torch's look-up of parametrizations, which short passes notice."""
+    plain, more = module._parameters, _computed_on(module, coded)
+    found: list[Tensor | None] = []
+    for name in module._flat_weights_names:
+        if name in plain:
+            found.append(plain[name])
+        elif name in coded and name not in more:
+            found.append(coded[name]._passes[thread])
+        else:
+            found.append(getattr(module, name, None))
+    return found
 
 
 def _no_refs(module: nn.RNNBase) -> list[None]:

@@ -22,6 +22,7 @@ _PLAIN = (Tensor, nn.Parameter)
 _EXACT = PRECISIONS["exact"]
 _ARGUMENTS = ("input", "hx")
 _REMEMBERED = 256  # kinds of layers
+_SHAPE = "_shape_of_kernels"
 
 # With an input or a hidden state, its weight and its bias.
 _Product = Callable[[Tensor], Tensor]
@@ -131,6 +132,15 @@ _choices = lru_cache(_REMEMBERED)(RecurrentChoices.of)
 
 def shape_of(weight: CodedWeight) -> LinearShape:
     """What kernels are told apart by."""
+    # Found once: it follows from the geometry, and short passes notice.
+    known: LinearShape | None = vars(weight).get(_SHAPE)
+    if known is None:
+        known = _shape_of(weight)
+        setattr(weight, _SHAPE, known)
+    return known
+
+
+def _shape_of(weight: CodedWeight) -> LinearShape:
     cut = weight.geometry
     stages, _, _, k, dim = cut.codebook_shape
     packed = weight._codes.dim() == 4
