@@ -49,6 +49,12 @@ def test_not_reached_says_why_and_what_came_closest(results: dict[str, TuneResul
     assert "on the untouched test split 1.53 % (95 % interval 1.22 to 1.84 %)." in verdict
 
 
+def test_one_trial_is_no_plural(results: dict[str, TuneResult]) -> None:
+    missed = results["missed"]
+    alone = replace(missed, trials=missed.trials[:1])
+    assert "The only trial: " in format_result(alone)
+
+
 def test_a_search_without_trials(results: dict[str, TuneResult]) -> None:
     splits, verdict = paragraphs(results["no trials"])
     assert "0.9200" in splits

@@ -222,9 +222,11 @@ def _closest(report: Report) -> Iterator[str]:
     trial = closest_trial(report)
     if trial is None:
         return
+    count = len(report.result.trials)
+    of = "The only trial" if count == 1 else f"Closest of {count} trials"
     yield (
-        f"Closest of {len(report.result.trials)} trials: {format_bytes(trial.nbytes)}, "
-        f"{rate_text(trial.rate)} smaller, {_losses(report, trial)}."
+        f"{of}: {format_bytes(trial.nbytes)}, {rate_text(trial.rate)} smaller, "
+        f"{_losses(report, trial)}."
     )
 
 
