@@ -198,6 +198,22 @@ def test_the_search_counts_against_the_whole_model(tmp_path: Path) -> None:
     assert digits.evaluate(again) == narrow.score
 
 
+@pytest.mark.parametrize(
+    "narrowed", [vq.remove_empty_channels, lambda model: vq.merge_neurons(model, {"4": 6})]
+)
+def test_what_is_made_in_inference_mode_trains(
+    narrowed: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    model = chain()
+    model[8].weight.data[:, :8] = 0
+    with torch.inference_mode():
+        small = narrowed(model)
+        vq.save(vq.compress(small, vq.KM(k=4)), tmp_path / "m.vq")
+        again = vq.load(tmp_path / "m.vq", model)
+    for each in (small, again):
+        each(X).sum().backward()
+
+
 def test_one_channel_stays() -> None:
     model = chain()
     model[4].weight.data.zero_()

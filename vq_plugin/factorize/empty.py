@@ -28,6 +28,8 @@ from vq_plugin.select import check_model
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, KernelBasis)
 
 
+# What is made in inference mode is never trained.
+@torch.inference_mode(False)
 @cpu_by_default()
 def remove_empty_channels(model: nn.Module) -> nn.Module:
     """Takes channels, or neurons, away that make no difference: a smaller float model.
@@ -72,6 +74,8 @@ def remove_empty_channels(model: nn.Module) -> nn.Module:
     return small
 
 
+@torch.inference_mode(False)
+@cpu_by_default()
 def first_channels(model: nn.Module, counts: Mapping[str, int]) -> nn.Module:
     """A copy of which some layers have only so many channels, whichever they are.
 

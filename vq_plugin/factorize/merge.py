@@ -93,7 +93,8 @@ def merge_neurons(
     small = assemble(model, {})
     modules = dict(small.named_modules())
     shared = shared_parameters(small)
-    with torch.no_grad():
+    # What is made in inference mode is never trained.
+    with torch.inference_mode(False), torch.no_grad():
         for name, chain in chains.items():
             stay, mixes = merged[name]
             keep_outputs(modules[name], stay)
