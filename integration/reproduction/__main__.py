@@ -13,7 +13,7 @@ Parts, all of them by default:
 - learned: codebooks learned in training beside those fitted after it;
 - penni: PENNI before training that pays for bits, on the digits' CNN.
 
-One more has to be named, as it takes an hour and a half alone:
+One more has to be named, as it trains ResNet-20 for dozens of passes:
 
 - penni_resnet20: the same on ResNet-20 of Fashion-MNIST.
 
