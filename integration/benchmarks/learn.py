@@ -1,6 +1,6 @@
 """Whole files of `vq.learn`, beside as many passes of pruning, on networks of Fashion-MNIST.
 
-    python -m integration.benchmarks.learn [--quick] [--networks lenet5 ...] [--seeds 3]
+    python -m integration.benchmarks.learn [--networks lenet5 ...] [--no-control] [--quick]
 
 The training images are used without labels: the float model teaches. Bytes to aim at are set
 beforehand; losses are absolute, in points of accuracy. The control is `vq.prune`, to as many zeros
@@ -44,7 +44,7 @@ class Setting:
 # Biases are a tenth of such files.
 _REST: Final = "int8"
 SETTINGS = {
-    "lenet_300_100": Setting(6_600, epochs=30),
+    "lenet_300_100": Setting(6_640, epochs=60),
     "lenet5": Setting(8_000, epochs=5),
     "fashion_mnist_cnn": Setting(30_000, epochs=4, batch=128),
     "resnet20": Setting(
@@ -65,8 +65,8 @@ class Row:
     model: nn.Module
 
 
-def rows(name: str, setting: Setting, seeds: int) -> Iterator[Row]:
-    """Learned models, and the control for the first seed."""
+def rows(name: str, setting: Setting, seeds: int, control: bool = True) -> Iterator[Row]:
+    """Learned models, and the control for the first seed where it is asked for."""
     workload = settings.WORKLOADS[name]
     data = (digits if name == "digits" else fashion_mnist).load().train
     loader = Batches(data, setting.batch, augment=setting.augment)
@@ -78,16 +78,21 @@ def rows(name: str, setting: Setting, seeds: int) -> Iterator[Row]:
             epochs=setting.epochs, lr=setting.lr, seed=seed, rest=_REST,
         )  # fmt: skip
         yield _saved("vq.learn", seed, small, time.process_time() - start, workload.model())
-        if seed:
+        if seed or not control:
             continue
         start = time.process_time()
         sparse = vq.prune(
             model, loader, _zeros(small), teacher=workload.model(), epochs=setting.epochs - 1,
             lr=setting.lr, seed=seed,
         )  # fmt: skip
-        control = vq.compress(sparse, vq.KM(k=5, keep_zeros=True), workload.calibration())
-        vq.finetune(control, loader, teacher=workload.model(), seed=seed)
-        yield _saved("pruning alone", seed, control, time.process_time() - start, workload.model())
+        small = vq.compress(sparse, vq.KM(k=5, keep_zeros=True), workload.calibration())
+        vq.finetune(small, loader, teacher=workload.model(), seed=seed)
+        yield _saved("pruning alone", seed, small, time.process_time() - start, workload.model())
+
+
+def learned_file(folder: Path, name: str, seed: int) -> Path:
+    """Where a learned model is kept."""
+    return folder / f"{name}_{seed}.vq"
 
 
 def _saved(by: str, seed: int, small: nn.Module, seconds: float, model: nn.Module) -> Row:
@@ -101,7 +106,7 @@ def _zeros(small: nn.Module) -> float:
     return float((torch.cat(weights) == 0).double().mean())
 
 
-def measure(report: Report, name: str, seeds: int) -> None:
+def measure(report: Report, name: str, seeds: int, control: bool, keep: Path | None) -> None:
     """Adds the table of a network to a report."""
     workload, setting = settings.WORKLOADS[name], SETTINGS[name]
     model = workload.model()
@@ -115,7 +120,7 @@ def measure(report: Report, name: str, seeds: int) -> None:
             "loss (tuning)": ".2f", "loss (test)": ".2f", "CPU s": ".0f",
         },
     )  # fmt: skip
-    for row in rows(name, setting, seeds):
+    for row in rows(name, setting, seeds, control):
         table.rows.append({
             "by": row.by, "seed": row.seed, "bytes": row.nbytes, "rate": nbytes / row.nbytes,
             "zeros": _zeros(row.model),
@@ -124,6 +129,9 @@ def measure(report: Report, name: str, seeds: int) -> None:
         })  # fmt: skip
         # The next takes minutes.
         print(table.rows[-1], flush=True)
+        if keep is not None and row.by == "vq.learn":
+            keep.mkdir(parents=True, exist_ok=True)
+            vq.save(row.model, learned_file(keep, name, row.seed), rest=_REST)
     report.add(table)
 
 
@@ -131,6 +139,11 @@ def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", choices=list(SETTINGS), default=None)
         parser.add_argument("--seeds", type=int, default=3)
+        parser.add_argument("--keep", type=Path, help="folder for the files of learned models")
+        parser.add_argument(
+            "--control", action=argparse.BooleanOptionalAction, default=True,
+            help="as many passes of pruning, for the first seed",
+        )  # fmt: skip
 
     arguments = parse_arguments(__doc__.splitlines()[0], more)
     names = arguments.networks or (["digits"] if arguments.quick else list(SETTINGS)[:3])
@@ -138,7 +151,7 @@ def main() -> None:
     report = Report("learn", {"quick": arguments.quick, "seeds": seeds})
     torch.set_num_threads(1)
     for name in names:
-        measure(report, name, seeds)
+        measure(report, name, seeds, arguments.control, arguments.keep)
     report.finish(arguments.output)
 
 

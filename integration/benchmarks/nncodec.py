@@ -1,14 +1,15 @@
 """Whole files of nncodec (ISO/IEC 15938-17), and ours that lose no more.
 
-    python -m integration.benchmarks.nncodec [--networks lenet5 ...] [--learned] [--quick]
+    python -m integration.benchmarks.nncodec [--networks lenet5 ...] [--learned FOLDER] [--quick]
 
 Without training, every contender has one knob: nncodec its quantization parameter, ours the step of
 `vq.Uniform` or the change that a preset allows. It is turned by bisection until the file is the
 smallest whose loss on the tuning split is within a budget of absolute points; the test split gives
 the figure. nncodec goes by weights alone; "calibrated" fits saw 512 unlabelled images.
 
-With ``--learned``, `vq.learn` trains first, and nncodec codes the very weights that it found: they
-lie on no grid once centers have learned, so its steps get finer until as little is lost.
+With ``--learned`` nncodec codes the very weights that `vq.learn` found, from files that
+`integration.benchmarks.learn --keep` has left: centers lie on no grid once they have learned, so
+its steps get finer until as little is lost.
 
 nncodec is in no extra, as it asks for a numpy below 2; how it is installed beside ours is in
 docs/benchmarks.md.
@@ -22,6 +23,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +58,8 @@ _WAYS: Mapping[str, dict[str, Any]] = {
     # Tries every center as the zero of its codes: hours for millions of weights and many centers.
     "codebook": {"codebook_mode": 2, "use_dq": False},
 }
+# Points that nncodec may lose more than the file whose weights it codes.
+_CHANCE = 0.1
 # Above it an evaluation takes too long for so many.
 _LARGE, _TUNING_IMAGES = 1_000_000, 4_000
 
@@ -196,34 +200,29 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return accuracy(model, images, labels)
 
 
-def learned(report: Report, name: str) -> None:
+def learned(report: Report, name: str, path: Path) -> None:
     """Adds the table of a network that `vq.learn` has trained."""
-    workload, setting = settings.WORKLOADS[name], learn.SETTINGS[name]
-    model = workload.model()
-    test = workload.test(model)
+    workload = settings.WORKLOADS[name]
+    model, small = workload.model(), vq.load(path, workload.model())
+    test, found = workload.test(model), workload.test(small)
     nbytes = sum(value.nbytes for value in model.state_dict().values())
-    ours = next(learn.rows(name, setting, 1))
-    decoded = workload.model()
-    decoded.load_state_dict(_state(ours.model, like=decoded))
+    decoded = assemble(model, {})
+    decoded.load_state_dict(_state(small, like=model))
     table = Table(
-        f"{name}, the weights of vq.learn ({setting.epochs} passes, seed 0) coded; float {nbytes} "
-        f"bytes, {100 * test:.2f} % test",
+        f"{name}, weights of vq.learn coded again; float {nbytes} bytes, {100 * test:.2f} % test",
         {"by": "", "setting": "", "bytes": "d", "rate": ".1f", "loss (test)": ".2f"},
     )
-    lost = 100 * (test - workload.test(ours.model))
-    row = {"by": "vq_plugin", "setting": "lossless", "bytes": ours.nbytes}
-    table.rows.append({**row, "rate": nbytes / ours.nbytes, "loss (test)": lost})
+
+    def add(by: str, setting: str, size: int, score: float) -> None:
+        lost = 100 * (test - score)
+        row = {"by": by, "setting": setting, "bytes": size, "rate": nbytes / size}
+        table.rows.append({**row, "loss (test)": lost})
+
+    add("vq_plugin", "its file", path.stat().st_size, found)
     for contender in contenders([]):
-        if not contender.name.startswith("nncodec"):
-            continue
-        # As little lost as ours, and as little again as the float model has by chance.
-        for _, at, made in smallest(contender, decoded, workload.test, (0.1,)):
-            table.rows.append({
-                "by": contender.name, "setting": contender.show(at), "bytes": made.nbytes,
-                "rate": nbytes / made.nbytes,
-                "loss (test)": 100 * (test - workload.test(made.model)),
-            })  # fmt: skip
-            print(table.rows[-1], flush=True)
+        if contender.name.startswith("nncodec"):
+            for _, at, made in smallest(contender, decoded, workload.test, (_CHANCE,)):
+                add(contender.name, contender.show(at), made.nbytes, workload.test(made.model))
     report.add(table)
 
 
@@ -242,7 +241,7 @@ def _state(small: nn.Module, like: nn.Module) -> dict[str, Tensor]:
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", choices=settings.WORKLOADS, default=NETWORKS)
-        parser.add_argument("--learned", action="store_true", help="code what vq.learn trained")
+        parser.add_argument("--learned", type=Path, help="folder of files that vq.learn made")
 
     arguments = parse_arguments(__doc__.splitlines()[0], more)
     names = ["digits"] if arguments.quick else arguments.networks
@@ -253,7 +252,10 @@ def main() -> None:
         report.note("nncodec is not installed: left out")
     torch.set_num_threads(1)
     for name in names:
-        (learned if arguments.learned else untrained)(report, name)
+        if not arguments.learned:
+            untrained(report, name)
+        elif (path := learn.learned_file(arguments.learned, name, 0)).exists():
+            learned(report, name, path)
     report.finish(arguments.output)
 
 
