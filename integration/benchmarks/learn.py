@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -65,12 +65,12 @@ class Row:
     model: nn.Module
 
 
-def rows(name: str, setting: Setting, seeds: int, control: bool = True) -> Iterator[Row]:
+def rows(name: str, setting: Setting, seeds: Sequence[int], control: bool) -> Iterator[Row]:
     """Learned models, and the control for the first seed where it is asked for."""
     workload = settings.WORKLOADS[name]
     data = (digits if name == "digits" else fashion_mnist).load().train
     loader = Batches(data, setting.batch, augment=setting.augment)
-    for seed in range(seeds):
+    for seed in seeds:
         model = workload.model().train(setting.norms)
         start = time.process_time()
         small = vq.learn(
@@ -78,7 +78,7 @@ def rows(name: str, setting: Setting, seeds: int, control: bool = True) -> Itera
             epochs=setting.epochs, lr=setting.lr, seed=seed, rest=_REST,
         )  # fmt: skip
         yield _saved("vq.learn", seed, small, time.process_time() - start, workload.model())
-        if seed or not control:
+        if seed != seeds[0] or not control:
             continue
         start = time.process_time()
         sparse = vq.prune(
@@ -106,7 +106,9 @@ def _zeros(small: nn.Module) -> float:
     return float((torch.cat(weights) == 0).double().mean())
 
 
-def measure(report: Report, name: str, seeds: int, control: bool, keep: Path | None) -> None:
+def measure(
+    report: Report, name: str, seeds: Sequence[int], control: bool, keep: Path | None
+) -> None:
     """Adds the table of a network to a report."""
     workload, setting = settings.WORKLOADS[name], SETTINGS[name]
     model = workload.model()
@@ -138,7 +140,7 @@ def measure(report: Report, name: str, seeds: int, control: bool, keep: Path | N
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", choices=list(SETTINGS), default=None)
-        parser.add_argument("--seeds", type=int, default=3)
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         parser.add_argument("--keep", type=Path, help="folder for the files of learned models")
         parser.add_argument(
             "--control", action=argparse.BooleanOptionalAction, default=True,
@@ -147,7 +149,7 @@ def main() -> None:
 
     arguments = parse_arguments(__doc__.splitlines()[0], more)
     names = arguments.networks or (["digits"] if arguments.quick else list(SETTINGS)[:3])
-    seeds = 1 if arguments.quick else arguments.seeds
+    seeds = [0] if arguments.quick else arguments.seeds
     report = Report("learn", {"quick": arguments.quick, "seeds": seeds})
     torch.set_num_threads(1)
     for name in names:

@@ -245,18 +245,16 @@ def main() -> None:
 
     arguments = parse_arguments(__doc__.splitlines()[0], more)
     names = ["digits"] if arguments.quick else arguments.networks
-    report = Report(
-        "nncodec_learned" if arguments.learned else "nncodec", {"quick": arguments.quick}
-    )
-    if missing_peer("nncodec"):
-        report.note("nncodec is not installed: left out")
     torch.set_num_threads(1)
     for name in names:
-        if not arguments.learned:
-            untrained(report, name)
-        elif (path := learn.learned_file(arguments.learned, name, 0)).exists():
+        report = Report(f"nncodec_{name}", {"quick": arguments.quick})
+        if missing_peer("nncodec"):
+            report.note("nncodec is not installed: left out")
+        untrained(report, name)
+        folder = arguments.learned
+        if folder is not None and (path := learn.learned_file(folder, name, 0)).exists():
             learned(report, name, path)
-    report.finish(arguments.output)
+        report.finish(arguments.output)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 
-from integration.benchmarks.published import Row, published
+from integration.benchmarks.published import FOLDER, Row, published
 
 NETWORKS = {
     "fashion_mnist_cnn": "Fashion-MNIST CNN",
@@ -269,10 +269,41 @@ def _zoo() -> str:
     return _markdown(["network", *ZOO_SETTINGS], rows)
 
 
+def _nncodec() -> str:
+    plain = ("vq_plugin, uniform", "vq_plugin, preset")
+    contenders: dict[str, Callable[[str], bool]] = {
+        "vq_plugin": lambda by: by in plain,
+        "vq_plugin, calibrated": lambda by: (
+            by.removesuffix(", calibrated") in plain and by not in plain
+        ),
+        "nncodec, as it comes": lambda by: by == "nncodec, as it comes",
+        "nncodec, best of its ways": lambda by: by.startswith("nncodec"),
+    }
+
+    def smallest(rows: list[Row], wanted: Callable[[str], bool]) -> str:
+        held = [row for row in rows if wanted(row["by"])]
+        if not held:
+            return "–"
+        best = max(held, key=lambda row: float(row["rate"]))
+        return f"{float(best['rate']):.1f}x ({best['loss (test)']})"
+
+    lines = []
+    for network, title in NETWORKS.items():
+        if not (FOLDER / f"nncodec_{network}.txt").exists():
+            continue
+        rows = published(f"nncodec_{network}").table(f"{network}, nothing trained")
+        for budget in dict.fromkeys(row["budget"] for row in rows):
+            same = [row for row in rows if row["budget"] == budget]
+            cells = [smallest(same, wanted) for wanted in contenders.values()]
+            lines.append([title, budget, *cells])
+    return _markdown(["network", "points", *contenders], lines)
+
+
 SUMMARIES: dict[str, Callable[[], str]] = {
     "rate": _rate,
     "calibration": _calibration,
     "whole_files": _whole_files,
+    "nncodec": _nncodec,
     "zoo": _zoo,
     "tuning": _tuning,
     "inc": _inc,
