@@ -9,7 +9,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 h5py==3.16.0 pandas==3.1.1 \
-    scikit-learn==1.9.1 tqdm==4.70.1
+    pillow==13.0.0 scikit-learn==1.9.1 tqdm==4.70.1
 "$folder/venv/bin/pip" install --quiet --no-deps nncodec==2.1.3 torchvision==0.28.0 \
     opencv-python-headless==5.0.0.93
 cd "$folder"

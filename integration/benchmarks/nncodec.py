@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -58,6 +58,8 @@ _WAYS: Mapping[str, dict[str, Any]] = {
     # Tries every center as the zero of its codes: hours for millions of weights and many centers.
     "codebook": {"codebook_mode": 2, "use_dq": False},
 }
+# What a network of millions of weights is given, for its time.
+_FEW = ("as it comes", "dependent, lambda 0.5", "independent")
 # Points that nncodec may lose more than the file whose weights it codes.
 _CHANCE = 0.1
 # Above it an evaluation takes too long for so many.
@@ -144,7 +146,10 @@ def _shown(scheme: Callable[[int], vq.Uniform | vq.Preset], at: int) -> str:
 
 
 def smallest(
-    contender: Contender, model: nn.Module, score: Callable[[nn.Module], float], budgets: Any
+    contender: Contender,
+    model: nn.Module,
+    score: Callable[[nn.Module], float],
+    budgets: Sequence[float],
 ) -> Iterator[tuple[float, int, Made]]:
     """For each budget the smallest file that holds, and where its knob stood."""
     tried: dict[int, tuple[float, Made]] = {}
@@ -163,7 +168,7 @@ def smallest(
             yield budget, at, held[at]
 
 
-def untrained(report: Report, name: str) -> None:
+def untrained(report: Report, name: str, budgets: Sequence[float]) -> None:
     """Adds the table of a network, nothing trained."""
     workload = settings.WORKLOADS[name]
     model = workload.model()
@@ -182,9 +187,10 @@ def untrained(report: Report, name: str) -> None:
         },
     )  # fmt: skip
     for contender in contenders(workload.calibration()):
-        if count > _LARGE and contender.name.endswith("codebook"):
+        way = contender.name.removeprefix("nncodec, ")
+        if count > _LARGE and way in _WAYS and way not in _FEW:
             continue
-        for budget, at, made in smallest(contender, model, score, BUDGETS):
+        for budget, at, made in smallest(contender, model, score, budgets):
             table.rows.append({
                 "by": contender.name, "budget": budget, "setting": contender.show(at),
                 "bytes": made.nbytes, "rate": nbytes / made.nbytes,
@@ -241,6 +247,7 @@ def _state(small: nn.Module, like: nn.Module) -> dict[str, Tensor]:
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", choices=settings.WORKLOADS, default=NETWORKS)
+        parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, help="points")
         parser.add_argument("--learned", type=Path, help="folder of files that vq.learn made")
 
     arguments = parse_arguments(__doc__.splitlines()[0], more)
@@ -250,7 +257,7 @@ def main() -> None:
         report = Report(f"nncodec_{name}", {"quick": arguments.quick})
         if missing_peer("nncodec"):
             report.note("nncodec is not installed: left out")
-        untrained(report, name)
+        untrained(report, name, arguments.budgets)
         folder = arguments.learned
         if folder is not None and (path := learn.learned_file(folder, name, 0)).exists():
             learned(report, name, path)

@@ -87,6 +87,23 @@ def test_rate_accuracy(tmp_path: Path) -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_nncodec(tmp_path: Path) -> None:
+    _, result = run_quick("nncodec", tmp_path / "nncodec.json")
+    by = values(result, "digits, nothing trained", "by")
+    assert by.count("vq_plugin, preset, calibrated") == 2
+    # It is in no extra: its numpy is another.
+    if importlib.util.find_spec("nncodec") is None:
+        assert all(name.startswith("vq_plugin") for name in by)
+    rates = values(result, "digits, nothing trained", "rate")
+    assert min(rates) > 4
+
+
+def test_learn(tmp_path: Path) -> None:
+    _, result = run_quick("learn", tmp_path / "learn.json")
+    assert values(result, "digits", "by") == ["vq.learn", "pruning alone"]
+    assert max(values(result, "digits", "bytes")) < 10_000
+
+
 def test_factorize(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "integration.benchmarks.factorize", "--quick"]
     subprocess.run(
