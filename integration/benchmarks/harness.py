@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 PACKAGES = (
     "vq-plugin", "torch", "numpy", "scikit-learn", "faiss-cpu", "kmeans1d", "coremltools",
-    "torchao", "onnx", "onnxruntime", "executorch",
+    "torchao", "onnx", "onnxruntime", "executorch", "nncodec",
 )  # fmt: skip
 
 

@@ -253,15 +253,15 @@ def main() -> None:
     arguments = parse_arguments(__doc__.splitlines()[0], more)
     names = ["digits"] if arguments.quick else arguments.networks
     torch.set_num_threads(1)
+    report = Report("nncodec", {"quick": arguments.quick})
+    if missing_peer("nncodec"):
+        report.note("nncodec is not installed: left out")
+    folder = arguments.learned
     for name in names:
-        report = Report(f"nncodec_{name}", {"quick": arguments.quick})
-        if missing_peer("nncodec"):
-            report.note("nncodec is not installed: left out")
         untrained(report, name, arguments.budgets)
-        folder = arguments.learned
         if folder is not None and (path := learn.learned_file(folder, name, 0)).exists():
             learned(report, name, path)
-        report.finish(arguments.output)
+    report.finish(arguments.output)
 
 
 if __name__ == "__main__":
