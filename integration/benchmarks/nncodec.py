@@ -3,9 +3,10 @@
     python -m integration.benchmarks.nncodec [--networks lenet5 ...] [--learned FOLDER] [--quick]
 
 Without training, every contender has one knob: nncodec its quantization parameter, ours the step of
-`vq.Uniform` or the change that a preset allows. It is turned by bisection until the file is the
-smallest whose loss on the tuning split is within a budget of absolute points; the test split gives
-the figure. nncodec goes by weights alone; "calibrated" fits saw 512 unlabelled images.
+`vq.Uniform`, the centers of `vq.PQ` or the change that a preset allows. It is turned by bisection
+until the file is the smallest whose loss on the tuning split is within a budget of absolute points;
+the test split gives the figure. nncodec goes by weights alone; "calibrated" fits saw 512 unlabelled
+images.
 
 With ``--learned`` nncodec codes the very weights that `vq.learn` found, from files that
 `integration.benchmarks.learn --keep` has left: centers lie on no grid once they have learned, so
@@ -45,6 +46,8 @@ BUDGETS = (1.0, 0.3)
 _OTHERS = -40
 # Knobs count in quarters of powers of two, from these on: nncodec's from steps of 2 ** -7.
 _QP, _STEPS, _CHANGES = (-28, 0), (0, 20), (0, 36)
+# Of vectors of eight weights, in halves from 256 on.
+_CENTERS = (0, 12)
 _LEAST_STEP, _LEAST_CHANGE = 0.1, 0.001
 # Trellis quantization ("dependent") is the default; with `lambda_scale` it minds the bits.
 _WAYS: Mapping[str, dict[str, Any]] = {
@@ -126,13 +129,23 @@ def _uniform(at: int) -> vq.Uniform:
     return vq.Uniform(step=round(_LEAST_STEP * 2 ** (at / 4), 3))
 
 
+def _vectors(at: int) -> vq.PQ:
+    k = round(256 / 2 ** (at / 2))
+    return vq.PQ(k=k, dim=8, axis="out", codebook_dtype="int8")
+
+
 def _preset(at: int) -> vq.Preset:
     return vq.Preset(change=round(_LEAST_CHANGE * 2 ** (at / 4), 4))
 
 
 def contenders(calibration: list[Tensor]) -> Iterator[Contender]:
     """Ours, and nncodec's ways."""
-    for kind, scheme, knob in (("uniform", _uniform, _STEPS), ("preset", _preset, _CHANGES)):
+    kinds = {
+        "uniform": (_uniform, _STEPS),
+        "vectors": (_vectors, _CENTERS),
+        "preset": (_preset, _CHANGES),
+    }
+    for kind, (scheme, knob) in kinds.items():
         for name, data in ((kind, None), (f"{kind}, calibrated", calibration)):
             make = partial(compressed, scheme=scheme, calibration=data)
             yield Contender(f"vq_plugin, {name}", make, knob, partial(_shown, scheme))
@@ -140,9 +153,9 @@ def contenders(calibration: list[Tensor]) -> Iterator[Contender]:
         yield Contender(f"nncodec, {name}", partial(coded, **how), _QP, "qp {}".format)
 
 
-def _shown(scheme: Callable[[int], vq.Uniform | vq.Preset], at: int) -> str:
+def _shown(scheme: Callable[[int], vq.Scheme | vq.Preset], at: int) -> str:
     found = scheme(at)
-    return str(found) if isinstance(found, vq.Uniform) else f"change={found.change}"
+    return f"change={found.change}" if isinstance(found, vq.Preset) else str(found)
 
 
 def smallest(

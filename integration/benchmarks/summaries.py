@@ -270,7 +270,7 @@ def _zoo() -> str:
 
 
 def _nncodec() -> str:
-    plain = ("vq_plugin, uniform", "vq_plugin, preset")
+    plain = ("vq_plugin, uniform", "vq_plugin, vectors", "vq_plugin, preset")
     contenders: dict[str, Callable[[str], bool]] = {
         "vq_plugin": lambda by: by in plain,
         "vq_plugin, calibrated": lambda by: (
