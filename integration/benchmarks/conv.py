@@ -141,7 +141,7 @@ def _race_by_position(shape: tuple[int, int, int, int], seconds: float) -> dict[
     layers: dict[str, Callable[[Tensor], Tensor]] = {
         "float32 ms": plain,
         "again": copy.deepcopy(plain),
-        "torch.ao int8": _int8(plain, x),
+        "torch.ao int8": int8(plain, x),
     }
     for dim, scheme in _CHANNELS.items():
         for precision in _PRECISIONS:
@@ -157,7 +157,7 @@ def _race_by_position(shape: tuple[int, int, int, int], seconds: float) -> dict[
     return row | {name: median["float32 ms"] / median[name] for name in layers if name not in row}
 
 
-def _int8(plain: nn.Module, x: Tensor) -> nn.Module:
+def int8(plain: nn.Module, x: Tensor) -> nn.Module:
     """The same layer by torch.ao, with what turns its input into int8 and its output back."""
     model = nn.Sequential(copy.deepcopy(plain))
     prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))

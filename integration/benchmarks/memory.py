@@ -39,9 +39,11 @@ def resnet18(width: int = 64) -> nn.Sequential:
 
 
 def resident_nbytes(model: nn.Module) -> int:
-    """Bytes of all tensors that a model holds: parameters, buffers, and weights kept decoded."""
-    kept = [holder._decoded.kept for holder in coded_weights(model).values()]
-    tensors = [*model.parameters(), *model.buffers(), *(w for w in kept if w is not None)]
+    """Bytes of all tensors that a model holds: parameters, buffers, codes, and decoded weights."""
+    holders = coded_weights(model).values()
+    kept = [each._decoded.kept for each in holders]
+    codes = [each._codes for each in holders]
+    tensors = [*model.parameters(), *model.buffers(), *codes, *(w for w in kept if w is not None)]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 

@@ -33,10 +33,11 @@ from integration.benchmarks.harness import (
     parse_arguments,
     random_codes,
 )
+from integration.benchmarks.memory import resident_nbytes
 from integration.workloads import fashion_mnist_cnn
 
 _SCHEME = vq.PQ(k=16, dim=4)
-_IMAGE = {"VGG-16": (1, 3, 224, 224), "Fashion-MNIST CNN": (1, 1, 28, 28)}
+IMAGE = {"VGG-16": (1, 3, 224, 224), "Fashion-MNIST CNN": (1, 1, 28, 28)}
 
 
 def vgg16(width: int = 64) -> nn.Sequential:
@@ -133,20 +134,19 @@ def _measure(name: str, file: Path, kind: str, quick: bool) -> dict[str, float]:
     dense = model.get_submodule("2" if name == "VGG-16" else "classifier")
     inputs: list[Tensor] = []
     hook = dense.register_forward_pre_hook(lambda _, given: inputs.extend(given))
-    image = torch.randn(_IMAGE[name])
+    image = torch.randn(IMAGE[name])
     with torch.no_grad():
         model(image)
         hook.remove()
         seconds = 0.1 if quick else 3
         latency = medians({"": partial(model, image)}, seconds)[""]
         dense_latency = medians({"": partial(dense, inputs[0])}, seconds)[""]
-    tensors = {id(t): t for t in [*dense.parameters(), *dense.buffers()]}
     return {
         "file MB": file.stat().st_size / 1e6,
         "load ms": load * 1e3,
         "latency ms": latency * 1e3,
         "dense ms": dense_latency * 1e3,
-        "dense MB": sum(t.nbytes for t in tensors.values()) / 1e6,
+        "dense MB": resident_nbytes(dense) / 1e6,
         "process MB": resident("VmRSS") / 1e6,
     }
 

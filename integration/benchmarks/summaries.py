@@ -184,6 +184,15 @@ def _models() -> str:
     return _markdown(["model", *columns], rows)
 
 
+def _whole_vgg() -> str:
+    columns = ["milliseconds", "ratio", "weights MB"]
+    rows = [
+        [row["weights"], *map(row.get, columns)]
+        for row in published("vgg16").table("VGG-16, batch 1, 1 thread")
+    ]
+    return _markdown(["VGG-16", *columns], rows)
+
+
 def fits() -> list[tuple[str, str, float, float]]:
     """What was fitted, by whom, seconds, and squared error over ours."""
     run, rows = published("fit"), []
@@ -310,6 +319,7 @@ SUMMARIES: dict[str, Callable[[], str]] = {
     "speed": _speed,
     "convolutions": _convolutions,
     "models": _models,
+    "whole_vgg": _whole_vgg,
     "fit": _fit,
     "files": _files,
     "promises": _promises,

@@ -179,6 +179,17 @@ def test_shared_tables(tmp_path: Path) -> None:
     assert len(values(result, "one thread", "tables and call")) == 6
 
 
+def test_vgg16(tmp_path: Path) -> None:
+    _, result = run_quick("vgg16", tmp_path / "vgg16.json")
+    assert len(values(result, "VGG-16", "ratio")) == 5
+
+
+def test_targets(tmp_path: Path) -> None:
+    printed, result = run_quick("targets", tmp_path / "targets.json")
+    assert "PQ fast" in printed
+    assert all(check["value"] > 0 for check in result["checks"])
+
+
 def test_training_speed(tmp_path: Path) -> None:
     _, result = run_quick("training_speed", tmp_path / "steps.json")
     assert values(result, "nn.Linear", "km(k=16)")[0] > 0
