@@ -93,8 +93,9 @@ def test_a_setting_that_training_brings_back_is_taken(task: "Task", tmp_path: Pa
 
 
 def test_training_that_brings_nothing_back_changes_nothing(task: "Task") -> None:
-    plain = untrained(task)
-    result = tune(task, Loader(task.inputs), recovery={"lr": 1e-12})
+    # Trials enough that what is trained was all evaluated before.
+    plain = untrained(task, max_trials=8)
+    result = tune(task, Loader(task.inputs), recovery={"lr": 1e-12}, max_trials=8)
     trained = [trial for trial in result.trials if trial.phase == "recovery"]
     assert trained
     assert not any(trial.held for trial in trained)
