@@ -19,30 +19,20 @@ from vq_plugin.tuning.result import LayerCandidate
 
 Phase = Literal["frontier", "local", "recovery"]
 
-# By what factor the loss that a layer, or one of its candidates, adds may be off from what its harm
-# predicts: in logarithms.
-_DOUBT = 0.5
-# How far the logarithm of a loss is from that of any sum over layers; settings whose harms differ
-# by about as much, layer by layer, are off by the same.
-_SCATTER = 0.03
-# A difference of losses that says nothing, as a part of the budget.
-_EXACT = 0.02
-# Losses and gains below this part of the budget are none; so is a doubt.
-_SMALL = 0.1
+# How far the loss that a layer, or one of its candidates, adds may be from what its harm predicts,
+# as a factor.
+_DOUBT = 0.3
+# How far the loss of a setting is from any sum over layers, as a part of the budget; settings whose
+# predicted losses differ by about as much, layer by layer, are off by the same.
+_SCATTER = 0.1
 # Steps less likely than this to hold are not worth an evaluation, whatever they save.
-_HOPELESS = 0.2
+_HOPELESS = 0.1
 # Where losses are in doubt, settings closer than this in bytes, as a factor, are not told apart.
 _SPACING = 1.06
 # Losses of so many budgets say only that there is one.
 _FAR = 10
 # What does less harm than this part of a start is no substitute for it.
 _GENTLE = 0.5
-# The power of the harm that levels grow as is 1, give or take this; of their scale nothing is
-# known, in logarithms.
-_POWER, _SCALE = 0.3, 10.0
-# How far the logarithm of a level is from a power of the harm, as a part of how far it is from that
-# of the budget.
-_BENT = 0.1
 # Layers that may grow in exchange for another.
 _EXCHANGES = 8
 
@@ -113,12 +103,12 @@ def propose(landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> Propos
         return None
     doubt = min(known, key=lambda outcome: abs(outcome.level - landscape.limit)).doubt
     around = _safe(landscape, outcomes) if doubt > 0 else None
-    if around is None and doubt > _SMALL * landscape.limit:
+    if around is None and doubt > _SCATTER * landscape.limit:
         around = _in_doubt(landscape, outcomes)
     if around is not None:
         return Proposal(around, "frontier")
     held = [setting for setting, outcome in outcomes.items() if outcome.held]
-    if not held or doubt > _SMALL * landscape.limit:
+    if not held or doubt > _SCATTER * landscape.limit:
         return None
     best = min(held, key=lambda setting: (landscape.nbytes(setting), setting))
     return _local(landscape, outcomes, best)
@@ -299,79 +289,59 @@ def _changed(setting: Setting, layer: int, choice: int) -> Setting:
 
 
 class _Belief:
-    """Gaussian process regression of the logarithm of the level on that of the harm.
+    """Gaussian process regression of the level on the harms of the layers.
 
-    Levels grow about as a power of the harm. Layers may turn out more or less harmful than
+    Its mean is proportional to the sum of the harms. Layers may turn out more or less harmful than
     predicted, so may single candidates, and sums over layers are off by a little: each adds to the
-    covariance of two settings, as do what scale and power may be (Rasmussen & Williams 2006,
-    "Gaussian processes for machine learning", equations 2.23, 2.24 and 2.40). In logarithms, since
-    losses are no less than nothing: of what does several times the harm of what failed, no doubt
-    makes a setting that holds. What is far from the budget, on either side, says little of it.
+    covariance of two settings (Rasmussen & Williams 2006, "Gaussian processes for machine
+    learning", equations 2.23 and 2.24).
     """
 
     def __init__(self, landscape: Landscape, outcomes: Mapping[Setting, Outcome]) -> None:
+        self.limit = landscape.limit
         self.tables = [np.array([c.harm for c in layer]) for layer in landscape.layers]
-        known = {s: o for s, o in outcomes.items() if math.isfinite(o.level)}
+        known = {s: o.level for s, o in outcomes.items() if math.isfinite(o.level)}
+        levels = np.array(list(known.values()))
+        # Far beyond the budget the sum is only roughly right.
+        noise = (_SCATTER * np.maximum(np.abs(levels) - self.limit, 0.1 * self.limit)) ** 2
+        noise += np.array([outcomes[setting].doubt for setting in known]) ** 2
         self.choices = np.array(list(known))
-        levels = np.array([outcome.level for outcome in known.values()]) / landscape.limit
-        doubts = np.array([outcome.doubt for outcome in known.values()]) / landscape.limit
-        seen = np.maximum(levels, _SMALL)
-        found = np.log(seen)
-        self.least = max(1e-9 * float(self._harms(self.choices).sum(1).max()), 1e-300)
-        self.middle = 0.0
-        self.middle = float(self._totals(self.choices)[np.argmin(np.abs(found))])
-        off = found - self._totals(self.choices)
-        noise = (np.hypot(_EXACT, doubts) / seen) ** 2 + (_BENT * found) ** 2
-        own = self._covariance(self.choices, self.choices) + np.diag(noise)
-        self.factor = np.linalg.inv(own)
-        self.residual = self.factor @ off
+        totals = self._harms(self.choices).sum(1)
+        weights = totals / (noise + (_SCATTER * self.limit) ** 2)
+        self.scale = max(float(weights @ levels) / max(float(weights @ totals), 1e-300), 1e-300)
+        self.factor = np.linalg.inv(self._covariance(self.choices, self.choices) + np.diag(noise))
+        self.residual = self.factor @ (levels - self.scale * totals)
 
     def holds(self, settings: Sequence[Setting]) -> npt.NDArray[np.float64]:
         """Probability of each setting to hold."""
         choices = np.array(settings)
         across = self._covariance(choices, self.choices)
-        mean = self._totals(choices) + across @ self.residual
+        mean = self.scale * self._harms(choices).sum(1) + across @ self.residual
         variance = self._variance(choices) - np.einsum("ij,jk,ik->i", across, self.factor, across)
-        margin = -mean / np.sqrt(np.maximum(variance, 1e-6))
+        margin = (self.limit - mean) / np.sqrt(np.maximum(variance, (1e-3 * self.limit) ** 2))
         probability: npt.NDArray[np.float64] = torch.special.ndtr(torch.from_numpy(margin)).numpy()
         return probability
 
     def _covariance(
         self, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        one, two = self._totals(left), self._totals(right)
-        total = _SCALE**2 + _POWER**2 * one[:, None] * two[None, :]
+        total = np.full((len(left), len(right)), (self.limit / 2) ** 2)
         apart = np.zeros_like(total)
-        for own, other, share, its in zip(
-            left.T, right.T, self._shares(left).T, self._shares(right).T, strict=True
-        ):
+        for layer, table in enumerate(self.tables):
+            own, other = left[:, layer], right[:, layer]
+            loss = self.scale * table
             same = 1.0 + (own[:, None] == other[None, :])
-            total += _DOUBT**2 * same * share[:, None] * its[None, :]
-            apart += np.abs(share[:, None] - its[None, :])
-        apart += np.abs(one[:, None] - two[None, :])
-        covariance: npt.NDArray[np.float64] = total + _SCATTER**2 * np.exp(-apart / _SCATTER)
-        return covariance
+            total += _DOUBT**2 * same * loss[own][:, None] * loss[other][None, :]
+            apart += np.abs(loss[own][:, None] - loss[other][None, :])
+        scatter = _SCATTER * self.limit
+        return total + scatter**2 * np.exp(-apart / scatter)
 
     def _variance(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """The diagonal of the settings' covariance."""
-        constant = _SCALE**2 + _SCATTER**2 + (_POWER * self._totals(choices)) ** 2
-        shares = self._shares(choices)
-        variance: npt.NDArray[np.float64] = constant + 2 * _DOUBT**2 * (shares**2).sum(1)
+        losses = self.scale * self._harms(choices)
+        constant = (self.limit / 2) ** 2 + (_SCATTER * self.limit) ** 2
+        variance: npt.NDArray[np.float64] = constant + 2 * _DOUBT**2 * (losses**2).sum(1)
         return variance
-
-    def _totals(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Logarithms of harms, as they are above that of the setting nearest to the budget."""
-        totals: npt.NDArray[np.float64] = np.log(self._sums(choices)) - self.middle
-        return totals
-
-    def _shares(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """What the logarithm of the harm changes by as that of a layer does."""
-        shares: npt.NDArray[np.float64] = self._harms(choices) / self._sums(choices)[:, None]
-        return shares
-
-    def _sums(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        sums: npt.NDArray[np.float64] = np.maximum(self._harms(choices).sum(1), self.least)
-        return sums
 
     def _harms(self, choices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         return np.stack([table[choices[:, i]] for i, table in enumerate(self.tables)], axis=1)
