@@ -44,7 +44,7 @@ class Setting:
 # Biases are a tenth of such files.
 _REST: Final = "int8"
 SETTINGS = {
-    "lenet_300_100": Setting(6_640, epochs=60),
+    "lenet_300_100": Setting(6_600, epochs=30),
     "lenet5": Setting(8_000, epochs=5),
     "fashion_mnist_cnn": Setting(30_000, epochs=4, batch=128),
     "resnet20": Setting(
