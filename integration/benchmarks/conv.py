@@ -52,7 +52,7 @@ _SCHEMES: Mapping[str, tuple[vq.Scheme, ops.Precision]] = {
 }
 _NOISE = 0.95
 # Channels, side, output channels, stride of 3x3 convolutions of one image.
-_BY_POSITION = (
+BY_POSITION = (
     (64, 56, 64, 1),
     (128, 28, 128, 1),
     (256, 14, 256, 1),
@@ -127,7 +127,7 @@ def _by_position(isa: str, quick: bool, seconds: float) -> Table:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for shape in _QUICK_BY_POSITION if quick else _BY_POSITION:
+        for shape in _QUICK_BY_POSITION if quick else BY_POSITION:
             table.rows.append(_race_by_position(shape, seconds))
     finally:
         torch.set_num_threads(threads)

@@ -188,7 +188,7 @@ def untrained(report: Report, name: str, budgets: Sequence[float]) -> None:
     images, labels = settings.tuning_images(name)
     count = sum(p.numel() for p in model.parameters())
     kept = slice(_TUNING_IMAGES if count > _LARGE or name == "resnet20" else None)
-    score = partial(_accuracy, images=images[kept], labels=labels[kept])
+    score = partial(accuracy, images=images[kept], labels=labels[kept])
     baseline, test = score(model), workload.test(model)
     nbytes = sum(value.nbytes for value in model.state_dict().values())
     table = Table(
@@ -213,10 +213,6 @@ def untrained(report: Report, name: str, budgets: Sequence[float]) -> None:
             # The next takes minutes.
             print(table.rows[-1], flush=True)
     report.add(table)
-
-
-def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return accuracy(model, images, labels)
 
 
 def learned(report: Report, name: str, path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from integration.benchmarks.conv import BY_POSITION
 from integration.benchmarks.conv import int8 as int8_convolution
 from integration.benchmarks.harness import (
     Check,
@@ -42,16 +43,7 @@ _LINEAR: Mapping[str, tuple[str, ops.Precision, dict[str, tuple[float, ...]]]] =
     "PQ dim 8 fast": ("pq(k=16,dim=8)", "fast", {}),
     "PQ dim 8 exact": ("pq(k=16,dim=8)", "exact", {}),
 }  # fmt: skip
-# Channels, side, outputs, stride; targets by dim and precision are the same on both.
-_CONVOLUTIONS = (
-    (64, 56, 64, 1),
-    (128, 28, 128, 1),
-    (256, 14, 256, 1),
-    (512, 7, 512, 1),
-    (64, 56, 128, 2),
-    (128, 28, 256, 2),
-    (256, 14, 512, 2),
-)
+# By dim and precision, one for each of conv.BY_POSITION, the same on both.
 _CONVOLUTION_TARGETS: Mapping[tuple[int, ops.Precision], tuple[float, ...]] = {
     (4, "exact"): (1.5, 1.9, 2.2, 3.3, 1.5, 1.5, 1.5),
     (4, "fast"): (3.5, 5, 6, 9, 1.5, 1.5, 1.5),
@@ -120,7 +112,7 @@ def _convolutions(report: Report, isa: str, quick: bool, turns: int) -> None:
         {"input": "", "outputs": "d", "stride": "d", **dict.fromkeys(names.values(), ""),
          "torch.ao int8": ".1f"},
     )  # fmt: skip
-    for at, shape in enumerate(_CONVOLUTIONS[:1] if quick else _CONVOLUTIONS):
+    for at, shape in enumerate(BY_POSITION[:1] if quick else BY_POSITION):
         channels, side, outputs, stride = (16, 6, 32, 1) if quick else shape
         plain = nn.Conv2d(channels, outputs, 3, stride, padding=1).eval()
         x = torch.randn(1, channels, side, side).relu()

@@ -26,6 +26,9 @@ from integration.benchmarks.harness import (
 )
 from integration.benchmarks.memory import resident_nbytes
 from integration.benchmarks.models import IMAGE, vgg16
+from vq_plugin.ops import Precision
+
+_PRECISIONS: tuple[Precision, ...] = ("exact", "fast")
 
 
 def main() -> None:
@@ -53,9 +56,9 @@ def _race(report: Report, plain: nn.Module, turns: int) -> None:
             if isinstance(layer, nn.Conv2d | nn.Linear) and getattr(layer, "in_channels", 4) > 3:
                 parent, _, child = name.rpartition(".")
                 setattr(small.get_submodule(parent), child, random_codes(layer, scheme))
-        for precision in ("exact", "fast"):
+        for precision in _PRECISIONS:
             model = copy.deepcopy(small)
-            vq.set_precision(model, "fast" if precision == "fast" else "exact")
+            vq.set_precision(model, precision)
             models[f"codes, dim {dim}, {precision}"] = model
     times: dict[str, list[float]] = {name: [] for name in models}
     image = torch.randn(IMAGE["VGG-16"])

@@ -6,14 +6,13 @@ from vq_plugin.ops.library import (
     PRECISIONS,
     Precision,
     codebook_linear,
-    compiled_by_codes,
     dequantize_codebook,
     pack_codes,
     packs,
     unpack_codes,
 )
 from vq_plugin.ops.native import isa, isas, native, use_isa, warn_without_native
-from vq_plugin.ops.recording import recording, stacked, tracing, transforming
+from vq_plugin.ops.recording import compiled_by_codes, recording, stacked, tracing, transforming
 
 __all__ = [
     "KERNEL_CENTERS",

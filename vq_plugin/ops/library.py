@@ -20,7 +20,7 @@ from vq_plugin.ops.gradients import codebook_gradients
 from vq_plugin.ops.linear_gradients import linear_gradients
 from vq_plugin.ops.native import native
 from vq_plugin.ops.packing import LANES, NIBBLE_CENTERS, pack, packed_shape, unpack
-from vq_plugin.ops.recording import transforming
+from vq_plugin.ops.recording import compiled_by_codes, transforming
 from vq_plugin.ops.rounding import rounded
 
 Precision = Literal["exact", "high", "fast"]
@@ -28,8 +28,6 @@ Precision = Literal["exact", "high", "fast"]
 PRECISIONS: dict[Precision, int] = {"exact": 0, "high": 1, "fast": 2}
 # The native kernels read codes of a byte at most.
 KERNEL_CENTERS = 256
-# Where they are.
-_KERNEL_DEVICES = frozenset(["cpu"])
 
 
 def load_kernels() -> None:
@@ -37,19 +35,6 @@ def load_kernels() -> None:
     # Nothing that torch.compile could trace; layers loaded them when they packed their codes.
     if not torch.compiler.is_compiling():
         native()
-
-
-def compiled_by_codes(tensor: Tensor) -> bool:
-    """Whether a compiled program calls our operators for tensors of this device.
-
-    Where there are no kernels, the compiler gets torch's own operators, of which it makes one
-    kernel that decodes a weight.
-
-    Example:
-        >>> compiled_by_codes(torch.zeros(1)), compiled_by_codes(torch.zeros(1, device="meta"))
-        (True, False)
-    """
-    return tensor.device.type in _KERNEL_DEVICES
 
 
 def codebook_linear(

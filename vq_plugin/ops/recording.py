@@ -10,6 +10,8 @@ from torch.compiler import is_compiling
 # Looked up once: small layers notice.
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
+# Where our kernels are.
+_KERNEL_DEVICES = frozenset(["cpu"])
 
 
 def transforming() -> bool:
@@ -53,3 +55,16 @@ def recording() -> bool:
         or forward_ad._current_level >= 0
         or _transforms_active()
     )
+
+
+def compiled_by_codes(tensor: Tensor) -> bool:
+    """Whether a compiled program calls our operators for tensors of this device.
+
+    Where there are no kernels, the compiler gets torch's own operators, of which it makes one
+    kernel that decodes a weight.
+
+    Example:
+        >>> compiled_by_codes(torch.zeros(1)), compiled_by_codes(torch.zeros(1, device="meta"))
+        (True, False)
+    """
+    return tensor.device.type in _KERNEL_DEVICES

@@ -117,8 +117,12 @@ class Layer:
         error = self._seen.output_error(change) / self._size if self._size > 0 else 0.0
         harm = error * self.whole
         if self.sensitivity is not None:
-            harm = Harm.of(self.weight, self.moments, self.sensitivity)(change)
+            harm = self._harm(change)
         return LayerCandidate(small.scheme, nbytes, error, harm)
+
+    @cached_property
+    def _harm(self) -> Harm:
+        return Harm.of(self.weight, self.moments, self.sensitivity)
 
     @property
     def _seen(self) -> Moments:
