@@ -168,10 +168,9 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
             }
           }
           each_plane_strip(part.first, part.last, [&](auto blocks, int64_t block) {
-            decode_strip<blocks.value>(here + block * layout.row_step(), layout.row_step(), columns,
-                                       indices);
-            add_planes<kBits, blocks.value>(indices, 1, columns, whole, count,
-                                            (block - part.first) * kLanes);
+            add_codes<kBits, blocks.value>(here + block * layout.row_step(), layout.row_step(),
+                                           columns, whole, count, (block - part.first) * kLanes,
+                                           indices);
           });
         }
       }

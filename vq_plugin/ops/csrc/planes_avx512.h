@@ -121,6 +121,74 @@ struct Planes {
     }
   }
 
+  // As add() of one segment, codes as they are, (columns, 16) for every block `row_step` apart: for samples
+  // so few that indices would be read once or twice.
+  template <int kBits, int kBlocks, int kAtOnce>
+  static __attribute__((noinline)) void add_codes(const int32_t* codes, int64_t row_step,
+                                                  int64_t columns, const PlaneSample* samples,
+                                                  int64_t row) {
+    constexpr int kCount = kPlanes<kBits>;
+    constexpr int kAndOr = 0xea;
+    const __m512i ones = _mm512_set1_epi8(1);
+    const __m512i nibble = _mm512_set1_epi8(15), own = _mm512_set1_epi32(0x30201000);
+    __m512i total[kAtOnce][kCount][kBlocks];
+    const uint8_t* table[kAtOnce];
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) {
+      table[i] = *samples[i].tables;
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        total[i][0][b] = _mm512_set1_epi32(static_cast<int32_t>(0 - samples[i].offset));
+#pragma GCC unroll 4
+        for (int plane = 1; plane < kCount; ++plane) total[i][plane][b] = _mm512_setzero_si512();
+      }
+    }
+    for (int64_t c = 0; c < columns; ++c, codes += 16) {
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd) {
+        __m512i index[kBlocks];
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b) {
+          const int32_t* here = codes + b * row_step;
+          if (odd == 0) __builtin_prefetch(here + kBlocks * row_step);  // as in decode_strip()
+          const __m512i code = _mm512_loadu_si512(here);
+          index[b] = _mm512_ternarylogic_epi32(odd != 0 ? _mm512_srli_epi32(code, 4) : code, nibble,
+                                               own, kAndOr);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma GCC unroll 4
+          for (int plane = 0; plane < kCount; ++plane) {
+            const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
+#pragma GCC unroll 4
+            for (int b = 0; b < kBlocks; ++b) {
+              __m512i next = _mm512_dpbusd_epi32(total[i][plane][b],
+                                                 _mm512_permutexvar_epi8(index[b], four), ones);
+              asm volatile("" : "+v"(next));  // as in add()
+              total[i][plane][b] = next;
+            }
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) {
+      const __m512 step = _mm512_set1_ps(samples[i].step);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        __m512i sum = total[i][0][b];
+#pragma GCC unroll 4
+        for (int plane = 1; plane < kCount; ++plane)
+          sum = _mm512_add_epi32(
+              sum, _mm512_slli_epi32(total[i][plane][b], static_cast<unsigned>(8 * plane)));
+        float* to = samples[i].sums + row + 16 * b;
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, _mm512_loadu_ps(to)));
+      }
+    }
+  }
+
   // sums[i · sum_step + row + 16 · kBlocks rows] += what kAtOnce places find at some positions of a
   // convolution: position after position, in registers. Place i reads tables[sources[i]] at the first
   // position, and that of sources[source_step + i] at the next.
