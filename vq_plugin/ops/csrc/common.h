@@ -120,7 +120,9 @@ inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t 
 // Fewer than 16 rows or columns.
 inline void transpose_rest(const float* from, int64_t from_row, int64_t rows, int64_t columns,
                            float* to, int64_t to_row) {
-  const auto part = [](int64_t n, int v) { return std::clamp<int64_t>(n - v * Vec::kWidth, 0, Vec::kWidth); };
+  const auto part = [](int64_t n, int v) {
+    return std::clamp<int64_t>(n - v * Vec::kWidth, 0, Vec::kWidth);
+  };
   Vec::F values[kLanes * kVectors];
   for (int i = 0; i < kLanes; ++i)
     for (int v = 0; v < kVectors; ++v) {

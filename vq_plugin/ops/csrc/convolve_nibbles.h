@@ -8,12 +8,14 @@
 namespace vq {
 namespace {
 
-// Tables of a strip: of whole lines of the first dimension. What strips of output lines read overlaps,
-// so few and large ones repeat least; sums of all of their places stay where channels are many.
+// Tables of a strip: of whole lines of the first dimension. What strips of output lines read
+// overlaps, so few and large ones repeat least; sums of all of their places stay where channels are
+// many.
 constexpr int64_t kStripTables = 1 << 16;
 // Places whose tables are made side by side.
 constexpr int64_t kTablesAtOnce = 16;
-// Output places of a chunk, about: whole lines, whose input lines' tables are there at the same time.
+// Output places of a chunk, about: whole lines, whose input lines' tables are there at the same
+// time.
 constexpr int64_t kChunkPlaces = 64;
 // Of codes that stay in the nearest cache while a chunk's places go through them.
 constexpr int64_t kNearIndices = 16 << 10;
@@ -172,7 +174,8 @@ class ConvolvedStrip {
   void note(int64_t input, bool fits, float largest, float per_unit, uint32_t offset) {
     by_floats_[input] = !fits;
     any_floats_ |= !fits;
-    tables_[input] = fits && largest > 0 ? PlaneTable{planes_of(input), 1 / per_unit, offset} : zero_;
+    tables_[input] =
+        fits && largest > 0 ? PlaneTable{planes_of(input), 1 / per_unit, offset} : zero_;
   }
 
   template <int kBits>
@@ -252,10 +255,9 @@ class ConvolvedStrip {
     indices_ = scratch<Indices, uint8_t>(positions_ * position_bytes_);
     for (int64_t position = 0; position < positions_; ++position)
       each_plane_strip(first_block_, last_block_, [&](auto blocks, int64_t block) {
-        decode_strip<blocks.value>(codes_of<blocks.value>(stage, position * pieces_ + s, block),
-                                   columns_ * kLanes, columns_,
-                                   indices_ + position * position_bytes_ +
-                                       (block - first_block_) * block_bytes);
+        decode_strip<blocks.value>(
+            codes_of<blocks.value>(stage, position * pieces_ + s, block), columns_ * kLanes,
+            columns_, indices_ + position * position_bytes_ + (block - first_block_) * block_bytes);
       });
   }
 
@@ -266,10 +268,10 @@ class ConvolvedStrip {
       const int64_t at = block - first_block_, bytes = columns_ * kIndexBytes;
       const int64_t near = std::max<int64_t>(kNearIndices / (blocks.value * bytes), 1);
       for (int64_t position = 0; position < positions_; position += near)
-        add_positions<kBits, blocks.value>(
-            indices_ + position * position_bytes_ + at * bytes, position_bytes_,
-            std::min(near, positions_ - position), columns_, tables_,
-            sources_ + position * places_ + first, places_, count, sums + at * kLanes, width_);
+        add_positions<kBits, blocks.value>(indices_ + position * position_bytes_ + at * bytes,
+                                           position_bytes_, std::min(near, positions_ - position),
+                                           columns_, tables_, sources_ + position * places_ + first,
+                                           places_, count, sums + at * kLanes, width_);
     });
   }
 
@@ -296,8 +298,8 @@ class ConvolvedStrip {
         float* table = scratch<OneTable, float>(kPlaneTile * kLanes);
         compute_tables(0, s, last, table);
         for (int64_t block = first_block_; block < last_block_; ++block)
-          add_lookups<1, 1>(codes_of<1>(stage, position * pieces_ + s, block), 0, columns_, table, 0,
-                            sums + o * width_ + (block - first_block_) * kLanes, 0);
+          add_lookups<1, 1>(codes_of<1>(stage, position * pieces_ + s, block), 0, columns_, table,
+                            0, sums + o * width_ + (block - first_block_) * kLanes, 0);
       }
     }
   }

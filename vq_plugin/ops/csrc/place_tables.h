@@ -1,6 +1,6 @@
-// Tables of 16 places side by side: a register holds one entry of all of them, so that neither what is
-// smallest and largest in a table nor its sums take steps across a register. The same bits as tables
-// that are made one by one (lookup_nibbles.h, planes.h).
+// Tables of 16 places side by side: a register holds one entry of all of them, so that neither what
+// is smallest and largest in a table nor its sums take steps across a register. The same bits as
+// tables that are made one by one (lookup_nibbles.h, planes.h).
 #pragma once
 
 #include "lookup_nibbles.h"
@@ -16,8 +16,9 @@ struct PlacesSpread {
   alignas(64) float squares[kLanes];
 };
 
-// entries[subspace][center][place] of the subspaces [first, last), counted from the tile's own first,
-// for x[channel][place] and books of (values, 16). Squares are summed by center in `even` and `odd`.
+// entries[subspace][center][place] of the subspaces [first, last), counted from the tile's own
+// first, for x[channel][place] and books of (values, 16). Squares are summed by center in `even`
+// and `odd`.
 template <int kBits, int kValues>
 inline void place_products(const float* books, int64_t book_step, int64_t dim, const float* x,
                            int64_t values, int64_t first, int64_t last, float* entries,

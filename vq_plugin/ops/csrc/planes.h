@@ -188,14 +188,15 @@ inline void add_planes(const uint8_t* indices, int64_t segments, int64_t columns
       add_planes<kBits, kBlocks, kAtOnce / 2>(indices, segments, columns, samples, count, row);
 }
 
-// As decode_strip() and add_planes(); few samples need no indices in memory where Isa decodes them in
-// registers. `room` is for indices.
+// As decode_strip() and add_planes(); few samples need no indices in memory where Isa decodes them
+// in registers. `room` is for indices.
 template <int kBits, int kBlocks, typename Isa = Planes>
 inline void add_codes(const int32_t* codes, int64_t row_step, int64_t columns,
                       const PlaneSample* samples, int64_t count, int64_t row, uint8_t* room) {
   if constexpr (Isa::kSideBySide) {
     const auto all = [&](auto at_once) {
-      Isa::template add_codes<kBits, kBlocks, at_once.value>(codes, row_step, columns, samples, row);
+      Isa::template add_codes<kBits, kBlocks, at_once.value>(codes, row_step, columns, samples,
+                                                             row);
     };
     if (count == 1) return all(std::integral_constant<int, 1>{});
     if (count == 2) return all(std::integral_constant<int, 2>{});
@@ -206,8 +207,8 @@ inline void add_codes(const int32_t* codes, int64_t row_step, int64_t columns,
   add_planes<kBits, kBlocks>(room, 1, columns, samples, count, row);
 }
 
-// sums[place · sum_step + row + 16 · kBlocks rows] += what `count` places find at `positions` positions
-// of a convolution, one position after another. A place's tables at a position are
+// sums[place · sum_step + row + 16 · kBlocks rows] += what `count` places find at `positions`
+// positions of a convolution, one position after another. A place's tables at a position are
 // tables[sources[position · source_step + place]], indices those at `position_bytes` · position.
 template <int kBits, int kBlocks, typename Isa = Planes>
 inline void add_positions(const uint8_t* indices, int64_t position_bytes, int64_t positions,

@@ -29,8 +29,8 @@ struct Planes {
     store_four<kBits>(tables + 16, per_unit, offsets + 1, to + 64);
   }
 
-  // As store_planes() of 16 places side by side, entries[subspace][center][place], each no lower than
-  // low[subspace][place]: at to[place]. What was added to each is at `sums`.
+  // As store_planes() of 16 places side by side, entries[subspace][center][place], each no lower
+  // than low[subspace][place]: at to[place]. What was added to each is at `sums`.
   template <int kBits>
   static void store_places(const float* entries, int64_t columns, const float (*low)[16],
                            __m512 per_unit, uint8_t* const* to, uint32_t* sums) {
@@ -121,8 +121,8 @@ struct Planes {
     }
   }
 
-  // As add() of one segment, codes as they are, (columns, 16) for every block `row_step` apart: for samples
-  // so few that indices would be read once or twice.
+  // As add() of one segment, codes as they are, (columns, 16) for every block `row_step` apart: for
+  // samples so few that indices would be read once or twice.
   template <int kBits, int kBlocks, int kAtOnce>
   static __attribute__((noinline)) void add_codes(const int32_t* codes, int64_t row_step,
                                                   int64_t columns, const PlaneSample* samples,
@@ -190,13 +190,14 @@ struct Planes {
   }
 
   // sums[i · sum_step + row + 16 · kBlocks rows] += what kAtOnce places find at some positions of a
-  // convolution: position after position, in registers. Place i reads tables[sources[i]] at the first
-  // position, and that of sources[source_step + i] at the next.
+  // convolution: position after position, in registers. Place i reads tables[sources[i]] at the
+  // first position, and that of sources[source_step + i] at the next.
   template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add_positions(
-      const uint8_t* indices, int64_t position_bytes, int64_t positions, int64_t columns,
-      const PlaneTable* tables, const int32_t* sources, int64_t source_step, float* sums,
-      int64_t sum_step) {
+  static __attribute__((noinline)) void add_positions(const uint8_t* indices,
+                                                      int64_t position_bytes, int64_t positions,
+                                                      int64_t columns, const PlaneTable* tables,
+                                                      const int32_t* sources, int64_t source_step,
+                                                      float* sums, int64_t sum_step) {
     constexpr int kCount = kPlanes<kBits>;
     const __m512i ones = _mm512_set1_epi8(1);
     __m512 sum[kAtOnce][kBlocks];
@@ -216,8 +217,7 @@ struct Planes {
         for (int b = 0; b < kBlocks; ++b) {
           total[i][0][b] = _mm512_set1_epi32(static_cast<int32_t>(0 - found[i]->offset));
 #pragma GCC unroll 4
-          for (int plane = 1; plane < kCount; ++plane)
-            total[i][plane][b] = _mm512_setzero_si512();
+          for (int plane = 1; plane < kCount; ++plane) total[i][plane][b] = _mm512_setzero_si512();
         }
       }
       const uint8_t* index_of = indices;
@@ -235,8 +235,8 @@ struct Planes {
               const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
 #pragma GCC unroll 4
               for (int b = 0; b < kBlocks; ++b) {
-                __m512i next = _mm512_dpbusd_epi32(
-                    total[i][plane][b], _mm512_permutexvar_epi8(index[b], four), ones);
+                __m512i next = _mm512_dpbusd_epi32(total[i][plane][b],
+                                                   _mm512_permutexvar_epi8(index[b], four), ones);
                 asm volatile("" : "+v"(next));  // as in add()
                 total[i][plane][b] = next;
               }
@@ -267,7 +267,9 @@ struct Planes {
   }
   // Places whose sums registers hold.
   template <int kBits, int kBlocks>
-  static constexpr int kPlacesAtOnce = kBlocks == 1 ? 4 : kBits == 8 ? 2 : 1;
+  static constexpr int kPlacesAtOnce = kBlocks == 1 ? 4
+                                       : kBits == 8 ? 2
+                                                    : 1;
 
  private:
   // Entries of every other of 8 subspaces, of 16 places.
@@ -284,8 +286,8 @@ struct Planes {
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c)
           entry[c] = _mm512_add_epi32(
-              _mm512_cvtps_epi32(_mm512_mul_ps(
-                  _mm512_loadu_ps(entries + (32 * i + 4 * four + c) * 16), per_unit)),
+              _mm512_cvtps_epi32(
+                  _mm512_mul_ps(_mm512_loadu_ps(entries + (32 * i + 4 * four + c) * 16), per_unit)),
               offsets[2 * i]);
         join_centers<kBits>(entry, four, bytes);
       }
@@ -335,7 +337,8 @@ struct Planes {
     }
   }
 
-  // Dwords of 16 places, four registers -> 16 bytes of places k, 4 + k, 8 + k, 12 + k in register k.
+  // Dwords of 16 places, four registers -> 16 bytes of places k, 4 + k, 8 + k, 12 + k in register
+  // k.
   static inline __attribute__((always_inline)) void turn_dwords(const __m512i* from, __m512i* to) {
     const __m512i a = _mm512_unpacklo_epi32(from[0], from[1]);
     const __m512i b = _mm512_unpackhi_epi32(from[0], from[1]);
@@ -350,8 +353,10 @@ struct Planes {
   // Quarter q of each of four registers -> register q.
   static inline __attribute__((always_inline)) void turn_quarters(__m512i a, __m512i b, __m512i c,
                                                                   __m512i d, __m512i* to) {
-    const __m512i ab_low = _mm512_shuffle_i32x4(a, b, 0x44), ab_high = _mm512_shuffle_i32x4(a, b, 0xee);
-    const __m512i cd_low = _mm512_shuffle_i32x4(c, d, 0x44), cd_high = _mm512_shuffle_i32x4(c, d, 0xee);
+    const __m512i ab_low = _mm512_shuffle_i32x4(a, b, 0x44),
+                  ab_high = _mm512_shuffle_i32x4(a, b, 0xee);
+    const __m512i cd_low = _mm512_shuffle_i32x4(c, d, 0x44),
+                  cd_high = _mm512_shuffle_i32x4(c, d, 0xee);
     to[0] = _mm512_shuffle_i32x4(ab_low, cd_low, 0x88);
     to[1] = _mm512_shuffle_i32x4(ab_low, cd_low, 0xdd);
     to[2] = _mm512_shuffle_i32x4(ab_high, cd_high, 0x88);
