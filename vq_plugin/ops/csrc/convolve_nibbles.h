@@ -4,6 +4,7 @@
 #pragma once
 
 #include "place_tables.h"
+#include "sources.h"
 
 namespace vq {
 namespace {
@@ -19,8 +20,6 @@ constexpr int64_t kTablesAtOnce = 16;
 constexpr int64_t kChunkPlaces = 64;
 // Of codes that stay in the nearest cache while a chunk's places go through them.
 constexpr int64_t kNearIndices = 16 << 10;
-
-inline int64_t product(const int64_t* three) { return three[0] * three[1] * three[2]; }
 
 // Some lines of one image and group, and some of its row blocks.
 class ConvolvedStrip {
@@ -48,7 +47,9 @@ class ConvolvedStrip {
          (c.channels_last ? place * c.in + channel : channel * all_in + place);
     y_ = c.y + image * c.out * all_out +
          (c.channels_last ? to * c.out + group * rows_ : group * rows_ * all_out + to);
-    find_sources(first, last);
+    struct Sources;
+    sources_ = scratch<Sources, int32_t>(positions_ * places_);
+    find_sources(c, first, last, first_line_, sources_);
   }
 
   template <int kBits>
@@ -67,40 +68,6 @@ class ConvolvedStrip {
   }
 
  private:
-  // sources_[position][output place] = the input place that it reads, or -1 beyond the image.
-  void find_sources(int64_t first, int64_t last) {
-    struct Sources;
-    sources_ = scratch<Sources, int32_t>(positions_ * places_);
-    int32_t* to = sources_;
-    int64_t at[3];
-    for (at[0] = 0; at[0] < c_.kernel[0]; ++at[0])
-      for (at[1] = 0; at[1] < c_.kernel[1]; ++at[1])
-        for (at[2] = 0; at[2] < c_.kernel[2]; ++at[2])
-          for (int64_t i = first; i < last; ++i)
-            for (int64_t j = 0; j < c_.places[1]; ++j, to += c_.places[2]) {
-              const int64_t a = input_of(0, i, at), b = input_of(1, j, at);
-              const int64_t row = ((a - first_line_) * c_.size[1] + b) * c_.size[2];
-              fill_line(a < 0 || b < 0 ? -1 : row, at[2] * c_.dilation[2] - c_.padding[2], to);
-            }
-  }
-
-  // Of the last dimension: the places from `row` on, `shift` away.
-  void fill_line(int64_t row, int64_t shift, int32_t* to) const {
-    const int64_t places = c_.places[2], stride = c_.stride[2];
-    const int64_t start = std::clamp<int64_t>(div_up(std::max<int64_t>(-shift, 0), stride), 0, places);
-    const int64_t room = std::max<int64_t>(c_.size[2] - shift, 0);
-    const int64_t end = row < 0 ? start : std::clamp(div_up(room, stride), start, places);
-    std::fill(to, to + start, -1);
-    for (int64_t k = start; k < end; ++k) to[k] = static_cast<int32_t>(row + shift + k * stride);
-    std::fill(to + end, to + places, -1);
-  }
-
-  int64_t input_of(int dimension, int64_t place, const int64_t* at) const {
-    const int64_t i = place * c_.stride[dimension] - c_.padding[dimension] +
-                      at[dimension] * c_.dilation[dimension];
-    return i < c_.size[dimension] ? i : -1;
-  }
-
   // Lines of a chunk, and its places.
   int64_t chunk_lines() const { return std::min(div_up(kChunkPlaces, line_), lines_); }
   int64_t most_places() const { return chunk_lines() * line_; }
@@ -275,17 +242,6 @@ class ConvolvedStrip {
     });
   }
 
-  // Of subspaces that are not all zero; entries are `step` floats apart.
-  static int64_t entries_not_zero(const float* table, int64_t subspaces, int64_t step) {
-    int64_t count = 0;
-    for (int64_t s = 0; s < subspaces; ++s) {
-      bool any = false;
-      for (int64_t c = 0; c < kLanes; ++c, table += step) any |= *table != 0;
-      count += any;
-    }
-    return count * kLanes;
-  }
-
   // What integers do not fit, place by place.
   void add_floats(int64_t stage, int64_t s, int64_t last, int64_t first, int64_t count,
                   float* sums) {
@@ -402,7 +358,7 @@ class ConvolvedStrip {
   const float* x_;
   const float* rows_of_x_ = nullptr;
   float* y_;
-  int32_t* sources_ = nullptr;
+  int32_t* sources_ = nullptr;  // (positions, output places): see find_sources()
   float* sums_ = nullptr;
   float* books_ = nullptr;
   uint8_t* planes_ = nullptr;

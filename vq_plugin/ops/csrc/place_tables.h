@@ -148,5 +148,16 @@ inline void store_places(const float* entries, int64_t columns, const PlacesSpre
   Isa::template store_places<kBits>(entries, columns, spread.low, by, to, offsets);
 }
 
+// Of subspaces that are not all zero; entries of a place are `step` floats apart.
+inline int64_t entries_not_zero(const float* table, int64_t subspaces, int64_t step) {
+  int64_t count = 0;
+  for (int64_t s = 0; s < subspaces; ++s) {
+    bool any = false;
+    for (int64_t c = 0; c < kLanes; ++c, table += step) any |= *table != 0;
+    count += any;
+  }
+  return count * kLanes;
+}
+
 }  // namespace
 }  // namespace vq
