@@ -6,9 +6,9 @@ Kernels run on one thread, on layers of several sizes with random codes, by the 
 the thread and less that of a call. Non-negative least squares of the relative error finds the
 picoseconds of each code, weight, value of a center and table for each sample, and of each code and
 value whatever the batch. A second table is of 3x3 convolutions of images, by the terms of
-convolution_cost.h, and of torch's. The last columns say how far the sum is from the measured time: at
-worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from such a fit; some were then
-adjusted by hand against ``integration.benchmarks.linear``.
+convolution_cost.h, and of torch's. The last columns say how far the sum is from the measured time:
+at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from such a fit; some were
+then adjusted by hand against ``integration.benchmarks.linear``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _TERMS = ("code", "weight", "value", "code once", "value once", "table")
 _INPUT, _OUTPUT = 200.0, 300.0  # cost.h
 # Channels, side of the image, outputs, stride.
 _IMAGES = (
-    (16, 32, 16, 1), (16, 32, 32, 2), (32, 16, 32, 1), (32, 56, 64, 1), (64, 8, 64, 1), (64, 14, 64, 1),
-    (64, 28, 64, 1), (64, 56, 64, 1), (64, 56, 128, 2), (128, 14, 128, 1), (128, 28, 128, 1),
-    (128, 28, 256, 2), (256, 7, 256, 1), (256, 14, 256, 1), (256, 14, 512, 2), (512, 7, 512, 1),
+    (16, 32, 16, 1), (16, 32, 32, 2), (32, 16, 32, 1), (32, 56, 64, 1), (64, 8, 64, 1),
+    (64, 14, 64, 1), (64, 28, 64, 1), (64, 56, 64, 1), (64, 56, 128, 2), (128, 14, 128, 1),
+    (128, 28, 128, 1), (128, 28, 256, 2), (256, 7, 256, 1), (256, 14, 256, 1), (256, 14, 512, 2),
+    (512, 7, 512, 1),
 )  # fmt: skip
 _DIMS = (2, 4, 8)
 _POSITIONS = 9

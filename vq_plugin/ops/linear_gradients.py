@@ -52,7 +52,7 @@ def linear_gradients(
     values = rows.shape[1] * length.shape[1]
     if added_natively(grad, codes, codebooks.shape[3]):
         own_books = codebooks.shape[2] > 1 and not along_out and not group
-        if own_books and _STRIP < min(values, _OF_CODEBOOKS * codebooks.numel()):
+        if own_books and min(values, _OF_CODEBOOKS * codebooks.numel()) > _STRIP:
             return _by_subspaces(
                 grad, input, codes, codebooks, scale, codebook_dtype, wants_input, wants_tables
             )
@@ -124,7 +124,10 @@ def _by_subspaces(
             del weight  # its memory is that of the gradient
         if wants_tables:
             found, of_scale = codebook_gradients(
-                grad.T @ columns, some, books if own is None else rounded(books, codebook_dtype), own
+                grad.T @ columns,
+                some,
+                books if own is None else rounded(books, codebook_dtype),
+                own,
             )
             tables.append(found)
             scales.extend(() if of_scale is None else (of_scale,))
