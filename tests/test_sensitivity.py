@@ -417,3 +417,19 @@ def test_decisions_are_of_the_classes(shape: tuple[int, ...]) -> None:
     expected = float((before.exp() * (before - after)).sum(axis).mean())
     found = [float((each * (change + alike)).sum()) ** 2 for each in gradients]
     assert sum(found) / len(found) == pytest.approx(expected, rel=0.15)
+
+
+def test_gradients_are_as_many_as_parameters_beside_tables_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(1000, 4), nn.Flatten(), nn.Linear(28, 3))
+    alone, data = nn.Embedding(1000, 4), words(1000)
+    monkeypatch.setattr(
+        "vq_plugin.sensitivity._MOST_BYTES", 2 * 20 * sum(p.numel() for p in model[2].parameters())
+    )
+    found = sensitivities(model, find_slots(model).values(), data, {})
+    assert {len(each.gradients) for each in found.values()} == {20}
+    # Nothing but a table.
+    (only,) = sensitivities(alone, find_slots(alone).values(), data, {}).values()
+    assert len(only.gradients) == 32

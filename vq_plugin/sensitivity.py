@@ -25,7 +25,7 @@ from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.model_copy import copy_model
-from vq_plugin.nn import Slot
+from vq_plugin.nn import Slot, find_slots
 from vq_plugin.replace import put_parameter
 
 # Gradients that are enough: their mean square is off by a fourth.
@@ -140,7 +140,8 @@ def sensitivities(
         calibration: As for :func:`vq_plugin.compress`; a list or a callable, not an iterator that
             has run dry. At most 32 gradients are taken, of 16 samples each where batches can be
             cut, evenly from the whole; of fewer samples where there are not as many, and fewer
-            gradients of models above 8 million weights.
+            gradients of models above 8 million weights. Tables do not count: of these few rows are
+            looked up.
         moments: Of the inputs of the weights; their means say what biases take up.
         projected: What counts as harm: :func:`decisions_or_values`, the default, or :func:`values`,
             for which all outputs are values.
@@ -168,7 +169,7 @@ def sensitivities(
         for slot in slots
     ]
     # Of the whole model: the same gradients, whoever asks for some of them.
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = max(1, sum(parameter.numel() for parameter in _dense(model)))
     most = max(_FEW, min(_GRADIENTS, _MOST_BYTES // (2 * weights)))
     calls = _gradients(
         model, centered, calibration, projected or decisions_or_values, seed, most, late
@@ -189,6 +190,15 @@ def sensitivities(
             stacklevel=2,
         )
     return found
+
+
+def _dense(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters whose gradients are kept in whole; of tables, few rows are."""
+    looked_up: dict[int, bool] = {}
+    for slot in find_slots(model).values():
+        alone = looked_up.get(id(slot.value), True)
+        looked_up[id(slot.value)] = alone and slot.kind.looks_up
+    return [each for each in model.parameters() if not looked_up.get(id(each), False)]
 
 
 def felt_moments(

@@ -92,17 +92,17 @@ def test_exponents_of_other_codebooks_are_refused(coded: Path, tmp_path: Path) -
 
 def test_a_large_file_with_classes_keeps_its_readable_header(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(800, 800)
+    layer = nn.Linear(2400, 2400)
     with torch.no_grad():
-        layer.weight[::2] *= torch.rand(400, 800) < 0.1
-        layer.weight[:, ::2] *= torch.rand(800, 400) < 0.1
+        layer.weight[::2] *= torch.rand(1200, 2400) < 0.1
+        layer.weight[:, ::2] *= torch.rand(2400, 1200) < 0.1
     small = vq.compress(layer, vq.KM(k=15, keep_zeros=True))
     vq.save(small, tmp_path / "m.vq")
     assert b"layers" in (tmp_path / "m.vq").read_bytes()
     coding = read_header(tmp_path / "m.vq")[0].layers[""].coding
     assert coding is not None
     assert coding.along == "class"
-    assert_same_state(vq.load(tmp_path / "m.vq", nn.Linear(800, 800)), small)
+    assert_same_state(vq.load(tmp_path / "m.vq", nn.Linear(2400, 2400)), small)
 
 
 @pytest.mark.parametrize("outer", [0, 2])

@@ -44,8 +44,8 @@ def test_many_small_tensors_take_little_more_than_their_bytes(tmp_path: Path) ->
     assert any(kind.rounded for kind in header.tensors.values())
 
 
-@pytest.mark.parametrize(("width", "short"), [(32, True), (128, True), (512, False)])
-def test_a_header_is_readable_where_that_takes_one_percent(
+@pytest.mark.parametrize(("width", "short"), [(32, True), (512, True), (2048, False)])
+def test_a_header_is_readable_where_that_takes_a_thousandth(
     width: int, short: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -53,9 +53,9 @@ def test_a_header_is_readable_where_that_takes_one_percent(
     small = vq.compress(layer, vq.KM(k=16))
     size = vq.save(small, tmp_path / "m.vq", rest="float16")
     assert layout(tmp_path / "m.vq")[0] == short
-    assert short or layout(tmp_path / "m.vq")[1] <= 0.01
+    assert short or layout(tmp_path / "m.vq")[1] <= 0.001
     # What the readable header of a layer takes.
-    assert (size < 100 * 700) == short
+    assert (size < 1000 * 700) == short
     loaded = vq.load(tmp_path / "m.vq", layer)
     assert torch.equal(loaded.codes, small.codes)  # type: ignore[arg-type]
 

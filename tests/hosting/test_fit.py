@@ -15,7 +15,7 @@ STEPS = vq.Uniform(0.5, scale="row")
 def test_steps_by_gradients_go_by_the_size_of_rows() -> None:
     weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     moments = Moments(torch.ones(()))
-    with pytest.warns(UserWarning, match="hosts cannot know: here steps go by the size of rows"):
+    with pytest.warns(UserWarning, match="hosts cannot know: here rows count by their size"):
         found = fit_gathered("fc", weight, STEPS, moments, 0)
     assert torch.equal(found.decode(), vq.quantize_weight(weight, STEPS).decode())
 

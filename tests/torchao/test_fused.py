@@ -55,5 +55,5 @@ def test_a_budget_is_decided_on_what_is_shipped(convert, assert_same):
 
 def test_steps_by_gradients_are_said_to_be_unknown_here(convert):
     model, batches = digits.model().eval(), digits.calibration()
-    with pytest.warns(UserWarning, match="here steps go by the size of rows"):
+    with pytest.warns(UserWarning, match="here rows count by their size"):
         convert(model, vq.Uniform(0.5, scale="row"), batches[0], calibration=batches)

@@ -28,7 +28,7 @@ from vq_plugin.format.text import check_version, header_json, parse_header
 _KEY = "vq_plugin"
 _DATA = "data"
 # A share of the file that a readable header is worth.
-_READABLE = 1 / 100
+_READABLE = 1 / 1000
 # Version and length of a short header: of the dense layout, and of the compact one.
 _DENSE = re.compile("([1-9][0-9]{0,8}),([1-9][0-9]{0,9})")
 _COMPACT = re.compile(r'{"format":([0-9]{1,9}),"header":([1-9][0-9]{0,9})}')

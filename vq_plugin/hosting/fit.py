@@ -39,8 +39,8 @@ def fit_gathered(
         return known[name]
     if scheme.feels and moments is not None:
         warnings.warn(
-            f"{scheme} has a step for each row by what the outputs of the model feel of it, which "
-            "hosts cannot know: here steps go by the size of rows; vq.compress takes gradients",
+            f"{scheme} goes by what the outputs of the model feel of each row, which hosts cannot "
+            "know: here rows count by their size; vq.compress takes gradients",
             stacklevel=2,
         )
     return fit_named(name, weight, scheme, moments=moments, seed=seed)

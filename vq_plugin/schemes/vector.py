@@ -22,7 +22,9 @@ class PQ(Scheme):
     """Product quantization (Gong et al. 2014, section 3.2.3, eq. 5).
 
     Every row of the 2-D view is cut into sub-vectors of ``dim`` weights; each subspace, or the
-    whole tensor, has its own codebook of ``k`` centers.
+    whole tensor, has its own codebook of ``k`` centers. Single weights (``dim=1``) with a codebook
+    for every input are for inputs that differ in size, such as features as they were measured;
+    calibrated, centers are then where the outputs of the model feel a row most.
 
     Attributes:
         k: Centers per codebook. Reduced to the number of distinct sub-vectors where lower.
@@ -54,6 +56,11 @@ class PQ(Scheme):
         super().__post_init__()
         require_positive(self, "dim")
         _check_cut(self)
+
+    @property
+    def feels(self) -> bool:
+        """With single weights and a codebook for every input: whose centers some rows need most."""
+        return self.dim == 1 and self.axis == "in" and self.codebooks == "subspace"
 
     def geometry(self, shape: tuple[int, ...]) -> Geometry:  # noqa: D102 - inherited
         return self.cut(

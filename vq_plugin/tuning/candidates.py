@@ -122,7 +122,10 @@ class Fits:
         sizes, harms = corrected(lambda c: c.nbytes), corrected(lambda c: c.harm)
         return [
             [
-                found[i].get(j, replace(each, nbytes=round(sizes[i][j]), harm=harms[i][j]))
+                # Float is as it is.
+                each
+                if each.scheme is None
+                else found[i].get(j, replace(each, nbytes=round(sizes[i][j]), harm=harms[i][j]))
                 for j, each in enumerate(ladder)
             ]
             for i, ladder in enumerate(ladders)
@@ -157,6 +160,12 @@ class Fits:
             )
             for i, layer in enumerate(self.layers)
         )
+
+    def look(self, deadline: Deadline) -> set[Pair]:
+        """Fits the candidates that are not foreseen, and says which there was time for."""
+        pairs = [(i, j) for i, layer in enumerate(self.layers) for j in layer.unforeseen]
+        self.fitted.update(self._run([p for p in pairs if p not in self.fitted], deadline))
+        return self.fitted.keys() & pairs
 
     def missing(self, settings: Iterable[Setting]) -> list[Pair]:
         """The candidates of settings that are not fitted yet, the smallest layers first."""

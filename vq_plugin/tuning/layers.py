@@ -34,6 +34,9 @@ from vq_plugin.tuning.result import LayerCandidate
 
 # Parts of what is left of the time for the calibration's pass and for the one of sensitivities.
 _PASS = 0.25
+# Bits of a weight that inputs of unlike size must cost for a look at codebooks of every input, an
+# input that counts for nothing, as a part of the mean, and rows for each center of a codebook.
+_UNEVEN, _FAINT, _ROWS_PER_CENTER = 1.0, 1e-4, 8
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,33 @@ class Layer:
                 nbytes, error = self._coded(scheme, self.weight, sample, sparse=sparse)
             found.append(LayerCandidate(scheme, round(nbytes), error, error * self.whole))
         return found
+
+    @property
+    def unforeseen(self) -> list[int]:
+        """Candidates that forecasts know too little of: codebooks of every input.
+
+        They are for inputs that differ in size, such as features as they were measured. Steps as
+        long for all of them take half the logarithm of their mean square over its geometric mean
+        in bits of each weight, more than steps by input would.
+        """
+        if self.moments is None or self.moments.second is None:
+            return []
+        squares = self.moments.centered().diagonal.double()
+        if len(squares) > 1:
+            return []
+        mean = squares.mean()
+        spread = (mean / squares.clamp_min(_FAINT * mean)).log2().mean() / 2
+        if not float(spread) > _UNEVEN:
+            return []
+        most, shape = len(self.weight) / _ROWS_PER_CENTER, tuple(self.weight.shape)
+        return [
+            at
+            for at, scheme in enumerate(self.schemes)
+            if not (scheme is None or isinstance(scheme, Factored))
+            and scheme.feels
+            and not (cut := scheme.geometry(shape)).shared
+            and cut.k <= most
+        ]
 
     def _coded(
         self, scheme: Scheme, weight: Tensor, sample: Sample, *, sparse: bool = False

@@ -143,6 +143,7 @@ class Session:
     def observe(self, layers: tuple[Layer, ...]) -> None:
         """Takes what is known of the layers by now, and begins where a preset would end."""
         self.fits.know(layers)
+        self.asked |= self.fits.look(self.deadline)
         change = PRESETS["auto"].change
         self.preset_harm = change if self.agreement is None else self.agreement.harm_of(change)
         self._survey()
