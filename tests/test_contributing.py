@@ -119,7 +119,7 @@ def test_only_their_own_files_exports_and_defaults_name_the_shipped_schemes() ->
     # What is done unless another scheme is asked for.
     defaults = {"inc/config.py", "tuning/space.py"}
     # Learned steps are whole numbers of one length: as what they go into layers and files.
-    learned = {"training/learner.py"}
+    learned = {"training/latent.py"}
     assert found == own | exports | defaults | learned
 
 

@@ -161,6 +161,7 @@ def test_functions() -> None:
         "teacher": None,
         "loss": None,
         "layers": ("*",),
+        "schemes": None,
         "epochs": 8,
         "lr": 0.002,
         "seed": 0,
@@ -208,6 +209,7 @@ def test_tune() -> None:
         "lr": 0.002,
         "loss": None,
         "max_trials": 3,
+        "schemes": None,
     }
     assert parameters(vq.LossBudget) == {
         "relative": None,

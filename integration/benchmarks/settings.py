@@ -28,7 +28,7 @@ WORKLOADS: dict[str, ModuleType] = {
     "lenet5": fashion_mnist_lenet5,
 }
 # The dense layers that hold nearly all weights; the ResNet has none, all its layers are compressed.
-_DENSE = {
+DENSE = {
     "fashion_mnist_cnn": ("classifier.0", "classifier.3"),
     "digits": ("classifier.0",),
     "lenet_300_100": ("classifier.1", "classifier.3"),
@@ -164,6 +164,6 @@ def test_images(workload: str) -> Samples:
 
 def target_layers(workload: str, model: nn.Module) -> tuple[str, ...]:
     """The layers to compress: the large dense ones, or all where there are none."""
-    return _DENSE.get(workload) or tuple(
+    return DENSE.get(workload) or tuple(
         name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
     )

@@ -104,6 +104,13 @@ def test_learn(tmp_path: Path) -> None:
     assert max(values(result, "digits", "bytes")) < 10_000
 
 
+def test_learn_vectors(tmp_path: Path) -> None:
+    _, result = run_quick("learn_vectors", tmp_path / "learn_vectors.json")
+    assert values(result, "digits: 1 passes", "by")[1:] == [
+        "numbers", "pq(k=16,dim=4,codebooks=tensor)"
+    ]  # fmt: skip
+
+
 def test_factorize(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "integration.benchmarks.factorize", "--quick"]
     subprocess.run(
@@ -392,5 +399,5 @@ def test_sentence_programs(tmp_path: Path) -> None:
 def test_programs(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="the benchmark runs its calls")
     _, result = run_quick("programs", tmp_path / "programs.json")
-    assert len(values(result, "digits", "accuracy")) == 7
+    assert len(values(result, "digits", "accuracy")) == 6
     assert set(values(result, "digits", "other answers")) == {0}

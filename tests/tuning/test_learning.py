@@ -167,6 +167,17 @@ def test_an_export_that_cannot_hold_what_is_learned_says_so_at_once(
         tune(task, Loader(task.inputs), export=["aoti"], folder=tmp_path)
 
 
+def test_vectors_learn_in_a_search(task: "Task") -> None:
+    vectors = vq.PQ(k=16, dim=2, codebooks="tensor")
+    settings = {"learning": {"max_trials": 1, "epochs": 5, "schemes": vectors}, "max_trials": 1}
+    result = tune(task, Loader(task.inputs), **settings)
+    (trial,) = learned(result)
+    assert set(trial.schemes.values()) == {vectors}
+    settings["learning"] = {"max_trials": 1, "schemes": "rq(k=16,stages=2,dim=4)"}
+    with pytest.raises(ValueError, match="does not learn"):
+        tune(task, Loader(task.inputs), **settings)
+
+
 def test_limits_that_are_not_positive() -> None:
     with pytest.raises(ValueError, match="recovery: epochs must be above 0, got 0"):
         vq.Learning([], epochs=0)

@@ -7,13 +7,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.codebook import CodebookWeight
+from vq_plugin.nn import Slot
+from vq_plugin.rounding import round_centers
+from vq_plugin.schemes import KM, torch_code_dtype
+from vq_plugin.training.latent_base import UNSEEN, Latent, entropy
+
 # Codes run from minus this to this: what one byte numbers, with a zero in the middle.
 REACH = 127
-# Of a code that no weight has, as a count; its length must be known when a weight comes near.
-_UNSEEN = 0.5
+#: What such a weight may become.
+WIDEST = KM(k=2 * REACH + 1, keep_zeros=True)
 
 
-class LatentWeight(nn.Module):
+class LatentWeight(Latent):
     """A float weight behind one that holds multiples of a step only.
 
     What the model computes with is ``step · (code + shift[code])``, where ``code`` is the latent
@@ -34,13 +40,10 @@ class LatentWeight(nn.Module):
     """
 
     pulls: Tensor
-    bits: Tensor
 
     def __init__(self, weight: nn.Parameter, step: float) -> None:
         """``step`` is the first one, over the standard deviation of ``weight``."""
-        super().__init__()
-        # Not a submodule's: the model has it, and no optimizer.
-        self._weight = [weight]
+        super().__init__(weight)
         values = weight.detach().float()
         self.latent = nn.Parameter(values.clone())
         size = max(float(values.double().square().mean().sqrt()), torch.finfo(torch.float32).tiny)
@@ -49,7 +52,14 @@ class LatentWeight(nn.Module):
         self.log_step = nn.Parameter(values.new_tensor(math.log(first)))
         self.shift = nn.Parameter(values.new_zeros(2 * REACH + 1))
         self.register_buffer("pulls", values.new_zeros(REACH + 1))
-        self.register_buffer("bits", torch.zeros((), dtype=torch.float64))
+
+    def groups(self, lr: float) -> list[dict[str, object]]:
+        """Latent weights and the step; centers in steps, when ``lr`` has nearly gone."""
+        return [
+            {"params": [self.latent], "lr": lr},
+            {"params": [self.log_step], "lr": 5 * lr},
+            {"params": [self.shift], "lr": 100 * lr},
+        ]
 
     @torch.no_grad()
     def codes(self) -> Tensor:
@@ -67,27 +77,35 @@ class LatentWeight(nn.Module):
         """Counts the codes anew: their bits, and how these pull."""
         counts = self._counts(self.codes())
         total = counts.sum()
-        self.bits.copy_(_entropy(counts))
+        self.bits.copy_(entropy(counts))
         # Of both signs together, and never shorter for larger codes: single rare ones say little.
         sizes = counts[REACH:].clone()
         sizes[1:] += counts[:REACH].flip(0)
         sizes[1:] /= 2
-        lengths = -((sizes + _UNSEEN) / (total + _UNSEEN * len(counts))).log2()
+        lengths = -((sizes + UNSEEN) / (total + UNSEEN * len(counts))).log2()
         self.pulls[:REACH] = lengths.cummax(0).values.diff().to(self.pulls)
 
     @torch.no_grad()
     def bits_above(self, limit: float) -> float:
         """Bits of all codes after :meth:`clear`."""
         short = self.latent.abs() < limit * self.log_step.exp()
-        return float(_entropy(self._counts(self.codes().masked_fill_(short, 0))))
+        return float(entropy(self._counts(self.codes().masked_fill_(short, 0))))
 
     def _counts(self, codes: Tensor) -> Tensor:
         return torch.bincount(codes.flatten().int() + REACH, minlength=2 * REACH + 1).double()
 
     @torch.no_grad()
     def clear(self, limit: float) -> None:
-        """Makes weights zero that are shorter than ``limit`` steps."""
+        """See :meth:`Latent.clear`."""
         self.latent.masked_fill_(self.latent.abs() < limit * self.log_step.exp(), 0)
+
+    def kept(self) -> tuple[Tensor, ...]:
+        """Latent weights."""
+        return (self.latent.detach().clone(),)
+
+    def restore(self, kept: tuple[Tensor, ...]) -> None:
+        """See :meth:`Latent.restore`."""
+        self.latent.data.copy_(kept[0])
 
     @torch.no_grad()
     def write(self, settled: bool) -> None:
@@ -104,11 +122,7 @@ class LatentWeight(nn.Module):
 
         Once codes are ``settled`` only the shifts get some.
         """
-        (weight,) = self._weight
-        found, weight.grad = weight.grad, None
-        grad = torch.zeros_like(self.latent) if found is None else found.float()
-        if grad.is_sparse:
-            grad = grad.to_dense()
+        grad = self._gradient()
         step = self.log_step.exp()
         self.latent.grad = self.log_step.grad = self.shift.grad = None
         codes = self.codes()
@@ -127,8 +141,20 @@ class LatentWeight(nn.Module):
         self.log_step.grad = slope - torch.dot(pull.flatten(), place.flatten())
         self.latent.grad = grad.add(pull, alpha=1 / float(step))
 
-
-def _entropy(counts: Tensor) -> Tensor:
-    """Bits of codes of these counts."""
-    used = counts[counts > 0]
-    return -(used * (used / counts.sum()).log2()).sum()
+    @torch.no_grad()
+    def coded(self, slot: Slot) -> CodebookWeight:
+        """See :meth:`Latent.coded`; centers that no code has are left out."""
+        view = slot.view
+        used, places = torch.unique(view.weight(self.codes()).int() + REACH, return_inverse=True)
+        scheme = KM(k=len(used), keep_zeros=True)
+        geometry = scheme.geometry(view.shape)
+        codes = geometry.matrix(places).reshape(geometry.code_shape)
+        centers = self.centers()[used].reshape(geometry.codebook_shape)
+        return CodebookWeight(
+            codes=codes.to(torch_code_dtype(len(used))),
+            codebooks=round_centers(centers, scheme.codebook_dtype),
+            scale=None,
+            scheme=scheme,
+            shape=view.shape,
+            dtype=slot.value.dtype,
+        )

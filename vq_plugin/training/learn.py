@@ -18,7 +18,7 @@ from vq_plugin.arguments import check_at_least, check_whole
 from vq_plugin.checkpoint import Rest, check_rest, file_bytes
 from vq_plugin.replace import assemble
 from vq_plugin.seeded import seeded
-from vq_plugin.select import Pattern, check_model
+from vq_plugin.select import Pattern, Schemes, check_model
 from vq_plugin.sizes import codes_nbytes, float_nbytes
 from vq_plugin.slot_fit import check_slot
 from vq_plugin.training.chosen import chosen_weights
@@ -28,6 +28,7 @@ from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
 from vq_plugin.training.price import FIRST, next_price
 from vq_plugin.training.settings import check_settings
+from vq_plugin.training.vectors import chosen_vectors
 
 _TRAININGS = 3
 # Batches that norms learn their statistics from at the end.
@@ -65,6 +66,7 @@ def learn(
     teacher: nn.Module | None = None,
     loss: Loss | None = None,
     layers: Sequence[Pattern] = ("*",),
+    schemes: Schemes | None = None,
     epochs: int = 8,
     lr: float = 2e-3,
     seed: int = 0,
@@ -74,12 +76,14 @@ def learn(
 ) -> nn.Module:
     """Trains a model whose loss counts the bits of its codes, and gives it compressed.
 
-    Every weight is a whole number of steps, of a length that its layer learns. What is lowered is
-    the loss and ``rate_weight`` times the bits of all these numbers, each at its layer's entropy,
-    which is what :func:`vq_plugin.save` spends on them (entropy-penalised, Oktay et al. 2019, arXiv
-    1906.06624; entropy-constrained, Chou et al. 1989). The task's gradient passes straight through
-    the rounding. Most weights end as zeros, none of them chosen beforehand. The price of a bit
-    rises over the first half of the training; in the last part codes stay and their centers learn.
+    Every weight is a whole number of steps, of a length that its layer learns, or, where
+    ``schemes`` say ``PQ``, every sub-vector is a center of a codebook, which learns. What is
+    lowered is the loss and ``rate_weight`` times the bits of all codes, each at its layer's
+    entropy, which is what :func:`vq_plugin.save` spends on them (entropy-penalised, Oktay et al.
+    2019, arXiv 1906.06624; entropy-constrained, Chou et al. 1989). The task's gradient passes
+    straight through the rounding. Most weights end as zeros, none of them chosen beforehand. The
+    price of a bit rises over the first half of the training; in the last part codes stay and their
+    centers learn.
 
     Give one of ``rate_weight``, ``target_rate``, ``target_bytes`` and ``budget``. The same seed,
     loader and number of threads give the same bytes.
@@ -105,6 +109,10 @@ def learn(
             where outputs are not one tensor.
         layers: Which layers are coded: patterns as in :func:`vq_plugin.compress`. The others train,
             too.
+        schemes: Which of these layers learn vectors: one :class:`vq_plugin.PQ` for all, or patterns
+            to them, as in :func:`vq_plugin.compress`. One of its centers is zero, and those that no
+            sub-vector has in the end are dropped. ``None``, and layers that no pattern matches:
+            single numbers, ``KM(keep_zeros=True)``, with as many centers as training leaves.
         epochs: Passes over ``loader`` of each training, at least 1.
         lr: Learning rate at the start.
         seed: Of dropout and of a loader that shuffles.
@@ -123,8 +131,8 @@ def learn(
             of the wrong type.
         ValueError: If not exactly one of the four is given, or it is out of range, or too few bytes
             for all that is no code; ``budget`` comes without ``evaluate`` or with a confidence;
-            a chosen layer has NaN, keeps its weight in parts or frozen; or
-            :func:`vq_plugin.finetune` would raise it.
+            a chosen layer has NaN, keeps its weight in parts or frozen, or gets a scheme that does
+            not learn; or :func:`vq_plugin.finetune` would raise it.
 
     Warns:
         UserWarning: If no training is within the budget (the most accurate one is returned), or the
@@ -177,7 +185,7 @@ def learn(
             "the loader is read once each epoch: give a list of batches or a DataLoader, not a "
             f"{type(loader).__name__}"
         )
-    run = _Run(model, loader, teacher, loss, layers, epochs, lr, seed, rest, callback)
+    run = _Run(model, loader, teacher, loss, layers, schemes, epochs, lr, seed, rest, callback)
     if budget is not None:
         assert evaluate is not None
         return _within(budget, evaluate, run)
@@ -211,6 +219,7 @@ class _Run:
     teacher: nn.Module | None
     loss: Loss | None
     layers: Sequence[Pattern]
+    schemes: Schemes | None
     epochs: int
     lr: float
     seed: int
@@ -225,7 +234,8 @@ class _Run:
             check_slot(slot)
         if not weights:
             raise ValueError("the model has no weight that can be coded")
-        return Learner(copy, weights, rate_weight, target)
+        vectors = chosen_vectors(copy, weights, self.schemes)
+        return Learner(copy, weights, rate_weight, target, vectors=vectors, seed=self.seed)
 
     def train(
         self,
@@ -242,9 +252,9 @@ class _Run:
             teacher = self.model
         if teacher is not None and is_half(teacher):
             teacher = Float32(float32_copy(teacher))
-        settings = {
+        settings: dict[str, float | str] = {
             "rate_weight": rate_weight, "target_bytes": target.nbytes if target else 0,
-            "epochs": self.epochs, "lr": self.lr, "seed": self.seed,
+            "epochs": self.epochs, "lr": self.lr, "seed": self.seed, **learner.vectors,
         }  # fmt: skip
         training = Training("learn", learner, optimizer, teacher, self.loss, self.epochs, settings)
         training.run(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import Slot
 from vq_plugin.replace import assemble
-from vq_plugin.rounding import round_centers
-from vq_plugin.schemes import KM, torch_code_dtype
+from vq_plugin.schemes import Scheme
 from vq_plugin.sizes import codes_nbytes
 from vq_plugin.training.latent import REACH, LatentWeight
+from vq_plugin.training.latent_base import Latent
+from vq_plugin.training.latent_vectors import LatentVectors
 from vq_plugin.training.precision import Float32
 
 # Codes are counted after so many steps.
@@ -33,8 +34,6 @@ _STEP = 1.5
 # Where a target is to be reached, and how the logarithm of what is too much falls until then: with
 # this power of the part that is left, as seen on LeNet-300-100 at a price that stays.
 _REACHED, _FALL = 0.7, 2.7
-# What a layer may become that learns.
-WIDEST = KM(k=2 * REACH + 1, keep_zeros=True)
 # How a target changes the price of a bit: its logarithm by so much over a whole training, for every
 # unit of the logarithm of what is too much; at once by this; and no more than so much at once.
 _GAIN, _AT_ONCE = 8.0, 5.0
@@ -63,7 +62,7 @@ class Target:
 
 
 class Learner(Float32):
-    """A float32 model whose chosen weights are those of latent ones, see :class:`LatentWeight`.
+    """A float32 model whose chosen weights are those of latent ones, see :class:`Latent`.
 
     All that a step changes is in its ``state_dict``, so that a killed run can go on.
 
@@ -93,11 +92,21 @@ class Learner(Float32):
         weights: Mapping[Slot, nn.Parameter],
         rate_weight: float,
         target: Target | None,
+        *,
+        vectors: Mapping[str, Scheme],
+        seed: int,
     ) -> None:
+        """``vectors`` are schemes by the names of slots; other weights are numbers."""
         super().__init__(model)
         self._target = target
         self._slots = list(weights)
-        self.latents = nn.ModuleList(LatentWeight(weight, _STEP) for weight in weights.values())
+        self._vectors = vectors
+        self.latents = nn.ModuleList(
+            LatentVectors(weight, slot, vectors[slot.name], seed)
+            if slot.name in vectors
+            else LatentWeight(weight, _STEP)
+            for slot, weight in weights.items()
+        )
         chosen = {id(weight) for weight in weights.values()}
         self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         for name in ("rate_weight", "price"):
@@ -107,13 +116,8 @@ class Learner(Float32):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def groups(self, lr: float) -> list[dict[str, object]]:
-        """What an optimizer trains, and how fast: centers in steps, when ``lr`` has nearly gone."""
-        latents = list(self._latents())
-        groups: list[dict[str, object]] = [
-            {"params": [each.latent for each in latents], "lr": lr},
-            {"params": [each.log_step for each in latents], "lr": 5 * lr},
-            {"params": [each.shift for each in latents], "lr": 100 * lr},
-        ]
+        """What an optimizer trains, and how fast."""
+        groups = [group for each in self._latents() for group in each.groups(lr)]
         return groups + [{"params": self._others, "lr": lr}] * bool(self._others)
 
     def before_step(self, done: float) -> None:
@@ -195,12 +199,12 @@ class Learner(Float32):
         nbytes = self._target.nbytes * (1 - slack) - _DIGITS
         if not self._measure(nbytes):
             return
-        before = [each.latent.detach().clone() for each in self._latents()]
+        before = [each.kept() for each in self._latents()]
         # What else is in the file changes with the codes: what fits is known better each time.
         for attempt in range(_ATTEMPTS):
             if attempt < _ATTEMPTS // 2:
-                for each, latent in zip(self._latents(), before, strict=True):
-                    each.latent.data.copy_(latent)
+                for each, kept in zip(self._latents(), before, strict=True):
+                    each.restore(kept)
             self._clear()
             if not self._measure(nbytes) and attempt + 1 >= _ATTEMPTS // 2:
                 return
@@ -229,29 +233,16 @@ class Learner(Float32):
     def coded(self) -> dict[str, CodebookWeight]:
         """The codes and centers of the chosen weights, by the names of their slots."""
         pairs = zip(self._slots, self._latents(), strict=True)
-        return {slot.name: _coded(slot, latent) for slot, latent in pairs}
+        return {slot.name: latent.coded(slot) for slot, latent in pairs}
 
-    def _latents(self) -> list[LatentWeight]:
+    @property
+    def vectors(self) -> dict[str, str]:
+        """The schemes of the weights that learn as vectors, as texts."""
+        return {f"scheme of {name}": str(scheme) for name, scheme in self._vectors.items()}
+
+    def _latents(self) -> list[Latent]:
         return list(self.latents)  # type: ignore[arg-type]
 
 
 def _clamp(change: float) -> float:
     return min(max(change, -_MOST_CHANGE), _MOST_CHANGE)
-
-
-@torch.no_grad()
-def _coded(slot: Slot, latent: LatentWeight) -> CodebookWeight:
-    view = slot.view
-    used, places = torch.unique(view.weight(latent.codes()).int() + REACH, return_inverse=True)
-    scheme = KM(k=len(used), keep_zeros=True)
-    geometry = scheme.geometry(view.shape)
-    codes = geometry.matrix(places).reshape(geometry.code_shape)
-    centers = latent.centers()[used].reshape(geometry.codebook_shape)
-    return CodebookWeight(
-        codes=codes.to(torch_code_dtype(len(used))),
-        codebooks=round_centers(centers, scheme.codebook_dtype),
-        scale=None,
-        scheme=scheme,
-        shape=view.shape,
-        dtype=slot.value.dtype,
-    )

@@ -53,7 +53,7 @@ class Training:
     teacher: nn.Module | None
     loss: Loss | None
     epochs: int
-    settings: dict[str, float]
+    settings: Mapping[str, float | str]
 
     def __post_init__(self) -> None:
         if self.loss is None and self.teacher is None:
@@ -175,7 +175,9 @@ class Training:
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        text = json.dumps({"epochs_done": epochs_done, "settings": self.settings}, sort_keys=True)
+        text = json.dumps(
+            {"epochs_done": epochs_done, "settings": dict(self.settings)}, sort_keys=True
+        )
         write_atomically(path, to_safetensors(tensors, {self.title: text}))
 
     def _load(self, path: Path) -> int:

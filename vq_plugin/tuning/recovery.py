@@ -13,6 +13,7 @@ from torch import nn
 from vq_plugin.arguments import check_positive
 from vq_plugin.checkpoint import load, save
 from vq_plugin.replace import assemble
+from vq_plugin.select import Schemes
 from vq_plugin.training import Loss, finetune, learn
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.identity import Tried
@@ -59,8 +60,8 @@ class Learning(Recovery):
     """How models are trained by :func:`vq_plugin.learn`, at prices of a bit that the budget finds.
 
     All layers of the search that may be coded become ``KM(keep_zeros=True)``, with as many centers
-    as their training leaves. The first price is a guess; of the others each is one at which the
-    losses so far promise to use the budget up.
+    as their training leaves, or ``PQ`` where ``schemes`` say so. The first price is a guess; of the
+    others each is one at which the losses so far promise to use the budget up.
 
     Attributes:
         loader: As for :class:`Recovery`.
@@ -68,6 +69,7 @@ class Learning(Recovery):
         lr: Learning rate at the start.
         loss: As for :class:`Recovery`.
         max_trials: The most models to train.
+        schemes: Which layers learn vectors, as for :func:`vq_plugin.learn`.
 
     Example:
         >>> import torch, vq_plugin as vq
@@ -79,6 +81,7 @@ class Learning(Recovery):
     epochs: int = 8
     lr: float = 2e-3
     max_trials: int = 3
+    schemes: Schemes | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,11 @@ class Trainer:
         """What tells the training of one model from another; the loader has no name."""
         recovery = self.recovery
         loss = getattr(recovery.loss, "__qualname__", type(recovery.loss).__qualname__)
-        layers = self.layers if isinstance(recovery, Learning) else ()
-        return self.teacher_digest, self.seed, recovery.epochs, recovery.lr, loss, *layers
+        parts = (self.teacher_digest, self.seed, recovery.epochs, recovery.lr, loss)
+        if not isinstance(recovery, Learning):
+            return parts
+        vectors = () if recovery.schemes is None else (f"{recovery.schemes}",)
+        return *parts, *self.layers, *vectors
 
     def __call__(self, key: str, small: nn.Module, model: nn.Module, tried: Tried) -> nn.Module:
         """The trained model of that key; ``small``, made of ``model``, may be trained in place."""
@@ -135,8 +141,10 @@ class Trainer:
         }
         if tried.rate_weight is None:
             return finetune(small, recovery.loader, **settings)
-        price, layers = tried.rate_weight, self.layers
-        return learn(small, recovery.loader, rate_weight=price, layers=layers, **settings)
+        settings |= {"rate_weight": tried.rate_weight, "layers": self.layers}
+        if isinstance(recovery, Learning):
+            settings["schemes"] = recovery.schemes
+        return learn(small, recovery.loader, **settings)
 
 
 def next_to_train(

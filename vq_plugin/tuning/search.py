@@ -18,8 +18,9 @@ from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.calibration.model_calls import pieces
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
-from vq_plugin.select import Form, check_model
-from vq_plugin.training.learner import WIDEST
+from vq_plugin.select import Form, check_model, slots_by_name
+from vq_plugin.training.latent import WIDEST
+from vq_plugin.training.vectors import chosen_vectors
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
@@ -249,7 +250,9 @@ def _exportable(
     """The candidates of every layer that exports can hold; they were tried."""
     possible = expressible(start, space, export)
     if isinstance(recovery, Learning):
-        learned = {name: (WIDEST,) for name, forms in possible.items() if any(forms)}
+        named = slots_by_name(start, (name for name, forms in possible.items() if any(forms)))
+        vectors = chosen_vectors(start, named.values(), recovery.schemes)
+        learned = {name: (vectors.get(name, WIDEST),) for name in named}
         expressible(start, learned, export)
     rehearse(export, start, possible, calibration)
     return possible
