@@ -24,6 +24,8 @@ VERSIONS = tuple(f"{torch}:{python}" for python in ("3.11", "3.13") for torch in
 TESTS = (
     "tests/torchao", "tests/torch_ao", "tests/hosting", "tests/inc", "tests/nn", "tests/ops",
     "tests/tuning/test_host.py", "vq_plugin/torchao", "vq_plugin/torch_ao", "vq_plugin/inc",
+    # Of packages, which each release loads by code of its own.
+    "tests/export/test_aoti.py",
     # Of the kernels alone, without torch.
     "--ignore=tests/ops/test_csrc.py", "--ignore=tests/ops/test_assembly.py",
 )  # fmt: skip
