@@ -5,9 +5,10 @@
 Kernels run on one thread, on layers of several sizes with random codes, by the processor time of
 the thread and less that of a call. Non-negative least squares of the relative error finds the
 picoseconds of each code, weight, value of a center and table for each sample, and of each code and
-value whatever the batch. The last column says how far the sum is from the measured time: at worst
-below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from such a fit; some were then
-adjusted by hand against ``integration.benchmarks.linear``.
+value whatever the batch. A second table is of 3x3 convolutions of images, by the terms of
+convolution_cost.h, and of torch's. The last columns say how far the sum is from the measured time:
+at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from such a fit; some were
+then adjusted by hand against ``integration.benchmarks.linear``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,18 @@ _BATCHES = (1, 2, 3, 8, 16, 32, 128)
 _FEW, _TOGETHER = 4, 16
 _TERMS = ("code", "weight", "value", "code once", "value once", "table")
 _INPUT, _OUTPUT = 200.0, 300.0  # cost.h
+# Channels, side of the image, outputs, stride.
+_IMAGES = (
+    (16, 32, 16, 1), (16, 32, 32, 2), (32, 16, 32, 1), (32, 56, 64, 1), (64, 8, 64, 1),
+    (64, 14, 64, 1), (64, 28, 64, 1), (64, 56, 64, 1), (64, 56, 128, 2), (128, 14, 128, 1),
+    (128, 28, 128, 1), (128, 28, 256, 2), (256, 7, 256, 1), (256, 14, 256, 1), (256, 14, 512, 2),
+    (512, 7, 512, 1),
+)  # fmt: skip
+_DIMS = (2, 4, 8)
+_POSITIONS = 9
+_CONVOLUTION_TERMS = ("input", "table", "value", "block", "column", "decode", "output")
+_FLOAT_TERMS = ("product", "weight")
+_CALL, _PASS = 12e6, 5e6  # convolution_cost.h
 _KERNELS: dict[str, tuple[vq.Scheme, ...]] = {
     "lookup_nibbles": tuple(vq.PQ(k=16, dim=dim) for dim in (2, 4, 8)),
     "scalar_nibbles": (vq.KM(k=16),),
@@ -76,10 +89,12 @@ def main() -> None:
                     ]
                     named = kernel if precision == "exact" else f"{kernel}_{precision}"
                     name = named + ", sixteen" * sixteen
-                    table.rows.append({"kernel": name, **_solve(some)})
+                    table.rows.append({"kernel": name, **_solve(_TERMS, some)})
+        report.add(table)
+        for some_kernels in _convolutions(arguments.isa, arguments.quick):
+            report.add(some_kernels)
     if before is not None:
         ops.use_isa(before)
-    report.add(table)
     report.finish(arguments.output)
 
 
@@ -105,6 +120,46 @@ def _measure(
                 yield batch, (batch, *numbers), max(rest, 1.0)
 
 
+def _convolutions(isa: str, quick: bool) -> Iterator[Table]:
+    """Tables of the constants of convolutions on codes, and of torch's."""
+    images = _IMAGES[:2] if quick else _IMAGES
+    ends = {"least": ".2f", "most": ".2f"}
+    table = Table(
+        f"{isa}: picoseconds of convolutions on one thread",
+        {"kernel": "", **dict.fromkeys(_CONVOLUTION_TERMS, ".0f"), **ends},
+    )
+    floats = []
+    rows: dict[ops.Precision, list[tuple[list[float], float]]] = {p: [] for p in ops.PRECISIONS}
+    for channels, side, outputs, stride in images:
+        plain = nn.Conv2d(channels, outputs, 3, stride, padding=1, bias=False).eval()
+        x = torch.randn(1, channels, side, side).relu()
+        inputs, places = float(side * side), float((side // stride) ** 2)
+        weights = float(plain.weight.numel())
+        spent = _seconds(partial(plain, x), quick) * 1e12 - _PASS
+        floats.append(([places * weights, weights], max(spent, 1.0)))
+        for dim in _DIMS:
+            layer = random_codes(plain, vq.PQ(k=16, dim=dim, layout="channels")).eval()
+            assert isinstance(layer, vq.nn.CodebookConv2d)
+            pieces, blocks = float(-(-channels // dim)), float(-(-outputs // 16))
+            columns = float(-(-pieces // 8))
+            lookups = places * _POSITIONS * blocks
+            terms = [inputs, inputs * pieces, inputs * pieces * dim, lookups, lookups * columns,
+                     columns * _POSITIONS * blocks, places * outputs]  # fmt: skip
+            for precision, some in rows.items():
+                layer.precision = precision
+                spent = _seconds(partial(layer._look_up, x), quick) * 1e12
+                some.append((terms, max(spent - _CALL, 1.0)))
+    for precision, some in rows.items():
+        name = "convolve" if precision == "exact" else f"convolve_{precision}"
+        table.rows.append({"kernel": name, **_solve(_CONVOLUTION_TERMS, some)})
+    yield table
+    yield Table(
+        "Picoseconds of torch's convolutions on one thread",
+        {**dict.fromkeys(_FLOAT_TERMS, ".0f"), **ends},
+        [_solve(_FLOAT_TERMS, floats)],
+    )
+
+
 def _seconds(call: Callable[[], object], quick: bool) -> float:
     call()
     start = time.perf_counter()
@@ -128,12 +183,13 @@ def _terms(numbers: tuple[float, ...], sixteen: bool) -> list[float]:
     ]
 
 
-def _solve(rows: list[tuple[list[float], float]]) -> dict[str, float]:
+def _solve(terms: tuple[str, ...], rows: list[tuple[list[float], float]]) -> dict[str, float]:
+    """The constants, and how far the sums of terms are from what was measured."""
     measured = np.array([picoseconds for _, picoseconds in rows])
-    relative = np.array([terms for terms, _ in rows]) / measured[:, None]
+    relative = np.array([counts for counts, _ in rows]) / measured[:, None]
     found, _ = nnls(relative, np.ones(len(rows)))
     estimates = relative @ found
-    constants = dict(zip(_TERMS, map(float, found), strict=True))
+    constants = dict(zip(terms, map(float, found), strict=True))
     return {**constants, "least": float(estimates.min()), "most": float(estimates.max())}
 
 

@@ -399,5 +399,5 @@ def test_sentence_programs(tmp_path: Path) -> None:
 def test_programs(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="the benchmark runs its calls")
     _, result = run_quick("programs", tmp_path / "programs.json")
-    assert len(values(result, "digits", "accuracy")) == 6
+    assert len(values(result, "digits", "accuracy")) == 7
     assert set(values(result, "digits", "other answers")) == {0}

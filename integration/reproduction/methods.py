@@ -117,13 +117,13 @@ def zeroed(net: Network, sparsity: float, passes: int) -> nn.Module:
 
 
 def penni(net: Network, factors: Any, passes: int, deviations: float = 1.0) -> nn.Module:
-    """Products, most coefficients of which are zero."""
+    """Products, most coefficients of which are zero, without the channels that then are empty."""
     small = vq.factorize(net.model, factors, net.calibration)
     # Norms learn new statistics.
     sparse = vq.prune_factors(
         small.train(), net.batches, teacher=net.model, deviations=deviations, epochs=passes
     )
-    return sparse.eval()
+    return vq.remove_empty_channels(sparse.eval())
 
 
 def narrow(net: Network, ratio: float, passes: int) -> nn.Module:

@@ -11,6 +11,7 @@ from vq_plugin.ops import linear_gradients as gradients
 
 SCHEMES = [
     vq.PQ(k=16, dim=4),
+    vq.PQ(k=40, dim=2, scale="row"),
     vq.PQ(k=5, dim=3, axis="out", scale="row"),
     vq.PQ(k=40, dim=8, codebooks="tensor"),
     vq.PQ(k=40, dim=3, axis="out"),
@@ -30,13 +31,15 @@ def found(scheme: vq.Scheme) -> list[torch.Tensor]:
     return grads  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("of_codebooks", [0, 1000], ids=["rows", "subspaces"])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_strips_give_what_the_whole_weight_gives(
-    scheme: vq.Scheme, monkeypatch: pytest.MonkeyPatch
+    scheme: vq.Scheme, of_codebooks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = found(scheme)
     monkeypatch.setattr(gradients, "_STRIP", 2000)
-    monkeypatch.setattr(gradients, "_OF_CODEBOOKS", 0)
+    # Where strips may not be much smaller than codebooks, they are of subspaces with their own.
+    monkeypatch.setattr(gradients, "_OF_CODEBOOKS", of_codebooks)
     if ops.native() is not None:
         assert len(list(gradients._strips(90, 75, 0, 2000))) > 2
     for strips, expected in zip(found(scheme), whole, strict=True):

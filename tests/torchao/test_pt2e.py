@@ -206,7 +206,8 @@ def test_a_weight_that_is_read_otherwise_stays_float(convert):
         def forward(self, value: torch.Tensor) -> torch.Tensor:
             return self.one(self.other(value)) + self.one.weight.sum()
 
-    with pytest.raises(ValueError, match="'one' matches nothing; the nearest names are other"):
+    message = r"'one' matches nothing: .* nothing else reads, not for one\.weight \(256 bytes\)"
+    with pytest.raises(ValueError, match=message):
         convert(Read().eval(), {"one": PQ}, torch.randn(2, 8))
 
 
@@ -219,6 +220,24 @@ def test_weights_that_no_graph_holds_as_codes_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare_pt2e(graph, VQQuantizer({"0": vq.KM(k=4)}))
+
+
+@pytest.mark.parametrize("schemes", [vq.KM(k=4), {"0": vq.KM(k=4)}, {"re:0[.]?.*": vq.KM(k=4)}])
+def test_a_graph_of_nothing_but_such_weights(schemes):
+    # Its float model has such a layer: "no ConvTranspose2d" would be wrong.
+    graph = program(nn.Sequential(nn.ConvTranspose2d(8, 4, 3)).eval(), torch.randn(2, 8, 6, 6))
+    message = r"Embedding.* not for 0\.weight \(1,152 bytes\): quantize_ and vq\.compress take"
+    with pytest.raises(ValueError, match=message):
+        prepare_pt2e(graph, VQQuantizer(schemes))
+
+
+def test_a_name_of_such_a_weight():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3)).eval()
+    graph = program(model, torch.randn(2, 4, 6, 6))
+    with pytest.raises(ValueError, match=r"'1' matches nothing: PT2E gets codes .* 1\.weight"):
+        prepare_pt2e(graph, VQQuantizer({"1": vq.KM(k=4)}))
+    with pytest.raises(ValueError, match="'2' matches nothing; the nearest names are 0"):
+        prepare_pt2e(graph, VQQuantizer({"2": vq.KM(k=4)}))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

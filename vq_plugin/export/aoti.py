@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ def export_aoti(
     Layers that have a kernel run from their codes: the package calls the operators of
     :mod:`vq_plugin.ops`, so a process that loads it imports that first. Other weights are decoded
     in every pass. Constant folding of inductor, ``torch._inductor.config.freezing``, would write
-    float weights and is off.
+    float weights and is off. The package is deflated, where torch stores what it compiles as it is.
 
     Args:
         model: A model with codebook weights, or a graph of ``convert_pt2e`` that has them; it is
@@ -58,18 +59,29 @@ def export_aoti(
     check_compressed(model)
     check_compiler()
     package = io.BytesIO()
-    with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(_settings()):
+    with torch.no_grad(), eval_mode(model), torch._inductor.config.patch(settings()):
         program = exported(model, example, dynamic_batch=dynamic_batch)
         torch._inductor.aoti_compile_and_package(program, package_path=package)
-    write_atomically(path, package.getvalue())
+    write_atomically(path, deflated(package))
 
 
-def _settings() -> dict[str, bool]:
+def settings() -> dict[str, bool]:
     """Settings of inductor for packages that are small."""
     # Tables for debuggers, larger than the code that they are about.
     lines = "aot_inductor.enable_line_tables"
     known = hasattr(torch._inductor.config.aot_inductor, lines.rpartition(".")[2])
     return {"freezing": False, **({lines: False} if known else {})}
+
+
+def deflated(package: io.BytesIO) -> bytes:
+    """A zip file with the same content, of which torch's loader inflates each part into a file."""
+    small = io.BytesIO()
+    with zipfile.ZipFile(package) as stored, zipfile.ZipFile(small, "w") as deflated:
+        for name in stored.namelist():
+            # A date of its own, the same in every package.
+            entry = zipfile.ZipInfo(name)
+            deflated.writestr(entry, stored.read(name), zipfile.ZIP_DEFLATED)
+    return small.getvalue()
 
 
 def check_compiler() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vq_plugin.ops.gradients import added_natively, codebook_gradients
-from vq_plugin.ops.packing import LANES
+from vq_plugin.ops.packing import LANES, NIBBLES
 from vq_plugin.ops.rounding import rounded
 
 # Values of a strip: of two of them no more than a cache holds, and memory is used again. Sums by
@@ -51,6 +51,11 @@ def linear_gradients(
     (rows, length) = (input, grad) if along_out else (grad, input)
     values = rows.shape[1] * length.shape[1]
     if added_natively(grad, codes, codebooks.shape[3]):
+        own_books = codebooks.shape[2] > 1 and not along_out and not group
+        if own_books and min(values, _OF_CODEBOOKS * codebooks.numel()) > _STRIP:
+            return _by_subspaces(
+                grad, input, codes, codebooks, scale, codebook_dtype, wants_input, wants_tables
+            )
         values = max(_STRIP, _OF_CODEBOOKS * codebooks.numel())
     inputs: list[Tensor] = []
     tables: list[Tensor] = []
@@ -87,6 +92,53 @@ def linear_gradients(
                 tables[0].add_(found)
             scales.extend(() if of_scale is None else (of_scale,))
     return _joined(inputs, 1), _joined(tables, 1), _joined(scales, 0)
+
+
+def _by_subspaces(
+    grad: Tensor,
+    input: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor | None,
+    codebook_dtype: torch.dtype,
+    wants_input: bool,
+    wants_tables: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same in strips of subspaces that have codebooks of their own: none is added up twice."""
+    out, dim = grad.shape[1], codebooks.shape[4]
+    at_once = max(_STRIP // (out * dim) // NIBBLES, 1) * NIBBLES
+    own = None if scale is None else rounded(scale, codebook_dtype)
+    inputs: list[Tensor] = []
+    tables: list[Tensor] = []
+    scales: list[Tensor] = []
+    for first in range(0, codebooks.shape[2], at_once):
+        columns = input[:, first * dim : (first + at_once) * dim]
+        some = _codes_of_subspaces(codes, first, first + at_once)
+        books = codebooks[:, :, first : first + at_once]
+        if wants_input:
+            shape = [out, columns.shape[1]]
+            weight = torch.ops.vq.dequantize_codebook(
+                some, books, scale, shape, False, 0, codebook_dtype
+            )
+            inputs.append(grad @ weight)
+            del weight  # its memory is that of the gradient
+        if wants_tables:
+            found, of_scale = codebook_gradients(
+                grad.T @ columns,
+                some,
+                books if own is None else rounded(books, codebook_dtype),
+                own,
+            )
+            tables.append(found)
+            scales.extend(() if of_scale is None else (of_scale,))
+    added = torch.stack(scales).sum(0) if scales else None
+    return _joined(inputs, 1), _joined(tables, 2), added
+
+
+def _codes_of_subspaces(codes: Tensor, first: int, last: int) -> Tensor:
+    if codes.dim() != 4:
+        return codes[:, :, first:last].contiguous()
+    return codes[:, :, first // NIBBLES : -(-last // NIBBLES)].contiguous()
 
 
 def _strips(rows: int, length: int, group: int, values: int) -> Iterator[tuple[int, int]]:

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Collection
 
 from torch.fx import GraphModule
+from torch.nn import Parameter
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from vq_plugin.hosting.plan import plans
-from vq_plugin.select import Schemes, as_patterns, asks_for_all, leaves, slots_by_name
+from vq_plugin.select import NoMatchError, Schemes, as_patterns, asks_for_all, leaves, slots_by_name
 from vq_plugin.slot_fit import check_slot
-from vq_plugin.torchao.graph import float_twin, graph_layers
+from vq_plugin.torchao.graph import GraphLayer, float_twin, graph_layers
 from vq_plugin.torchao.observers import (
     DTYPE,
     CodebookFakeQuantize,
@@ -21,6 +22,10 @@ from vq_plugin.torchao.observers import (
     WeightObserver,
 )
 from vq_plugin.torchao.versions import Annotation
+
+_REACH = (
+    "PT2E gets codes for Linear, convolutions and Embedding with weights that nothing else reads"
+)
 
 
 class VQQuantizer(Quantizer):  # type: ignore[misc]
@@ -76,7 +81,10 @@ class VQQuantizer(Quantizer):  # type: ignore[misc]
             )
         layers = graph_layers(model)
         twin = float_twin(model, layers)
-        chosen = plans(twin, self.schemes, self.seed)
+        try:
+            chosen = plans(twin, self.schemes, self.seed)
+        except NoMatchError as error:
+            raise _out_of_reach(error, model, layers) from None
         for slot in slots_by_name(twin, chosen).values():
             check_slot(slot)
         nodes = [layer for layer in layers if layer.name in chosen]
@@ -107,12 +115,7 @@ class VQQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def _warn_of_left(self, model: GraphModule, chosen: Collection[str]) -> None:
-        read = {str(node.target) for node in model.graph.find_nodes(op="get_attr")}
-        weights = {
-            target: value
-            for target, value in model.named_parameters(remove_duplicate=False)
-            if target in read and value.dim() > 1
-        }
+        weights = _weights(model)
         total = sum(value.nbytes for value in weights.values())
         left = [
             f"{target} ({value.nbytes:,} bytes)"
@@ -123,13 +126,37 @@ class VQQuantizer(Quantizer):  # type: ignore[misc]
         ]
         if left:
             warnings.warn(
-                f"weights above 1 % of the model stay in float: {', '.join(left)}; PT2E gets codes "
-                "for Linear, convolutions and Embedding with weights that nothing else reads",
+                f"weights above 1 % of the model stay in float: {', '.join(left)}; {_REACH}",
                 stacklevel=4,
             )
 
     def validate(self, model: GraphModule) -> None:
         """Nothing: what cannot be done was an error before."""
+
+
+def _weights(model: GraphModule) -> dict[str, Parameter]:
+    """The weights that a graph reads, by their names."""
+    read = {str(node.target) for node in model.graph.find_nodes(op="get_attr")}
+    named = model.named_parameters(remove_duplicate=False)
+    return {target: value for target, value in named if target in read and value.dim() > 1}
+
+
+def _out_of_reach(
+    error: NoMatchError, model: GraphModule, layers: Collection[GraphLayer]
+) -> NoMatchError:
+    """The same error, unless the pattern means weights that the graph has, but not for codes."""
+    served = {str(layer.weight.target) for layer in layers}
+    meant = [
+        f"{target} ({value.nbytes:,} bytes)"
+        for target, value in _weights(model).items()
+        if target not in served
+        and (not layers or error.pattern in (target, target.rpartition(".")[0]))
+    ]
+    if not meant:
+        return error
+    pattern = error.pattern.__name__ if isinstance(error.pattern, type) else repr(error.pattern)
+    text = f"{pattern} matches nothing: {_REACH}, not for {', '.join(meant)}"
+    return NoMatchError(error.pattern, f"{text}: quantize_ and vq.compress take such layers")
 
 
 def _spec(observer: type, site: Site) -> QuantizationSpec:

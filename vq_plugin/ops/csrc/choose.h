@@ -23,6 +23,11 @@ inline const Kernel* choose(const Kernels& kernels, const Linear& p, bool packed
   if (single) {
     if (!packed) return &kernels.scalar_bytes;
     if (!one_group && p.group % kLanes != 0) return nullptr;
+    // Tables of single weights pay where many outputs share them and samples are few: three bytes
+    // are looked up faster than one float.
+    constexpr int64_t kMostSamples = 2, kManyRows = 512;
+    if (one_group && p.batch <= kMostSamples && p.rows >= kManyRows && precision != Precision::fast)
+      return &kernels.lookup_nibbles;
     return of_precision(kernels.scalar_nibbles, kernels.scalar_nibbles,
                         kernels.scalar_nibbles_fast);
   }

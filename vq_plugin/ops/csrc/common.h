@@ -117,6 +117,28 @@ inline void load_book(const Books& books, int64_t stage, int64_t group, int64_t 
   }
 }
 
+// Fewer than 16 rows or columns.
+inline void transpose_rest(const float* from, int64_t from_row, int64_t rows, int64_t columns,
+                           float* to, int64_t to_row) {
+  const auto part = [](int64_t n, int v) {
+    return std::clamp<int64_t>(n - v * Vec::kWidth, 0, Vec::kWidth);
+  };
+  Vec::F values[kLanes * kVectors];
+  for (int i = 0; i < kLanes; ++i)
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t n = i < rows ? part(columns, v) : 0;
+      values[i * kVectors + v] =
+          n > 0 ? Vec::load_part(from + i * from_row + v * Vec::kWidth, n) : Vec::zero();
+    }
+  alignas(64) float turned[kLanes * kLanes];
+  store_by_value<kLanes>(values, kLanes, Rounding::none, turned);
+  for (int64_t j = 0; j < columns; ++j)
+    for (int v = 0; v < kVectors; ++v)
+      if (const int64_t n = part(rows, v); n > 0)
+        Vec::store_part(to + j * to_row + v * Vec::kWidth, n,
+                        Vec::load(turned + j * kLanes + v * Vec::kWidth));
+}
+
 void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
                int64_t to_row) {
   for (int64_t r = 0; r < rows; r += kLanes) {
@@ -130,9 +152,8 @@ void transpose(const float* from, int64_t from_row, int64_t rows, int64_t column
             values[i * kVectors + v] = Vec::load(block + i * from_row + v * Vec::kWidth);
         store_by_value<kLanes>(values, to_row, Rounding::none, turned);
       } else {
-        for (int64_t j = 0; j < std::min(kLanes, columns - c); ++j)
-          for (int64_t i = 0; i < std::min(kLanes, rows - r); ++i)
-            turned[j * to_row + i] = block[i * from_row + j];
+        transpose_rest(block, from_row, std::min(kLanes, rows - r), std::min(kLanes, columns - c),
+                       turned, to_row);
       }
     }
   }

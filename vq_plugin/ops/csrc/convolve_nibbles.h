@@ -3,18 +3,23 @@
 // 1512.06473, section 3.2). A position is a linear layer whose samples are places.
 #pragma once
 
-#include "lookup_nibbles.h"
+#include "place_tables.h"
+#include "sources.h"
 
 namespace vq {
 namespace {
 
-// Tables that are there at the same time, half a megabyte to two: of whole lines of the first
-// dimension. What strips of output lines read overlaps, so few and large ones repeat least.
-constexpr int64_t kStripTables = 1 << 15;
-// Places side by side, whose tables stay in the nearest cache from position to position.
-constexpr int64_t kPlacesAtOnce = 16;
-
-inline int64_t product(const int64_t* three) { return three[0] * three[1] * three[2]; }
+// Tables of a strip: of whole lines of the first dimension. What strips of output lines read
+// overlaps, so few and large ones repeat least; sums of all of their places stay where channels are
+// many.
+constexpr int64_t kStripTables = 1 << 16;
+// Places whose tables are made side by side.
+constexpr int64_t kTablesAtOnce = 16;
+// Output places of a chunk, about: whole lines, whose input lines' tables are there at the same
+// time.
+constexpr int64_t kChunkPlaces = 64;
+// Of codes that stay in the nearest cache while a chunk's places go through them.
+constexpr int64_t kNearIndices = 16 << 10;
 
 // Some lines of one image and group, and some of its row blocks.
 class ConvolvedStrip {
@@ -26,7 +31,10 @@ class ConvolvedStrip {
         positions_(product(c.kernel)),
         rows_(c.out / c.groups),
         codes_(c.out, positions_ * pieces_, false),
-        places_((last - first) * c.places[1] * c.places[2]),
+        first_(first),
+        line_(c.places[1] * c.places[2]),
+        lines_(last - first),
+        places_(lines_ * line_),
         group_(group) {
     const int64_t inner = c.size[1] * c.size[2], start = first * c.stride[0] - c.padding[0];
     const int64_t reach = (last - 1 - first) * c.stride[0] + (c.kernel[0] - 1) * c.dilation[0] + 1;
@@ -39,165 +47,215 @@ class ConvolvedStrip {
          (c.channels_last ? place * c.in + channel : channel * all_in + place);
     y_ = c.y + image * c.out * all_out +
          (c.channels_last ? to * c.out + group * rows_ : group * rows_ * all_out + to);
-    find_sources(first, last);
+    struct Sources;
+    sources_ = scratch<Sources, int32_t>(positions_ * places_);
+    find_sources(c, first, last, first_line_, sources_);
   }
 
   template <int kBits>
   void run(int64_t first_block, int64_t last_block) {
     struct Sums;
-    const int64_t width = (last_block - first_block) * kLanes;
-    sums_ = scratch<Sums, float>(places_ * width);
-    width_ = width;
-    std::fill(sums_, sums_ + places_ * width, 0.0f);
+    first_block_ = first_block;
+    last_block_ = last_block;
+    width_ = (last_block - first_block) * kLanes;
+    // Sums of more than one tile wait for the last one.
+    kept_ = c_.books.stages > 1 || pieces_ > kPlaneTile;
+    sums_ = scratch<Sums, float>((kept_ ? places_ : most_places()) * width_);
+    if (kept_) std::fill(sums_, sums_ + places_ * width_, 0.0f);
     for (int64_t stage = 0; stage < c_.books.stages; ++stage)
       for (int64_t s = 0; s < pieces_; s += kPlaneTile)
-        add_tile<kBits>(stage, s, std::min(s + kPlaneTile, pieces_), first_block, last_block);
-    finish_places(first_block, last_block);
+        add_tile<kBits>(stage, s, std::min(s + kPlaneTile, pieces_));
   }
 
  private:
-  enum class Tables : uint8_t { zero, planes, floats };
+  // Lines of a chunk, and its places.
+  int64_t chunk_lines() const { return std::min(div_up(kChunkPlaces, line_), lines_); }
+  int64_t most_places() const { return chunk_lines() * line_; }
 
-  // sources_[position][output place] = the input place that it reads, or -1 beyond the image.
-  void find_sources(int64_t first, int64_t last) {
-    struct Sources;
-    sources_ = scratch<Sources, int32_t>(positions_ * places_);
-    int32_t* to = sources_;
-    int64_t at[3];
-    for (at[0] = 0; at[0] < c_.kernel[0]; ++at[0])
-      for (at[1] = 0; at[1] < c_.kernel[1]; ++at[1])
-        for (at[2] = 0; at[2] < c_.kernel[2]; ++at[2])
-          for (int64_t i = first; i < last; ++i)
-            for (int64_t j = 0; j < c_.places[1]; ++j, to += c_.places[2]) {
-              const int64_t a = input_of(0, i, at), b = input_of(1, j, at);
-              const int64_t row = ((a - first_line_) * c_.size[1] + b) * c_.size[2];
-              fill_line(a < 0 || b < 0 ? -1 : row, at[2] * c_.dilation[2] - c_.padding[2], to);
-            }
-  }
-
-  // Of the last dimension: the places from `row` on, `shift` away.
-  void fill_line(int64_t row, int64_t shift, int32_t* to) const {
-    const int64_t places = c_.places[2], stride = c_.stride[2];
-    const int64_t start = std::clamp<int64_t>(div_up(std::max<int64_t>(-shift, 0), stride), 0, places);
-    const int64_t room = std::max<int64_t>(c_.size[2] - shift, 0);
-    const int64_t end = row < 0 ? start : std::clamp(div_up(room, stride), start, places);
-    std::fill(to, to + start, -1);
-    for (int64_t k = start; k < end; ++k) to[k] = static_cast<int32_t>(row + shift + k * stride);
-    std::fill(to + end, to + places, -1);
-  }
-
-  int64_t input_of(int dimension, int64_t place, const int64_t* at) const {
-    const int64_t i = place * c_.stride[dimension] - c_.padding[dimension] +
-                      at[dimension] * c_.dilation[dimension];
-    return i < c_.size[dimension] ? i : -1;
-  }
-
-  // The subspaces [s, last) of one stage.
+  // The subspaces [s, last) of one stage: chunks of output lines one after another, behind the
+  // tables of the input lines that they read.
   template <int kBits>
-  void add_tile(int64_t stage, int64_t s, int64_t last, int64_t first_block, int64_t last_block) {
-    struct PlaneBytes;
-    struct Steps;
-    struct Offsets;
-    struct Kinds;
-    struct Floats;
-    struct Indices;
+  void add_tile(int64_t stage, int64_t s, int64_t last) {
     columns_ = div_up(last - s, kNibbles);
-    const int64_t table_bytes = columns_ * Planes::kColumnBytes<kBits>;
-    auto* planes = scratch<PlaneBytes, uint8_t>(inputs_ * table_bytes);
-    auto* steps = scratch<Steps, float>(inputs_);
-    auto* offsets = scratch<Offsets, uint32_t>(inputs_);
-    auto* kinds = scratch<Kinds, Tables>(inputs_);
     load_books(stage, s, last);
-    bool any_floats = false;
-    // Some places side by side: each waits for its own spread.
-    const int64_t wide = div_up(last - s, kLanes) * kLanes, table_floats = wide * kLanes;
-    const int64_t together = std::clamp<int64_t>(256 / wide, 1, kPlacesAtOnce);
-    float* floats = scratch<Floats, float>(together * table_floats);
-    Spread spreads[kPlacesAtOnce];
-    float per_unit[kPlacesAtOnce];
-    for (int64_t start = 0; start < inputs_; start += kPlacesAtOnce) {
-      const int64_t end = std::min(start + kPlacesAtOnce, inputs_);
-      turn(start, end);
-      for (int64_t begin = start; begin < end; begin += together) {
-        const int64_t stop = std::min(begin + together, end);
-        for (int64_t i = begin; i < stop; ++i) {
-          float* table = floats + (i - begin) * table_floats;
-          compute_tables(i - start, s, last, table);
-          find_spread<kBits>(table, wide, spreads + (i - begin));
-        }
-        for (int64_t i = begin; i < stop; ++i) {
-          const Spread& spread = spreads[i - begin];
-          // Zeros are integers as they are: places with few channels above 0 are no peaks.
-          const float* table = floats + (i - begin) * table_floats;
-          const bool fits = fits_planes<kBits>(spread, (last - s) * kLanes) ||
-                            fits_planes<kBits>(spread, entries_not_zero(table, last - s));
-          kinds[i] = !fits ? Tables::floats : spread.largest > 0 ? Tables::planes : Tables::zero;
-          any_floats |= !fits;
-          per_unit[i - begin] = entries_per_unit<kBits>(spread, columns_ * kNibbles);
-          steps[i] = 1 / per_unit[i - begin];
-        }
-        for (int64_t i = begin; i < stop; ++i)
-          if (kinds[i] == Tables::planes)
-            offsets[i] = store_planes<kBits>(floats + (i - begin) * table_floats, columns_,
-                                             spreads[i - begin].low, per_unit[i - begin],
-                                             planes + i * table_bytes);
-      }
+    decode_positions(stage, s);
+    make_room<kBits>();
+    const bool ends = stage == c_.books.stages - 1 && last == pieces_;
+    int64_t made = 0;
+    for (int64_t line = 0; line < lines_; line += chunk_lines()) {
+      const int64_t end = std::min(line + chunk_lines(), lines_);
+      const int64_t first = line * line_, count = (end - line) * line_;
+      const int64_t needed = inputs_before(end);
+      for (; made < needed; made += kTablesAtOnce)
+        make_tables<kBits>(made, std::min(made + kTablesAtOnce, inputs_), s, last);
+      float* sums = sums_ + (kept_ ? first * width_ : 0);
+      if (!kept_) std::fill(sums, sums + count * width_, 0.0f);
+      add_chunk<kBits>(first, count, sums);
+      if (any_floats_) add_floats(stage, s, last, first, count, sums);
+      if (ends) finish_places(first, count, sums);
     }
-    const int64_t block_bytes = columns_ * kIndexBytes;
-    const int64_t position_bytes = (last_block - first_block) * block_bytes;
-    auto* indices = scratch<Indices, uint8_t>(positions_ * position_bytes);
-    for (int64_t position = 0; position < positions_; ++position)
-      each_plane_strip(first_block, last_block, [&](auto blocks, int64_t block) {
-        decode_strip<blocks.value>(codes_of<blocks.value>(stage, position * pieces_ + s, block),
-                                   columns_ * kLanes, columns_,
-                                   indices + position * position_bytes +
-                                       (block - first_block) * block_bytes);
-      });
-    for (int64_t start = 0; start < places_; start += kPlacesAtOnce) {
-      const int64_t end = std::min(start + kPlacesAtOnce, places_);
-      for (int64_t position = 0; position < positions_; ++position) {
-        const uint8_t* tables[kPlacesAtOnce];
-        PlaneSample samples[kPlacesAtOnce];
-        int64_t count = 0;
-        for (int64_t o = start; o < end; ++o) {
-          const int32_t i = sources_[position * places_ + o];
-          if (i < 0 || kinds[i] != Tables::planes) continue;
-          tables[count] = planes + i * table_bytes;
-          samples[count] = {tables + count, steps[i], offsets[i], sums_ + o * width_};
-          ++count;
-        }
-        each_plane_strip(first_block, last_block, [&](auto blocks, int64_t block) {
-          const int64_t at = block - first_block;
-          add_planes<kBits, blocks.value>(indices + position * position_bytes + at * block_bytes, 1,
-                                          columns_, samples, count, at * kLanes);
-        });
-      }
-    }
-    if (any_floats) add_floats(stage, s, last, first_block, last_block, kinds);
   }
 
-  // Of subspaces that are not all zero.
-  static int64_t entries_not_zero(const float* table, int64_t subspaces) {
-    int64_t count = 0;
-    for (int64_t s = 0; s < subspaces; ++s, table += kLanes)
-      count += std::any_of(table, table + kLanes, [](float entry) { return entry != 0; });
-    return count * kLanes;
+  // Input places of the strip that lines of outputs before `line` read.
+  int64_t inputs_before(int64_t line) const {
+    const int64_t inner = c_.size[1] * c_.size[2];
+    const int64_t reach = (first_ + line - 1) * c_.stride[0] - c_.padding[0] +
+                          (c_.kernel[0] - 1) * c_.dilation[0] + 1;
+    return std::clamp<int64_t>((reach - first_line_) * inner, 0, inputs_);
+  }
+
+  // Tables stand in a ring: of as many input lines as a chunk reads, and some that are made ahead.
+  template <int kBits>
+  void make_room() {
+    struct PlaneBytes;
+    struct Found;
+    struct ByFloats;
+    const int64_t inner = c_.size[1] * c_.size[2];
+    const int64_t reach =
+        (chunk_lines() - 1) * c_.stride[0] + (c_.kernel[0] - 1) * c_.dilation[0] + 1;
+    ring_ = std::min(reach * inner + kTablesAtOnce, inputs_);
+    table_bytes_ = columns_ * Planes::kColumnBytes<kBits>;
+    planes_ = scratch<PlaneBytes, uint8_t>((ring_ + 2) * table_bytes_);
+    uint8_t* zeros = planes_ + ring_ * table_bytes_;
+    spare_ = zeros + table_bytes_;
+    std::fill(zeros, zeros + table_bytes_, uint8_t{0});
+    tables_ = scratch<Found, PlaneTable>(inputs_ + 1) + 1;
+    zero_ = {zeros, 0.0f, 0};
+    tables_[-1] = zero_;  // beyond the image
+    by_floats_ = scratch<ByFloats, bool>(inputs_);
+    any_floats_ = false;
+  }
+
+  // Of the input places [start, end), at most kTablesAtOnce.
+  template <int kBits>
+  void make_tables(int64_t start, int64_t end, int64_t s, int64_t last) {
+    if constexpr (Planes::kSideBySide)
+      make_side_by_side<kBits>(start, end, s, last);
+    else
+      make_one_by_one<kBits>(start, end, s, last);
+  }
+
+  uint8_t* planes_of(int64_t input) const { return planes_ + input % ring_ * table_bytes_; }
+
+  // What becomes of a place's tables; those that are not integers are looked up in the end.
+  void note(int64_t input, bool fits, float largest, float per_unit, uint32_t offset) {
+    by_floats_[input] = !fits;
+    any_floats_ |= !fits;
+    tables_[input] =
+        fits && largest > 0 ? PlaneTable{planes_of(input), 1 / per_unit, offset} : zero_;
+  }
+
+  template <int kBits>
+  void make_side_by_side(int64_t start, int64_t end, int64_t s, int64_t last) {
+    struct Entries;
+    struct Channels;
+    struct Spreads;
+    PlacesSpread& spread = *scratch<Spreads, PlacesSpread>(1);
+    const int64_t dim = c_.books.dim;
+    const int64_t channels = std::min((last - s) * dim, channels_ - s * dim);
+    float* x = scratch<Channels, float>(channels * kLanes);
+    if (c_.channels_last) {
+      transpose(x_ + start * c_.in + s * dim, c_.in, end - start, channels, x, kLanes);
+    } else {
+      const int64_t size = product(c_.size);
+      const float* from = x_ + s * dim * size + start;
+      for (int64_t i = 0; i < channels; ++i, from += size)
+        for (int64_t v = 0; v < kLanes; v += Vec::kWidth)
+          Vec::store(x + i * kLanes + v,
+                     Vec::load_part(from + v, std::min<int64_t>(Vec::kWidth, end - start - v)));
+    }
+    float* entries = scratch<Entries, float>(columns_ * kNibbles * kLanes * kLanes);
+    place_tables<kBits>(books_, book_step_, dim, x, channels, last - s, entries, &spread);
+    alignas(64) float per_unit[kLanes];
+    alignas(64) uint32_t offsets[kLanes];
+    uint8_t* to[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      to[lane] = lane < end - start ? planes_of(start + lane) : spare_;
+    store_places<kBits>(entries, columns_, spread, to, per_unit, offsets);
+    for (int64_t i = start; i < end; ++i) {
+      const int64_t lane = i - start;
+      const float largest = spread.largest[lane], squares = spread.squares[lane];
+      const bool fits =
+          fits_planes<kBits>(largest, squares, (last - s) * kLanes) ||
+          fits_planes<kBits>(largest, squares, entries_not_zero(entries + lane, last - s, kLanes));
+      note(i, fits, largest, per_unit[lane], offsets[lane]);
+    }
+  }
+
+  template <int kBits>
+  void make_one_by_one(int64_t start, int64_t end, int64_t s, int64_t last) {
+    struct Floats;
+    // Some side by side all the same: each waits for its own spread.
+    const int64_t wide = div_up(last - s, kLanes) * kLanes, table_floats = wide * kLanes;
+    const int64_t together = std::clamp<int64_t>(256 / wide, 1, kTablesAtOnce);
+    float* floats = scratch<Floats, float>(together * table_floats);
+    Spread spreads[kTablesAtOnce];
+    turn(start, end);
+    for (int64_t begin = start; begin < end; begin += together) {
+      const int64_t stop = std::min(begin + together, end);
+      for (int64_t i = begin; i < stop; ++i) {
+        float* table = floats + (i - begin) * table_floats;
+        compute_tables(i - start, s, last, table);
+        find_spread<kBits>(table, wide, spreads + (i - begin));
+      }
+      for (int64_t i = begin; i < stop; ++i) {
+        const Spread& spread = spreads[i - begin];
+        const float* table = floats + (i - begin) * table_floats;
+        // Zeros are integers as they are: places with few channels above 0 are no peaks.
+        const bool fits = fits_planes<kBits>(spread.largest, spread.squares, (last - s) * kLanes) ||
+                          fits_planes<kBits>(spread.largest, spread.squares,
+                                             entries_not_zero(table, last - s, 1));
+        const float per_unit = entries_per_unit<kBits>(spread, columns_ * kNibbles);
+        uint32_t offset = 0;
+        if (fits && spread.largest > 0)
+          offset = store_planes<kBits>(table, columns_, spread.low, per_unit, planes_of(i));
+        note(i, fits, spread.largest, per_unit, offset);
+      }
+    }
+  }
+
+  // The codes of all positions, as indices into the planes.
+  void decode_positions(int64_t stage, int64_t s) {
+    struct Indices;
+    const int64_t block_bytes = columns_ * kIndexBytes;
+    position_bytes_ = (last_block_ - first_block_) * block_bytes;
+    indices_ = scratch<Indices, uint8_t>(positions_ * position_bytes_);
+    for (int64_t position = 0; position < positions_; ++position)
+      each_plane_strip(first_block_, last_block_, [&](auto blocks, int64_t block) {
+        decode_strip<blocks.value>(
+            codes_of<blocks.value>(stage, position * pieces_ + s, block), columns_ * kLanes,
+            columns_, indices_ + position * position_bytes_ + (block - first_block_) * block_bytes);
+      });
+  }
+
+  // `count` output places from `first` on.
+  template <int kBits>
+  void add_chunk(int64_t first, int64_t count, float* sums) {
+    each_plane_strip(first_block_, last_block_, [&](auto blocks, int64_t block) {
+      const int64_t at = block - first_block_, bytes = columns_ * kIndexBytes;
+      const int64_t near = std::max<int64_t>(kNearIndices / (blocks.value * bytes), 1);
+      for (int64_t position = 0; position < positions_; position += near)
+        add_positions<kBits, blocks.value>(indices_ + position * position_bytes_ + at * bytes,
+                                           position_bytes_, std::min(near, positions_ - position),
+                                           columns_, tables_, sources_ + position * places_ + first,
+                                           places_, count, sums + at * kLanes, width_);
+    });
   }
 
   // What integers do not fit, place by place.
-  void add_floats(int64_t stage, int64_t s, int64_t last, int64_t first_block, int64_t last_block,
-                  const Tables* kinds) {
+  void add_floats(int64_t stage, int64_t s, int64_t last, int64_t first, int64_t count,
+                  float* sums) {
     struct OneTable;
     for (int64_t position = 0; position < positions_; ++position) {
-      for (int64_t o = 0; o < places_; ++o) {
-        const int32_t i = sources_[position * places_ + o];
-        if (i < 0 || kinds[i] != Tables::floats) continue;
+      for (int64_t o = 0; o < count; ++o) {
+        const int32_t i = sources_[position * places_ + first + o];
+        if (i < 0 || !by_floats_[i]) continue;
         turn(i, i + 1);
         float* table = scratch<OneTable, float>(kPlaneTile * kLanes);
         compute_tables(0, s, last, table);
-        for (int64_t block = first_block; block < last_block; ++block)
-          add_lookups<1, 1>(codes_of<1>(stage, position * pieces_ + s, block), 0, columns_, table, 0,
-                            sums_ + o * width_ + (block - first_block) * kLanes, 0);
+        for (int64_t block = first_block_; block < last_block_; ++block)
+          add_lookups<1, 1>(codes_of<1>(stage, position * pieces_ + s, block), 0, columns_, table,
+                            0, sums + o * width_ + (block - first_block_) * kLanes, 0);
       }
     }
   }
@@ -220,7 +278,7 @@ class ConvolvedStrip {
       x_row_ = c_.in;
       return;
     }
-    float* to = scratch<Turned, float>(kPlacesAtOnce * channels_);
+    float* to = scratch<Turned, float>(kTablesAtOnce * channels_);
     transpose(x_ + start, product(c_.size), channels_, end - start, to, channels_);
     rows_of_x_ = to;
     x_row_ = channels_;
@@ -267,38 +325,48 @@ class ConvolvedStrip {
     return to - kBlocks * columns_ * kLanes;
   }
 
-  // y = sums · scale + bias.
-  void finish_places(int64_t first_block, int64_t last_block) {
-    const int64_t first_row = first_block * kLanes, row = group_ * rows_ + first_row;
-    const int64_t rows = std::min(last_block * kLanes, rows_) - first_row;
-    for (int64_t o = 0; o < places_; ++o) {
-      float* sums = sums_ + o * width_;
+  // y = sums · scale + bias, of `count` places from `first` on.
+  void finish_places(int64_t first, int64_t count, float* sums) {
+    const int64_t first_row = first_block_ * kLanes, row = group_ * rows_ + first_row;
+    const int64_t rows = std::min(last_block_ * kLanes, rows_) - first_row;
+    const bool changed = c_.scale != nullptr || c_.bias != nullptr || c_.channels_last;
+    for (int64_t o = 0; changed && o < count; ++o) {
+      float* of_place = sums + o * width_;
       for (int64_t r = 0; r < rows; r += Vec::kWidth) {
         const int64_t n = std::min<int64_t>(Vec::kWidth, rows - r);
-        Vec::F v = Vec::load(sums + r);
+        Vec::F v = Vec::load(of_place + r);
         if (c_.scale != nullptr) v = Vec::mul(v, Vec::load_part(c_.scale + row + r, n));
         if (c_.bias != nullptr) v = Vec::add(v, Vec::load_part(c_.bias + row + r, n));
         if (c_.channels_last)
-          Vec::store_part(y_ + o * c_.out + first_row + r, n, v);
+          Vec::store_part(y_ + (first + o) * c_.out + first_row + r, n, v);
         else
-          Vec::store(sums + r, v);
+          Vec::store(of_place + r, v);
       }
     }
     const int64_t all = product(c_.places);
-    if (!c_.channels_last) transpose(sums_, width_, places_, rows, y_ + first_row * all, all);
+    if (!c_.channels_last) transpose(sums, width_, count, rows, y_ + first_row * all + first, all);
   }
 
   const Convolution& c_;
   const int64_t channels_, pieces_, positions_, rows_;
   const NibbleLayout codes_;
-  const int64_t places_, group_;
-  int64_t first_line_, inputs_, columns_ = 0, width_ = 0, book_step_ = 0, x_row_ = 0;
+  const int64_t first_, line_, lines_, places_, group_;
+  int64_t first_block_ = 0, last_block_ = 0, width_ = 0;
+  int64_t first_line_, inputs_, columns_ = 0, book_step_ = 0, x_row_ = 0;
+  int64_t ring_ = 0, table_bytes_ = 0, position_bytes_ = 0;
+  bool kept_ = false, any_floats_ = false;
   const float* x_;
   const float* rows_of_x_ = nullptr;
   float* y_;
-  int32_t* sources_ = nullptr;
+  int32_t* sources_ = nullptr;  // (positions, output places): see find_sources()
   float* sums_ = nullptr;
   float* books_ = nullptr;
+  uint8_t* planes_ = nullptr;
+  uint8_t* spare_ = nullptr;  // of no place
+  uint8_t* indices_ = nullptr;
+  PlaneTable* tables_ = nullptr;  // of every input place; one before the first is of zeros
+  PlaneTable zero_{};
+  bool* by_floats_ = nullptr;
 };
 
 template <int kBits>

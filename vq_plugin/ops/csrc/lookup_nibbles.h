@@ -152,7 +152,7 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
             const float* table = floats + b * kStep;
             Spread spread;
             find_spread<kBits>(table, div_up(last - s, kLanes) * kLanes, &spread);
-            if (!fits_planes<kBits>(spread, (last - s) * kLanes)) {
+            if (!fits_planes<kBits>(spread.largest, spread.squares, (last - s) * kLanes)) {
               each_blocks<1>(part.first, part.last, [&](auto blocks, int64_t block) {
                 add_lookups<blocks.value, 1>(here + block * layout.row_step(), layout.row_step(),
                                              columns, table, kStep,
@@ -168,10 +168,9 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
             }
           }
           each_plane_strip(part.first, part.last, [&](auto blocks, int64_t block) {
-            decode_strip<blocks.value>(here + block * layout.row_step(), layout.row_step(), columns,
-                                       indices);
-            add_planes<kBits, blocks.value>(indices, 1, columns, whole, count,
-                                            (block - part.first) * kLanes);
+            add_codes<kBits, blocks.value>(here + block * layout.row_step(), layout.row_step(),
+                                           columns, whole, count, (block - part.first) * kLanes,
+                                           indices);
           });
         }
       }

@@ -23,5 +23,13 @@ struct PlaneSample {
   float* sums;                   // of row 0
 };
 
+// One input place's tables of one tile, which every position of a convolution looks up. A step of 0
+// is of zeros.
+struct PlaneTable {
+  const uint8_t* planes;  // `columns` times kColumnBytes<kBits>
+  float step;
+  uint32_t offset;
+};
+
 }  // namespace
 }  // namespace vq

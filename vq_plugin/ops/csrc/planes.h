@@ -117,10 +117,10 @@ inline float most_together(const float* range, int64_t subspaces) {
 // rounding, integers of 24 bits are at most 2^23; of fewer bits each lies in a range of its bits,
 // those that are added together in one of a byte (8 bits), or of a byte above 10 others (16), and
 // all below 2^22, so that 32 bits hold their sum.
+constexpr float kExact = 8388600.0f, kSize = 4.0e6f, kHigh = 65532.0f, kHighTogether = 262100.0f,
+                kFastTogether = 252.9f;
 template <int kBits>
 inline float entries_per_unit(const Spread& spread, int64_t subspaces) {
-  constexpr float kExact = 8388600.0f, kSize = 4.0e6f, kHigh = 65532.0f,
-                  kHighTogether = 262100.0f, kFastTogether = 252.9f;
   if (kBits == kExactBits) return kExact / spread.largest;
   const float together = most_together<kBits>(spread.range, subspaces);
   const float size = kSize / spread.largest;
@@ -133,19 +133,20 @@ inline float entries_per_unit(const Spread& spread, int64_t subspaces) {
 // small that their squares are not, and the largest at most kPeak times the root of the mean square.
 // All zeros are as good, too.
 template <int kBits>
-inline bool fits_planes(const Spread& spread, int64_t n) {
+inline bool fits_planes(float largest, float squares, int64_t n) {
   constexpr float kPeak = kBits == kFastBits ? 20.0f : 10.0f, kSmall = 1e-18f, kLarge = 1e36f;
-  if (spread.squares == 0.0f) return spread.largest == 0.0f;
-  if (!(spread.squares < kLarge && spread.largest > kSmall)) return false;
-  return spread.largest * spread.largest * static_cast<float>(n) <= kPeak * kPeak * spread.squares;
+  if (squares == 0.0f) return largest == 0.0f;
+  if (!(squares < kLarge && largest > kSmall)) return false;
+  return largest * largest * static_cast<float>(n) <= kPeak * kPeak * squares;
 }
+
+constexpr float kWhole = 12582912.0f;  // adding 1.5 · 2^23 rounds as conversions to integers do
 
 // Tables of `columns` times 8 subspaces, each no lower than `low` -> integers in planes,
 // kColumnBytes<kBits> a column. Returns what was added to them together, so that none is below 0.
 template <int kBits>
 inline uint32_t store_planes(const float* tables, int64_t columns, const float* low,
                              float per_unit, uint8_t* to) {
-  constexpr float kWhole = 12582912.0f;  // adding 1.5 · 2^23 rounds as conversions to integers do
   uint32_t sum = 0;
   for (int64_t c = 0; c < columns; ++c) {
     int32_t offsets[kNibbles];
@@ -185,6 +186,63 @@ inline void add_planes(const uint8_t* indices, int64_t segments, int64_t columns
   if constexpr (kAtOnce > 1)
     if (count > 0)
       add_planes<kBits, kBlocks, kAtOnce / 2>(indices, segments, columns, samples, count, row);
+}
+
+// As decode_strip() and add_planes(); few samples need no indices in memory where Isa decodes them
+// in registers. `room` is for indices.
+template <int kBits, int kBlocks, typename Isa = Planes>
+inline void add_codes(const int32_t* codes, int64_t row_step, int64_t columns,
+                      const PlaneSample* samples, int64_t count, int64_t row, uint8_t* room) {
+  if constexpr (Isa::kSideBySide) {
+    const auto all = [&](auto at_once) {
+      Isa::template add_codes<kBits, kBlocks, at_once.value>(codes, row_step, columns, samples,
+                                                             row);
+    };
+    if (count == 1) return all(std::integral_constant<int, 1>{});
+    if (count == 2) return all(std::integral_constant<int, 2>{});
+    if constexpr (Isa::template kSamples<kBits> == 4)
+      if (count == 4) return all(std::integral_constant<int, 4>{});
+  }
+  decode_strip<kBlocks>(codes, row_step, columns, room);
+  add_planes<kBits, kBlocks>(room, 1, columns, samples, count, row);
+}
+
+// sums[place · sum_step + row + 16 · kBlocks rows] += what `count` places find at `positions`
+// positions of a convolution, one position after another. A place's tables at a position are
+// tables[sources[position · source_step + place]], indices those at `position_bytes` · position.
+template <int kBits, int kBlocks, typename Isa = Planes>
+inline void add_positions(const uint8_t* indices, int64_t position_bytes, int64_t positions,
+                          int64_t columns, const PlaneTable* tables, const int32_t* sources,
+                          int64_t source_step, int64_t count, float* sums, int64_t sum_step) {
+  if constexpr (Isa::kSideBySide) {
+    constexpr int kAtOnce = Isa::template kPlacesAtOnce<kBits, kBlocks>;
+    const auto some = [&](auto at_once) {
+      for (; count >= at_once.value; count -= at_once.value) {
+        Isa::template add_positions<kBits, kBlocks, at_once.value>(
+            indices, position_bytes, positions, columns, tables, sources, source_step, sums,
+            sum_step);
+        sources += at_once.value;
+        sums += at_once.value * sum_step;
+      }
+    };
+    some(std::integral_constant<int, kAtOnce>{});
+    some(std::integral_constant<int, 1>{});
+  } else {
+    constexpr int64_t kAtOnce = 16;  // places, whose tables stay in the nearest cache
+    for (int64_t first = 0; first < count; first += kAtOnce) {
+      const int64_t last = std::min(first + kAtOnce, count);
+      for (int64_t p = 0; p < positions; ++p) {
+        PlaneSample samples[kAtOnce];
+        int64_t found = 0;
+        for (int64_t i = first; i < last; ++i) {
+          const PlaneTable& table = tables[sources[p * source_step + i]];
+          if (table.step == 0.0f) continue;
+          samples[found++] = {&table.planes, table.step, table.offset, sums + i * sum_step};
+        }
+        add_planes<kBits, kBlocks>(indices + p * position_bytes, 1, columns, samples, found, 0);
+      }
+    }
+  }
 }
 
 // Calls f(kStrip blocks at a time), then one by one: f(integral_constant, first block).

@@ -17,6 +17,7 @@ namespace {
 
 struct Planes {
   static constexpr int kStrip = 4;    // row blocks that share the loads of a table
+  static constexpr bool kSideBySide = false;  // tables of places, one by one
   template <int kBits>
   static constexpr int kSamples = 1;  // side by side
 

@@ -7,12 +7,14 @@
 #include <cstdint>
 
 #include "plane_sample.h"
+#include "turn_places_avx512.h"
 
 namespace vq {
 namespace {
 
 struct Planes {
   static constexpr int kStrip = 4;  // row blocks side by side
+  static constexpr bool kSideBySide = true;  // tables of places: see place_tables.h
   template <int kBits>
   static constexpr int kSamples = kBits == 8 ? 4 : 2;  // side by side
 
@@ -26,6 +28,32 @@ struct Planes {
                            uint8_t* to) {
     store_four<kBits>(tables, per_unit, offsets, to);
     store_four<kBits>(tables + 16, per_unit, offsets + 1, to + 64);
+  }
+
+  // As store_planes() of 16 places side by side, entries[subspace][center][place], each no lower
+  // than low[subspace][place]: at to[place]. What was added to each is at `sums`.
+  template <int kBits>
+  static void store_places(const float* entries, int64_t columns, const float (*low)[16],
+                           __m512 per_unit, uint8_t* const* to, uint32_t* sums) {
+    const __m512 whole = _mm512_set1_ps(12582912.0f);  // planes.h
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t c = 0; c < columns; ++c, entries += 8 * 16 * 16, low += 8) {
+      __m512i offsets[8];
+      for (int s = 0; s < 8; ++s) {
+        offsets[s] = _mm512_set1_epi32(1 << (kBits - 1));
+        if constexpr (kBits != 24) {
+          const __m512 least = _mm512_mul_ps(_mm512_loadu_ps(low[s]), per_unit);
+          offsets[s] = _mm512_sub_epi32(
+              _mm512_setzero_si512(),
+              _mm512_cvttps_epi32(_mm512_sub_ps(_mm512_add_ps(least, whole), whole)));
+        }
+        sum = _mm512_add_epi32(sum, offsets[s]);
+      }
+      for (int odd = 0; odd < 2; ++odd)
+        store_four_of_places<kBits>(entries + odd * 16 * 16, per_unit, offsets + odd, to,
+                                    c * kColumnBytes<kBits> + 64 * odd);
+    }
+    _mm512_storeu_si512(sums, sum);
   }
 
   // Indices of the even subspaces, then of the odd ones, each into its own table of four.
@@ -94,7 +122,194 @@ struct Planes {
     }
   }
 
+  // As add() of one segment, codes as they are, (columns, 16) for every block `row_step` apart: for
+  // samples so few that indices would be read once or twice.
+  template <int kBits, int kBlocks, int kAtOnce>
+  static __attribute__((noinline)) void add_codes(const int32_t* codes, int64_t row_step,
+                                                  int64_t columns, const PlaneSample* samples,
+                                                  int64_t row) {
+    constexpr int kCount = kPlanes<kBits>;
+    constexpr int kAndOr = 0xea;
+    const __m512i ones = _mm512_set1_epi8(1);
+    const __m512i nibble = _mm512_set1_epi8(15), own = _mm512_set1_epi32(0x30201000);
+    __m512i total[kAtOnce][kCount][kBlocks];
+    const uint8_t* table[kAtOnce];
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) {
+      table[i] = *samples[i].tables;
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        total[i][0][b] = _mm512_set1_epi32(static_cast<int32_t>(0 - samples[i].offset));
+#pragma GCC unroll 4
+        for (int plane = 1; plane < kCount; ++plane) total[i][plane][b] = _mm512_setzero_si512();
+      }
+    }
+    for (int64_t c = 0; c < columns; ++c, codes += 16) {
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd) {
+        __m512i index[kBlocks];
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b) {
+          const int32_t* here = codes + b * row_step;
+          if (odd == 0) __builtin_prefetch(here + kBlocks * row_step);  // as in decode_strip()
+          const __m512i code = _mm512_loadu_si512(here);
+          index[b] = _mm512_ternarylogic_epi32(odd != 0 ? _mm512_srli_epi32(code, 4) : code, nibble,
+                                               own, kAndOr);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma GCC unroll 4
+          for (int plane = 0; plane < kCount; ++plane) {
+            const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
+#pragma GCC unroll 4
+            for (int b = 0; b < kBlocks; ++b) {
+              __m512i next = _mm512_dpbusd_epi32(total[i][plane][b],
+                                                 _mm512_permutexvar_epi8(index[b], four), ones);
+              asm volatile("" : "+v"(next));  // as in add()
+              total[i][plane][b] = next;
+            }
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) {
+      const __m512 step = _mm512_set1_ps(samples[i].step);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        __m512i sum = total[i][0][b];
+#pragma GCC unroll 4
+        for (int plane = 1; plane < kCount; ++plane)
+          sum = _mm512_add_epi32(
+              sum, _mm512_slli_epi32(total[i][plane][b], static_cast<unsigned>(8 * plane)));
+        float* to = samples[i].sums + row + 16 * b;
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, _mm512_loadu_ps(to)));
+      }
+    }
+  }
+
+  // sums[i · sum_step + row + 16 · kBlocks rows] += what kAtOnce places find at some positions of a
+  // convolution: position after position, in registers. Place i reads tables[sources[i]] at the
+  // first position, and that of sources[source_step + i] at the next.
+  template <int kBits, int kBlocks, int kAtOnce>
+  static __attribute__((noinline)) void add_positions(const uint8_t* indices,
+                                                      int64_t position_bytes, int64_t positions,
+                                                      int64_t columns, const PlaneTable* tables,
+                                                      const int32_t* sources, int64_t source_step,
+                                                      float* sums, int64_t sum_step) {
+    constexpr int kCount = kPlanes<kBits>;
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512 sum[kAtOnce][kBlocks];
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) sum[i][b] = _mm512_loadu_ps(sums + i * sum_step + 16 * b);
+    for (int64_t p = 0; p < positions; ++p, indices += position_bytes, sources += source_step) {
+      const PlaneTable* found[kAtOnce];
+      const uint8_t* table[kAtOnce];
+      __m512i total[kAtOnce][kCount][kBlocks];
+#pragma GCC unroll 4
+      for (int i = 0; i < kAtOnce; ++i) {
+        found[i] = tables + sources[i];
+        table[i] = found[i]->planes;
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b) {
+          total[i][0][b] = _mm512_set1_epi32(static_cast<int32_t>(0 - found[i]->offset));
+#pragma GCC unroll 4
+          for (int plane = 1; plane < kCount; ++plane) total[i][plane][b] = _mm512_setzero_si512();
+        }
+      }
+      const uint8_t* index_of = indices;
+      for (int64_t c = 0; c < columns; ++c, index_of += kBlocks * kIndexBytes) {
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; ++odd) {
+          __m512i index[kBlocks];
+#pragma GCC unroll 4
+          for (int b = 0; b < kBlocks; ++b)
+            index[b] = _mm512_loadu_si512(index_of + b * kIndexBytes + 64 * odd);
+#pragma GCC unroll 4
+          for (int i = 0; i < kAtOnce; ++i) {
+#pragma GCC unroll 4
+            for (int plane = 0; plane < kCount; ++plane) {
+              const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
+#pragma GCC unroll 4
+              for (int b = 0; b < kBlocks; ++b) {
+                __m512i next = _mm512_dpbusd_epi32(total[i][plane][b],
+                                                   _mm512_permutexvar_epi8(index[b], four), ones);
+                asm volatile("" : "+v"(next));  // as in add()
+                total[i][plane][b] = next;
+              }
+            }
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kAtOnce; ++i) {
+        const __m512 step = _mm512_set1_ps(found[i]->step);
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b) {
+          __m512i whole = total[i][0][b];
+#pragma GCC unroll 4
+          for (int plane = 1; plane < kCount; ++plane)
+            whole = _mm512_add_epi32(
+                whole, _mm512_slli_epi32(total[i][plane][b], static_cast<unsigned>(8 * plane)));
+          sum[i][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), step, sum[i][b]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) _mm512_storeu_ps(sums + i * sum_step + 16 * b, sum[i][b]);
+  }
+  // Places whose sums registers hold.
+  template <int kBits, int kBlocks>
+  static constexpr int kPlacesAtOnce = kBlocks == 1 ? 4
+                                       : kBits == 8 ? 2
+                                                    : 1;
+
  private:
+  // Entries of every other of 8 subspaces, of 16 places.
+  template <int kBits>
+  static void store_four_of_places(const float* entries, __m512 per_unit, const __m512i* offsets,
+                                   uint8_t* const* to, int64_t at) {
+    __m512i tables[kPlanes<kBits>][4][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      __m512i bytes[kPlanes<kBits>][4];
+#pragma GCC unroll 4
+      for (int four = 0; four < 4; ++four) {
+        __m512i entry[4];
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c)
+          entry[c] = _mm512_add_epi32(
+              _mm512_cvtps_epi32(
+                  _mm512_mul_ps(_mm512_loadu_ps(entries + (32 * i + 4 * four + c) * 16), per_unit)),
+              offsets[2 * i]);
+        join_centers<kBits>(entry, four, bytes);
+      }
+#pragma GCC unroll 3
+      for (int plane = 0; plane < kPlanes<kBits>; ++plane)
+        turn_dwords(bytes[plane], tables[plane][i]);
+    }
+#pragma GCC unroll 3
+    for (int plane = 0; plane < kPlanes<kBits>; ++plane) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const auto& t = tables[plane];
+        __m512i places[4];
+        turn_quarters(t[0][k], t[1][k], t[2][k], t[3][k], places);
+#pragma GCC unroll 4
+        for (int quarter = 0; quarter < 4; ++quarter)
+          _mm512_storeu_si512(to[4 * quarter + k] + at + plane * kPlaneBytes, places[quarter]);
+      }
+    }
+  }
+
   // Entries of every other of 8 subspaces.
   template <int kBits>
   static void store_four(const float* tables, float per_unit, const int32_t* offsets,

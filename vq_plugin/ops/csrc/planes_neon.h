@@ -12,6 +12,7 @@ namespace {
 
 struct Planes {
   static constexpr int kStrip = 2;
+  static constexpr bool kSideBySide = false;  // tables of places, one by one
   template <int kBits>
   static constexpr int kSamples = 1;
 
