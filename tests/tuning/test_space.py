@@ -1,7 +1,6 @@
 """Which layers a search may change, and what each may choose from."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 
 import vq_plugin as vq
 from vq_plugin.tuning import LADDER
-from vq_plugin.tuning.space import finer, search_space
+from vq_plugin.tuning.space import search_space
 
 FEW = (vq.KM(k=4), vq.KM(k=16))
 
@@ -141,16 +140,3 @@ def test_a_module_used_twice_goes_by_its_first_name() -> None:
     twice = nn.Sequential(layer, nn.ReLU(), layer)
     assert search_space(twice, {"2": FEW}) == {"0": FEW}
     assert torch.equal(twice[0].weight, twice[2].weight)
-
-
-def test_weights_that_are_a_large_part_of_all_have_steps_between() -> None:
-    model = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8), nn.Linear(8, 4))
-    space = finer(model, search_space(model))
-    assert space["2"] == LADDER
-    for name in ("0", "1"):
-        assert space[name][: len(LADDER)] == LADDER
-        steps = sorted(each.step for each in space[name] if isinstance(each, vq.Uniform))
-        ratios = [later / step for step, later in pairwise(steps)]
-        assert len(set(steps)) == len(steps)
-        assert max(ratios) < 1.14
-        assert min(ratios) > 1.1

@@ -37,7 +37,7 @@ from vq_plugin.tuning.release import complete, release
 from vq_plugin.tuning.result import MODEL_FILE, TuneResult
 from vq_plugin.tuning.session import Session
 from vq_plugin.tuning.shipped import Shipped
-from vq_plugin.tuning.space import BUILT_IN, LADDER, Candidates, finer, search_space
+from vq_plugin.tuning.space import BUILT_IN, LADDER, Candidates, search_space
 from vq_plugin.tuning.trials import Evaluate, Evaluator
 from vq_plugin.tuning.verdict import verdict
 from vq_plugin.tuning.watch import Callback, Watch
@@ -229,15 +229,11 @@ def _space(
     start: nn.Module, candidates: Candidates | None, shipped: Shipped | None
 ) -> tuple[nn.Module, dict[str, tuple[Form | None, ...]]]:
     """What is compressed, as its host sees it, with the candidates of its layers."""
-    if shipped is not None:
-        start = shipped.model
-    built_in = BUILT_IN if shipped is None else LADDER
-    space = search_space(start, built_in if candidates is None else candidates)
-    if candidates is None:
-        space = finer(start, space)
-    if shipped is not None:
-        shipped.check(space)
-    return start, space
+    if shipped is None:
+        return start, search_space(start, BUILT_IN if candidates is None else candidates)
+    space = search_space(shipped.model, LADDER if candidates is None else candidates)
+    shipped.check(space)
+    return shipped.model, space
 
 
 def _exportable(

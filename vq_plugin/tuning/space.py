@@ -57,12 +57,6 @@ FACTORS: tuple[Factored, ...] = tuple(
     for step in (0.5, 1.0)
 )
 
-# Steps between those of presets, and the part of all weights that makes one large.
-_BETWEEN = tuple(
-    Uniform(step=round(0.05 * 2 ** ((at + 0.5) / 3), 3), scale="row") for at in range(18)
-)
-_LARGE = 1 / 4
-
 #: What :func:`vq_plugin.tune` chooses from where nothing else is said.
 BUILT_IN: tuple[Form | None, ...] = (*LADDER, *FACTORS)
 
@@ -117,21 +111,6 @@ def search_space(
             f"the candidates leave every layer as it is: there is nothing to search{why}"
         )
     return _merge_tied(model, space)
-
-
-def finer(
-    model: nn.Module, space: Mapping[str, tuple[Form | None, ...]]
-) -> dict[str, tuple[Form | None, ...]]:
-    """The built-in space with steps between its own for weights that are a large part of all.
-
-    A third of a bit of each of them may be as much as all that other layers have to give.
-    """
-    sizes = {name: slot.weight.numel() for name, slot in slots_by_name(model, space).items()}
-    least = _LARGE * sum(sizes.values())
-    return {
-        name: (*ladder, *_BETWEEN) if sizes[name] >= least else ladder
-        for name, ladder in space.items()
-    }
 
 
 def _possible(
