@@ -10,7 +10,8 @@ from vq_plugin.calibration import input_moments
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.harm import Harm
 from vq_plugin.nn import find_slots
-from vq_plugin.sensitivity import felt_moments, sensitivities, values
+from vq_plugin.output_harm import values
+from vq_plugin.sensitivity import felt_moments, sensitivities
 
 
 def known(model: nn.Module, data: list[Tensor]) -> Harm:

@@ -15,9 +15,10 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.forecast import Sample
 from vq_plugin.harm import Harm
 from vq_plugin.nn import Slot
+from vq_plugin.output_harm import values
 from vq_plugin.progress import progress
 from vq_plugin.schemes import Preset
-from vq_plugin.sensitivity import Sensitivity, felt_moments, sensitivities, values
+from vq_plugin.sensitivity import Sensitivity, felt_moments, sensitivities
 from vq_plugin.sizes import file_nbytes
 from vq_plugin.slot_fit import fit_named
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -26,6 +25,7 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.model_copy import copy_model
 from vq_plugin.nn import Slot, find_slots
+from vq_plugin.output_harm import Projected, decisions_or_values
 from vq_plugin.replace import put_parameter
 
 # Gradients that are enough: their mean square is off by a fourth.
@@ -35,8 +35,6 @@ _MOST_BYTES, _FEW = 1 << 29, 8
 # Gradients of rows of a table, for each of its columns, that tell which changes of a row are felt.
 _ENOUGH = 4
 
-#: A random number whose mean square is the harm of a small change of an output.
-Projected: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
 
@@ -130,9 +128,9 @@ def sensitivities(
     gives for all weights at once, and then for any change of them. It knows nothing of kinds of
     layers: gradients are those of parameters, however often and wherever they are used.
 
-    Outputs of two or more classes (:func:`classes`) count as their scores: the harm is the
-    Kullback-Leibler divergence, in nats per decision, of their softmax. All others count as values:
-    the harm is the squared change over the variance.
+    Outputs of two or more classes (:func:`vq_plugin.output_harm.classes`) count as their scores:
+    the harm is the Kullback-Leibler divergence, in nats per decision, of their softmax. All others
+    count as values: the harm is the squared change over the variance.
 
     Args:
         model: Float model; it runs in eval mode, and is then left as it was.
@@ -143,8 +141,8 @@ def sensitivities(
             gradients of models above 8 million weights. Tables do not count: of these few rows are
             looked up.
         moments: Of the inputs of the weights; their means say what biases take up.
-        projected: What counts as harm: :func:`decisions_or_values`, the default, or :func:`values`,
-            for which all outputs are values.
+        projected: What counts as harm: :func:`vq_plugin.output_harm.decisions_or_values`, the
+            default, or its neighbour ``values``, for which all outputs are values.
         seed: Seed of the projections.
         late: Asked between gradients; once it says so, what there is has to do.
 
@@ -317,73 +315,6 @@ def _projection(output: object, projected: Projected, generator: torch.Generator
         raise ValueError("the float model's outputs on the calibration data are not finite")
     found = [projected(y.double(), generator) for y in outputs if y.requires_grad]
     return torch.stack(found).sum() / len(outputs) ** 0.5 if found else None
-
-
-def classes(y: Tensor) -> int | None:
-    """The dimension of an output that is of classes; ``None`` if there are no two of them.
-
-    The last of ``(n, classes)`` and of sequences, ``(n, steps, classes)`` or steps first; of images
-    and more, ``(n, classes, height, width)``, the second, as torch's losses have it. Embeddings
-    cannot be told from scores, nor need they be: where values are alike, as those of unit length
-    are, the divergence of their softmax is the squared change up to a factor.
-
-    Example:
-        >>> [classes(torch.zeros(s)) for s in ((9, 4), (9, 7, 4), (9, 4, 8, 8), (9, 1), (9,))]
-        [1, 2, 1, None, None]
-    """
-    if y.dim() < 2:
-        return None
-    dimension = 2 if y.dim() == 3 else 1
-    return dimension if y.shape[dimension] > 1 else None
-
-
-def decisions_or_values(y: Tensor, generator: torch.Generator) -> Tensor:
-    """A number of the change of an output: of decisions where it has :func:`classes`, or values."""
-    dimension = classes(y)
-    if dimension is None:
-        return values(y, generator)
-    # A root of the curvature of the divergence: of diag(p) - p pᵀ.
-    root = y.detach().softmax(dimension).sqrt()
-    noise = _noise(y, generator)
-    noise = root * (noise - root * (root * noise).sum(dimension, keepdim=True))
-    decisions = y.numel() // y.shape[dimension]
-    return (y * noise).sum() / math.sqrt(2 * decisions)
-
-
-def values(y: Tensor, generator: torch.Generator) -> Tensor:
-    """A number whose mean square is the squared change of an output over its variance."""
-    value = y.detach()
-    # A batch of one sample has no variance.
-    size = float((value - value.mean(0)).square().mean()) or float(value.square().mean())
-    if size == 0:
-        return (y * 0.0).sum()
-    return (y * _noise(y, generator)).sum() / math.sqrt(size * y.numel())
-
-
-def harm_of_change(y: Tensor, change: float) -> float:
-    """The harm, as :func:`decisions_or_values` has it, of a change of an output in any direction.
-
-    ``change`` is its square over the variance of the output, which is what :func:`values` counts.
-
-    Example:
-        >>> harm_of_change(torch.randn(64, 1), 0.01)
-        0.01
-        >>> harm_of_change(1e-3 * torch.randn(64, 10), 0.01) < 1e-8
-        True
-    """
-    dimension = classes(y)
-    if dimension is None:
-        return change
-    size = float((y - y.mean(0)).square().mean())
-    # The mean of the curvature of the divergence, diag(p) - p pᵀ, over all directions.
-    p = y.softmax(dimension)
-    curvature = float((p - p.square()).sum(dimension).mean())
-    return change * size * curvature / 2
-
-
-def _noise(y: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu")
-    return noise.to(y.device)
 
 
 def _of_slots(

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from vq_plugin.calibration import Calibration
 from vq_plugin.calibration.model_calls import Call, calls, float_tensors, samples_of
 from vq_plugin.eval_mode import eval_mode
+from vq_plugin.output_harm import classes, harm_of_change
 from vq_plugin.replace import assemble
-from vq_plugin.sensitivity import classes, harm_of_change
 from vq_plugin.tuning.trials import evaluate_once
 
 #: Models that agree so far are as good or bad as each other.
@@ -29,7 +29,7 @@ class Agreement:
     """Agreement with one float model on some of its calibration data, from 0 to 1.
 
     Of each output it is what speaks better for the model: by how much decisions agree beyond chance
-    (the largest of :func:`vq_plugin.sensitivity.classes`; kappa of Cohen 1960, "A coefficient of
+    (the largest of :func:`vq_plugin.output_harm.classes`; kappa of Cohen 1960, "A coefficient of
     agreement for nominal scales"), or the part of the variance that is explained. Outputs that are
     not finite agree with nothing.
     """
