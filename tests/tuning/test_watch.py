@@ -39,9 +39,10 @@ def test_the_log_has_a_line_for_every_stage_and_trial(
     assert said[-1] == "verdict"
 
 
-def test_what_is_not_confirmed_is_not_said_to_be_over(
+def test_what_is_not_confirmed_is_not_said_to_be_over_or_held(
     task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The search goes by a part of the samples: "held, loss 1.06 %" of 1 % was a contradiction."""
     caplog.set_level(logging.INFO, "vq_plugin")
     watch = Watch(vq.LossBudget(relative=0.03, confidence=0.95), Deadline())
     trial = vq.tune(task.model, task.correct, BUDGET, **task.settings, max_trials=1).trials[0]
@@ -49,7 +50,7 @@ def test_what_is_not_confirmed_is_not_said_to_be_over(
     with watch:
         for held, loss in ((True, 0.01), (False, 0.01), (False, 0.04)):
             watch.trial(replace(trial, held=held, loss=loss), False)
-    assert [line.split()[3] for line in lines(caplog)] == ["held,", "unsure,", "over,"]
+    assert [line.split()[3] for line in lines(caplog)] == ["likely,", "unsure,", "over,"]
 
 
 def test_nothing_is_printed_unless_somebody_listens(

@@ -65,7 +65,7 @@ class Watch:
         self._new += not resumed
         if trial.held:
             self.best = max(self.best, trial.rate)
-        best = f"best {self.best:.1f}x" if self.best else "none held yet"
+        best = f"best {self.best:.1f}x" if self.best else f"none {self._held} yet"
         left = self._left()
         took = "resumed" if resumed else f"{trial.seconds:.1f} s"
         _log.info("trial %d: %s; %s; %s%s", self.count, self._outcome(trial), took, best, left)
@@ -77,8 +77,16 @@ class Watch:
     def _outcome(self, trial: Trial) -> str:
         if trial.error is not None:
             return f"{trial.rate:.1f}x failed: {' '.join(trial.error.split())}"
-        loss = self.budget.loss_text(trial.loss)
-        return f"{trial.rate:.1f}x {kind_of(self.budget, trial)}, loss {loss}"
+        kind, loss = kind_of(self.budget, trial), self.budget.loss_text(trial.loss)
+        return f"{trial.rate:.1f}x {self._held if trial.held else kind}, loss {loss}"
+
+    @property
+    def _held(self) -> str:
+        """What a trial is that holds the budget as far as the search can see.
+
+        With a confidence that goes by a part of the samples; the others have their say in the end.
+        """
+        return "held" if self.budget.confidence is None else "likely"
 
     def _left(self) -> str:
         """The longest that the search may still take, if all trials take as long as so far."""
