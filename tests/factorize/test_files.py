@@ -99,14 +99,14 @@ def test_other_files_say_nothing_of_factors(tmp_path: Path) -> None:
 
 def test_readable_layout(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(600, 900))
-    vq.save(vq.compress(vq.factorize(model, vq.SVD(rank=90)), vq.KM(256)), tmp_path / "large.vq")
+    model = nn.Sequential(nn.Linear(2000, 2000))
+    vq.save(vq.compress(vq.factorize(model, vq.SVD(rank=450)), vq.KM(256)), tmp_path / "large.vq")
     with safe_open(tmp_path / "large.vq", "pt") as file:
         header = json.loads(file.metadata()["vq_plugin"])
     assert list(header) == ["format", "layers", "aliases", "factors", "tensors", "checksum"]
-    assert header["factors"] == {"0": "svd(rank=90)"}
+    assert header["factors"] == {"0": "svd(rank=450)"}
     assert isinstance(
-        vq.load(tmp_path / "large.vq", nn.Sequential(nn.Linear(600, 900)))[0], LowRank
+        vq.load(tmp_path / "large.vq", nn.Sequential(nn.Linear(2000, 2000)))[0], LowRank
     )  # type: ignore[index]
 
 
