@@ -142,16 +142,19 @@ def test_every_kind_of_layer_learns(tmp_path: Path) -> None:
         assert torch.allclose(again.eval()(tokens[0]), small.eval()(tokens[0]), atol=1e-2)
 
 
+class Killed(list[Tensor]):
+    """Batches whose third pass is interrupted."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        if self.passes == 3:
+            raise KeyboardInterrupt
+        return super().__iter__()
+
+
 def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
-    class Killed(list[Tensor]):
-        passes = 0
-
-        def __iter__(self) -> Any:
-            self.passes += 1
-            if self.passes == 3:
-                raise KeyboardInterrupt
-            return super().__iter__()
-
     def run(loader: list[Tensor], target: int | None, **more: Any) -> dict[str, Tensor]:
         price = None if target else 1e-3
         settings: dict[str, Any] = {"rate_weight": price, "target_bytes": target, "epochs": 4}

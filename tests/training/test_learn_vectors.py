@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vq_plugin as vq
 from tests.training.test_finetune import batches, same
-from tests.training.test_learn import Everything, inputs, network, saved
+from tests.training.test_learn import Everything, Killed, inputs, network, saved
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.nn import Slot, coded_weights, find_slots
 from vq_plugin.training.latent import WIDEST
@@ -169,15 +169,6 @@ def test_every_kind_of_layer_learns_vectors(tmp_path: Path) -> None:
 
 
 def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:
-    class Killed(list[Tensor]):
-        passes = 0
-
-        def __iter__(self) -> Any:
-            self.passes += 1
-            if self.passes == 3:
-                raise KeyboardInterrupt
-            return super().__iter__()
-
     def run(loader: list[Tensor], target: int | None, **more: Any) -> dict[str, Tensor]:
         price = None if target else 1e-3
         settings: dict[str, Any] = {"rate_weight": price, "target_bytes": target, "epochs": 4}

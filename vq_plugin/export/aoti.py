@@ -76,11 +76,11 @@ def settings() -> dict[str, bool]:
 def deflated(package: io.BytesIO) -> bytes:
     """A zip file with the same content, of which torch's loader inflates each part into a file."""
     small = io.BytesIO()
-    with zipfile.ZipFile(package) as stored, zipfile.ZipFile(small, "w") as deflated:
+    with zipfile.ZipFile(package) as stored, zipfile.ZipFile(small, "w") as packed:
         for name in stored.namelist():
             # A date of its own, the same in every package.
             entry = zipfile.ZipInfo(name)
-            deflated.writestr(entry, stored.read(name), zipfile.ZIP_DEFLATED)
+            packed.writestr(entry, stored.read(name), zipfile.ZIP_DEFLATED)
     return small.getvalue()
 
 

@@ -13,8 +13,11 @@ from torch import nn
 from vq_plugin.arguments import check_positive
 from vq_plugin.checkpoint import load, save
 from vq_plugin.replace import assemble
-from vq_plugin.select import Schemes
+from vq_plugin.schemes import Scheme
+from vq_plugin.select import Schemes, slots_by_name
 from vq_plugin.training import Loss, finetune, learn
+from vq_plugin.training.latent import WIDEST
+from vq_plugin.training.vectors import chosen_vectors
 from vq_plugin.tuning.allocation import Setting
 from vq_plugin.tuning.identity import Tried
 from vq_plugin.tuning.propose import Landscape
@@ -82,6 +85,12 @@ class Learning(Recovery):
     lr: float = 2e-3
     max_trials: int = 3
     schemes: Schemes | None = None
+
+    def become(self, start: nn.Module, layers: Iterable[str]) -> dict[str, Scheme]:
+        """What layers of a model learn at most, by name; errors as of :func:`vq_plugin.learn`."""
+        slots = slots_by_name(start, layers)
+        vectors = chosen_vectors(start, slots.values(), self.schemes)
+        return {name: vectors.get(name, WIDEST) for name in slots}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.calibration.model_calls import pieces
 from vq_plugin.checkpoint import Rest, check_rest, save
 from vq_plugin.factorize.layers import whole_state
-from vq_plugin.select import Form, check_model, slots_by_name
-from vq_plugin.training.latent import WIDEST
-from vq_plugin.training.vectors import chosen_vectors
+from vq_plugin.select import Form, check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
@@ -246,10 +244,9 @@ def _exportable(
     """The candidates of every layer that exports can hold; they were tried."""
     possible = expressible(start, space, export)
     if isinstance(recovery, Learning):
-        named = slots_by_name(start, (name for name, forms in possible.items() if any(forms)))
-        vectors = chosen_vectors(start, named.values(), recovery.schemes)
-        learned = {name: (vectors.get(name, WIDEST),) for name in named}
-        expressible(start, learned, export)
+        coded = [name for name, forms in possible.items() if any(forms)]
+        learned = recovery.become(start, coded)
+        expressible(start, {name: (scheme,) for name, scheme in learned.items()}, export)
     rehearse(export, start, possible, calibration)
     return possible
 
