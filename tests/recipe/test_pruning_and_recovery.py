@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from vq_plugin.recipe import run_recipe
+from vq_plugin.recipe import RecipeError, run_recipe
 from vq_plugin.tuning import TuneResult
 from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Batches
@@ -128,6 +128,63 @@ def test_a_recipe_learns_as_python_does(recipe: Path, tmp_path: Path) -> None:
     assert prices == [trial.rate_weight for trial in result.trials]
     assert sum(price is not None for price in prices) == 2
     assert essence(outcome.result) == essence(result)
+
+
+LEARNED = f"""\
+version: 1
+model: {digits.__name__}:model
+recovery:
+  method: learn
+  loader: {__name__}:recovery_batches
+  epochs: 2
+  max_trials: 1
+  model_wise: {{scheme: null}}
+  optype_wise:
+    Linear: {{scheme: "pq(k=16,dim=4,codebooks=tensor)"}}
+  op_wise:
+    classifier.3: {{scheme: null}}
+quantization:
+  calibration: {digits.__name__}:calibration
+evaluation:
+  tuning: {__name__}:evaluate
+tuning:
+  accuracy_criterion: {{relative: 0.1}}
+  exit_policy: {{max_trials: 1}}
+output: unused
+"""
+
+
+def test_layers_of_a_recipe_learn_vectors(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(LEARNED, encoding="utf-8")
+    outcome = run_recipe(recipe, tmp_path / "run")
+    learned = [trial for trial in outcome.result.trials if trial.rate_weight is not None]
+    assert len(learned) == 1
+    schemes = {name: str(scheme) for name, scheme in learned[0].schemes.items()}
+    vectors = {name for name, scheme in schemes.items() if scheme.startswith("pq(")}
+    assert vectors == {"classifier.0"}
+    assert all("keep_zeros" in schemes[name] for name in set(schemes) - vectors)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "message"),
+    [
+        ("  method: learn\n", "", 3, "method: learn"),
+        ("pq(k=16,dim=4,codebooks=tensor)", "pq(k=16,dim=4,scale=row)", 3, "does not learn"),
+        ("pq(k=16,dim=4,codebooks=tensor)", "rq(k=16,stages=2)", 3, "does not learn"),
+        ("pq(k=16,dim=4,codebooks=tensor)", "svd(rate=4)+km(k=16)", 10, "recovery.optype_wise"),
+        ("classifier.3", "clasifier.3", 12, "recovery.op_wise"),
+        ("Linear:", "Liner:", 10, "Linear"),
+    ],
+)
+def test_what_cannot_be_learned_has_its_line(
+    before: str, after: str, line: int, message: str, recipe: Path, tmp_path: Path
+) -> None:
+    assert before in LEARNED
+    recipe.write_text(LEARNED.replace(before, after), encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        run_recipe(recipe, tmp_path / "run")
+    assert message in str(error.value)
+    assert f"recipe.yaml:{line}" in str(error.value).replace(", line ", ":")
 
 
 @pytest.mark.parametrize(("killed", "kill"), [(Pruning, 3), (Recovering, 2)])

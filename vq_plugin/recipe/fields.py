@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapte
 from vq_plugin.factors import Factor, parse_factor
 from vq_plugin.factors.factors import FACTORS
 from vq_plugin.nn import layer_types
-from vq_plugin.schemes import SCHEMES
+from vq_plugin.schemes import SCHEMES, Scheme, parse_scheme
 from vq_plugin.select import Form, parse_form
 
 Choice: TypeAlias = Form | list[Form | None] | None
@@ -73,6 +73,10 @@ def _read_factor(value: object) -> Factor | None:
     return _read_text(value, "a factor is a text such as 'basis(d=5)'", parse_factor)
 
 
+def _read_scheme(value: object) -> Scheme | None:
+    return _read_text(value, "a scheme is a text such as 'pq(k=16,dim=4)'", parse_scheme)
+
+
 def _check_type(name: str) -> str:
     if name not in layer_types():
         near = difflib.get_close_matches(name, layer_types(), n=1)
@@ -120,6 +124,17 @@ Reference = Annotated[
     WithJsonSchema({"type": "string", "pattern": _REFERENCE, "examples": ["my_package:function"]}),
 ]
 SchemeChoice = Annotated[Choice, PlainValidator(_read_choice), WithJsonSchema(_CHOICE)]
+VectorChoice = Annotated[
+    Scheme | None,
+    PlainValidator(_read_scheme),
+    WithJsonSchema(
+        {
+            "type": ["string", "null"],
+            "description": "PQ without row scales, or null for single numbers.",
+            "examples": ["pq(k=16,dim=4,codebooks=tensor)"],
+        }
+    ),
+]
 FactorChoice = Annotated[
     Factor | None,
     PlainValidator(_read_factor),

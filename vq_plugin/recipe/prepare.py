@@ -17,8 +17,9 @@ from vq_plugin.raised import raised
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.references import resolve
-from vq_plugin.recipe.schema import Recipe
-from vq_plugin.select import Form, Pattern, check_model, match
+from vq_plugin.recipe.schema import Factorization, Factors, Quantization, Recipe, Recovery
+from vq_plugin.select import Form, Pattern, check_model, match, slots_by_name
+from vq_plugin.training.vectors import chosen_vectors
 from vq_plugin.tuning.exports import ExportError, check_targets, expressible
 from vq_plugin.tuning.space import search_space
 
@@ -76,6 +77,7 @@ def prepare(path: str | os.PathLike[str], model: nn.Module | None = None) -> Pre
     if model is None:
         model = _build(functions["model"], source)
     space = _space(recipe, source, model)
+    _check_learned(recipe, source, model, space)
     with export_errors(source):
         space = expressible(model, space, recipe.export)
     return Prepared(recipe=recipe, source=source, model=model, functions=functions, space=space)
@@ -138,21 +140,8 @@ def _called(function: Function, source: Source, location: Sequence[str]) -> obje
 
 def _space(recipe: Recipe, source: Source, model: nn.Module) -> dict[str, tuple[Form | None, ...]]:
     """The schemes of every layer, once each pattern is known to match something."""
-    quantized, factorized = recipe.quantization, recipe.factorization
-    rules: list[tuple[tuple[str, str, str], object]] = [
-        *((("quantization", "op_wise", n), e.scheme) for n, e in quantized.op_wise.items()),
-        *((("quantization", "optype_wise", n), e.scheme) for n, e in quantized.optype_wise.items()),
-    ]
-    if factorized is not None:
-        rules += (
-            (("factorization", "op_wise", n), e.factor) for n, e in factorized.op_wise.items()
-        )
-        rules += (
-            (("factorization", "optype_wise", n), e.factor)
-            for n, e in factorized.optype_wise.items()
-        )
     problems = []
-    for location, choice in rules:
+    for location, choice in _rules(recipe):
         key, section, name = location
         pattern: Pattern = layer_types()[name] if section == "optype_wise" else name
         try:
@@ -164,6 +153,37 @@ def _space(recipe: Recipe, source: Source, model: nn.Module) -> dict[str, tuple[
         return search_space(model, recipe.candidates())
     except ValueError as error:
         raise RecipeError(source.problem(["quantization"], f"quantization: {error}")) from None
+
+
+def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, str, str], object]]:
+    """Where layers are named, by name or type, and what is to become of them."""
+    for key in ("quantization", "factorization", "recovery"):
+        keys: Quantization | Factorization | Recovery | None = getattr(recipe, key)
+        if keys is None:
+            continue
+        for section, layers in ("op_wise", keys.op_wise), ("optype_wise", keys.optype_wise):
+            for name, each in layers.items():
+                choice = each.factor if isinstance(each, Factors) else each.scheme
+                yield (key, section, name), choice
+
+
+def _check_learned(
+    recipe: Recipe,
+    source: Source,
+    model: nn.Module,
+    space: Mapping[str, tuple[Form | None, ...]],
+) -> None:
+    """RecipeError if layers are to learn what does not learn.
+
+    Those of products are not known before these are made.
+    """
+    if recipe.recovery is None or recipe.factorization is not None:
+        return
+    coded = [name for name, forms in space.items() if any(forms)]
+    try:
+        chosen_vectors(model, slots_by_name(model, coded).values(), recipe.recovery.schemes())
+    except ValueError as error:
+        raise RecipeError(source.problem(["recovery"], f"recovery: {error}")) from None
 
 
 def _raise(problems: Sequence[str]) -> None:

@@ -136,6 +136,9 @@ def _recovery(prepared: Prepared) -> Recovery | None:
     if keys is None:
         return None
     kind = {"finetune": Recovery, "learn": Learning}[keys.method]
-    values = {"epochs": keys.epochs, "lr": keys.learning_rate, "max_trials": keys.max_trials}
+    values = {
+        "epochs": keys.epochs, "lr": keys.learning_rate, "max_trials": keys.max_trials,
+        "schemes": keys.schemes(),
+    }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     return kind(prepared.data("recovery", "loader"), **given)

@@ -26,8 +26,10 @@ from vq_plugin.recipe.fields import (
     LayerType,
     Reference,
     SchemeChoice,
+    VectorChoice,
     show,
 )
+from vq_plugin.schemes import Scheme
 from vq_plugin.select import Form
 from vq_plugin.tuning import LADDER, LossBudget
 from vq_plugin.tuning.space import BUILT_IN
@@ -257,6 +259,12 @@ class Factorization(_Keys):
         }
 
 
+class Vectors(_Keys):
+    """What the layers that a key stands for learn."""
+
+    scheme: VectorChoice = Field(description="null learns single numbers.")
+
+
 class Recovery(_Keys):
     """Training of what is past the budget; see vq_plugin.Recovery and vq_plugin.Learning."""
 
@@ -275,6 +283,34 @@ class Recovery(_Keys):
     max_trials: int | None = Field(
         default=None, gt=0, description="The most models to train; 4, to learn 3."
     )
+    model_wise: Vectors | None = Field(
+        default=None, description="learn: all layers that no narrower key names; single numbers."
+    )
+    optype_wise: dict[LayerType, Vectors] = Field(
+        default={}, description="learn: all layers of a type that op_wise does not name."
+    )
+    op_wise: dict[LayerName, Vectors] = Field(
+        default={}, description="learn: layers by name, or by 're:…', of which the whole matches."
+    )
+
+    @model_validator(mode="after")
+    def _learns(self) -> Recovery:
+        if self.method != "learn" and self.schemes() is not None:
+            raise ValueError(
+                "model_wise, optype_wise and op_wise say what is learned: add 'method: learn'"
+            )
+        return self
+
+    def schemes(self) -> dict[str | type[nn.Module], Scheme | None] | None:
+        """Which layers learn vectors, for :class:`vq_plugin.Learning`."""
+        types = layer_types()
+        schemes: dict[str | type[nn.Module], Scheme | None] = {
+            **{name: layer.scheme for name, layer in self.op_wise.items()},
+            **{types[name]: layer.scheme for name, layer in self.optype_wise.items()},
+        }
+        if self.model_wise is not None:
+            schemes["*"] = self.model_wise.scheme
+        return schemes or None
 
 
 class ExitPolicy(_Keys):
