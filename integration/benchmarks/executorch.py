@@ -8,9 +8,7 @@ time is the processor's, one thread, in turns.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +19,13 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from integration.benchmarks.harness import Report, Table, parse_arguments, torch_threads
+from integration.benchmarks.harness import (
+    Report,
+    Table,
+    parse_arguments,
+    race_of_processors,
+    torch_threads,
+)
 from vq_plugin.export.native_layers import Operator
 from vq_plugin.select import Schemes
 from vq_plugin.workloads import digits
@@ -54,14 +58,8 @@ def _loaded(path: Path) -> Callable[[Tensor], Tensor]:
 def _milliseconds(
     runs: Mapping[str, Callable[[Tensor], Tensor]], image: Tensor
 ) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(15):
-        for name, run in runs.items():
-            run(image)
-            start = time.process_time()
-            run(image)
-            times[name].append((time.process_time() - start) * 1e3)
-    return {name: statistics.median(found) for name, found in times.items()}
+    timed = race_of_processors({name: partial(run, image) for name, run in runs.items()}, 15)
+    return {name: found.median * 1e3 for name, found in timed.items()}
 
 
 def _compare(report: Report, name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from integration.benchmarks.harness import Check, Report, Table, parse_arguments
+from integration.benchmarks.harness import (
+    Check,
+    Report,
+    Table,
+    parse_arguments,
+    race_of_processors,
+)
 from integration.workloads import fashion_mnist, fashion_mnist_cnn
 from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Samples
@@ -105,15 +110,8 @@ def multiplications(model: nn.Module, image: Tensor) -> int:
 @torch.no_grad()
 def process_seconds(models: Sequence[nn.Module], image: Tensor, turns: int) -> list[float]:
     """Median seconds of the process for one image, in turns."""
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(turns):
-        for model, found in zip(models, times, strict=True):
-            model(image)
-            start = time.process_time()
-            for _ in range(3):
-                model(image)
-            found.append((time.process_time() - start) / 3)
-    return [statistics.median(found) for found in times]
+    calls = {str(number): partial(model, image) for number, model in enumerate(models)}
+    return [found.median for found in race_of_processors(calls, turns, repeats=3).values()]
 
 
 def made(

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,13 @@ from torch.optim import Adam
 
 import vq_plugin as vq
 from integration.benchmarks import settings
-from integration.benchmarks.harness import Report, Table, parse_arguments, random_codes
+from integration.benchmarks.harness import (
+    Report,
+    Table,
+    parse_arguments,
+    race_of_processors,
+    random_codes,
+)
 from integration.workloads import fashion_mnist
 from vq_plugin.replace import assemble
 from vq_plugin.training.loop import Training
@@ -155,15 +162,8 @@ def speeds(report: Report) -> None:
 @torch.no_grad()
 def _seconds(layers: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     """Median processor time of a call, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in layers}
-    for _ in range(_TURNS):
-        for name, layer in layers.items():
-            layer(x)
-            start = time.thread_time()
-            for _ in range(_CALLS):
-                layer(x)
-            found[name].append((time.thread_time() - start) / _CALLS)
-    return {name: statistics.median(each) for name, each in found.items()}
+    calls = {name: partial(layer, x) for name, layer in layers.items()}
+    return {name: each.median for name, each in race_of_processors(calls, _TURNS, _CALLS).items()}
 
 
 def main() -> None:

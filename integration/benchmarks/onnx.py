@@ -9,9 +9,7 @@ processor; and what a session that folds nothing costs. Three minutes on two cor
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
-from integration.benchmarks.harness import Check, Report, Table, parse_arguments
+from integration.benchmarks.harness import (
+    Check,
+    Report,
+    Table,
+    parse_arguments,
+    race_of_processors,
+)
 from integration.workloads import fashion_mnist, fashion_mnist_cnn
 from vq_plugin.select import Schemes
 
@@ -60,15 +64,8 @@ def outputs(ran: ort.InferenceSession, images: Tensor) -> Tensor:
 
 def latency(contenders: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
     """Median milliseconds of the processor, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(turns + 2):
-        for name, call in contenders.items():
-            start = time.process_time()
-            for _ in range(10):
-                call()
-            if turn >= 2:
-                times[name].append((time.process_time() - start) / 10 * 1e3)
-    return {name: statistics.median(found) for name, found in times.items()}
+    timed = race_of_processors(contenders, turns, repeats=10)
+    return {name: found.median * 1e3 for name, found in timed.items()}
 
 
 def memory(path: Path) -> int:

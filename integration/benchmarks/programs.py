@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +26,14 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import vq_plugin as vq
 from integration.benchmarks import settings
-from integration.benchmarks.harness import Check, Report, Table, parse_arguments
+from integration.benchmarks.harness import (
+    Check,
+    Report,
+    Table,
+    parse_arguments,
+    race_of_processors,
+    torch_threads,
+)
 from vq_plugin.export import aoti
 from vq_plugin.select import Schemes
 from vq_plugin.torchao import VQQuantizer, check_converted
@@ -78,18 +83,10 @@ def latency(
     contenders: Mapping[str, Callable[..., Tensor]], *inputs: Tensor, repeats: int = 20
 ) -> dict[str, float]:
     """Median milliseconds of the processor; the shorter a call, the more ``repeats`` it needs."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for turn in range(40):
-        for name, model in contenders.items():
-            start = time.process_time()
-            for _ in range(repeats):
-                model(*inputs)
-            if turn >= 5:
-                times[name].append((time.process_time() - start) / repeats * 1e3)
-    torch.set_num_threads(threads)
-    return {name: statistics.median(found) for name, found in times.items()}
+    calls = {name: partial(model, *inputs) for name, model in contenders.items()}
+    with torch_threads(1):
+        timed = race_of_processors(calls, 35, repeats)
+    return {name: found.median * 1e3 for name, found in timed.items()}
 
 
 @torch.no_grad()

@@ -10,9 +10,8 @@ once.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from integration.benchmarks.harness import (
     Report,
     Table,
     parse_arguments,
+    race_of_processors,
     random_codes,
     torch_threads,
 )
@@ -60,18 +60,10 @@ def main() -> None:
 
 def _medians(layers: Sequence[CodebookLayer], x: Tensor) -> list[float]:
     """Seconds of the layers' operators."""
-    start = time.perf_counter()
-    for layer in layers:
-        layer._multiply(x)
-    repeats = max(1, round(1e-3 / (time.perf_counter() - start)))
-    times: list[list[float]] = [[] for _ in layers]
-    for _ in range(15):
-        for some, layer in zip(times, layers, strict=True):
-            start = time.thread_time()
-            for _ in range(repeats):
-                layer._multiply(x)
-            some.append((time.thread_time() - start) / repeats)
-    return [statistics.median(some) for some in times]
+    calls = {str(number): partial(layer._multiply, x) for number, layer in enumerate(layers)}
+    once = sum(found.median for found in race_of_processors(calls, 1).values())
+    timed = race_of_processors(calls, 15, repeats=max(1, round(1e-3 / once)))
+    return [found.median for found in timed.values()]
 
 
 if __name__ == "__main__":

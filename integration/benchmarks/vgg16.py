@@ -9,8 +9,7 @@ thread, by the processor time of the thread, all in turns, medians.
 from __future__ import annotations
 
 import copy
-import statistics
-import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from integration.benchmarks.harness import (
     Report,
     Table,
     parse_arguments,
+    race_of_processors,
     random_codes,
     torch_threads,
 )
@@ -60,20 +60,16 @@ def _race(report: Report, plain: nn.Module, turns: int) -> None:
             model = copy.deepcopy(small)
             vq.set_precision(model, precision)
             models[f"codes, dim {dim}, {precision}"] = model
-    times: dict[str, list[float]] = {name: [] for name in models}
     image = torch.randn(IMAGE["VGG-16"])
+    calls = {name: partial(model, image) for name, model in models.items()}
     with torch_threads(1), torch.no_grad():
-        for _ in range(turns + 1):
-            for name, model in models.items():
-                start = time.thread_time()
-                model(image)
-                times[name].append(time.thread_time() - start)
-    # The first pass packs, and decodes what is kept.
-    found = {name: statistics.median(some[1:]) for name, some in times.items()}
+        timed = race_of_processors(calls, turns)
+    found = {name: some.median for name, some in timed.items()}
     for name, model in models.items():
         table.rows.append({
-            "weights": name, "milliseconds": found[name] * 1e3, "least": min(times[name][1:]) * 1e3,
-            "most": max(times[name][1:]) * 1e3, "ratio": found["float32"] / found[name],
+            "weights": name, "milliseconds": found[name] * 1e3,
+            "least": min(timed[name].seconds) * 1e3, "most": max(timed[name].seconds) * 1e3,
+            "ratio": found["float32"] / found[name],
             "weights MB": resident_nbytes(model) / 1e6,
         })  # fmt: skip
     report.add(table)
