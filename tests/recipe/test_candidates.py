@@ -7,7 +7,8 @@ from torch import nn
 
 import vq_plugin as vq
 from vq_plugin.recipe.reading import parse_recipe
-from vq_plugin.recipe.schema import ExitPolicy, Recovery
+from vq_plugin.recipe.schema import ExitPolicy
+from vq_plugin.recipe.training import Recovery
 from vq_plugin.tuning import LADDER
 from vq_plugin.tuning.space import BUILT_IN
 

@@ -1,4 +1,4 @@
-"""The values of a recipe's keys: references, schemes, layer types and layer names."""
+"""What keys of a recipe have in common, and their values: references, schemes, layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    TypeAdapter,
+    WithJsonSchema,
+)
 
 from vq_plugin.factors import Factor, parse_factor
 from vq_plugin.factors.factors import FACTORS
@@ -27,6 +35,12 @@ _SCHEME = r"^\s*(?:(?:{})\s*\([^)]*\)\s*\+\s*)?(?:{})\s*(?:\([\s\S]*\))?\s*$".fo
         for methods in (FACTORS, SCHEMES)
     )
 )
+
+
+class Keys(BaseModel):
+    """A mapping of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def show(value: object) -> str:

@@ -17,7 +17,8 @@ from vq_plugin.raised import raised
 from vq_plugin.recipe.problems import key_text
 from vq_plugin.recipe.reading import RecipeError, Source, read_recipe
 from vq_plugin.recipe.references import resolve
-from vq_plugin.recipe.schema import Factorization, Factors, Quantization, Recipe, Recovery
+from vq_plugin.recipe.schema import Quantization, Recipe
+from vq_plugin.recipe.training import Factorization, Factors, Recovery
 from vq_plugin.select import Form, Pattern, check_model, match, slots_by_name
 from vq_plugin.training.vectors import chosen_vectors
 from vq_plugin.tuning.exports import ExportError, check_targets, expressible

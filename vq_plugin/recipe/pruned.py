@@ -15,7 +15,7 @@ from vq_plugin.atomic import write_atomically
 from vq_plugin.factorize import factorize, remove_empty_channels
 from vq_plugin.recipe.prepare import Prepared
 from vq_plugin.recipe.reading import RecipeError
-from vq_plugin.recipe.schema import Factorization, Pruning
+from vq_plugin.recipe.training import Factorization, Pruning
 from vq_plugin.replace import assemble
 from vq_plugin.training import prune, prune_factors
 from vq_plugin.tuning.identity import model_digest
