@@ -117,7 +117,8 @@ class Recovery(Keys):
 
     @model_validator(mode="after")
     def _learns(self) -> Recovery:
-        if self.method != "learn" and self.schemes() is not None:
+        learns = {"finetune": False, "learn": True}[self.method]
+        if self.schemes() is not None and not learns:
             raise ValueError(
                 "model_wise, optype_wise and op_wise say what is learned: add 'method: learn'"
             )
