@@ -44,11 +44,11 @@ class Few:
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network with its data; half a pass of training images counts as one here."""
+    """A trained network with its data."""
 
     model: nn.Module
     calibration: Sequence[Tensor]
-    batches: Few
+    batches: Batches | Few
     test: Callable[[nn.Module], float]
 
 
@@ -244,7 +244,7 @@ def ended(start: nn.Module, small: nn.Module, net: Network) -> dict[str, float]:
         vq.export_onnx(loaded, path / "model.onnx", example[:1])
         gap = onnx_gap(path / "model.onnx", loaded, example)
     work = vq.count_work(loaded, [example])
-    bytes_before = sum(4 * p.numel() for p in model.parameters())
+    bytes_before = sum(4 * value.numel() for value in model.state_dict().values())
     times = ratios({"float": model, "dense": start, "codes": loaded}, example[:1])
     return {
         "start lost": 100 * (baseline - net.test(start)),

@@ -23,15 +23,19 @@ import vq_plugin as vq
 from integration.benchmarks.harness import Table
 from integration.reproduction import text
 from integration.reproduction.journal import Journal
-from vq_plugin.checkpoint import file_bytes
+from integration.reproduction.methods import Network, ended
 from vq_plugin.workloads.data import Batches
 from vq_plugin.workloads.training import accuracy
 
 _REST = "float16"
 _FORMATS = {
-    "method": "", "target": ",d", "seeds": "d", "bytes": ",.0f", "rate": ".1f", "lost": ".2f",
-    "difference": ".4f", "weights": ",.0f",
+    "method": "", "target": ",d", "seeds": "d", "start lost": ".2f", "start gone": ".1f",
+    "start run": ".1f", "start nonzero": ".1f", "bytes": ",.0f", "rate": ".1f", "lost": ".2f",
+    "difference": ".4f", "weights": ",.0f", "codes time": ".2f", "onnx gap": ".1e",
 }  # fmt: skip
+
+#: A float model, and the model that comes out of it.
+Made = tuple[nn.Module, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -99,26 +103,27 @@ def resnet20() -> Subject:
     )
 
 
-def learned(start: nn.Module, subject: Subject, passes: int, size: int, seed: int) -> nn.Module:
+def learned(start: nn.Module, subject: Subject, passes: int, size: int, seed: int) -> Made:
     """By ``learn``, norms with statistics of their own."""
-    return vq.learn(
+    small = vq.learn(
         deepcopy(start).train(), subject.batches, target_bytes=size, teacher=subject.model,
         epochs=passes, seed=seed, rest=_REST,
-    ).eval()  # fmt: skip
+    )  # fmt: skip
+    return start, small.eval()
 
 
-def alone(subject: Subject, size: int, seed: int) -> nn.Module:
+def alone(subject: Subject, size: int, seed: int) -> Made:
     """The network as it is."""
     return learned(subject.model, subject, subject.passes, size, seed)
 
 
-def of_products(subject: Subject, size: int, seed: int) -> nn.Module:
+def of_products(subject: Subject, size: int, seed: int) -> Made:
     """Its layers as products, whose coefficients ``learn`` finds."""
     whole = vq.factorize(subject.model, subject.factors, subject.calibration)
     return learned(whole, subject, subject.passes, size, seed)
 
 
-def after_penni(subject: Subject, size: int, seed: int) -> nn.Module:
+def after_penni(subject: Subject, size: int, seed: int) -> Made:
     """Products of which most coefficients are zero, channels without any gone."""
     whole = vq.factorize(subject.model, subject.factors, subject.calibration)
     first = 2 * subject.passes // 3
@@ -130,7 +135,7 @@ def after_penni(subject: Subject, size: int, seed: int) -> nn.Module:
     return learned(narrow, subject, subject.passes - first, size, seed)
 
 
-WAYS: dict[str, Callable[[Subject, int, int], nn.Module]] = {
+WAYS: dict[str, Callable[[Subject, int, int], Made]] = {
     "learn": alone,
     "products, then learn": of_products,
     "PENNI, then learn": after_penni,
@@ -142,20 +147,29 @@ SUBJECTS: dict[str, tuple[str, Callable[[], Subject]]] = {
 
 
 @torch.no_grad()
-def row_of(small: nn.Module, subject: Subject) -> dict[str, float]:
-    """Bytes, points lost, and the divergence of what it says from what the float network says."""
+def difference(small: nn.Module, subject: Subject) -> float:
+    """The divergence of what it says from what the float network says, in nats for each image."""
     said, meant = (each(subject.images).log_softmax(1) for each in (small, subject.model))
-    before, now = (
-        accuracy(each, subject.images, subject.labels) for each in (subject.model, small)
-    )
-    nbytes = len(file_bytes(small, _REST))
-    whole = sum(4 * value.numel() for value in subject.model.state_dict().values())
+    return float(functional.kl_div(said, meant, log_target=True, reduction="batchmean"))
+
+
+def row_of(made: Made, subject: Subject) -> dict[str, float]:
+    """What the float model is that was coded, what it ends in, and how far that is from before."""
+    start, small = made
+    example = subject.calibration[:1]
+
+    def test(model: nn.Module) -> float:
+        return accuracy(model, subject.images, subject.labels)
+
+    net = Network(subject.model, subject.calibration, subject.batches, test)
+    before, now = (vq.count_work(each, example) for each in (subject.model, start))
     return {
-        "bytes": nbytes,
-        "rate": whole / nbytes,
-        "lost": 100 * (before - now),
-        "difference": float(functional.kl_div(said, meant, log_target=True, reduction="batchmean")),
-        "weights": vq.count_work(small, subject.calibration[:1]).nonzero_weights,
+        **ended(start, small, net),
+        "start gone": 100 * (1 - now.nonzero_weights / before.nonzero_weights),
+        "start run": 100 * (1 - now.multiplications / before.multiplications),
+        "start nonzero": 100 * (1 - now.nonzero_multiplications / before.multiplications),
+        "difference": difference(small, subject),
+        "weights": vq.count_work(small, example).nonzero_weights,
     }
 
 

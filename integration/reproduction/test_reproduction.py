@@ -115,10 +115,13 @@ def test_penni_beside_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(f"\n{way} " in table for way in penni.WAYS)
     rows = Journal(tmp_path / "penni.jsonl").rows.values()
     assert all(row["bytes"] <= 30_000 and row["difference"] > 0 for row in rows)
+    assert all(row["onnx gap"] < 1e-4 for row in rows)
     # Products have fewer weights, sparse ones the fewest.
     assert len({row["weights"] for row in rows}) == 3
+    learn, products, sparse = (row["start gone"] for row in rows)
+    assert learn == 0 < products < sparse
 
-    small = penni.after_penni(subject, 30_000, 0)
+    _, small = penni.after_penni(subject, 30_000, 0)
     vq.save(small, tmp_path / "small.vq")
     again = vq.load(tmp_path / "small.vq", digits.model())
     assert torch.equal(again(subject.images), small(subject.images))
