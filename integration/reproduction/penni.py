@@ -137,8 +137,8 @@ def after_penni(subject: Subject, size: int, seed: int) -> Made:
 
 WAYS: dict[str, Callable[[Subject, int, int], Made]] = {
     "learn": alone,
-    "products, then learn": of_products,
     "PENNI, then learn": after_penni,
+    "products, then learn": of_products,
 }
 SUBJECTS: dict[str, tuple[str, Callable[[], Subject]]] = {
     "penni": ("Digits' CNN", digits_cnn),

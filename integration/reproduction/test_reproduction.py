@@ -118,7 +118,7 @@ def test_penni_beside_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(row["onnx gap"] < 1e-4 for row in rows)
     # Products have fewer weights, sparse ones the fewest.
     assert len({row["weights"] for row in rows}) == 3
-    learn, products, sparse = (row["start gone"] for row in rows)
+    learn, sparse, products = (row["start gone"] for row in rows)
     assert learn == 0 < products < sparse
 
     _, small = penni.after_penni(subject, 30_000, 0)

@@ -158,6 +158,9 @@ def test_layers_that_do_more_are_refused() -> None:
         ({"fc": vq.Basis(2)}, "layer 'fc': this Linear has no kernels"),
         ({"fc": vq.SVD(rank=2, split="spatial")}, "layer 'fc': split='spatial' needs two kernel"),
         ({"point": vq.Basis(1)}, "layer 'point': this Conv2d has no kernels"),
+        ({"fc": vq.SVD(energy=1.5)}, "layer 'fc': svd: energy must be above 0 .* 1, got 1.5"),
+        ({nn.Conv2d: vq.SVD(energy=0)}, "layer 'conv': svd: energy must be above 0"),
+        ({"fc": vq.SVD(energy=float("nan"))}, "layer 'fc': svd: energy must be above 0"),
         ({"hed": vq.SVD(rank=2)}, "matches nothing; the nearest names are head"),
         ({nn.LSTM: vq.SVD(rank=2)}, "matches nothing"),
     ],
@@ -192,9 +195,8 @@ def test_broken_weights_and_models() -> None:
         (lambda: vq.SVD(rank=2, rate=2), "got rank and rate"),
         (lambda: vq.SVD(rank=0), "rank must be a whole number of at least 1, got 0"),
         (lambda: vq.SVD(rank=1.5), "rank must be"),  # type: ignore[arg-type]
-        (lambda: vq.SVD(energy=0), "energy must be above 0 and at most 1, got 0"),
-        (lambda: vq.SVD(energy=1.01), "energy must be"),
-        (lambda: vq.SVD(energy=float("nan")), "energy must be"),
+        (lambda: vq.SVD(energy="half"), "energy must be a number"),  # type: ignore[arg-type]
+        (lambda: parse_factor("svd(energy=1.5)"), "energy must be above 0 and at most 1, got 1.5"),
         (lambda: vq.SVD(rate=1), "rate must be a finite number above 1"),
         (lambda: vq.SVD(rate=float("inf")), "rate must be"),
         (lambda: vq.SVD(rank=1, split="depth"), "split must be"),  # type: ignore[arg-type]

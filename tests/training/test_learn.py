@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import vq_plugin as vq
 from tests.training.test_finetune import batches, same
+from vq_plugin.factorize import KernelBasis
 from vq_plugin.nn import coded_weights
 from vq_plugin.training.latent import REACH, LatentWeight
 from vq_plugin.training.loop import soft_cross_entropy
@@ -152,6 +153,24 @@ class Killed(list[Tensor]):
         if self.passes == 3:
             raise KeyboardInterrupt
         return super().__iter__()
+
+
+def test_mixes_of_kernels_train_as_one_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
+    data = [torch.randn(32, 4, 6, 6) for _ in range(4)]
+    mixed = vq.factorize(model, {"0": vq.Basis(d=4)})
+
+    def never(*_: object) -> None:
+        raise AssertionError("two convolutions, the first of which makes d images of every channel")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KernelBasis, "forward", never)
+        small: Any = vq.learn(mixed, data, rate_weight=1e-3, epochs=2, teacher=model)
+    trained = small[0].basis.weight - mixed[0].basis.weight  # type: ignore[index]
+    assert trained.abs().max() > 0
+    assert small(data[0]).shape == (32, 4)
+    assert "forward" not in vars(mixed[0]) | vars(small[0])  # type: ignore[index]
 
 
 def test_the_same_bytes_again_and_after_a_kill(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ class SVD(_Factor):
     Attributes:
         rank: Channels between the two layers, in each group of a convolution.
         energy: The lowest rank that keeps so much of the sum of squares, above 0 and at most 1: of
-            the weight, or, where calibration knows the inputs, of the layer's outputs.
+            the weight, or, where calibration knows the inputs, of the layer's outputs. Another
+            value is refused with the name of the layer that it is asked of.
         rate: The highest rank with which the layers have so many times fewer weights, above 1.
         split: Of a convolution. ``"channel"``: few filters of the whole kernel, then mixes of
             them (Zhang et al. 2015, arXiv 1505.06798). ``"spatial"``: the first dimension of
@@ -71,15 +72,25 @@ class SVD(_Factor):
             raise ValueError(f"svd: give one of rank, energy and rate, got {names}")
         if self.rank is not None:
             _require_count("svd: rank", self.rank)
-        if self.energy is not None and not (_is_number(self.energy) and 0 < self.energy <= 1):
-            raise ValueError(f"svd: energy must be above 0 and at most 1, got {self.energy!r}")
+        if self.energy is not None and not _is_number(self.energy):
+            raise ValueError(f"svd: energy must be a number, got {self.energy!r}")
         if self.rate is not None and not (_is_number(self.rate) and 1 < self.rate < math.inf):
             raise ValueError(f"svd: rate must be a finite number above 1, got {self.rate!r}")
         if self.split not in ("channel", "spatial"):
             raise ValueError(f"svd: split must be 'channel' or 'spatial', got {self.split!r}")
 
+    def check_energy(self) -> None:
+        """Raises ``ValueError`` for an energy that no layer has.
+
+        It is asked of each layer, as a rank is, so that the error names one; and of texts, whose
+        error names their place.
+        """
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise ValueError(f"svd: energy must be above 0 and at most 1, got {self.energy!r}")
+
     def split_of(self, layer: nn.Module) -> Split:
         """How it cuts the weight of a layer; ``ValueError`` says why it cannot."""
+        self.check_energy()
         split = SpatialSplit(layer) if self.split == "spatial" else ChannelSplit(layer)
         if self.rank is not None and self.rank > split.most:
             raise ValueError(
@@ -202,7 +213,10 @@ def parse_factor(text: str) -> Factor:
             raise ValueError(unknown(f"{method}: setting", name, known))
     if cls is Basis and "d" not in settings:
         raise ValueError("basis: d is missing, the number of basis kernels")
-    return cls(**settings)
+    factor = cls(**settings)
+    if isinstance(factor, SVD):
+        factor.check_energy()
+    return factor
 
 
 def _is_number(value: object) -> bool:

@@ -16,6 +16,7 @@ from torch.optim import Adam
 
 from vq_plugin.arguments import check_at_least, check_whole
 from vq_plugin.checkpoint import Rest, check_rest, file_bytes
+from vq_plugin.factorize.layers import whole_kernels
 from vq_plugin.replace import assemble
 from vq_plugin.seeded import seeded
 from vq_plugin.select import Pattern, Schemes, check_model
@@ -257,10 +258,11 @@ class _Run:
             "epochs": self.epochs, "lr": self.lr, "seed": self.seed, **learner.vectors,
         }  # fmt: skip
         training = Training("learn", learner, optimizer, teacher, self.loss, self.epochs, settings)
-        training.run(
-            self.loader, seed=self.seed, checkpoint=checkpoint, before_step=learner.before_step,
-            after_epoch=self.callback,
-        )  # fmt: skip
+        with whole_kernels(learner.model):
+            training.run(
+                self.loader, seed=self.seed, checkpoint=checkpoint,
+                before_step=learner.before_step, after_epoch=self.callback,
+            )  # fmt: skip
         learner.fit_in(0.0)
         return self._finished(learner)
 
