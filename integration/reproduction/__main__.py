@@ -1,23 +1,21 @@
 """Figures 1 to 4 and the retrieval test of Gong et al. 2014 on networks that fit here.
 
-    python -m integration.reproduction [PART …] [--seeds 0] [--quick] [--folder runs/reproduction]
+    python -m integration.reproduction [PART …] [--seeds 0 1 2] [--quick] [--folder FOLDER]
 
-Parts, all of them by default:
+Parts; without any, all of them, in two processes:
 
-- dense: the dense layers of the Fashion-MNIST CNN by every method, plain and calibrated on 512
-  unlabelled images; nothing is trained after;
+- dense: the dense layers of the Fashion-MNIST CNN by every method, plain and, of the first seed,
+  calibrated on 512 unlabelled images; nothing is trained after;
 - large: the same methods on a VGG-like network of 16.8 M dense weights, of the first seed;
 - pretrained: and on EfficientNet-Lite0 of ImageNet;
-- methods: the methods of the package on the whole CNN and on ResNet-20, each to a file and an ONNX
-  model, of the first seed;
-- learned: codebooks learned in training beside those fitted after it;
-- penni: PENNI before training that pays for bits, on the digits' CNN.
+- methods: the methods of the package on the whole CNN, each to a file and an ONNX model, of the
+  first seed;
+- residual_methods: and on ResNet-20;
+- learned: codebooks learned in training beside those fitted after it, of the first seed;
+- penni: PENNI before training that pays for bits, on the digits' CNN;
+- penni_resnet20: the same on ResNet-20 of Fashion-MNIST, of the first seed.
 
-One more has to be named, as it trains ResNet-20 for dozens of passes:
-
-- penni_resnet20: the same on ResNet-20 of Fashion-MNIST.
-
-What was measured is in FOLDER: a run that is killed goes on from there. Tables and the picture go
+What was measured is in FOLDER (runs/reproduction): a run that is killed goes on from there. Tables and the picture go
 to docs/reproduction; with ``--quick``, which takes the digits and three settings of dense layers,
 to FOLDER.
 """
@@ -26,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,8 +42,12 @@ from integration.reproduction.picture import curves
 from integration.reproduction.settings import PLAIN_ONLY, QUICK, SETTINGS, Setting
 
 _DOCS = Path(__file__).parents[2] / "docs" / "reproduction"
-_PARTS = ("dense", "large", "pretrained", "methods", "learned", "penni")
-_LONG_PARTS = ("penni_resnet20",)
+# What each of two processes does; a network that is not there yet is trained in one of them.
+_LINES = (
+    ("penni_resnet20", "residual_methods"),
+    ("dense", "methods", "learned", "large", "pretrained", "penni"),
+)
+_NAMES = {"large": "large_layers"}
 _FORMATS = {
     "method": "", "setting": "", "fit": "", "seeds": "d", "rate": ".1f", "error@1": ".2f",
     "lost@1": ".2f", "lost@5": ".2f", "mAP": ".2f", "mAP lost": ".2f", "mAP, 1 bit": ".2f",
@@ -70,12 +73,14 @@ def head_of(seed: int, quick: bool) -> Head:
     return Head(layers, features(data.images), data.labels, known, tuple(inner))
 
 
-def run(journal: Journal, seed: int, quick: bool) -> None:
-    """Measures what is not in the journal."""
+def run(journal: Journal, seed: int, quick: bool, *, slow: bool = True) -> None:
+    """Measures what is not in the journal; calibrated fits and RQ are the ``slow`` ones."""
     head = None
     for method, settings in {"float": (None,), **(QUICK if quick else SETTINGS)}.items():
+        if method == "RQ" and not slow:
+            continue
         for setting in settings:
-            for calibrated in (False,) if method in PLAIN_ONLY else (False, True):
+            for calibrated in (False, True) if slow and method not in PLAIN_ONLY else (False,):
                 key = f"{seed} {setting} {'calibrated' if calibrated else 'plain'}"
                 if key in journal.rows:
                     continue
@@ -128,11 +133,11 @@ def dense(folder: Path, target: Path, seeds: Sequence[int], quick: bool) -> None
     """The dense layers of the CNN: a table, and a picture."""
     journal = Journal(folder / ("quick.jsonl" if quick else "dense.jsonl"))
     for seed in seeds:
-        run(journal, seed, quick)
+        run(journal, seed, quick, slow=seed == seeds[0])
     rows = means([row for row in journal.rows.values() if row["seed"] in seeds])
     name = "Dense layers of the " + ("digits' CNN" if quick else "Fashion-MNIST CNN")
     title = f"{name}, seeds {', '.join(map(str, seeds))}"
-    keep(target / "dense_layers.txt", text.published(Table(title, _FORMATS, rows)))
+    keep(target / "dense_layers.txt", text.published(journal, Table(title, _FORMATS, rows)))
     (target / "error_against_rate.svg").write_text(curves(rows), encoding="utf-8")
 
 
@@ -142,35 +147,52 @@ def keep(path: Path, found: str) -> None:
     print(found)
 
 
+def make(part: str, folder: Path, seeds: Sequence[int]) -> None:
+    """One part: its tables, and the picture, in the docs."""
+    match part:
+        case "dense":
+            dense(folder, _DOCS, seeds, quick=False)
+            return
+        case "large":
+            found = large.published(folder)
+        case "pretrained":
+            found = pretrained.published(folder)
+        case "methods" | "residual_methods":
+            found = methods.published(folder, part, seeds[0])
+        case "learned":
+            found = learned.published(folder, seeds[:1])
+        case "penni":
+            found = penni.published(folder, part, seeds)
+        case _:
+            found = penni.published(folder, part, seeds[:1])
+    keep(_DOCS / f"{_NAMES.get(part, part)}.txt", found)
+
+
+def side_by_side(folder: Path, seeds: Sequence[int]) -> int:
+    """All parts in two processes; 0 if both have come to their end."""
+    command = [sys.executable, "-m", "integration.reproduction"]
+    settings = ["--seeds", *map(str, seeds), "--folder", str(folder)]
+    running = [subprocess.Popen([*command, *line, *settings]) for line in _LINES]
+    return max(abs(each.wait()) for each in running)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=_PARTS, help=f"of {', '.join(_PARTS)}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parts = [part for line in _LINES for part in line]
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="the digits, to see that it runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduction"))
     options = parser.parse_args()
-    known = (*_PARTS, *_LONG_PARTS)
-    if unknown := set(options.parts) - set(known):
-        parser.error(f"there is no {sorted(unknown)[0]!r}; parts are {', '.join(known)}")
+    if unknown := set(options.parts) - set(parts):
+        parser.error(f"there is no {min(unknown)!r}; parts are {', '.join(parts)}")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
-    folder: Path = options.folder
-    target = folder if options.quick else _DOCS
-    target.mkdir(parents=True, exist_ok=True)
     if options.quick:
-        dense(folder, target, [0], quick=True)
-        sys.exit()
-    for part in options.parts:
-        match part:
-            case "dense":
-                dense(folder, target, options.seeds, quick=False)
-            case "large":
-                keep(target / "large_layers.txt", large.published(folder))
-            case "pretrained":
-                keep(target / "pretrained.txt", pretrained.published(folder))
-            case "methods":
-                keep(target / "methods.txt", methods.published(folder, options.seeds[0]))
-            case "learned":
-                keep(target / "learned.txt", learned.published(folder, options.seeds))
-            case "penni" | "penni_resnet20":
-                keep(target / f"{part}.txt", penni.published(folder, part, options.seeds))
+        options.folder.mkdir(parents=True, exist_ok=True)
+        dense(options.folder, options.folder, [0], quick=True)
+    elif options.parts:
+        for part in options.parts:
+            make(part, options.folder, options.seeds)
+    else:
+        sys.exit(side_by_side(options.folder, options.seeds))

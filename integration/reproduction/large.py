@@ -66,4 +66,4 @@ def published(folder: Path) -> str:
             some = replace(whole, compressed=names)
             rows.append(journal.measured(named, partial(row, some, setting, before)))
     title = f"Fashion-MNIST VGG, float {before['accuracy@1']:.2f} %, plain fits"
-    return text.published(Table(title, _FORMATS, rows))
+    return text.published(journal, Table(title, _FORMATS, rows))

@@ -125,4 +125,4 @@ def published(folder: Path, seeds: Sequence[int]) -> str:
         for seed in seeds:
             named = {"seed": seed, "method": method}
             journal.measured(named, lambda make=make, seed=seed: ended(*make(net, seed), net))
-    return text.published(table(journal))
+    return text.published(journal, table(journal))

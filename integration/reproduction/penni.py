@@ -192,4 +192,4 @@ def published(folder: Path, part: str, seeds: Sequence[int]) -> str:
             means = {n: statistics.mean(row[n] for row in measured) for n in list(_FORMATS)[3:]}
             rows.append({"method": method, "target": size, "seeds": len(seeds), **means})
     name = f"{title}, {subject.passes} passes, seeds {', '.join(map(str, seeds))}"
-    return text.published(Table(name, _FORMATS, rows))
+    return text.published(journal, Table(name, _FORMATS, rows))

@@ -121,4 +121,4 @@ def published(folder: Path) -> str:
         measure = partial(pretrained.row, layers, setting, calibrated=calibrated)
         rows.append(journal.measured(named, measure))
     views = f"{len(pretrained.expected)} views of 11 photographs"
-    return text.published(Table(f"EfficientNet-Lite0, {views}", _FORMATS, rows))
+    return text.published(journal, Table(f"EfficientNet-Lite0, {views}", _FORMATS, rows))
