@@ -15,9 +15,9 @@ Parts; without any, all of them, in two processes:
 - penni: PENNI before training that pays for bits, on the digits' CNN;
 - penni_resnet20: the same on ResNet-20 of Fashion-MNIST, of the first seed.
 
-What was measured is in FOLDER (runs/reproduction): a run that is killed goes on from there. Tables and the picture go
-to docs/reproduction; with ``--quick``, which takes the digits and three settings of dense layers,
-to FOLDER.
+What was measured is in FOLDER (runs/reproduction): a run that is killed goes on from there. Tables
+and the picture go to docs/reproduction; with ``--quick``, which takes the digits and three settings
+of dense layers, to FOLDER.
 """
 
 from __future__ import annotations
