@@ -60,11 +60,13 @@ class Method:
         start: The float model that is coded.
         schemes: How.
         passes: Of training by the float model after that, codes fixed.
+        calibrated: Whether fits see data.
     """
 
     start: Callable[[Network], nn.Module]
     schemes: Schemes
     passes: int = 0
+    calibrated: bool = True
 
 
 def network(seed: int) -> Network:
@@ -148,14 +150,21 @@ def dense_layers(scheme: Any) -> Schemes:
     return {"re:classifier.[03].*": scheme, "*": vq.KM(k=64)}
 
 
+# As Wu et al. 2016 (arXiv 1512.06473): positions of a kernel share codebooks, and so look-ups.
+_SHARED_TABLES: Schemes = {
+    "features.3": vq.PQ(k=32, dim=8, layout="channels"),
+    **dense_layers(vq.PQ(k=32, dim=4)),
+}
 _KERNELS = {"features.3": vq.Basis(d=5)}
 _LOW_RANK = {"re:classifier.[03]": vq.SVD(rate=4)}
 _ZEROS = vq.KM(k=9, keep_zeros=True)
 
 METHODS: dict[str, Method] = {
     "k-means": Method(whole, dense_layers(vq.KM(k=4))),
-    "binary": Method(whole, dense_layers(vq.Binary())),
+    "binary": Method(whole, dense_layers(vq.Binary()), calibrated=False),
     "product": Method(whole, dense_layers(vq.PQ(k=16, dim=4, axis="out"))),
+    "Quantized CNN": Method(whole, _SHARED_TABLES),
+    "Quantized CNN, uncorrected": Method(whole, _SHARED_TABLES, calibrated=False),
     "residual": Method(whole, dense_layers(vq.RQ(k=16, stages=2, dim=8))),
     "signs": Method(whole, dense_layers(vq.Signs(levels=4, block=4))),
     "low rank": Method(partial(factorized, factors=_LOW_RANK), vq.KM(k=64)),
@@ -174,11 +183,23 @@ METHODS: dict[str, Method] = {
     "zeros, then codes": Method(partial(zeroed, sparsity=0.97, passes=3), _ZEROS, passes=1),
 }
 _ALL_KERNELS = {nn.Conv2d: vq.Basis(d=5), "features.0": None}
+# Those of equal form have the same mixes.
+_SHARED_MIXES = {
+    f"re:{layers}": vq.Basis(d=5, shared=True)
+    for layers in (
+        r"features\.3\..*conv.", r"features\.4\.(0\.conv2|[12]\.conv.)",
+        r"features\.5\.(0\.conv2|[12]\.conv.)",
+    )
+}  # fmt: skip
 RESIDUAL_METHODS: dict[str, Method] = {
     "k-means": Method(whole, vq.KM(k=16)),
     "PENNI, then codes": Method(
-        partial(penni, factors=_ALL_KERNELS, passes=4, deviations=1.25),
+        partial(penni, factors=_ALL_KERNELS, passes=2, deviations=1.25),
         vq.KM(k=17, keep_zeros=True),
+    ),
+    # Without a cut, training alone.
+    "mixes of several layers": Method(
+        partial(penni, factors=_SHARED_MIXES, passes=2, deviations=0.0), vq.KM(k=16)
     ),
     "zeros, then codes": Method(
         partial(zeroed, sparsity=0.8, passes=3), vq.KM(k=17, keep_zeros=True)
@@ -218,7 +239,7 @@ def published(folder: Path, part: str, seed: int) -> str:
 def row_of(method: Method, net: Network) -> dict[str, float]:
     """A method's row."""
     start = method.start(net)
-    small = vq.compress(start, method.schemes, net.calibration)
+    small = vq.compress(start, method.schemes, net.calibration if method.calibrated else None)
     if method.passes:
         vq.finetune(small, net.batches, teacher=net.model, epochs=method.passes)
     return ended(start, small, net)

@@ -48,6 +48,8 @@ def _drawn(rows: Sequence[Row]) -> Figure:
                 )  # fmt: skip
         axes.set_title(f"{fit} fits", loc="left")
         axes.set_xscale("log")
+        # Of one center for all weights there are no codes, and nothing is left.
+        axes.set_xlim(1.6, 650)
         axes.set_xticks(_TICKS)
         axes.set_yscale("symlog", linthresh=1, linscale=1.2)
         axes.set_ylim(-0.06, 100)

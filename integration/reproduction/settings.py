@@ -11,7 +11,7 @@ Setting = vq.SVD | Form
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "SVD": tuple(vq.SVD(rate=rate) for rate in (2, 4, 8, 16, 32)),
     "binary": (vq.Binary(),),
-    "KM": tuple(vq.KM(k=k) for k in (2, 4, 8, 16, 32)),
+    "KM": tuple(vq.KM(k=k) for k in (1, 2, 4, 8, 16, 32)),
     "PQ, x axis": tuple(vq.PQ(k=k, dim=dim, axis="in") for k in (4, 8, 16) for dim in (1, 2, 3, 4)),
     "RQ": tuple(vq.RQ(k=256, stages=stages) for stages in (2, 3)),
     "PQ, longer": (
