@@ -45,7 +45,7 @@ _SCHEMES: dict[str, dict[str, Schemes]] = {
     },
     "resnet20": {"km(k=16)": vq.KM(k=16)},
 }
-# Of ResNet-20: the network of integration.reproduction, kept in the same place.
+# Of ResNet-20: a quarter of its training, which is kept beside the whole one.
 _EPOCHS = 3
 _QUICK: dict[str, Schemes] = {"pq(k=16,dim=4)": vq.PQ(k=16, dim=4)}
 
