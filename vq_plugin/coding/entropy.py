@@ -17,16 +17,26 @@ from numpy.typing import NDArray
 from vq_plugin.coding.ans import Reader, Writer
 from vq_plugin.coding.bits import code_dtype, pack, packed_size, unpack
 from vq_plugin.coding.classes import Classes, by_class
+from vq_plugin.coding.counts import (
+    LOGARITHMS,
+    as_stored,
+    from_stored,
+    is_width,
+    quantized_counts,
+    width_of,
+)
 from vq_plugin.coding.plain import PRECISION
 
 Along = Literal["layer", "stage", "row", "subspace", "previous", "class"]
 
 # Widths of a stored count: few, since each is tried.
-_WIDTHS = (4, 6, 8, 12, 16)
+_WIDTHS = (4, 6, 8, 12, 16, *LOGARITHMS)
 # What the header says of a coded layer takes about so many bytes.
 _ENTRY = 48
 # Codes are counted as 64-bit integers: so many at a time.
 _RUN = 1 << 20
+# Counts of lines of codes, over the codes.
+_COUNTED = 2
 # Counts of tables that are made frequencies at a time.
 _TABLES = 1 << 16
 # Columns that are made rows at a time: what fits into the cache.
@@ -41,7 +51,7 @@ class Coding:
         along: Which codes share a table: those of the whole layer, of a stage, of a row of a
             stage, of a subspace of a stage, or, in each stage but the first, those that follow the
             same code of the stage before, or those of a class of rows and a class of subspaces.
-        bits: Bits of a count in the tables, 1 to 16.
+        bits: Bits of a count in the tables, 1 to 16; 20 to 22 where 4 to 6 bits are its logarithm.
     """
 
     along: Along
@@ -75,7 +85,8 @@ class _Way:
 
     def stored(self, bits: int) -> int:
         """Bytes before the stream."""
-        return len(self.head()) + packed_size(sum(part.size for part in self.counts), 1 << bits)
+        values = sum(part.size for part in self.counts)
+        return len(self.head()) + packed_size(values, 1 << width_of(bits))
 
     def entropy(self) -> int:
         """Whole bytes that the stream takes at least."""
@@ -91,7 +102,7 @@ def encode(codes: NDArray[Any], k: int) -> tuple[Coding, NDArray[np.uint8]] | No
         >>> rare = (np.arange(4096) % 64 == 0).astype(np.uint8).reshape(1, 64, 64)
         >>> coding, data = encode(rare, 2)
         >>> coding, data.size, packed_size(4096, 2)
-        (Coding(along='layer', bits=6), 66, 512)
+        (Coding(along='layer', bits=20), 65, 512)
         >>> bool((decode(data, coding, rare.shape, 2) == rare).all())
         True
         >>> encode(np.arange(16).reshape(1, 4, 4), 16)
@@ -108,7 +119,8 @@ def encode(codes: NDArray[Any], k: int) -> tuple[Coding, NDArray[np.uint8]] | No
         if len(values):
             writer.push(values, frequencies(table).astype(np.uint32))
     stream = writer.words().astype("<u4").view(np.uint8)
-    data = np.concatenate([way.head(), pack(np.concatenate(each), 1 << bits), stream])
+    counts = as_stored(np.concatenate(each), bits)
+    data = np.concatenate([way.head(), pack(counts, 1 << width_of(bits)), stream])
     return (Coding(way.along, bits), data) if data.size < limit else None
 
 
@@ -121,7 +133,7 @@ def coded_size(codes: NDArray[Any], k: int) -> int:
     Example:
         >>> rare = (np.arange(4096) % 64 == 0).astype(np.uint8).reshape(1, 64, 64)
         >>> coded_size(rare, 2), encode(rare, 2)[1].size
-        (69, 66)
+        (68, 65)
     """
     packed = packed_size(codes.size, k)
     best = _cheapest(codes, k, packed - _ENTRY)
@@ -134,7 +146,7 @@ def decode(data: NDArray[np.uint8], coding: Coding, shape: tuple[int, ...], k: i
     The caller makes sure that codes of this shape, ``(stages, rows, subspaces)``, are wanted: a
     short stream can stand for any number of them.
     """
-    if not (0 < coding.bits <= 16 and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
+    if not (is_width(coding.bits) and 0 < k < 1 << PRECISION - 1 and min(shape) > 0):
         raise ValueError(f"{coding} of {k} centers and shape {tuple(shape)} cannot be")
     stages, rows, subspaces = shape
     if data.dtype != np.uint8 or data.ndim != 1:
@@ -144,10 +156,11 @@ def decode(data: NDArray[np.uint8], coding: Coding, shape: tuple[int, ...], k: i
         raise ValueError(f"{numbers} are not the numbers of two kinds of classes")
     count = math.prod(numbers) if numbers else _tables(shape, coding.along, k)
     values = sum(numbers) + count * k
-    size = len(numbers) + packed_size(values, 1 << coding.bits)
+    width = width_of(coding.bits)
+    size = len(numbers) + packed_size(values, 1 << width)
     if data.size < size:
         raise ValueError(f"{data.size} bytes cannot hold tables of {size} bytes")
-    stored = unpack(data[len(numbers) : size], values, 1 << coding.bits).astype(np.int64)
+    stored = from_stored(unpack(data[len(numbers) : size], values, 1 << width), coding.bits)
     tables = stored[sum(numbers) :].reshape(-1, k)
     stream = data[size:]
     if stream.size % 4:
@@ -275,37 +288,43 @@ def _ways(array: NDArray[Any], k: int, limit: int) -> Iterator[_Way]:
         return
     # Tables of a quarter of the packed codes, at 4 bits a count, hardly ever pay and take memory.
     affordable = limit // (2 * k)
-    by_row = rows > 1 and stages * rows <= affordable
-    by_subspace = subspaces > 1 and stages * subspaces <= affordable
+    # Counts of all rows, and of all subspaces, take no more memory than a few times the codes.
+    by_row = rows > 1 and stages * rows * k <= _COUNTED * array.size
+    by_subspace = subspaces > 1 and stages * subspaces * k <= _COUNTED * array.size
     counts = _counts(_ordered(array, "row" if by_row else "stage"), k)
     by_stage = counts.reshape(stages, -1, k).sum(1)
     yield _Way("layer", [by_stage.sum(0, keepdims=True)])
     if 1 < stages <= affordable:
         yield _Way("stage", [by_stage])
-    if by_row:
+    if by_row and stages * rows <= affordable:
         yield _Way("row", [counts])
     if stages > 1 and 1 + (stages - 1) * k <= affordable:
         yield _Way("previous", [_counts_by_previous(array, k)])
     if not by_subspace:
         return
     across = _counts(_ordered(array, "subspace"), k)
-    yield _Way("subspace", [across])
+    if stages * subspaces <= affordable:
+        yield _Way("subspace", [across])
     if by_row and _differ(counts, across):
         ways = [
             _Way("class", [*classes.counts(), pairs], classes)
             for classes, pairs in by_class(array, counts, across, affordable)
         ]
-        # All widths of the one that looks best at that of most sparse layers.
-        yield from sorted(ways, key=lambda way: way.stored(12) + way.entropy())[:1]
+        # All widths of the one that looks best at that of most layers.
+        yield from sorted(ways, key=lambda way: way.stored(LOGARITHMS[1]) + way.entropy())[:1]
 
 
 def _differ(by_row: NDArray[np.int64], by_subspace: NDArray[np.int64]) -> bool:
     """Whether rows and subspaces tell much about their codes: classes take time to find."""
-    tables, k = len(by_row) + len(by_subspace), by_row.shape[1]
-    whole = _entropy(by_row.sum(0, keepdims=True))
+    counts = by_row.sum(0, keepdims=True)
+    whole = _entropy(counts)
     saved = 2 * whole - _entropy(by_row) - _entropy(by_subspace)
-    # What tables of their own would save if codes were independent of them: (k - 1) / 2 nats each.
-    by_chance = tables * (k - 1) / (16 * math.log(2))
+    # What tables of their own would save if codes were independent of them: half a nat each for
+    # every code but one, but no more for a rare code than it is often there.
+    by_chance = sum(
+        len(tables) * (float(np.minimum(counts / len(tables), 1).sum()) - 1) / (16 * math.log(2))
+        for tables in (by_row, by_subspace)
+    )
     return bool(saved - by_chance > 0.02 * whole)
 
 
@@ -326,14 +345,6 @@ def _counts_by_previous(array: NDArray[Any], k: int) -> NDArray[np.int64]:
             pairs += np.bincount(before[run].astype(np.int64) * k + codes[run], minlength=k * k)
         counts.append(pairs.reshape(k, k))
     return np.concatenate(counts)
-
-
-def quantized_counts(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
-    """Counts by the largest of their table, at least 1 where there is a code."""
-    most = np.maximum(counts.max(1, keepdims=True), 1)
-    scaled = (counts * (2 * ((1 << bits) - 1)) + most) // (2 * most)
-    tables: NDArray[np.int64] = np.maximum(scaled, counts > 0)
-    return tables
 
 
 def _entropy(counts: NDArray[np.int64]) -> int:

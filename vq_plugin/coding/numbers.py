@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vq_plugin.coding.ans import Reader, Writer
 from vq_plugin.coding.bits import pack, packed_size, unpack
-from vq_plugin.coding.entropy import frequencies, quantized_counts
+from vq_plugin.coding.counts import quantized_counts
+from vq_plugin.coding.entropy import frequencies
 from vq_plugin.coding.plain import PRECISION
 
 # Up to 127, of both signs, and 0; and bits of each count.
