@@ -67,10 +67,13 @@ def test_without_calibration_relative_errors_of_rows_add_up_to_the_change(name: 
 
 @pytest.mark.parametrize("name", vq.PRESETS)
 def test_with_calibration_outputs_change_by_about_the_change(name: str) -> None:
-    model = separable()
-    small = vq.compress(model, name, images(8, seed=1))
-    allowed = vq.PRESETS[name].change
-    assert allowed / 4 < change(model, small, images(8, seed=2)) < allowed * 2
+    allowed, changes = vq.PRESETS[name].change, []
+    # One network is off by a factor of 1.5 this way or that.
+    for model in map(separable, range(5)):
+        small = vq.compress(model, name, images(8, seed=1))
+        changes.append(change(model, small, images(8, seed=2)))
+    assert allowed / 4 < sum(changes) / len(changes) < allowed * 2
+    assert max(changes) < allowed * 2
 
 
 def test_presets_are_in_the_order_of_size() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import worker_pool
+from vq_plugin.rounding import stored_scales
 from vq_plugin.schemes import Geometry, Scheme
 from vq_plugin.slot_fit import fit_named
 
@@ -80,7 +81,11 @@ class Sample:
             bits = sum(map(_bits, small.codes)) / len(small.codes)
         codes = geometry.stages * geometry.rows * geometry.subspaces
         errors = (small.decode().double() - self.rows.double()).square().sum(1)
-        return Expected(geometry.table_bytes + codes * bits / 8, float(self.counts @ errors))
+        tables = geometry.table_bytes
+        if small.scale is not None:
+            scale = small.scale.repeat(-(-geometry.rows // len(small.scale)))[: geometry.rows]
+            tables += stored_scales(scale).nbytes - scale.nbytes
+        return Expected(tables + codes * bits / 8, float(self.counts @ errors))
 
 
 def _bits(codes: Tensor) -> float:

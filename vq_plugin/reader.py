@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 from vq_plugin.format.bounds import most_values
 from vq_plugin.format.container import Container
 from vq_plugin.format.header import FORMAT, CheckpointError, Entry, Stored, join
-from vq_plugin.format.weights import array_of, from_int8, read_codes
+from vq_plugin.format.weights import (
+    array_of,
+    from_int8,
+    has_coded_scales,
+    read_codes,
+    read_scales,
+)
 
 __all__ = ["CheckpointError", "File", "Layer", "open_file"]
 
@@ -73,18 +80,8 @@ class Layer(Generic[ArrayT]):
         Raises:
             CheckpointError: If they are damaged, or far more than a file of its length has.
         """
-        values, size = self._file.values, self._file.size
-        if values > most_values(size):
-            raise CheckpointError(
-                f"{self._file.path}: layer {self.name!r}: {values} weights in a file of {size} "
-                "bytes, those of every name and stage; load it into its model if that is meant"
-            )
-        try:
+        with self._bounded():
             return self._library.wrap(read_codes(self._file, self._stored, self._entry))
-        except CheckpointError:
-            raise
-        except ValueError as error:
-            raise CheckpointError(f"{self._file.path}: layer {self.name!r}: {error}") from error
 
     @cached_property
     def codebooks(self) -> ArrayT:
@@ -100,7 +97,14 @@ class Layer(Generic[ArrayT]):
 
     @cached_property
     def scale(self) -> ArrayT | None:
-        """Row scales, ``(rows,)``, or ``None``."""
+        """Row scales, ``(rows,)``, or ``None``.
+
+        Raises:
+            CheckpointError: As :attr:`codes`, where they are coded.
+        """
+        if has_coded_scales(self._file, self._stored):
+            with self._bounded():
+                return self._library.wrap(read_scales(self._file, self._stored, self._entry))
         scale = self._tensor("scale")
         return None if scale is None else self._library.array(*scale)
 
@@ -119,6 +123,22 @@ class Layer(Generic[ArrayT]):
             raise CheckpointError(f"{self._file.path}: {name!r} are no rows of the weight")
         weight[rows] = 0  # type: ignore[index]
         return weight
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Decodes no more than a file of its length has, and says whose damage it is."""
+        values, size = self._file.values, self._file.size
+        if values > most_values(size):
+            raise CheckpointError(
+                f"{self._file.path}: layer {self.name!r}: {values} weights in a file of {size} "
+                "bytes, those of every name and stage; load it into its model if that is meant"
+            )
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{self._file.path}: layer {self.name!r}: {error}") from error
 
     def _tensor(self, leaf: str) -> tuple[Stored, NDArray[np.uint8]] | None:
         name = join(self._stored, leaf)

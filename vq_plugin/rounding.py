@@ -1,4 +1,4 @@
-"""How centers are rounded to what a file holds, and int8 centers as integers and exponents.
+"""How centers and row scales are rounded to what a file holds, int8 centers as integers, too.
 
 A codebook of int8 centers has one power of two as its step, as the blocks of MXINT8 have (OCP
 Microscaling Formats 1.0, 2023). Integers of seven bits times a power of two are exact in float16,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vq_plugin.coding.scales import EIGHTHS, LEAST_OCTAVE, MOST_OCTAVE, encode_scales
 from vq_plugin.format.weights import LEAST_EXPONENT, MOST_EXPONENT, MOST_STEPS
 from vq_plugin.schemes import CodebookDtype
 
@@ -58,6 +59,49 @@ def to_int8(codebooks: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("a center is NaN, infinite or beyond 65024, which int8 cannot keep")
     exponents = _exponents(rounded)
     return (rounded / _steps(exponents)).to(torch.int8), exponents.to(torch.int8)
+
+
+def round_scales(scale: Tensor) -> Tensor:
+    """Row scales at the nearest power of the eighth root of two, of which files keep few bits.
+
+    Args:
+        scale: Float32, ``(rows,)``, 0 or above.
+
+    Returns:
+        Float32, ``(rows,)``, off by 4.5 % at most; those beyond float16's normal numbers as they
+        are. Rounding them again, or to float16, changes nothing.
+
+    Example:
+        >>> round_scales(torch.tensor([0.0, 1.0, 1.06, 100.0])).tolist()
+        [0.0, 1.0, 1.0908203125, 98.6875]
+    """
+    part, octave = torch.frexp(scale)
+    # Compared with them all: logarithms are rounded one way here and another there.
+    bounds = torch.tensor([2 ** ((2 * at + 1) / 16 - 1) for at in range(len(EIGHTHS))])
+    eighth = (part.unsqueeze(-1) >= bounds).sum(-1)
+    found = torch.tensor([*EIGHTHS, 2 * EIGHTHS[0]]) / EIGHTHS[0]
+    rounded = torch.ldexp(found[eighth], octave - 1)
+    normal = (octave > LEAST_OCTAVE) & (rounded < 2.0 ** (MOST_OCTAVE + 1)) & (scale > 0)
+    return torch.where(normal, rounded, scale)
+
+
+def stored_scales(scale: Tensor) -> Tensor:
+    """The tensor of a file for row scales, ``(rows,)``.
+
+    Returns:
+        uint8, coded, where :func:`round_scales` made them, in float16, and that is smaller;
+        otherwise as they are.
+
+    Example:
+        >>> stored_scales(torch.ones(1000, dtype=torch.float16)).nbytes
+        16
+        >>> stored_scales(torch.full((1000,), 1.01, dtype=torch.float16)).nbytes
+        2000
+    """
+    if scale.dtype != torch.float16:
+        return scale
+    data = encode_scales(scale.detach().cpu().numpy())
+    return scale if data is None else torch.from_numpy(data)
 
 
 def _exponents(codebooks: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from vq_plugin.factorize import factorized_away
 from vq_plugin.factorize.coded import FactoredWeight
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.nn import coded_weights
+from vq_plugin.rounding import stored_scales
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import slots_by_name
 from vq_plugin.ties import tied_weights
@@ -99,7 +100,10 @@ def file_nbytes(small: CodebookWeight | FactoredWeight) -> int:
     """
     if isinstance(small, FactoredWeight):
         return file_nbytes(small.first) + file_nbytes(small.second)
-    return _codes_nbytes(small) + small.geometry.table_bytes
+    size = _codes_nbytes(small) + small.geometry.table_bytes
+    if small.scale is not None:
+        size += stored_scales(small.scale).nbytes - small.scale.nbytes
+    return size
 
 
 def _codes_nbytes(small: CodebookWeight) -> int:

@@ -44,10 +44,11 @@ def ours(network: Network, schemes: Any, calibrated: bool = False, fold: bool = 
     return from_file(network, vq.compress(network.model, schemes, batches, fold=fold))
 
 
-def tuned(network: Network, timeout: float = 600) -> Measured:
+def tuned(network: Network, fold: bool = False, timeout: float = 600) -> Measured:
     """`vq.tune` at 1 %; the file of what it found, and after how many evaluations."""
+    model = vq.fold_batch_norms(network.model) if fold else network.model
     result = vq.tune(
-        network.model, network.evaluate, vq.LossBudget(relative=0.01), network.calibration,
+        model, network.evaluate, vq.LossBudget(relative=0.01), network.calibration,
         max_trials=25, timeout=timeout, rest="float16",
     )  # fmt: skip
     if not result.passed:
@@ -90,6 +91,7 @@ SETTINGS: dict[str, Make] = {
         for name, preset in PRESETS.items()
     },
     "ours tuned at 1 %": tuned,
+    "ours tuned at 1 %, norms folded": partial(tuned, fold=True),
     **{
         f"coremltools {bits} bits, {where}{', sensitive' * sensitive}": partial(
             zoo_peers.coremltools, n_bits=bits, group=group, sensitive=sensitive
@@ -137,8 +139,8 @@ def table_of(name: str, network: Network, settings: dict[str, Make]) -> Table:
     table = Table(f"{name}: {network.metric}, {items} items, {kept:,} parameters", _FORMATS)
     rows = []
     for setting, make in settings.items():
-        if make is tuned:
-            make = partial(tuned, timeout=_TIMEOUT.get(name, 600.0))  # noqa: PLW2901
+        if "tuned" in setting:
+            make = partial(make, timeout=_TIMEOUT.get(name, 600.0))  # noqa: PLW2901
         rows.append({"setting": setting, **measure(network, make)})
         print(rows[-1], flush=True)
     full = {"bytes": float_bytes(network.model), "file rate": 1.0, "agreement %": 100.0}

@@ -102,3 +102,26 @@ def compressed_various() -> nn.Module:
         for weight in model.parameters():
             weight *= torch.rand(weight.shape) < 0.1
     return vq.compress(model, vq.KM(k=5, keep_zeros=True))
+
+
+class Scaled(nn.Module):
+    """Layers whose row scales are coded, one by classes of rows; two share theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even = nn.Linear(24, 96)
+        self.uneven = nn.Linear(128, 128, bias=False)
+        self.table = nn.Embedding(90, 16)
+        self.tied = nn.Linear(24, 96)
+        self.tied.weight = self.even.weight
+
+
+def compressed_scaled() -> nn.Module:
+    torch.manual_seed(0)
+    model = Scaled()
+    with torch.no_grad():
+        model.even.weight *= torch.rand(96, 1) ** 3
+        model.even.weight[7] = 0
+        # Half of each row is short.
+        model.uneven.weight[:64, 3:] *= 0.05
+    return vq.compress(model, vq.Uniform(step=0.3, scale="row"))

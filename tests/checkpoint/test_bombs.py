@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import vq_plugin as vq
 from tests.checkpoint.costs import assert_cheap, read_all
 from tests.checkpoint.forging import LAYOUTS, contents, sealed, with_checksum
+from vq_plugin.coding.scales import encode_scales
 
 Header = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -104,6 +106,23 @@ def a_scheme_of_blanks(header: Header, tensors: Tensors) -> None:
     header["layers"]["0"]["scheme"] = "km" + " " * 200_000 + "x"
 
 
+def scales(header: Header, tensors: Tensors, rows: int, coded: int) -> None:
+    """A layer of so many rows, and bytes that are the scales of some."""
+    empty_codes(header, tensors, "0", [rows, 1], 1)
+    header["layers"]["0"]["scheme"] = "uniform(step=0.5,scale=row)"
+    data = encode_scales(np.where(np.arange(coded) % 16, 1, 2).astype(np.float16))
+    assert data is not None
+    tensors["0.scale"] = torch.from_numpy(data)
+
+
+def scales_of_more_rows(header: Header, tensors: Tensors) -> None:
+    scales(header, tensors, 1 << 22, 1 << 12)
+
+
+def scales_of_as_many_rows_as_may_be(header: Header, tensors: Tensors) -> None:
+    scales(header, tensors, 1 << 22, 1 << 22)
+
+
 def a_huge_group(header: Header, tensors: Tensors) -> None:
     header["layers"]["0"]["group"] = (1 << 63) - 1
 
@@ -120,6 +139,8 @@ BOMBS = [
     many_dimensions,
     a_view_of_many_dimensions,
     a_scheme_of_blanks,
+    scales_of_more_rows,
+    scales_of_as_many_rows_as_may_be,
     a_huge_group,
 ]
 

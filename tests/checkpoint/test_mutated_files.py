@@ -18,9 +18,11 @@ from tests.checkpoint.coded_models import (
     WAYS,
     Int8Model,
     Model,
+    Scaled,
     Various,
     compressed,
     compressed_int8,
+    compressed_scaled,
     compressed_various,
 )
 from tests.checkpoint.forging import LAYOUTS, contents, sealed, unpacked
@@ -176,6 +178,7 @@ CASES = {
     "int8": Case(Int8Model, compressed_int8),
     "numbers": Case(Model, compressed, "int8"),
     "parameters": Case(Various, compressed_various),
+    "scales": Case(Scaled, compressed_scaled),
 }
 
 

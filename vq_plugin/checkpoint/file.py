@@ -33,10 +33,10 @@ from vq_plugin.folding import fold, norm_pairs
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container, to_bytes
 from vq_plugin.format.header import DTYPES, CheckpointError, Entry, EntryView, Header, Stored, join
-from vq_plugin.format.weights import read_codes
+from vq_plugin.format.weights import has_coded_scales, read_codes, read_scales
 from vq_plugin.nn import Slot, View
 from vq_plugin.replace import assemble
-from vq_plugin.rounding import to_int8
+from vq_plugin.rounding import stored_scales, to_int8
 from vq_plugin.schemes import Scheme, parse_scheme
 from vq_plugin.schemes.registry import SCHEMES
 from vq_plugin.select import check_model, slots_by_any_name
@@ -235,12 +235,17 @@ def _weight(file: Container, name: str, source: Tensor) -> CodebookWeight:
     entry = file.header.layers[name]
     scheme = _scheme(entry.scheme)
     layer = torch_layer(file, name)
-    if scheme.geometry(entry.shape).scaled and layer.scale is None:
+    # A model of this shape is there: not as many as a file of its length has, but as it wants.
+    coded = has_coded_scales(file, name)
+    scale = torch.from_numpy(read_scales(file, name, entry)) if coded else layer.scale
+    if scheme.geometry(entry.shape).scaled and scale is None:
         raise ValueError("its row scales are missing")
+    if coded and scheme.torch_codebook_dtype != torch.float16:
+        raise ValueError(f"its row scales are of float16, which those of {scheme} are not")
     small = CodebookWeight(
         codes=torch.from_numpy(read_codes(file, name, entry)).to(source.device),
         codebooks=layer.codebooks.to(source.device),
-        scale=None if layer.scale is None else layer.scale.to(source.device),
+        scale=None if scale is None else scale.to(source.device),
         scheme=scheme,
         shape=entry.shape,
         dtype=source.dtype,
@@ -313,7 +318,7 @@ def _coded(saved: SavedWeight) -> tuple[Entry, _Parts]:
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
     if small.scale is not None:
-        parts["scale"] = small.scale
+        parts["scale"] = stored_scales(small.scale)
     entry = Entry(
         scheme=str(small.scheme),
         shape=tuple(small.shape),

@@ -16,7 +16,7 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import Objective, Quantized
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.schemes import LEAST_IMPORTANCE
-from vq_plugin.rounding import round_centers
+from vq_plugin.rounding import round_centers, round_scales
 from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
 
 # Squares of weights beyond these sizes leave float32.
@@ -137,6 +137,8 @@ def _normalize_rows(
     if outputs is not None:
         outputs = outputs.cpu().double() * largest.double().square()
     scale = largest * scheme.row_size_for(matrix / largest.unsqueeze(1), outputs)
+    if scheme.rounds_scales:
+        scale = round_scales(scale)
     scale = scale.to(scheme.torch_codebook_dtype)
     if not bool(scale.isfinite().all()):
         raise ValueError(

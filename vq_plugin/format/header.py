@@ -199,8 +199,15 @@ def check_weight(name: str, entry: Entry, header: Header) -> None:
         and entry.codes == shape
         and groups == (-(-rows // entry.group) if entry.group else 1)
         and books in (1, subspaces)
-        and (scale is None or (scale.shape == (rows,) and scale.dtype in FLOATS))
+        and (scale is None or _may_be_scales(scale, rows))
         and (exponents is None or exponents.shape == codebooks.shape[:3])
     )
     if not fits:
         raise ValueError(f"layer {name!r}: its tensors do not fit a weight of {entry.shape}")
+
+
+def _may_be_scales(scale: Stored, rows: int) -> bool:
+    """Whether a tensor can be the scales of so many rows: numbers, or bytes that stand for them."""
+    if scale.dtype == "uint8":
+        return len(scale.shape) == 1
+    return scale.shape == (rows,) and scale.dtype in FLOATS

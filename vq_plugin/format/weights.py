@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vq_plugin.coding import entropy
 from vq_plugin.coding.bits import unpack
+from vq_plugin.coding.scales import decode_scales
 from vq_plugin.format.bounds import may_be_coded
 from vq_plugin.format.container import Container
 from vq_plugin.format.header import Entry, Stored, join
@@ -53,6 +54,20 @@ def read_codes(file: Container, name: str, entry: Entry) -> NDArray[Any]:
     if entry.coding is not None:
         return entropy.decode(data, entry.coding, entry.codes, k)
     return unpack(data, count, k).reshape(entry.codes)
+
+
+def has_coded_scales(file: Container, name: str) -> bool:
+    """Whether the row scales of a stored weight are bytes that stand for them."""
+    kind = file.header.tensors.get(join(name, "scale"))
+    return kind is not None and kind.dtype == "uint8"
+
+
+def read_scales(file: Container, name: str, entry: Entry) -> NDArray[np.float16]:
+    """The row scales of a stored weight, ``(rows,)``, where they are coded.
+
+    ``ValueError`` if they are damaged.
+    """
+    return decode_scales(file.raw(join(name, "scale")), entry.matrix[0])
 
 
 def from_int8(integers: NDArray[Any], exponents: NDArray[Any]) -> NDArray[np.float16]:

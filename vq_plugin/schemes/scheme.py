@@ -40,6 +40,8 @@ class Scheme:
     calibrates: ClassVar[bool] = True
     #: Whether centers are trained on many weights, so that fits take long and samples say little.
     trains: ClassVar[bool] = True
+    #: Whether row scales may be off by a few percent, for which codes and centers then make up.
+    rounds_scales: ClassVar[bool] = False
 
     @property
     def feels(self) -> bool:
