@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from vq_plugin.checkpoint import Rest, stored_rest
+from vq_plugin.checkpoint import Rest, kept_rest, stored_rest
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.factorize import factorized_away
@@ -66,19 +67,23 @@ def float_nbytes(tensors: Iterable[Tensor]) -> int:
     )
 
 
-def stored_nbytes(tensors: Iterable[Tensor], rest: Rest | None = None) -> int:
+def stored_nbytes(
+    tensors: Iterable[Tensor], rest: Rest | None = None, model: nn.Module | None = None
+) -> int:
     """Bytes in a file of tensors that are not coded; one of several names counts once.
 
     Args:
         tensors: Biases, norms, weights left in float.
         rest: How they are stored, as for :func:`vq_plugin.save`.
+        model: What they are of, where biases that are added may be in it.
 
     Example:
         >>> import torch
         >>> stored_nbytes([torch.zeros(3)]), stored_nbytes([torch.zeros(3)], "float16")
         (12, 6)
     """
-    return sum(stored_rest(value, rest).tensor.nbytes for value in _distinct(tensors))
+    keep = partial(stored_rest, rest=rest) if model is None else kept_rest(model, rest)
+    return sum(keep(value).tensor.nbytes for value in _distinct(tensors))
 
 
 def file_nbytes(small: CodebookWeight | FactoredWeight) -> int:
@@ -127,7 +132,7 @@ def account(model: nn.Module, searched: Iterable[str], rest: Rest | None) -> Acc
     changing = {id(value) for slot in slots for value in slot.tensors}
     others = (value for value in tensors if id(value) not in changing)
     whole = float_nbytes(tensors) + weight_float_nbytes([factorized_away(model)])
-    return Account(stored_nbytes(others, rest), whole)
+    return Account(stored_nbytes(others, rest, model), whole)
 
 
 def setting_nbytes(layers: Sequence[Sequence[Counted]], setting: Sequence[int]) -> int:

@@ -193,7 +193,7 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     others = rest_tensors(model).values()
     return Summary(
         tuple(rows),
-        stored_nbytes(others, rest),
+        stored_nbytes(others, rest, model),
         float_nbytes(others),
         left_float(model),
         foldable_nbytes(model),

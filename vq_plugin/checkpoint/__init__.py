@@ -2,7 +2,14 @@
 
 from vq_plugin.checkpoint.file import file_bytes, load, save
 from vq_plugin.checkpoint.opened import open_file
-from vq_plugin.checkpoint.rest import Rest, check_rest, rest_tensors, round_rest, stored_rest
+from vq_plugin.checkpoint.rest import (
+    Rest,
+    check_rest,
+    kept_rest,
+    rest_tensors,
+    round_rest,
+    stored_rest,
+)
 from vq_plugin.format.container import read_header
 from vq_plugin.format.header import CheckpointError
 
@@ -11,6 +18,7 @@ __all__ = [
     "Rest",
     "check_rest",
     "file_bytes",
+    "kept_rest",
     "load",
     "open_file",
     "read_header",

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint.fresh import narrowed, refactorized, slot_of
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
-from vq_plugin.checkpoint.rest import Rest, check_rest, stored_rest
+from vq_plugin.checkpoint.rest import Rest, check_rest, kept_rest
 from vq_plugin.checkpoint.state import load_state
 from vq_plugin.checkpoint.weights import SavedWeight, saved_weights
 from vq_plugin.codebook import CodebookWeight
@@ -56,8 +56,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, rest: Rest | None = 
         rest: ``"float16"`` rounds what is not of a codebook (biases, norms, layers left as they
             are) from float32 or float64, but for tensors with a value beyond its range.
             ``"int8"`` does so, too, but that parameters of one dimension (biases, scales of norms)
-            are off by up to 1/127 of their largest value, at a byte each. Loading gives tensors
-            their dtype back. ``None`` keeps them as they are.
+            are off by up to 1/127 of their largest value, at a byte each. Of the two biases of an
+            ``nn.LSTM`` or ``nn.RNN`` both keep the sum, as the first, and zeros. Loading gives
+            tensors their dtype back. ``None`` keeps them as they are.
 
     Returns:
         Bytes of the file.
@@ -96,6 +97,7 @@ def file_bytes(model: nn.Module, rest: Rest | None) -> bytes:
     # Tensors are tied where they are one object, coded weights where they share their codebooks.
     first: dict[int, str] = {}
     own = {key for each in coded for key in each.keys}
+    keep = kept_rest(model, rest)
     for key, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise ValueError(
@@ -108,7 +110,7 @@ def file_bytes(model: nn.Module, rest: Rest | None) -> bytes:
         if first.setdefault(id(value), key) != key:
             header.aliases[key] = first[id(value)]
             continue
-        kept = stored_rest(value, rest)
+        kept = keep(value)
         kind, data = _stored(key, kept.tensor)
         rounded = _name(value.dtype) if kept.tensor.dtype != value.dtype else None
         tensors[key] = kind._replace(rounded=rounded, exponent=kept.exponent), data

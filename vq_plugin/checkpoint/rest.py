@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.checkpoint.summed import summed_biases
 from vq_plugin.checkpoint.weights import saved_weights
 from vq_plugin.format.header import LEAST_REST_EXPONENT, MOST_REST_EXPONENT
 from vq_plugin.format.weights import MOST_STEPS
@@ -92,11 +94,29 @@ def _exponent(largest: float) -> int | None:
     return exponent if exponent <= MOST_REST_EXPONENT else None
 
 
+def kept_rest(model: nn.Module, rest: Rest | None) -> Callable[[Tensor], Kept]:
+    """How a file keeps each tensor of the ``state_dict``, what it is of considered.
+
+    As :func:`stored_rest`, but that where something is rounded at all recurrent layers keep the sum
+    of their two biases as one, beside zeros, which take nothing.
+    """
+    sums = {} if rest is None else summed_biases(model)
+    kept = {
+        key: stored_rest(value, rest)
+        if bool(value.any())
+        else Kept(torch.zeros_like(value, dtype=torch.int8), LEAST_REST_EXPONENT)
+        for key, value in sums.items()
+        if value.dtype in _WIDE
+    }
+    return lambda value: kept.get(id(value)) or stored_rest(value, rest)
+
+
 def round_rest(model: nn.Module, rest: Rest | None) -> nn.Module:
     """Gives a model, in place, the values that it has once it is saved and loaded; returns it."""
+    kept = kept_rest(model, rest)
     with torch.no_grad():
         for value in rest_tensors(model).values():
-            stored = stored_rest(value, rest)
-            if stored.tensor.dtype != value.dtype:
+            stored = kept(value)
+            if stored.tensor is not value and stored.tensor.data_ptr() != value.data_ptr():
                 value.copy_(stored.values)
     return model
