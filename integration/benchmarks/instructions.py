@@ -2,9 +2,10 @@
 
     python -m integration.benchmarks.instructions [OBJECT ...]
 
-Says how many instructions one look-up takes in ``Planes::add`` of vq_plugin/ops/csrc/planes_*.h,
-from the objects that ``setup.py build_ext`` leaves in ``build``, or from the extension; an object
-for 64-bit Arm needs ``aarch64-linux-gnu-objdump``. A look-up is one code of one sample in one
+Says how many instructions one look-up takes in ``Planes::add`` of vq_plugin/ops/csrc/planes_*.h and
+its relatives (``add_codes``, ``add_position``, ``add_positions``), from the objects that ``setup.py
+build_ext`` leaves in ``build``, or from the extension; an object for 64-bit Arm needs
+``aarch64-linux-gnu-objdump``. A look-up is one code of one sample in one
 plane. Vectors that a loop reads from the stack or writes there are those for which the compiler ran
 out of registers.
 """
@@ -24,8 +25,12 @@ _LOOKED_UP = {"vpshufb": 32, "vpermb": 64, "tbl": 16}
 
 @dataclass(frozen=True)
 class Loop:
-    """The innermost loop of ``Planes::add<bits, blocks, samples>``; ``width`` bytes in a vector."""
+    """The innermost loop of ``Planes::function<bits, blocks, samples>``.
 
+    ``width`` is of a vector, in bytes.
+    """
+
+    function: str
     bits: int
     blocks: int
     samples: int
@@ -41,7 +46,7 @@ class Loop:
 
 
 def inner_loops(compiled: Path, objdump: str = "objdump") -> list[Loop]:
-    """The busiest loop of every ``Planes::add`` in an object file or a library.
+    """The busiest loop of every ``Planes::add`` and its relatives in an object file or a library.
 
     Raises:
         ValueError: If there is none.
@@ -51,19 +56,19 @@ def inner_loops(compiled: Path, objdump: str = "objdump") -> list[Loop]:
     found = []
     for function in text.split("\n\n"):
         title = function.partition(":\n")[0]
-        name = re.search(r"Planes::add<(\d+), (\d+), (\d+)>", title)
+        name = re.search(r"Planes::(add\w*)<(\d+), (\d+)(?:, (\d+))?>", title)
         if name is None:
             continue
         loops = list(_innermost(function))
         if not loops:
             raise ValueError(f"{compiled}: no loop with look-ups in {name[0]}")
-        bits, blocks, samples = map(int, name.groups())
+        bits, blocks, samples = (int(number or 1) for number in name.groups()[1:])
         # What is left of an odd number of columns is a loop of its own.
         counts = max(loops, key=lambda loop: loop[1] / loop[0])
-        found.append(Loop(bits, blocks, samples, *counts))
+        found.append(Loop(name[1], bits, blocks, samples, *counts))
     if not found:
         raise ValueError(f"{compiled} holds no Planes::add")
-    return sorted(found, key=lambda loop: (loop.bits, -loop.blocks, -loop.samples))
+    return sorted(found, key=lambda loop: (loop.function, loop.bits, -loop.blocks, -loop.samples))
 
 
 def _innermost(function: str) -> Iterator[tuple[int, int, int, int]]:
@@ -99,7 +104,7 @@ def main() -> None:
             f"{compiled.name}: bits, row blocks, samples; instructions for a look-up; on the stack"
         )
         for loop in inner_loops(compiled, "aarch64-linux-gnu-objdump" if arm else "objdump"):
-            sizes = f"{loop.bits:2} {loop.blocks} {loop.samples}"
+            sizes = f"{loop.function:13}  {loop.bits:2} {loop.blocks} {loop.samples}"
             print(f"  {sizes}  {loop.per_lookup:.3f}  {loop.on_stack}")
 
 

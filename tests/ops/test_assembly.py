@@ -14,9 +14,15 @@ CSRC = Path(__file__).parents[2] / "vq_plugin" / "ops" / "csrc"
 OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-w", "-c"]  # as in setup.py
 # Instructions for a look-up in one plane, by the bits of an entry: what g++ 12 makes, and a few
 # more. Arrays that spill took a fifth more.
-AVX2 = {8: 0.125, 16: 0.095, 24: 0.106}
-AVX512 = {8: 0.071, 16: 0.053, 24: 0.05}
-NEON = {8: 0.24, 16: 0.28, 24: 0.28}
+AVX2 = {"add": {8: 0.125, 16: 0.095, 24: 0.106}, "add_position": {8: 0.125, 16: 0.095, 24: 0.106}}
+AVX512 = {
+    "add": {8: 0.071, 16: 0.053, 24: 0.05},
+    "add_positions": {8: 0.071, 16: 0.058, 24: 0.05},
+    "add_codes": {8: 0.1, 16: 0.065, 24: 0.055},
+}
+NEON = {"add": {8: 0.24, 16: 0.28, 24: 0.28}}
+# Two samples, three planes and four row blocks take a register more than there are with codes.
+FULL = ("add_codes", 24, 4, 2)
 
 
 def need(*tools: str) -> None:
@@ -25,13 +31,16 @@ def need(*tools: str) -> None:
             pytest.skip(f"{tool} is not installed")
 
 
-def check(loops: list[Loop], bounds: dict[int, float]) -> None:
-    assert {loop.bits for loop in loops} == set(bounds)
+def check(loops: list[Loop], bounds: dict[str, dict[int, float]]) -> None:
+    assert {(loop.function, loop.bits) for loop in loops} == {
+        (function, bits) for function, some in bounds.items() for bits in some
+    }
     most = max(loop.blocks for loop in loops)
     for loop in loops:
-        assert loop.on_stack == 0, loop
+        full = (loop.function, loop.bits, loop.blocks, loop.samples) == FULL
+        assert loop.on_stack <= (4 if full else 0), loop
         if loop.blocks == most:
-            assert loop.per_lookup <= bounds[loop.bits], loop
+            assert loop.per_lookup <= bounds[loop.function][loop.bits], loop
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="for x86-64 alone")

@@ -153,32 +153,36 @@ class ConvolvedStrip {
     PlacesSpread& spread = *scratch<Spreads, PlacesSpread>(1);
     const int64_t dim = c_.books.dim;
     const int64_t channels = std::min((last - s) * dim, channels_ - s * dim);
-    float* x = scratch<Channels, float>(channels * kLanes);
+    float* x = scratch<Channels, float>(channels * kTablesAtOnce);
     if (c_.channels_last) {
-      transpose(x_ + start * c_.in + s * dim, c_.in, end - start, channels, x, kLanes);
+      transpose(x_ + start * c_.in + s * dim, c_.in, end - start, channels, x, kTablesAtOnce);
     } else {
       const int64_t size = product(c_.size);
       const float* from = x_ + s * dim * size + start;
       for (int64_t i = 0; i < channels; ++i, from += size)
-        for (int64_t v = 0; v < kLanes; v += Vec::kWidth)
-          Vec::store(x + i * kLanes + v,
+        for (int64_t v = 0; v < end - start; v += Vec::kWidth)
+          Vec::store(x + i * kTablesAtOnce + v,
                      Vec::load_part(from + v, std::min<int64_t>(Vec::kWidth, end - start - v)));
     }
-    float* entries = scratch<Entries, float>(columns_ * kNibbles * kLanes * kLanes);
-    place_tables<kBits>(books_, book_step_, dim, x, channels, last - s, entries, &spread);
-    alignas(64) float per_unit[kLanes];
-    alignas(64) uint32_t offsets[kLanes];
-    uint8_t* to[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      to[lane] = lane < end - start ? planes_of(start + lane) : spare_;
-    store_places<kBits>(entries, columns_, spread, to, per_unit, offsets);
-    for (int64_t i = start; i < end; ++i) {
-      const int64_t lane = i - start;
-      const float largest = spread.largest[lane], squares = spread.squares[lane];
-      const bool fits =
-          fits_planes<kBits>(largest, squares, (last - s) * kLanes) ||
-          fits_planes<kBits>(largest, squares, entries_not_zero(entries + lane, last - s, kLanes));
-      note(i, fits, largest, per_unit[lane], offsets[lane]);
+    float* entries = scratch<Entries, float>(columns_ * kNibbles * kLanes * kPlaces);
+    for (int64_t first = start; first < end; first += kPlaces) {
+      place_tables<kBits>(books_, book_step_, dim, x + (first - start), kTablesAtOnce, channels,
+                          last - s, entries, &spread);
+      alignas(64) float per_unit[kPlaces];
+      alignas(64) uint32_t offsets[kPlaces];
+      uint8_t* to[kPlaces];
+      for (int64_t lane = 0; lane < kPlaces; ++lane)
+        to[lane] = first + lane < end ? planes_of(first + lane) : spare_;
+      store_places<kBits>(entries, columns_, spread, to, per_unit, offsets);
+      for (int64_t lane = 0; lane < std::min(kPlaces, end - first); ++lane) {
+        const float largest = spread.largest[lane], squares = spread.squares[lane];
+        const int64_t known = (last - s) * kLanes;
+        const bool fits =
+            fits_planes<kBits>(largest, squares, known) ||
+            fits_planes<kBits>(largest, squares,
+                               entries_not_zero(entries + lane, last - s, kPlaces));
+        note(first + lane, fits, largest, per_unit[lane], offsets[lane]);
+      }
     }
   }
 

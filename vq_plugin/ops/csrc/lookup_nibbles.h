@@ -145,7 +145,6 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
           const int64_t columns = div_up(last - s, kNibbles);
           build_tables(p, stage, s, last, start, samples, floats, kStep);
           const int32_t* here = codes + s / kNibbles * kLanes;
-          const uint8_t* tables[kTableChunk];
           PlaneSample whole[kTableChunk];
           int64_t count = 0;
           for (int64_t b = 0; b < samples; ++b) {
@@ -159,11 +158,10 @@ void lookup_nibbles(const Linear& p, const Pool& pool) {
                                              sums + b * rows + (block - part.first) * kLanes, rows);
               });
             } else if (spread.largest > 0) {
-              tables[count] = planes + b * kBytes;
               const float per_unit = entries_per_unit<kBits>(spread, columns * kNibbles);
               const uint32_t offset = store_planes<kBits>(table, columns, spread.low, per_unit,
                                                           planes + b * kBytes);
-              whole[count] = {tables + count, 1 / per_unit, offset, sums + b * rows};
+              whole[count] = {planes + b * kBytes, 1 / per_unit, offset, sums + b * rows};
               ++count;
             }
           }

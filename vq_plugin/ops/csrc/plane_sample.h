@@ -6,8 +6,7 @@
 namespace vq {
 namespace {
 
-constexpr int64_t kPlaneTile = 128;   // subspaces with one step
-constexpr int64_t kMostColumns = 32;  // of 8 subspaces with one step: 16-bit sums hold no more
+constexpr int64_t kPlaneTile = 128;  // subspaces with one step; 16-bit sums hold 256
 constexpr int64_t kIndexBytes = 128;  // 16 rows and 8 subspaces, a byte a code
 // A plane of bytes, of 8 subspaces: the tables of 0, 2, 4, 6, then of 1, 3, 5, 7.
 constexpr int64_t kPlaneBytes = 128;
@@ -17,10 +16,10 @@ constexpr int kExactBits = 24, kHighBits = 16, kFastBits = 8;
 
 // One sample's tables of one tile, and where it sums.
 struct PlaneSample {
-  const uint8_t* const* tables;  // of each segment: `columns` times kColumnBytes<kBits>
-  float step;                    // of all of them
-  uint32_t offset;               // what was added to their entries, of all subspaces together
-  float* sums;                   // of row 0
+  const uint8_t* planes;  // `columns` times kColumnBytes<kBits>
+  float step;             // of all of them
+  uint32_t offset;        // what was added to their entries, of all subspaces together
+  float* sums;            // of row 0
 };
 
 // One input place's tables of one tile, which every position of a convolution looks up. A step of 0

@@ -7,8 +7,7 @@
 // (planes_*.h): their sum, and so every output, is the same bits on all of them.
 //
 // Nothing here knows of layers. A strip of row blocks is decoded once (decode_strip) and then looked
-// up by any number of samples (add_planes), each with pointers to its own tables. Their subspaces
-// may come in segments that lie apart: a convolution's places share the tables of input places.
+// up by any number of samples (add_planes), each in its own tables.
 #pragma once
 
 #include "common.h"
@@ -163,29 +162,31 @@ inline uint32_t store_planes(const float* tables, int64_t columns, const float* 
 }
 
 // The codes of kBlocks row blocks and `columns` times 8 subspaces, as indices into the planes:
-// columns · kBlocks · kIndexBytes at `to`. Blocks of one row block follow each other.
+// columns · kBlocks · kIndexBytes at `to`, all row blocks of a column one after another.
 template <int kBlocks>
 inline void decode_strip(const int32_t* codes, int64_t row_step, int64_t columns, uint8_t* to) {
+  constexpr int kAtOnce = std::min(kBlocks, Planes::kDecoded);
   for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t b = 0; b < kBlocks; ++b, to += kIndexBytes) {
+    for (int64_t b = 0; b < kBlocks; b += kAtOnce, to += kAtOnce * kIndexBytes) {
       const int32_t* here = codes + b * row_step + c * kLanes;
-      // Of the next strip, a step that processors do not foresee.
-      __builtin_prefetch(here + kBlocks * row_step);
-      Planes::decode(here, to);
+      // Of the next strip, a step that processors do not foresee; not into the nearest cache, where
+      // indices and tables are.
+      for (int64_t i = 0; i < kAtOnce; ++i)
+        __builtin_prefetch(here + (kBlocks + i) * row_step, 0, 2);
+      Planes::template decode<kAtOnce>(here, row_step, to);
     }
   }
 }
 
 // sums[row + 16 · kBlocks rows] += step · (the sum of the entries at the codes), for every sample.
-// `indices` are of segments · columns columns, at most kMostColumns.
 template <int kBits, int kBlocks, int kAtOnce = Planes::kSamples<kBits>>
-inline void add_planes(const uint8_t* indices, int64_t segments, int64_t columns,
-                       const PlaneSample* samples, int64_t count, int64_t row) {
+inline void add_planes(const uint8_t* indices, int64_t columns, const PlaneSample* samples,
+                       int64_t count, int64_t row) {
   for (; count >= kAtOnce; samples += kAtOnce, count -= kAtOnce)
-    Planes::add<kBits, kBlocks, kAtOnce>(indices, segments, columns, samples, row);
+    Planes::add<kBits, kBlocks, kAtOnce>(indices, columns, samples, row);
   if constexpr (kAtOnce > 1)
     if (count > 0)
-      add_planes<kBits, kBlocks, kAtOnce / 2>(indices, segments, columns, samples, count, row);
+      add_planes<kBits, kBlocks, kAtOnce / 2>(indices, columns, samples, count, row);
 }
 
 // As decode_strip() and add_planes(); few samples need no indices in memory where Isa decodes them
@@ -193,7 +194,7 @@ inline void add_planes(const uint8_t* indices, int64_t segments, int64_t columns
 template <int kBits, int kBlocks, typename Isa = Planes>
 inline void add_codes(const int32_t* codes, int64_t row_step, int64_t columns,
                       const PlaneSample* samples, int64_t count, int64_t row, uint8_t* room) {
-  if constexpr (Isa::kSideBySide) {
+  if constexpr (Isa::kInRegisters) {
     const auto all = [&](auto at_once) {
       Isa::template add_codes<kBits, kBlocks, at_once.value>(codes, row_step, columns, samples,
                                                              row);
@@ -204,7 +205,7 @@ inline void add_codes(const int32_t* codes, int64_t row_step, int64_t columns,
       if (count == 4) return all(std::integral_constant<int, 4>{});
   }
   decode_strip<kBlocks>(codes, row_step, columns, room);
-  add_planes<kBits, kBlocks>(room, 1, columns, samples, count, row);
+  add_planes<kBits, kBlocks>(room, columns, samples, count, row);
 }
 
 // sums[place · sum_step + row + 16 · kBlocks rows] += what `count` places find at `positions`
@@ -214,7 +215,7 @@ template <int kBits, int kBlocks, typename Isa = Planes>
 inline void add_positions(const uint8_t* indices, int64_t position_bytes, int64_t positions,
                           int64_t columns, const PlaneTable* tables, const int32_t* sources,
                           int64_t source_step, int64_t count, float* sums, int64_t sum_step) {
-  if constexpr (Isa::kSideBySide) {
+  if constexpr (Isa::kInRegisters) {
     constexpr int kAtOnce = Isa::template kPlacesAtOnce<kBits, kBlocks>;
     const auto some = [&](auto at_once) {
       for (; count >= at_once.value; count -= at_once.value) {
@@ -229,29 +230,22 @@ inline void add_positions(const uint8_t* indices, int64_t position_bytes, int64_
     some(std::integral_constant<int, 1>{});
   } else {
     constexpr int64_t kAtOnce = 16;  // places, whose tables stay in the nearest cache
-    for (int64_t first = 0; first < count; first += kAtOnce) {
-      const int64_t last = std::min(first + kAtOnce, count);
-      for (int64_t p = 0; p < positions; ++p) {
-        PlaneSample samples[kAtOnce];
-        int64_t found = 0;
-        for (int64_t i = first; i < last; ++i) {
-          const PlaneTable& table = tables[sources[p * source_step + i]];
-          if (table.step == 0.0f) continue;
-          samples[found++] = {&table.planes, table.step, table.offset, sums + i * sum_step};
-        }
-        add_planes<kBits, kBlocks>(indices + p * position_bytes, 1, columns, samples, found, 0);
-      }
+    for (int64_t first = 0; first < count; first += kAtOnce, sums += kAtOnce * sum_step) {
+      const int64_t places = std::min(kAtOnce, count - first);
+      for (int64_t p = 0; p < positions; ++p)
+        Isa::template add_position<kBits, kBlocks>(indices + p * position_bytes, columns, tables,
+                                                   sources + p * source_step + first, places, sums,
+                                                   sum_step);
     }
   }
 }
 
-// Calls f(kStrip blocks at a time), then one by one: f(integral_constant, first block).
-template <typename F>
+// Calls f(kStrip blocks at a time), then what is left in halves: f(integral_constant, first block).
+template <int kStrip = Planes::kStrip, typename F>
 inline void each_plane_strip(int64_t first, int64_t last, F f) {
-  constexpr int kStrip = Planes::kStrip;
   for (; first + kStrip <= last; first += kStrip) f(std::integral_constant<int, kStrip>{}, first);
   if constexpr (kStrip > 1)
-    for (; first < last; ++first) f(std::integral_constant<int, 1>{}, first);
+    if (first < last) each_plane_strip<kStrip / 2>(first, last, f);
 }
 
 }  // namespace

@@ -14,7 +14,9 @@ namespace {
 
 struct Planes {
   static constexpr int kStrip = 4;  // row blocks side by side
+  static constexpr int kDecoded = 1;  // row blocks together
   static constexpr bool kSideBySide = true;  // tables of places: see place_tables.h
+  static constexpr bool kInRegisters = true;  // codes of few samples are decoded there
   template <int kBits>
   static constexpr int kSamples = kBits == 8 ? 4 : 2;  // side by side
 
@@ -30,63 +32,169 @@ struct Planes {
     store_four<kBits>(tables + 16, per_unit, offsets + 1, to + 64);
   }
 
-  // As store_planes() of 16 places side by side, entries[subspace][center][place], each no lower
-  // than low[subspace][place]: at to[place]. What was added to each is at `sums`.
+  // As store_column() of 16 places side by side, entries[subspace][center][place]: at to[place] + at.
+  // Adds what was added to each to its sum.
   template <int kBits>
-  static void store_places(const float* entries, int64_t columns, const float (*low)[16],
-                           __m512 per_unit, uint8_t* const* to, uint32_t* sums) {
-    const __m512 whole = _mm512_set1_ps(12582912.0f);  // planes.h
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t c = 0; c < columns; ++c, entries += 8 * 16 * 16, low += 8) {
-      __m512i offsets[8];
-      for (int s = 0; s < 8; ++s) {
-        offsets[s] = _mm512_set1_epi32(1 << (kBits - 1));
-        if constexpr (kBits != 24) {
-          const __m512 least = _mm512_mul_ps(_mm512_loadu_ps(low[s]), per_unit);
-          offsets[s] = _mm512_sub_epi32(
-              _mm512_setzero_si512(),
-              _mm512_cvttps_epi32(_mm512_sub_ps(_mm512_add_ps(least, whole), whole)));
-        }
-        sum = _mm512_add_epi32(sum, offsets[s]);
-      }
-      for (int odd = 0; odd < 2; ++odd)
-        store_four_of_places<kBits>(entries + odd * 16 * 16, per_unit, offsets + odd, to,
-                                    c * kColumnBytes<kBits> + 64 * odd);
+  static void store_column_of_places(const float* entries, __m512 per_unit, const __m512* least,
+                                     uint8_t* const* to, int64_t at, uint32_t* sums) {
+    __m512i offsets[8], sum = _mm512_loadu_si512(sums);
+    for (int s = 0; s < 8; ++s) {
+      offsets[s] = kBits == 24 ? _mm512_set1_epi32(1 << (kBits - 1))
+                               : _mm512_sub_epi32(_mm512_setzero_si512(),
+                                                  _mm512_cvttps_epi32(least[s]));
+      sum = _mm512_add_epi32(sum, offsets[s]);
     }
     _mm512_storeu_si512(sums, sum);
+    for (int odd = 0; odd < 2; ++odd)
+      store_four_of_places<kBits>(entries + odd * 16 * 16, per_unit, offsets + odd, to,
+                                  at + 64 * odd);
   }
 
-  // Indices of the even subspaces, then of the odd ones, each into its own table of four.
-  static void decode(const int32_t* codes, uint8_t* to) {
-    constexpr int kAndOr = 0xea;
-    const __m512i nibble = _mm512_set1_epi8(15), own = _mm512_set1_epi32(0x30201000);
-    const __m512i even = _mm512_loadu_si512(codes), odd = _mm512_srli_epi32(even, 4);
-    _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(even, nibble, own, kAndOr));
-    _mm512_storeu_si512(to + 64, _mm512_ternarylogic_epi32(odd, nibble, own, kAndOr));
+  // Indices of the even subspaces, then of the odd ones.
+  template <int>
+  static void decode(const int32_t* codes, int64_t, uint8_t* to) {
+    const __m512i here = _mm512_loadu_si512(codes);
+    _mm512_storeu_si512(to, own_table(here, 0));
+    _mm512_storeu_si512(to + 64, own_table(here, 1));
   }
 
   // A function of its own, whose instructions integration/benchmarks/instructions.py counts.
   template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments,
-                                            int64_t columns, const PlaneSample* samples, int64_t row) {
+  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t columns,
+                                            const PlaneSample* samples, int64_t row) {
     // One sample alone sums even and odd subspaces apart: one sum after another would wait.
-    constexpr int kCount = kPlanes<kBits>, kChains = kAtOnce == 1 ? 2 : 1;
-    const __m512i ones = _mm512_set1_epi8(1);
+    Totals<kBits, kBlocks, kAtOnce, kAtOnce == 1 ? 2 : 1> totals;
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) totals.start(i, samples[i].planes, samples[i].offset);
+    totals.look_up(columns, StoredIndices<kBlocks>{indices});
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) totals.add_to(i, samples[i].step, samples[i].sums + row);
+  }
+
+  // As add(), codes as they are, (columns, 16) for every block `row_step` apart: for samples so few
+  // that indices would be read once or twice.
+  template <int kBits, int kBlocks, int kAtOnce>
+  static __attribute__((noinline)) void add_codes(const int32_t* codes, int64_t row_step,
+                                                  int64_t columns, const PlaneSample* samples,
+                                                  int64_t row) {
+    Totals<kBits, kBlocks, kAtOnce, 1> totals;
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) totals.start(i, samples[i].planes, samples[i].offset);
+    totals.look_up(columns, DecodedIndices<kBlocks>{codes, row_step});
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i) totals.add_to(i, samples[i].step, samples[i].sums + row);
+  }
+
+  // sums[i · sum_step + row + 16 · kBlocks rows] += what kAtOnce places find at some positions of a
+  // convolution: position after position, in registers. Place i reads tables[sources[i]] at the
+  // first position, and that of sources[source_step + i] at the next.
+  template <int kBits, int kBlocks, int kAtOnce>
+  static __attribute__((noinline)) void add_positions(const uint8_t* indices,
+                                                      int64_t position_bytes, int64_t positions,
+                                                      int64_t columns, const PlaneTable* tables,
+                                                      const int32_t* sources, int64_t source_step,
+                                                      float* sums, int64_t sum_step) {
+    __m512 sum[kAtOnce][kBlocks];
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) sum[i][b] = _mm512_loadu_ps(sums + i * sum_step + 16 * b);
+    for (int64_t p = 0; p < positions; ++p, indices += position_bytes, sources += source_step) {
+      const PlaneTable* found[kAtOnce];
+      Totals<kBits, kBlocks, kAtOnce, 1> totals;
+#pragma GCC unroll 4
+      for (int i = 0; i < kAtOnce; ++i) {
+        found[i] = tables + sources[i];
+        totals.start(i, found[i]->planes, found[i]->offset);
+      }
+      totals.look_up(columns, StoredIndices<kBlocks>{indices});
+#pragma GCC unroll 4
+      for (int i = 0; i < kAtOnce; ++i) {
+        const __m512 step = _mm512_set1_ps(found[i]->step);
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b)
+          sum[i][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals.of(i, b)), step, sum[i][b]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) _mm512_storeu_ps(sums + i * sum_step + 16 * b, sum[i][b]);
+  }
+  // Places whose sums registers hold.
+  template <int kBits, int kBlocks>
+  static constexpr int kPlacesAtOnce = kBlocks == 1 ? 4
+                                       : kBits == 8 ? 2
+                                                    : 1;
+
+ private:
+  // Indices that decode() stored, of a column and its even or odd subspaces.
+  template <int kBlocks>
+  struct StoredIndices {
+    const uint8_t* at;
+
+    inline __attribute__((always_inline)) void load(int odd, __m512i* index) const {
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b)
+        index[b] = _mm512_loadu_si512(at + b * kIndexBytes + 64 * odd);
+    }
+    inline __attribute__((always_inline)) void step() { at += kBlocks * kIndexBytes; }
+  };
+
+  // The same of codes.
+  template <int kBlocks>
+  struct DecodedIndices {
+    const int32_t* at;
+    int64_t row_step;
+
+    inline __attribute__((always_inline)) void load(int odd, __m512i* index) const {
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        const int32_t* here = at + b * row_step;
+        if (odd == 0) __builtin_prefetch(here + kBlocks * row_step);  // as in decode_strip()
+        index[b] = own_table(_mm512_loadu_si512(here), odd);
+      }
+    }
+    inline __attribute__((always_inline)) void step() { at += 16; }
+  };
+
+  // Of dwords of codes the even or odd subspaces, each into its own table of four.
+  static inline __attribute__((always_inline)) __m512i own_table(__m512i codes, int odd) {
+    constexpr int kAndOr = 0xea;
+    return _mm512_ternarylogic_epi32(odd != 0 ? _mm512_srli_epi32(codes, 4) : codes,
+                                     _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000), kAndOr);
+  }
+
+  // Sums of entries, in registers: for each of kAtOnce samples, of kBlocks row blocks. Even and odd
+  // subspaces are summed apart where there are two chains.
+  template <int kBits, int kBlocks, int kAtOnce, int kChains>
+  struct Totals {
+    static constexpr int kCount = kPlanes<kBits>;
     __m512i total[kAtOnce][kCount][kBlocks][kChains];
-    for (auto& sample : total)
-      for (auto& plane : sample)
-        for (auto& block : plane)
-          for (auto& sum : block) sum = _mm512_setzero_si512();
-    for (int64_t s = 0; s < segments; ++s) {
-      const uint8_t* table[kAtOnce];
-      for (int i = 0; i < kAtOnce; ++i) table[i] = samples[i].tables[s];
-      for (int64_t c = 0; c < columns; ++c) {
+    const uint8_t* table[kAtOnce];
+
+    inline __attribute__((always_inline)) void start(int i, const uint8_t* planes,
+                                                     uint32_t offset) {
+      table[i] = planes;
+#pragma GCC unroll 4
+      for (int plane = 0; plane < kCount; ++plane)
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 2
+          for (int chain = 0; chain < kChains; ++chain)
+            total[i][plane][b][chain] =
+                plane + chain == 0 ? _mm512_set1_epi32(static_cast<int32_t>(0 - offset))
+                                   : _mm512_setzero_si512();
+    }
+
+    template <typename Indices>
+    inline __attribute__((always_inline)) void look_up(int64_t columns, Indices indices) {
+      const __m512i ones = _mm512_set1_epi8(1);
+      for (int64_t c = 0; c < columns; ++c, indices.step()) {
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; ++odd) {
           __m512i index[kBlocks];
-#pragma GCC unroll 4
-          for (int b = 0; b < kBlocks; ++b)
-            index[b] = _mm512_loadu_si512(indices + b * kIndexBytes + 64 * odd);
+          indices.load(odd, index);
 #pragma GCC unroll 4
           for (int i = 0; i < kAtOnce; ++i) {
 #pragma GCC unroll 4
@@ -104,175 +212,30 @@ struct Planes {
             }
           }
         }
-        indices += kBlocks * kIndexBytes;
-        for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
-      }
-    }
-    for (int i = 0; i < kAtOnce; ++i) {
-      const __m512 step = _mm512_set1_ps(samples[i].step);
-      const __m512i offset = _mm512_set1_epi32(static_cast<int32_t>(samples[i].offset));
-      for (int b = 0; b < kBlocks; ++b) {
-        __m512i sum = _mm512_sub_epi32(_mm512_setzero_si512(), offset);
-        for (int plane = 0; plane < kCount; ++plane)
-          for (const __m512i part : total[i][plane][b])
-            sum = _mm512_add_epi32(sum, _mm512_slli_epi32(part, static_cast<unsigned>(8 * plane)));
-        float* to = samples[i].sums + row + 16 * b;
-        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, _mm512_loadu_ps(to)));
-      }
-    }
-  }
-
-  // As add() of one segment, codes as they are, (columns, 16) for every block `row_step` apart: for
-  // samples so few that indices would be read once or twice.
-  template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add_codes(const int32_t* codes, int64_t row_step,
-                                                  int64_t columns, const PlaneSample* samples,
-                                                  int64_t row) {
-    constexpr int kCount = kPlanes<kBits>;
-    constexpr int kAndOr = 0xea;
-    const __m512i ones = _mm512_set1_epi8(1);
-    const __m512i nibble = _mm512_set1_epi8(15), own = _mm512_set1_epi32(0x30201000);
-    __m512i total[kAtOnce][kCount][kBlocks];
-    const uint8_t* table[kAtOnce];
-#pragma GCC unroll 4
-    for (int i = 0; i < kAtOnce; ++i) {
-      table[i] = *samples[i].tables;
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlocks; ++b) {
-        total[i][0][b] = _mm512_set1_epi32(static_cast<int32_t>(0 - samples[i].offset));
-#pragma GCC unroll 4
-        for (int plane = 1; plane < kCount; ++plane) total[i][plane][b] = _mm512_setzero_si512();
-      }
-    }
-    for (int64_t c = 0; c < columns; ++c, codes += 16) {
-#pragma GCC unroll 2
-      for (int odd = 0; odd < 2; ++odd) {
-        __m512i index[kBlocks];
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlocks; ++b) {
-          const int32_t* here = codes + b * row_step;
-          if (odd == 0) __builtin_prefetch(here + kBlocks * row_step);  // as in decode_strip()
-          const __m512i code = _mm512_loadu_si512(here);
-          index[b] = _mm512_ternarylogic_epi32(odd != 0 ? _mm512_srli_epi32(code, 4) : code, nibble,
-                                               own, kAndOr);
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < kAtOnce; ++i) {
-#pragma GCC unroll 4
-          for (int plane = 0; plane < kCount; ++plane) {
-            const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
-#pragma GCC unroll 4
-            for (int b = 0; b < kBlocks; ++b) {
-              __m512i next = _mm512_dpbusd_epi32(total[i][plane][b],
-                                                 _mm512_permutexvar_epi8(index[b], four), ones);
-              asm volatile("" : "+v"(next));  // as in add()
-              total[i][plane][b] = next;
-            }
-          }
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kAtOnce; ++i) {
-      const __m512 step = _mm512_set1_ps(samples[i].step);
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlocks; ++b) {
-        __m512i sum = total[i][0][b];
-#pragma GCC unroll 4
-        for (int plane = 1; plane < kCount; ++plane)
-          sum = _mm512_add_epi32(
-              sum, _mm512_slli_epi32(total[i][plane][b], static_cast<unsigned>(8 * plane)));
-        float* to = samples[i].sums + row + 16 * b;
-        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, _mm512_loadu_ps(to)));
-      }
-    }
-  }
-
-  // sums[i · sum_step + row + 16 · kBlocks rows] += what kAtOnce places find at some positions of a
-  // convolution: position after position, in registers. Place i reads tables[sources[i]] at the
-  // first position, and that of sources[source_step + i] at the next.
-  template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add_positions(const uint8_t* indices,
-                                                      int64_t position_bytes, int64_t positions,
-                                                      int64_t columns, const PlaneTable* tables,
-                                                      const int32_t* sources, int64_t source_step,
-                                                      float* sums, int64_t sum_step) {
-    constexpr int kCount = kPlanes<kBits>;
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512 sum[kAtOnce][kBlocks];
-#pragma GCC unroll 4
-    for (int i = 0; i < kAtOnce; ++i)
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlocks; ++b) sum[i][b] = _mm512_loadu_ps(sums + i * sum_step + 16 * b);
-    for (int64_t p = 0; p < positions; ++p, indices += position_bytes, sources += source_step) {
-      const PlaneTable* found[kAtOnce];
-      const uint8_t* table[kAtOnce];
-      __m512i total[kAtOnce][kCount][kBlocks];
-#pragma GCC unroll 4
-      for (int i = 0; i < kAtOnce; ++i) {
-        found[i] = tables + sources[i];
-        table[i] = found[i]->planes;
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlocks; ++b) {
-          total[i][0][b] = _mm512_set1_epi32(static_cast<int32_t>(0 - found[i]->offset));
-#pragma GCC unroll 4
-          for (int plane = 1; plane < kCount; ++plane) total[i][plane][b] = _mm512_setzero_si512();
-        }
-      }
-      const uint8_t* index_of = indices;
-      for (int64_t c = 0; c < columns; ++c, index_of += kBlocks * kIndexBytes) {
-#pragma GCC unroll 2
-        for (int odd = 0; odd < 2; ++odd) {
-          __m512i index[kBlocks];
-#pragma GCC unroll 4
-          for (int b = 0; b < kBlocks; ++b)
-            index[b] = _mm512_loadu_si512(index_of + b * kIndexBytes + 64 * odd);
-#pragma GCC unroll 4
-          for (int i = 0; i < kAtOnce; ++i) {
-#pragma GCC unroll 4
-            for (int plane = 0; plane < kCount; ++plane) {
-              const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
-#pragma GCC unroll 4
-              for (int b = 0; b < kBlocks; ++b) {
-                __m512i next = _mm512_dpbusd_epi32(total[i][plane][b],
-                                                   _mm512_permutexvar_epi8(index[b], four), ones);
-                asm volatile("" : "+v"(next));  // as in add()
-                total[i][plane][b] = next;
-              }
-            }
-          }
-        }
 #pragma GCC unroll 4
         for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
       }
-#pragma GCC unroll 4
-      for (int i = 0; i < kAtOnce; ++i) {
-        const __m512 step = _mm512_set1_ps(found[i]->step);
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlocks; ++b) {
-          __m512i whole = total[i][0][b];
-#pragma GCC unroll 4
-          for (int plane = 1; plane < kCount; ++plane)
-            whole = _mm512_add_epi32(
-                whole, _mm512_slli_epi32(total[i][plane][b], static_cast<unsigned>(8 * plane)));
-          sum[i][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), step, sum[i][b]);
-        }
-      }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < kAtOnce; ++i)
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlocks; ++b) _mm512_storeu_ps(sums + i * sum_step + 16 * b, sum[i][b]);
-  }
-  // Places whose sums registers hold.
-  template <int kBits, int kBlocks>
-  static constexpr int kPlacesAtOnce = kBlocks == 1 ? 4
-                                       : kBits == 8 ? 2
-                                                    : 1;
 
- private:
+    inline __attribute__((always_inline)) __m512i of(int i, int b) const {
+      __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 4
+      for (int plane = 0; plane < kCount; ++plane)
+#pragma GCC unroll 2
+        for (const __m512i part : total[i][plane][b])
+          sum = _mm512_add_epi32(sum, _mm512_slli_epi32(part, static_cast<unsigned>(8 * plane)));
+      return sum;
+    }
+
+    inline __attribute__((always_inline)) void add_to(int i, float by, float* to) const {
+      const __m512 step = _mm512_set1_ps(by);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b, to += 16)
+        _mm512_storeu_ps(
+            to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(of(i, b)), step, _mm512_loadu_ps(to)));
+    }
+  };
+
   // Entries of every other of 8 subspaces, of 16 places.
   template <int kBits>
   static void store_four_of_places(const float* entries, __m512 per_unit, const __m512i* offsets,

@@ -12,7 +12,9 @@ namespace {
 
 struct Planes {
   static constexpr int kStrip = 2;
+  static constexpr int kDecoded = 1;  // row blocks together
   static constexpr bool kSideBySide = false;  // tables of places, one by one
+  static constexpr bool kInRegisters = false;  // codes of few samples are decoded there
   template <int kBits>
   static constexpr int kSamples = 1;
 
@@ -28,7 +30,8 @@ struct Planes {
       store_one<kBits>(tables + 16 * s, per_unit, offsets[s], to + 64 * (s % 2) + 16 * (s / 2));
   }
 
-  static void decode(const int32_t* codes, uint8_t* to) {
+  template <int>
+  static void decode(const int32_t* codes, int64_t, uint8_t* to) {
     const uint8x16x4_t pairs = vld4q_u8(reinterpret_cast<const uint8_t*>(codes));
     const uint8x16_t nibble = vdupq_n_u8(15);
     for (int i = 0; i < 4; ++i) {
@@ -39,13 +42,13 @@ struct Planes {
 
   // A function of its own, whose instructions integration/benchmarks/instructions.py counts.
   template <int kBits, int kBlocks, int kAtOnce>
-  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t segments,
-                                            int64_t columns, const PlaneSample* sample, int64_t row) {
+  static __attribute__((noinline)) void add(const uint8_t* indices, int64_t columns,
+                                            const PlaneSample* sample, int64_t row) {
     static_assert(kAtOnce == 1);
     constexpr int kCount = kPlanes<kBits>;
     uint16x8_t low[kCount][kBlocks], high[kCount][kBlocks];  // rows 0 to 7, 8 to 15
     for (int plane = 0; plane < kCount; ++plane)
-      sum_plane<kBits, kBlocks>(indices, segments, columns, sample->tables, plane, low[plane],
+      sum_plane<kBits, kBlocks>(indices, columns, sample->planes + plane * kPlaneBytes, low[plane],
                                 high[plane]);
     const uint32x4_t offset = vdupq_n_u32(sample->offset);
     const float32x4_t step = vdupq_n_f32(sample->step);
@@ -62,6 +65,19 @@ struct Planes {
       float* to = sample->sums + row + 16 * b;
       for (int i = 0; i < 4; ++i, to += 4)
         vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(vreinterpretq_s32_u32(sum[i])), step));
+    }
+  }
+
+  // sums[i · sum_step + row + 16 · kBlocks rows] += what `count` places find at one position of a
+  // convolution: place i in tables[sources[i]].
+  template <int kBits, int kBlocks>
+  static void add_position(const uint8_t* indices, int64_t columns, const PlaneTable* tables,
+                           const int32_t* sources, int64_t count, float* sums, int64_t sum_step) {
+    for (int64_t i = 0; i < count; ++i, sums += sum_step) {
+      const PlaneTable& table = tables[sources[i]];
+      if (table.step == 0.0f) continue;
+      const PlaneSample sample{table.planes, table.step, table.offset, sums};
+      add<kBits, kBlocks, 1>(indices, columns, &sample, 0);
     }
   }
 
@@ -85,26 +101,23 @@ struct Planes {
 
   template <int kBits, int kBlocks>
   static inline __attribute__((always_inline)) void sum_plane(const uint8_t* indices,
-                                                              int64_t segments, int64_t columns,
-                                                              const uint8_t* const* tables,
-                                                              int plane, uint16x8_t* lows,
+                                                              int64_t columns,
+                                                              const uint8_t* table,
+                                                              uint16x8_t* lows,
                                                               uint16x8_t* highs) {
     uint16x8_t low[kBlocks], high[kBlocks];
     for (int b = 0; b < kBlocks; ++b) low[b] = high[b] = vdupq_n_u16(0);
-    for (int64_t s = 0; s < segments; ++s) {
-      const uint8_t* table = tables[s] + plane * kPlaneBytes;
-      for (int64_t c = 0; c < columns; ++c, table += kColumnBytes<kBits>) {
-        const uint8x16x4_t even = vld1q_u8_x4(table), odd = vld1q_u8_x4(table + 64);
-        for (int b = 0; b < kBlocks; ++b, indices += kIndexBytes) {
-          for (int pair = 0; pair < 4; ++pair) {
-            const uint8x16_t r = vqtbl1q_u8(even.val[pair], vld1q_u8(indices + 16 * pair));
-            const uint8x16_t q = vqtbl1q_u8(odd.val[pair], vld1q_u8(indices + 64 + 16 * pair));
-            if constexpr (kBits == 8) {  // no more than a byte together
-              widen(vaddq_u8(r, q), &low[b], &high[b]);
-            } else {
-              widen(r, &low[b], &high[b]);
-              widen(q, &low[b], &high[b]);
-            }
+    for (int64_t c = 0; c < columns; ++c, table += kColumnBytes<kBits>) {
+      const uint8x16x4_t even = vld1q_u8_x4(table), odd = vld1q_u8_x4(table + 64);
+      for (int b = 0; b < kBlocks; ++b, indices += kIndexBytes) {
+        for (int pair = 0; pair < 4; ++pair) {
+          const uint8x16_t r = vqtbl1q_u8(even.val[pair], vld1q_u8(indices + 16 * pair));
+          const uint8x16_t q = vqtbl1q_u8(odd.val[pair], vld1q_u8(indices + 64 + 16 * pair));
+          if constexpr (kBits == 8) {  // no more than a byte together
+            widen(vaddq_u8(r, q), &low[b], &high[b]);
+          } else {
+            widen(r, &low[b], &high[b]);
+            widen(q, &low[b], &high[b]);
           }
         }
       }

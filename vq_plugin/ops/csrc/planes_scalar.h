@@ -12,7 +12,9 @@ namespace {
 
 struct Planes {
   static constexpr int kStrip = 1;
+  static constexpr int kDecoded = 1;  // row blocks together
   static constexpr bool kSideBySide = false;  // tables of places, one by one
+  static constexpr bool kInRegisters = false;  // codes of few samples are decoded there
   template <int kBits>
   static constexpr int kSamples = 1;
 
@@ -31,27 +33,26 @@ struct Planes {
     }
   }
 
-  static void decode(const int32_t* codes, uint8_t* to) {
+  template <int>
+  static void decode(const int32_t* codes, int64_t, uint8_t* to) {
     for (int row = 0; row < 16; ++row)
       for (int s = 0; s < 8; ++s)
         to[8 * row + s] = static_cast<uint32_t>(codes[row]) >> (4 * s) & 15;
   }
 
   template <int kBits, int kBlocks, int kAtOnce>
-  static void add(const uint8_t* indices, int64_t segments, int64_t columns,
-                  const PlaneSample* sample, int64_t row) {
+  static void add(const uint8_t* indices, int64_t columns, const PlaneSample* sample,
+                  int64_t row) {
     static_assert(kBlocks == 1 && kAtOnce == 1);
     uint32_t total[16];
     std::fill(total, total + 16, 0 - sample->offset);
-    for (int64_t s = 0; s < segments; ++s) {
-      const uint8_t* table = sample->tables[s];
-      for (int64_t c = 0; c < columns; ++c, indices += kIndexBytes, table += kColumnBytes<kBits>) {
-        for (int r = 0; r < 16; ++r) {
-          for (int i = 0; i < 8; ++i) {
-            uint32_t entry;
-            std::memcpy(&entry, table + 4 * (16 * i + indices[8 * r + i]), 4);
-            total[r] += entry;
-          }
+    const uint8_t* table = sample->planes;
+    for (int64_t c = 0; c < columns; ++c, indices += kIndexBytes, table += kColumnBytes<kBits>) {
+      for (int r = 0; r < 16; ++r) {
+        for (int i = 0; i < 8; ++i) {
+          uint32_t entry;
+          std::memcpy(&entry, table + 4 * (16 * i + indices[8 * r + i]), 4);
+          total[r] += entry;
         }
       }
     }
@@ -60,6 +61,18 @@ struct Planes {
       const auto whole = Vec::make(
           [&](int i) { return static_cast<float>(static_cast<int32_t>(total[r + i])); });
       Vec::store(sums + r, Vec::fused(whole, Vec::set1(sample->step), Vec::load(sums + r)));
+    }
+  }
+  // sums[i · sum_step + row + 16 · kBlocks rows] += what `count` places find at one position of a
+  // convolution: place i in tables[sources[i]].
+  template <int kBits, int kBlocks>
+  static void add_position(const uint8_t* indices, int64_t columns, const PlaneTable* tables,
+                           const int32_t* sources, int64_t count, float* sums, int64_t sum_step) {
+    for (int64_t i = 0; i < count; ++i, sums += sum_step) {
+      const PlaneTable& table = tables[sources[i]];
+      if (table.step == 0.0f) continue;
+      const PlaneSample sample{table.planes, table.step, table.offset, sums};
+      add<kBits, kBlocks, 1>(indices, columns, &sample, 0);
     }
   }
 };
