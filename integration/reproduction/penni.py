@@ -23,7 +23,7 @@ import vq_plugin as vq
 from integration.benchmarks.harness import Table
 from integration.reproduction import text
 from integration.reproduction.journal import Journal
-from integration.reproduction.methods import Network, ended
+from integration.reproduction.methods import Few, Network, ended
 from vq_plugin.workloads.data import Batches
 from vq_plugin.workloads.training import accuracy
 
@@ -59,7 +59,7 @@ class Subject:
     factors: Mapping[Any, vq.Basis | vq.SVD | None]
     deviations: float
     calibration: Sequence[Tensor]
-    batches: Batches
+    batches: Batches | Few
     images: Tensor
     labels: Tensor
     passes: int
@@ -88,20 +88,20 @@ def digits_cnn() -> Subject:
 
 
 def resnet20() -> Subject:
-    """ResNet-20 on the test split of Fashion-MNIST."""
+    """ResNet-20 on the test split of Fashion-MNIST; half a pass of its images counts as one."""
     from integration.workloads import fashion_mnist, fashion_mnist_resnet20
 
-    data = fashion_mnist.load().test
+    data, batches = fashion_mnist.load().test, fashion_mnist.training_batches()
     kernels = {nn.Conv2d: vq.Basis(d=5), "features.0": None, "re:.*shortcut.0": None}
     return Subject(
         fashion_mnist_resnet20.model(),
         kernels,
         1.25,
         fashion_mnist.calibration(),
-        fashion_mnist.training_batches(),
+        Few(batches, len(batches) // 2),
         data.images,
         data.labels,
-        passes=4,
+        passes=5,
         sizes=(22_700,),
         ways=("learn", "PENNI, then learn"),
     )
