@@ -182,7 +182,6 @@ METHODS: dict[str, Method] = {
     ),
     "zeros, then codes": Method(partial(zeroed, sparsity=0.97, passes=3), _ZEROS, passes=1),
 }
-_ALL_KERNELS = {nn.Conv2d: vq.Basis(d=5), "features.0": None}
 # Those of equal form have the same mixes.
 _SHARED_MIXES = {
     f"re:{layers}": vq.Basis(d=5, shared=True)
@@ -191,12 +190,9 @@ _SHARED_MIXES = {
         r"features\.5\.(0\.conv2|[12]\.conv.)",
     )
 }  # fmt: skip
+# PENNI on it is a part of its own.
 RESIDUAL_METHODS: dict[str, Method] = {
     "k-means": Method(whole, vq.KM(k=16)),
-    "PENNI, then codes": Method(
-        partial(penni, factors=_ALL_KERNELS, passes=2, deviations=1.25),
-        vq.KM(k=17, keep_zeros=True),
-    ),
     # Without a cut, training alone.
     "mixes of several layers": Method(
         partial(penni, factors=_SHARED_MIXES, passes=2, deviations=0.0), vq.KM(k=16)

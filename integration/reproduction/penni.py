@@ -31,7 +31,8 @@ _REST = "float16"
 _FORMATS = {
     "method": "", "target": ",d", "seeds": "d", "start lost": ".2f", "start gone": ".1f",
     "start run": ".1f", "start nonzero": ".1f", "bytes": ",.0f", "rate": ".1f", "lost": ".2f",
-    "difference": ".4f", "weights": ",.0f", "codes time": ".2f", "onnx gap": ".1e",
+    "difference": ".4f", "weights": ",.0f", "dense time": ".2f", "codes time": ".2f",
+    "onnx gap": ".1e",
 }  # fmt: skip
 
 #: A float model, and the model that comes out of it.
