@@ -3,6 +3,7 @@
 // 1512.06473, section 3.2). A position is a linear layer whose samples are places.
 #pragma once
 
+#include "lookup_nibbles.h"
 #include "place_tables.h"
 #include "sources.h"
 

@@ -4,13 +4,13 @@
 // multiplications.
 #pragma once
 
-#include "planes.h"
+#include "place_tables.h"
 
 namespace vq {
 namespace {
 
-constexpr int64_t kBatchChunk = 32;
-constexpr int64_t kTableChunk = 16;  // samples whose tables stay near
+constexpr int64_t kBatchChunk = 32;  // samples at a time, whose tables stay near
+constexpr int64_t kFew = 16;  // samples, fewer of which have their tables made one by one
 
 // table[16] = the products of a piece of a sample with the centers in book, (values, 16).
 template <int kValues>
@@ -118,53 +118,128 @@ inline void each_blocks(int64_t first, int64_t last, F f) {
     for (; first < last; ++first) f(std::integral_constant<int, 1>{}, first);
 }
 
+// The tables of a tile of samples, in planes.
+template <int kBits>
+class SampleTables {
+ public:
+  static constexpr int64_t kStep = kPlaneTile * kLanes;
+  static constexpr int64_t kBytes = kPlaneTile / kNibbles * Planes::kColumnBytes<kBits>;
+
+  SampleTables(const Linear& p, int64_t first_sample, int64_t samples)
+      : p_(p), first_sample_(first_sample), samples_(samples) {
+    struct Floats;
+    struct PlaneBytes;
+    floats_ = scratch<Floats, float>(samples * kStep);
+    planes_ = scratch<PlaneBytes, uint8_t>((samples + 1) * kBytes);
+  }
+
+  // The subspaces [s, last) of one stage. Calls whole(sample, planes, step, offset) where integers fit
+  // the entries and are not all 0, and floats(sample, tables) where they do not.
+  template <typename Whole, typename Floats>
+  void make(int64_t stage, int64_t s, int64_t last, Whole whole, Floats floats) const {
+    if constexpr (Planes::kSideBySide)
+      if (samples_ >= kFew && p_.x_step == 1)
+        return make_side_by_side(stage, s, last, whole, floats);
+    build_tables(p_, stage, s, last, first_sample_, samples_, floats_, kStep);
+    const int64_t subspaces = last - s, columns = div_up(subspaces, kNibbles);
+    for (int64_t b = 0; b < samples_; ++b) {
+      const float* table = floats_ + b * kStep;
+      Spread spread;
+      find_spread<kBits>(table, div_up(subspaces, kLanes) * kLanes, &spread);
+      if (!fits_planes<kBits>(spread.largest, spread.squares, subspaces * kLanes)) {
+        floats(b, table);
+      } else if (spread.largest > 0) {
+        const float per_unit = entries_per_unit<kBits>(spread, columns * kNibbles);
+        uint8_t* to = planes_ + b * kBytes;
+        whole(b, to, 1 / per_unit, store_planes<kBits>(table, columns, spread.low, per_unit, to));
+      }
+    }
+  }
+
+ private:
+  template <typename Whole, typename Floats>
+  void make_side_by_side(int64_t stage, int64_t s, int64_t last, Whole whole,
+                         Floats floats) const {
+    struct Spreads;
+    struct Turned;
+    struct Books;
+    struct Entries;
+    const int64_t dim = p_.books.dim, subspaces = last - s, columns = div_up(subspaces, kNibbles);
+    const int64_t values = std::min(subspaces * dim, p_.in - s * dim);
+    const bool shared = p_.books.book_step == 0;
+    float* books = scratch<Books, float>((shared ? 1 : subspaces) * dim * kLanes);
+    for (int64_t i = 0; i < (shared ? 1 : subspaces); ++i)
+      load_book(p_.books, stage, 0, s + i, books + i * dim * kLanes);
+    float* x = scratch<Turned, float>(values * kBatchChunk);
+    if (samples_ < kBatchChunk) std::fill(x, x + values * kBatchChunk, 0.0f);
+    transpose(p_.x + first_sample_ * p_.x_row + s * dim, p_.x_row, samples_, values, x,
+              kBatchChunk);
+    float* entries = scratch<Entries, float>(columns * kNibbles * kLanes * kPlaces);
+    PlacesSpread& spread = *scratch<Spreads, PlacesSpread>(1);
+    for (int64_t first = 0; first < samples_; first += kPlaces) {
+      place_tables<kBits>(books, shared ? 0 : dim * kLanes, dim, x + first, kBatchChunk, values,
+                          subspaces, entries, &spread);
+      alignas(64) float per_unit[kPlaces];
+      alignas(64) uint32_t offsets[kPlaces];
+      uint8_t* to[kPlaces];
+      for (int64_t lane = 0; lane < kPlaces; ++lane)
+        to[lane] = planes_ + std::min(first + lane, samples_) * kBytes;
+      store_places<kBits>(entries, columns, spread, to, per_unit, offsets);
+      for (int64_t lane = 0; lane < std::min(kPlaces, samples_ - first); ++lane) {
+        const float largest = spread.largest[lane];
+        if (!fits_planes<kBits>(largest, spread.squares[lane], subspaces * kLanes)) {
+          build_tables(p_, stage, s, last, first_sample_ + first + lane, 1, floats_, kStep);
+          floats(first + lane, floats_);
+        } else if (largest > 0) {
+          whole(first + lane, to[lane], 1 / per_unit[lane], offsets[lane]);
+        }
+      }
+    }
+  }
+
+  const Linear& p_;
+  const int64_t first_sample_, samples_;
+  float* floats_;
+  uint8_t* planes_;
+};
+
 // y = x · W^T + bias by entries of kBits; see planes.h. Tiles of samples that such entries do not fit
 // go by float tables.
 template <int kBits>
 void lookup_nibbles(const Linear& p, const Pool& pool) {
   const NibbleLayout layout(p.rows, p.subspaces, false);
   divide(pool, layout.row_blocks, p.batch, p.picoseconds, [&](const Part& part) {
-    struct Floats;
-    struct PlaneBytes;
     struct Indices;
     struct Sums;
-    constexpr int64_t kColumns = kPlaneTile / kNibbles, kStep = kPlaneTile * kLanes;
-    constexpr int64_t kBytes = kColumns * Planes::kColumnBytes<kBits>;
     const int64_t rows = (part.last - part.first) * kLanes;
-    for (int64_t start = part.first_sample; start < part.last_sample; start += kTableChunk) {
-      const int64_t samples = std::min(kTableChunk, part.last_sample - start);
+    for (int64_t start = part.first_sample; start < part.last_sample; start += kBatchChunk) {
+      const int64_t samples = std::min(kBatchChunk, part.last_sample - start);
       float* sums = scratch<Sums, float>(samples * rows);
       std::fill(sums, sums + samples * rows, 0.0f);
-      float* floats = scratch<Floats, float>(samples * kStep);
-      auto* planes = scratch<PlaneBytes, uint8_t>(samples * kBytes);
-      auto* indices = scratch<Indices, uint8_t>(Planes::kStrip * kColumns * kIndexBytes);
+      const SampleTables<kBits> tables(p, start, samples);
+      auto* indices =
+          scratch<Indices, uint8_t>(Planes::kStrip * (kPlaneTile / kNibbles) * kIndexBytes);
       for (int64_t stage = 0; stage < p.books.stages; ++stage) {
         const int32_t* codes = static_cast<const int32_t*>(p.codes) + stage * layout.size();
         for (int64_t s = 0; s < p.subspaces; s += kPlaneTile) {
           const int64_t last = std::min(s + kPlaneTile, p.subspaces);
           const int64_t columns = div_up(last - s, kNibbles);
-          build_tables(p, stage, s, last, start, samples, floats, kStep);
           const int32_t* here = codes + s / kNibbles * kLanes;
-          PlaneSample whole[kTableChunk];
+          PlaneSample whole[kBatchChunk];
           int64_t count = 0;
-          for (int64_t b = 0; b < samples; ++b) {
-            const float* table = floats + b * kStep;
-            Spread spread;
-            find_spread<kBits>(table, div_up(last - s, kLanes) * kLanes, &spread);
-            if (!fits_planes<kBits>(spread.largest, spread.squares, (last - s) * kLanes)) {
-              each_blocks<1>(part.first, part.last, [&](auto blocks, int64_t block) {
-                add_lookups<blocks.value, 1>(here + block * layout.row_step(), layout.row_step(),
-                                             columns, table, kStep,
-                                             sums + b * rows + (block - part.first) * kLanes, rows);
+          tables.make(
+              stage, s, last,
+              [&](int64_t b, const uint8_t* planes, float step, uint32_t offset) {
+                whole[count++] = {planes, step, offset, sums + b * rows};
+              },
+              [&](int64_t b, const float* table) {
+                each_blocks<1>(part.first, part.last, [&](auto blocks, int64_t block) {
+                  add_lookups<blocks.value, 1>(here + block * layout.row_step(), layout.row_step(),
+                                               columns, table, 0,
+                                               sums + b * rows + (block - part.first) * kLanes,
+                                               rows);
+                });
               });
-            } else if (spread.largest > 0) {
-              const float per_unit = entries_per_unit<kBits>(spread, columns * kNibbles);
-              const uint32_t offset = store_planes<kBits>(table, columns, spread.low, per_unit,
-                                                          planes + b * kBytes);
-              whole[count] = {planes + b * kBytes, 1 / per_unit, offset, sums + b * rows};
-              ++count;
-            }
-          }
           each_plane_strip(part.first, part.last, [&](auto blocks, int64_t block) {
             add_codes<kBits, blocks.value>(here + block * layout.row_step(), layout.row_step(),
                                            columns, whole, count, (block - part.first) * kLanes,

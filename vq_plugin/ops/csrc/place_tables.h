@@ -1,9 +1,9 @@
-// Tables of places side by side: a register holds one entry of all of them, so that neither what is
+// Tables of places, or samples, side by side: a register holds one entry of all of them, so that neither what is
 // smallest and largest in a table nor its sums take steps across a register. The same bits as tables
 // that are made one by one (lookup_nibbles.h, planes.h).
 #pragma once
 
-#include "lookup_nibbles.h"
+#include "planes.h"
 
 namespace vq {
 namespace {
