@@ -1,10 +1,12 @@
 """Whole files of `vq.learn`, beside as many passes of pruning, on networks of Fashion-MNIST.
 
-    python -m integration.benchmarks.learn [--networks lenet5 ...] [--no-control] [--quick]
+    python -m integration.benchmarks.learn [--networks lenet5 ...] [--teacher fashion_mnist_cnn]
+        [--epochs 30] [--target-bytes 5700] [--no-control] [--quick]
 
-The training images are used without labels: the float model teaches. Bytes to aim at are set
-beforehand; losses are absolute, in points of accuracy. The control is `vq.prune`, to as many zeros
-as `vq.learn` has found, k-means and an epoch of `vq.finetune`, for as many passes together.
+The training images are used without labels: the float model teaches, or another that knows more.
+Bytes to aim at are set beforehand; losses are absolute, in points of accuracy. The control is
+`vq.prune`, to as many zeros as `vq.learn` has found, k-means and an epoch of `vq.finetune`, for as
+many passes together and of the same teacher.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import vq_plugin as vq
 from integration.benchmarks import settings
@@ -26,12 +29,15 @@ from integration.benchmarks.harness import Report, Table, parse_arguments
 from integration.workloads import fashion_mnist, fashion_mnist_resnet20
 from vq_plugin.nn import coded_weights
 from vq_plugin.workloads import digits
-from vq_plugin.workloads.data import Batches
+from vq_plugin.workloads.data import Batches, Samples
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How one network is trained; a training step of the float model has the same batches."""
+    """How one network is trained; a training step of the float model has the same batches.
+
+    A ``teacher`` of another name is asked once for each image, before the training.
+    """
 
     target_bytes: int
     epochs: int = 8
@@ -39,6 +45,7 @@ class Setting:
     lr: float = 2e-3
     augment: Callable[[Tensor], Tensor] | None = None
     norms: bool = False
+    teacher: str | None = None
 
 
 # Biases are a tenth of such files.
@@ -70,24 +77,35 @@ def rows(name: str, setting: Setting, seeds: Sequence[int], control: bool) -> It
     workload = settings.WORKLOADS[name]
     data = (digits if name == "digits" else fashion_mnist).load().train
     loader = Batches(data, setting.batch, augment=setting.augment)
+    taught: dict[str, Any] = {"teacher": workload.model()}
+    if setting.teacher is not None:
+        loader = Batches(_answers(setting.teacher, data.images), setting.batch, labels=True)
+        taught = {"loss": functional.cross_entropy}
     for seed in seeds:
         model = workload.model().train(setting.norms)
         start = time.process_time()
         small = vq.learn(
-            model, loader, target_bytes=setting.target_bytes, teacher=workload.model(),
-            epochs=setting.epochs, lr=setting.lr, seed=seed, rest=_REST,
+            model, loader, target_bytes=setting.target_bytes, epochs=setting.epochs, lr=setting.lr,
+            seed=seed, rest=_REST, **taught,
         )  # fmt: skip
         yield _saved("vq.learn", seed, small, time.process_time() - start, workload.model())
         if seed != seeds[0] or not control:
             continue
         start = time.process_time()
         sparse = vq.prune(
-            model, loader, _zeros(small), teacher=workload.model(), epochs=setting.epochs - 1,
-            lr=setting.lr, seed=seed,
+            model, loader, _zeros(small), epochs=setting.epochs - 1, lr=setting.lr, seed=seed,
+            **taught,
         )  # fmt: skip
         small = vq.compress(sparse, vq.KM(k=5, keep_zeros=True), workload.calibration())
-        vq.finetune(small, loader, teacher=workload.model(), seed=seed)
+        vq.finetune(small, loader, seed=seed, **taught)
         yield _saved("pruning alone", seed, small, time.process_time() - start, workload.model())
+
+
+@torch.no_grad()
+def _answers(teacher: str, images: Tensor) -> Samples:
+    """What a network says of images, as probabilities ``(N, classes)`` in the place of labels."""
+    model = settings.WORKLOADS[teacher].model().eval()
+    return Samples(images, torch.cat([model(some).softmax(1) for some in images.split(500)]))
 
 
 def learned_file(folder: Path, name: str, seed: int) -> Path:
@@ -107,15 +125,17 @@ def _zeros(small: nn.Module) -> float:
 
 
 def measure(
-    report: Report, name: str, seeds: Sequence[int], control: bool, keep: Path | None
-) -> None:
+    report: Report, name: str, setting: Setting, seeds: Sequence[int], control: bool,
+    keep: Path | None,
+) -> None:  # fmt: skip
     """Adds the table of a network to a report."""
-    workload, setting = settings.WORKLOADS[name], SETTINGS[name]
+    workload = settings.WORKLOADS[name]
     model = workload.model()
     tuning, test = workload.evaluate(model), workload.test(model)
     nbytes = sum(value.nbytes for value in model.state_dict().values())
     table = Table(
-        f"{name}: {setting.epochs} passes in batches of {setting.batch}; float {nbytes} bytes, "
+        f"{name}: {setting.epochs} passes in batches of {setting.batch}, taught by "
+        f"{setting.teacher or 'itself'}; float {nbytes} bytes, "
         f"{100 * tuning:.2f} % tuning, {100 * test:.2f} % test",
         {
             "by": "", "seed": "d", "bytes": "d", "rate": ".1f", "zeros": ".2%",
@@ -141,6 +161,9 @@ def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", choices=list(SETTINGS), default=None)
         parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        parser.add_argument("--teacher", choices=list(SETTINGS), help="the network itself if none")
+        parser.add_argument("--epochs", type=int, help="instead of those of the setting")
+        parser.add_argument("--target-bytes", type=int, help="instead of those of the setting")
         parser.add_argument("--keep", type=Path, help="folder for the files of learned models")
         parser.add_argument(
             "--control", action=argparse.BooleanOptionalAction, default=True,
@@ -151,9 +174,12 @@ def main() -> None:
     names = arguments.networks or (["digits"] if arguments.quick else list(SETTINGS)[:3])
     seeds = [0] if arguments.quick else arguments.seeds
     report = Report("learn", {"quick": arguments.quick, "seeds": seeds})
+    asked = {key: getattr(arguments, key) for key in ("teacher", "epochs", "target_bytes")}
+    given = {key: value for key, value in asked.items() if value is not None}
     torch.set_num_threads(1)
     for name in names:
-        measure(report, name, seeds, arguments.control, arguments.keep)
+        setting = replace(SETTINGS[name], **given)
+        measure(report, name, setting, seeds, arguments.control, arguments.keep)
     report.finish(arguments.output)
 
 
