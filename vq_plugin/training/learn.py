@@ -105,7 +105,7 @@ def learn(
         evaluate: With ``budget``: the metric of a model, or one result for each sample, on data
             that no training sees. What is chosen by it looks a little better there than elsewhere.
         teacher: A float model to learn from, run in eval mode; ``model`` itself if there is neither
-            this nor ``loss``.
+            this nor ``loss``. A larger one of the same task teaches a small model better.
         loss: Of the model's output and the teacher's, or, without a teacher, the target; needed
             where outputs are not one tensor.
         layers: Which layers are coded: patterns as in :func:`vq_plugin.compress`. The others train,
