@@ -30,5 +30,22 @@ struct PlaneTable {
   uint32_t offset;
 };
 
+// A position of a convolution as `Planes` without a way of their own look it up.
+template <typename Planes>
+struct PlaceByPlace {
+  // sums[i · sum_step + row + 16 · kBlocks rows] += what `count` places find at one position of a
+  // convolution: place i in tables[sources[i]].
+  template <int kBits, int kBlocks>
+  static void add_position(const uint8_t* indices, int64_t columns, const PlaneTable* tables,
+                           const int32_t* sources, int64_t count, float* sums, int64_t sum_step) {
+    for (int64_t i = 0; i < count; ++i, sums += sum_step) {
+      const PlaneTable& table = tables[sources[i]];
+      if (table.step == 0.0f) continue;
+      const PlaneSample sample{table.planes, table.step, table.offset, sums};
+      Planes::template add<kBits, kBlocks, 1>(indices, columns, &sample, 0);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace vq

@@ -10,7 +10,7 @@
 namespace vq {
 namespace {
 
-struct Planes {
+struct Planes : PlaceByPlace<Planes> {
   static constexpr int kStrip = 2;
   static constexpr int kDecoded = 1;  // row blocks together
   static constexpr bool kSideBySide = false;  // tables of places, one by one
@@ -65,19 +65,6 @@ struct Planes {
       float* to = sample->sums + row + 16 * b;
       for (int i = 0; i < 4; ++i, to += 4)
         vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(vreinterpretq_s32_u32(sum[i])), step));
-    }
-  }
-
-  // sums[i · sum_step + row + 16 · kBlocks rows] += what `count` places find at one position of a
-  // convolution: place i in tables[sources[i]].
-  template <int kBits, int kBlocks>
-  static void add_position(const uint8_t* indices, int64_t columns, const PlaneTable* tables,
-                           const int32_t* sources, int64_t count, float* sums, int64_t sum_step) {
-    for (int64_t i = 0; i < count; ++i, sums += sum_step) {
-      const PlaneTable& table = tables[sources[i]];
-      if (table.step == 0.0f) continue;
-      const PlaneSample sample{table.planes, table.step, table.offset, sums};
-      add<kBits, kBlocks, 1>(indices, columns, &sample, 0);
     }
   }
 

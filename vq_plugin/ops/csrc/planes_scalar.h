@@ -10,7 +10,7 @@
 namespace vq {
 namespace {
 
-struct Planes {
+struct Planes : PlaceByPlace<Planes> {
   static constexpr int kStrip = 1;
   static constexpr int kDecoded = 1;  // row blocks together
   static constexpr bool kSideBySide = false;  // tables of places, one by one
@@ -61,18 +61,6 @@ struct Planes {
       const auto whole = Vec::make(
           [&](int i) { return static_cast<float>(static_cast<int32_t>(total[r + i])); });
       Vec::store(sums + r, Vec::fused(whole, Vec::set1(sample->step), Vec::load(sums + r)));
-    }
-  }
-  // sums[i · sum_step + row + 16 · kBlocks rows] += what `count` places find at one position of a
-  // convolution: place i in tables[sources[i]].
-  template <int kBits, int kBlocks>
-  static void add_position(const uint8_t* indices, int64_t columns, const PlaneTable* tables,
-                           const int32_t* sources, int64_t count, float* sums, int64_t sum_step) {
-    for (int64_t i = 0; i < count; ++i, sums += sum_step) {
-      const PlaneTable& table = tables[sources[i]];
-      if (table.step == 0.0f) continue;
-      const PlaneSample sample{table.planes, table.step, table.offset, sums};
-      add<kBits, kBlocks, 1>(indices, columns, &sample, 0);
     }
   }
 };
