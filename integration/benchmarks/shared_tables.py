@@ -2,7 +2,7 @@
 
     python -m integration.benchmarks.shared_tables [--quick]
 
-Square layers of random codes, exact, on one thread, by its processor time, in turns, medians. A
+Square layers of random codes, exact, on one thread, by processor time, in turns, medians. A
 layer of 16 outputs is its tables and the call, nearly. Three layers that read one input, as
 queries, keys and values do, are set against one of three times the outputs, which has its tables
 once.

@@ -3,7 +3,7 @@
     python -m integration.benchmarks.vgg16 [--quick]
 
 Untrained, with random codes; the first convolution, of three channels, stays float. Batch 1, on one
-thread, by the processor time of the thread, all in turns, medians.
+thread, by the time of the processor, all in turns, medians.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vq_plugin as vq
+from tests.training.learning import Everything, Killed, inputs, network, saved
 from tests.training.test_finetune import batches, same
 from vq_plugin.factorize import KernelBasis
 from vq_plugin.nn import coded_weights
@@ -21,20 +22,6 @@ from vq_plugin.training.loop import soft_cross_entropy
 from vq_plugin.workloads import digits
 
 WEIGHTS = 139_000  # of the digits model, about
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
-
-
-def inputs(count: int = 10, size: int = 16) -> list[Tensor]:
-    draw = torch.Generator().manual_seed(1)
-    return [torch.randn(64, size, generator=draw) for _ in range(count)]
-
-
-def saved(small: nn.Module, folder: Path) -> int:
-    return vq.save(small, folder / "model.vq", rest="float16")
 
 
 def test_the_digits_are_kept_in_a_small_part_of_the_bytes(tmp_path: Path) -> None:
@@ -105,26 +92,6 @@ def test_bits_that_are_counted_are_bits_of_the_file() -> None:
     assert float(latent.bits) / 8 == pytest.approx(size, rel=0.02)
 
 
-class Everything(nn.Module):
-    """Slots of all kinds, and one weight for two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 8, padding_idx=0, sparse=True)
-        self.lstm = nn.LSTM(8, 8, batch_first=True)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.up = nn.ConvTranspose1d(8, 6, 3)
-        self.conv = nn.Conv1d(6, 8, 3)
-        self.head = nn.Linear(8, 20)
-        self.head.weight = self.table.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.lstm(self.table(tokens))[0]
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        logits: Tensor = self.head(self.conv(self.up(x.mT)).mT)
-        return logits
-
-
 def test_every_kind_of_layer_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Everything().train()
@@ -141,18 +108,6 @@ def test_every_kind_of_layer_learns(tmp_path: Path) -> None:
     again = vq.load(tmp_path / "model.vq", Everything())
     with torch.no_grad():
         assert torch.allclose(again.eval()(tokens[0]), small.eval()(tokens[0]), atol=1e-2)
-
-
-class Killed(list[Tensor]):
-    """Batches whose third pass is interrupted."""
-
-    passes = 0
-
-    def __iter__(self) -> Any:
-        self.passes += 1
-        if self.passes == 3:
-            raise KeyboardInterrupt
-        return super().__iter__()
 
 
 def test_mixes_of_kernels_train_as_one_convolution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from tests.training.learning import Everything, Killed, inputs, network, saved
 from tests.training.test_finetune import batches, same
-from tests.training.test_learn import Everything, Killed, inputs, network, saved
 from vq_plugin.coding.entropy import coded_size
 from vq_plugin.nn import Slot, coded_weights, find_slots
 from vq_plugin.training.latent import WIDEST
