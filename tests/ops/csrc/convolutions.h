@@ -48,6 +48,10 @@ class Problem {
     pieces_ = vq::div_up(channels_, books.dim);
     positions_ = c_.kernel[0] * c_.kernel[1] * c_.kernel[2];
     fill(random);
+    for (int64_t image = 0; image < c_.images; ++image)
+      for (int64_t o = 0; o < c_.out; ++o)
+        for (int64_t place = 0; place < places(); ++place)
+          expected_.push_back(sum(image, o, place));
   }
 
   // On a thread of its own: what kernels keep from call to call has its exact size then.
@@ -61,15 +65,15 @@ class Problem {
 
   // Whether values are the definition's within `error` of the size of what is added up.
   bool solved_by(const Buffer<float>& y, double error) const {
+    const Sum* expected = expected_.data();
     for (int64_t image = 0; image < c_.images; ++image)
       for (int64_t o = 0; o < c_.out; ++o)
-        for (int64_t place = 0; place < places(); ++place) {
-          const Sum expected = sum(image, o, place);
+        for (int64_t place = 0; place < places(); ++place, ++expected) {
           const float found = y[c_.channels_last ? (image * places() + place) * c_.out + o
                                                  : (image * c_.out + o) * places() + place];
-          if (std::isfinite(expected.value) ? std::abs(found - expected.value) >
-                                                  error * expected.size + 1e-30
-                                            : std::isfinite(found))
+          if (std::isfinite(expected->value) ? std::abs(found - expected->value) >
+                                                   error * expected->size + 1e-30
+                                             : std::isfinite(found))
             return false;
         }
     return true;
@@ -185,6 +189,7 @@ class Problem {
   Buffer<float> books_, x_, scale_, bias_;
   Buffer<uint8_t> codes_;  // (stages, out, positions · pieces)
   Buffer<int32_t> dwords_;
+  std::vector<Sum> expected_;  // (images, out, places): the same of every kernel
 };
 
 inline bool same_bits(const Buffer<float>& a, const Buffer<float>& b) {
