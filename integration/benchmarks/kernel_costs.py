@@ -4,11 +4,11 @@
 
 Kernels run on one thread, on layers of several sizes with random codes, by the processor time of
 the thread and less that of a call. Non-negative least squares of the relative error finds the
-picoseconds of each code, weight, value of a center and table for each sample, and of each code and
-value whatever the batch. A second table is of 3x3 convolutions of images, by the terms of
-convolution_cost.h, and of torch's. The last columns say how far the sum is from the measured time:
-at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from such a fit; some were
-then adjusted by hand against ``integration.benchmarks.linear``.
+picoseconds of each code, weight, value of a center and table for each sample, of each code whatever
+the batch, and of each value of a book that is read. A second table is of 3x3 convolutions of
+images, by the terms of convolution_cost.h, and of torch's. The last columns say how far the sum is
+from the measured time: at worst below and above. Those in vq_plugin/ops/csrc/isa_*.cpp started from
+such a fit; some were then adjusted by hand against ``integration.benchmarks.linear``.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ def main() -> None:
                 rows = list(_measure(schemes, precision, arguments.quick))
                 by_sixteen = kernel in ("lookup_bytes", "outward_bytes")
                 for sixteen in (False, True) if by_sixteen else (False,):
+                    # Samples that share what is read of a book.
+                    at_once = (_TOGETHER if sixteen else 1) if by_sixteen else max(_BATCHES)
                     some = [
-                        (_terms(numbers, sixteen), picoseconds)
+                        (_terms(numbers, at_once), picoseconds)
                         for batch, numbers, picoseconds in rows
                         if not by_sixteen or (batch >= _FEW) == sixteen
                     ]
@@ -174,11 +176,12 @@ def _seconds(call: Callable[[], object], quick: bool) -> float:
     return statistics.median(times)
 
 
-def _terms(numbers: tuple[float, ...], sixteen: bool) -> list[float]:
+def _terms(numbers: tuple[float, ...], at_once: int) -> list[float]:
     batch, codes, weights, values, tables = numbers
-    samples = -(-batch // _TOGETHER) * _TOGETHER if sixteen else batch
+    passes = -(-batch // at_once)
+    samples = passes * at_once if at_once == _TOGETHER else batch
     return [
-        *(samples * codes, samples * weights, samples * values, codes, values),
+        *(samples * codes, samples * weights, samples * values, codes, passes * values),
         samples * tables,
     ]
 

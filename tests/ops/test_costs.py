@@ -19,6 +19,7 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
 import vq_plugin as vq
+from integration.benchmarks.harness import random_codes
 from vq_plugin import ops
 from vq_plugin.cli import main
 from vq_plugin.nn import measured
@@ -118,6 +119,47 @@ def test_decoding_in_every_pass_counts_as_time_of_the_float_layer() -> None:
     keep_costs(isa(), times(2 * found.plain / found.codes, found.kernel))
     assert not costs.codes_pay(1, shape, 0)
     assert costs.codes_pay(1, shape, 0, decodes=True)
+
+
+@pytest.fixture
+def plain_kernels() -> Iterator[None]:
+    before = isa()
+    ops.use_isa("scalar")
+    yield
+    ops.use_isa(before)
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.usefixtures("plain_kernels")
+def test_a_book_for_all_subspaces_is_read_once(samples: int) -> None:
+    """Rounding it to float16 is most of what plain C++ does for 256 centers."""
+    of_each, of_all = (
+        costs.linear_estimates(
+            samples, (4096, 4096, 1, 256, 4, 0, one_book, False, False, False), 0
+        )
+        for one_book in (False, True)
+    )
+    assert of_each is not None
+    assert of_all is not None
+    assert of_all.codes < 0.8 * of_each.codes
+
+
+@pytest.mark.usefixtures("plain_kernels")
+def test_plain_kernels_run_large_layers_and_few_samples_only() -> None:
+    schemes = {
+        "pq(k=16,dim=8)": True,
+        "pq(k=256,dim=4,codebooks=tensor)": True,
+        "pq(k=16,dim=4,axis=out)": False,
+        "km(k=16)": False,
+    }
+    for scheme, pays in schemes.items():
+        large, small = (
+            random_codes(nn.Linear(size, size, bias=False), vq.parse_scheme(scheme)).eval()
+            for size in (4096, 256)
+        )
+        assert runs_by_codes(large, 1, 4096) == pays, scheme
+        assert not runs_by_codes(large, 64, 4096), scheme
+        assert not runs_by_codes(small, 1, 256), scheme
 
 
 def test_outputs_are_those_of_the_way_that_was_chosen() -> None:

@@ -21,10 +21,13 @@ inline double picoseconds(const Kernel& kernel, const Linear& p) {
       static_cast<double>(together ? (p.batch + kTogether - 1) / kTogether * kTogether : p.batch);
   const double centers = double(p.books.stages) * double(p.subspaces);
   const double codes = centers * double(p.rows), dim = double(p.books.dim);
-  const double values = centers * double(p.books.k) * dim;
+  const double book = double(p.books.k) * dim, values = centers * book;
+  // Books are read once, or where kernels take one or sixteen samples at a time, each time.
+  const double read = book * (p.books.book_step == 0 ? double(p.books.stages) : centers);
+  const double passes = kernel.sixteen.code == 0 ? 1 : together ? samples / kTogether : samples;
   return codes * (samples * (cost.code + dim * cost.weight) + cost.code_once) +
          centers * samples * cost.table +
-         values * (samples * cost.value + cost.value_once) +
+         values * samples * cost.value + read * passes * cost.value_once +
          samples * (double(p.in) * kInput + double(p.out) * kOutput);
 }
 

@@ -22,6 +22,7 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx512_of_amd() { return has_avx512() && __builtin_cpu_is("amd"); }
+bool has_avx2_of_amd() { return has_avx2() && __builtin_cpu_is("amd"); }
 #endif
 bool always() { return true; }
 
@@ -30,6 +31,7 @@ const Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {&kAvx512OfAmd, has_avx512_of_amd},
     {&kAvx512, has_avx512},
+    {&kAvx2OfAmd, has_avx2_of_amd},
     {&kAvx2, has_avx2},
 #elif defined(__aarch64__)
     {&kNeon, always},

@@ -26,6 +26,10 @@ struct Costs {
   FloatConvolutionCost float_convolution;
 };
 
+// Of an AMD EPYC (Zen 4), on which torch's float32 products of some samples take longer; a little below
+// all of those that integration/benchmarks/never_slower.py timed.
+constexpr FloatCost kFloatLayerOfAmd = {78, 125, 155, 230, 17.5, 3};
+
 constexpr Kernels common_kernels(const char* name, const Costs& costs,
                                  const FloatCost& float_layer = {}) {
   Kernels kernels{};

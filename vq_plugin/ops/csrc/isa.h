@@ -6,6 +6,6 @@
 namespace vq {
 
 extern const Kernels kAvx512, kAvx2, kNeon, kScalar;
-extern const Kernels kAvx512OfAmd;  // the same kernels, at other costs
+extern const Kernels kAvx512OfAmd, kAvx2OfAmd;  // the same kernels, at other costs
 
 }  // namespace vq

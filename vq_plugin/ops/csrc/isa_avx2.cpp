@@ -52,8 +52,27 @@ constexpr Costs kCosts = {
     {20, 250},  // torch's convolutions
 };
 
+// The same for another AMD EPYC (Zen 4), of what differs: a fit like that of
+// integration/benchmarks/kernel_costs.py on a busy machine.
+constexpr Costs kCostsOfAmd = {
+    {32, 1, 88, 33, 170},        // lookup_nibbles
+    {26, 0, 76, 28, 230, 1300},  // lookup_nibbles_high
+    {12, 0, 89, 20, 300},        // lookup_nibbles_fast
+    {30, 0, 0, 45, 0},           // scalar_nibbles
+    {13, 0, 0, 27, 0},           // scalar_nibbles_fast
+    {0, 30, 0, 216, 146},        // outward_nibbles
+    kCosts.lookup_bytes,
+    kCosts.lookup_bytes_sixteen,
+    {36, 0, 0, 350, 0},          // scalar_bytes
+    {740, 0, 97, 45, 0},         // outward_bytes
+    {136, 0, 19, 69, 0},         // outward_bytes, sixteen
+    {kCosts.convolve[0], kCosts.convolve[1], kCosts.convolve[2]},
+    kCosts.float_convolution,
+};
+
 }  // namespace
 
+extern const Kernels kAvx2OfAmd = common_kernels("avx2", kCostsOfAmd, kFloatLayerOfAmd);
 extern const Kernels kAvx2 = common_kernels("avx2", kCosts);
 
 }  // namespace vq

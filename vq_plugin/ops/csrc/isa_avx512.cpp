@@ -79,10 +79,6 @@ constexpr Costs kCostsOfAmd = {
 // fit a cache, what both machines are sure to take.
 constexpr FloatCost kFloatLayer = {75, 125, 100, 300, 13, 4};
 
-// Of that EPYC, on which torch's float32 products of some samples take longer; a little below all of
-// those that integration/benchmarks/never_slower.py timed.
-constexpr FloatCost kFloatLayerOfAmd = {78, 125, 155, 230, 17.5, 3};
-
 }  // namespace
 
 extern const Kernels kAvx512OfAmd = common_kernels("avx512", kCostsOfAmd, kFloatLayerOfAmd);

@@ -109,7 +109,7 @@ struct FitKernels;  // see fit.h
 // About how long a kernel takes on one thread, in picoseconds; see cost.h.
 struct Cost {
   double code, weight, value;    // of each code, weight and value of a center, a sample
-  double code_once, value_once;  // of each code and value of a center, whatever the batch
+  double code_once, value_once;  // of each code, and value of a book, that is read; see cost.h
   double table = 0;              // of each subspace, a sample
 };
 
