@@ -49,14 +49,23 @@ class Timed(Generic[R]):
 
 
 def race(
-    contenders: Mapping[str, Callable[[], R]], rounds: int, once: Collection[str] = ()
+    contenders: Mapping[str, Callable[[], R]],
+    rounds: int,
+    once: Collection[str] = (),
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    untimed: int = 0,
+    repeats: int = 1,
 ) -> dict[str, Timed[R]]:
     """Calls A, B, C, A, B, C, ... so that a slow minute of the machine hits all alike.
 
     Args:
-        contenders: What to call, by name. The caller warms them up (imports, thread pools).
-        rounds: Calls of each.
+        contenders: What to call, by name.
+        rounds: Times of each.
         once: Contenders too slow for more than the first round.
+        clock: In seconds.
+        untimed: Calls before each time. Without them the caller warms up (imports, thread pools).
+        repeats: Calls of which each time is the mean; the shorter a call, the more it needs.
 
     Returns:
         Results and times by name, in the order given.
@@ -66,9 +75,12 @@ def race(
         for name, call in contenders.items():
             if turn and name in once:
                 continue
-            start = time.perf_counter()
-            result = call()
-            seconds = time.perf_counter() - start
+            for _ in range(untimed):
+                call()
+            start = clock()
+            for _ in range(repeats):
+                result = call()
+            seconds = (clock() - start) / repeats
             before = timed[name].seconds if name in timed else []
             timed[name] = Timed(result, [*before, seconds])
     return timed
@@ -79,30 +91,16 @@ def race_of_processors(
 ) -> dict[str, Timed[R]]:
     """As :func:`race`, in seconds of the processor, so that other work on the machine counts less.
 
-    Args:
-        contenders: What to call, by name; before it is timed, each is called once in every turn.
-        turns: Times of each.
-        repeats: Calls of which each time is the mean; the shorter a call, the more it needs.
-
-    Returns:
-        Results and times by name, in the order given.
+    Each contender is called once more in every turn, before it is timed.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    results: dict[str, R] = {}
-    for _ in range(turns):
-        for name, call in contenders.items():
-            results[name] = call()
-            start = time.process_time()
-            for _ in range(repeats):
-                call()
-            times[name].append((time.process_time() - start) / repeats)
-    return {name: Timed(results[name], times[name]) for name in contenders}
+    return race(contenders, turns, clock=time.process_time, untimed=1, repeats=repeats)
 
 
 def medians(
     contenders: Mapping[str, Callable[[], object]],
     seconds: float,
     evict: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of short calls: in turns, as many as fit, but 5 turns at least.
 
@@ -111,23 +109,24 @@ def medians(
         seconds: For all together.
         evict: Called before every timed call, to empty the caches. Without it each turn is two
             untimed calls and three timed ones, as when a model runs again and again.
+        clock: In seconds.
 
     Returns:
         Medians by name.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     untimed, timed, turns = (2, 3, 0) if evict is None else (0, 1, 0)
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds or turns < 5:
+    started = clock()
+    while clock() - started < seconds or turns < 5:
         for name, call in contenders.items():
             for _ in range(untimed):
                 call()
             for _ in range(timed):
                 if evict is not None:
                     evict()
-                start = time.perf_counter()
+                start = clock()
                 call()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
         turns += 1
     return {name: statistics.median(found) for name, found in times.items()}
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from integration.benchmarks.harness import (
     Check,
     Report,
     Table,
+    medians,
     parse_arguments,
     random_codes,
     torch_threads,
@@ -109,22 +110,6 @@ def _held() -> int:
     return resident("VmRSS")
 
 
-def _times(
-    contenders: Mapping[str, Callable[[Tensor], Any]], value: Tensor, seconds: float
-) -> dict[str, float]:
-    """Median seconds of the processor."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    started = time.process_time()
-    while time.process_time() - started < seconds or len(times[_TORCH]) < 5:
-        for name, call in contenders.items():
-            call(value)
-            for _ in range(3):
-                start = time.process_time()
-                call(value)
-                times[name].append(time.process_time() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def _compare(
     report: Report, title: str, model: nn.Module, small: nn.Module, example: Tensor,
     peers: Mapping[str, Callable[[Path], None]], seconds: float,
@@ -157,10 +142,11 @@ def _compare(
         }
         sizes = {run: (folder / file).stat().st_size / 1e6 for run, file in files.items()}
         weights = sum(each.nbytes for each in model.parameters()) / 1e6
-        found = {
-            batch: _times(runs, torch.randn(batch, *example.shape[1:]), seconds)
-            for batch in _BATCHES
-        }
+        found = {}
+        for batch in _BATCHES:
+            value = torch.randn(batch, *example.shape[1:])
+            calls = {run: partial(call, value) for run, call in runs.items()}
+            found[batch] = medians(calls, seconds, clock=time.process_time)
     for run in runs:
         row: dict[str, Any] = {"layer": run, "file MB": sizes.get(run)}
         row |= {f"batch {batch}, ms": found[batch][run] * 1e3 for batch in _BATCHES}

@@ -30,8 +30,6 @@ from integration.workloads.zoo.networks import NETWORKS
 
 Make = Callable[[Network], Measured]
 
-# Whole calls of the tuner are to end within these seconds on two cores.
-_TIMEOUT = {"crepe_tiny": 120.0, "mtcnn": 120.0, "voice_activity": 120.0}
 _FORMATS = {
     "setting": "", "bytes": ",d", "file rate": ".2f", "agreement %": ".2f", "seconds": ".1f",
     "note": "",
@@ -44,12 +42,12 @@ def ours(network: Network, schemes: Any, calibrated: bool = False, fold: bool = 
     return from_file(network, vq.compress(network.model, schemes, batches, fold=fold))
 
 
-def tuned(network: Network, fold: bool = False, timeout: float = 600) -> Measured:
+def tuned(network: Network, fold: bool = False) -> Measured:
     """`vq.tune` at 1 %; the file of what it found, and after how many evaluations."""
     model = vq.fold_batch_norms(network.model) if fold else network.model
     result = vq.tune(
         model, network.evaluate, vq.LossBudget(relative=0.01), network.calibration,
-        max_trials=25, timeout=timeout, rest="float16",
+        max_trials=25, timeout=network.patience, rest="float16",
     )  # fmt: skip
     if not result.passed:
         raise ValueError(f"the tuner found nothing: {result.stopped}")
@@ -139,8 +137,6 @@ def table_of(name: str, network: Network, settings: dict[str, Make]) -> Table:
     table = Table(f"{name}: {network.metric}, {items} items, {kept:,} parameters", _FORMATS)
     rows = []
     for setting, make in settings.items():
-        if "tuned" in setting:
-            make = partial(make, timeout=_TIMEOUT.get(name, 600.0))  # noqa: PLW2901
         rows.append({"setting": setting, **measure(network, make)})
         print(rows[-1], flush=True)
     full = {"bytes": float_bytes(network.model), "file rate": 1.0, "agreement %": 100.0}

@@ -67,12 +67,12 @@ class Gate:
             self._check_agreement(sight, running["q_model"], evaluate)
 
     def _check_agreement(self, sight: Sight, model: nn.Module, evaluate: Evaluate) -> None:
+        calibrated = self._agreement is not None
         if self._agreement is not None:
-            found, data = self._agreement(model), "the calibration data"
+            found = self._agreement(model)
         else:
             found = of_evaluation(sight.probe.model, evaluate, model)
-            data = "what eval_fn gives the model"
-        if (doubt := sight.doubt(found, "eval_fn", data)) is not None:
+        if (doubt := sight.doubt(found, "eval_fn", calibrated=calibrated)) is not None:
             # Were it only refused, INC would return it for its score.
             raise ValueError(doubt)
         self._agreeing = model

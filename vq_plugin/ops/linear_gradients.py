@@ -48,6 +48,9 @@ def linear_gradients(
         wants_input: Whether the gradient of the input is asked for.
         wants_tables: Whether those of codebooks and scale are.
     """
+    if scale is not None:
+        # Both are factors of each other's gradients; what is rounded stays as it is below.
+        codebooks, scale = rounded(codebooks, codebook_dtype), rounded(scale, codebook_dtype)
     (rows, length) = (input, grad) if along_out else (grad, input)
     values = rows.shape[1] * length.shape[1]
     if added_natively(grad, codes, codebooks.shape[3]):
@@ -78,13 +81,7 @@ def linear_gradients(
         if wants_tables:
             # Sub-vectors, whichever way they run, in one piece each.
             found, of_scale = codebook_gradients(
-                strip.T @ length,
-                some,
-                # Their values are of interest to a scale alone.
-                books if own is None else rounded(books, codebook_dtype),
-                None if own is None else rounded(own, codebook_dtype),
-                along_out=along_out,
-                group=group,
+                strip.T @ length, some, books, own, along_out=along_out, group=group
             )
             if group or not tables:
                 tables.append(found)
@@ -107,7 +104,6 @@ def _by_subspaces(
     """The same in strips of subspaces that have codebooks of their own: none is added up twice."""
     out, dim = grad.shape[1], codebooks.shape[4]
     at_once = max(_STRIP // (out * dim) // NIBBLES, 1) * NIBBLES
-    own = None if scale is None else rounded(scale, codebook_dtype)
     inputs: list[Tensor] = []
     tables: list[Tensor] = []
     scales: list[Tensor] = []
@@ -123,12 +119,7 @@ def _by_subspaces(
             inputs.append(grad @ weight)
             del weight  # its memory is that of the gradient
         if wants_tables:
-            found, of_scale = codebook_gradients(
-                grad.T @ columns,
-                some,
-                books if own is None else rounded(books, codebook_dtype),
-                own,
-            )
+            found, of_scale = codebook_gradients(grad.T @ columns, some, books, scale)
             tables.append(found)
             scales.extend(() if of_scale is None else (of_scale,))
     added = torch.stack(scales).sum(0) if scales else None

@@ -51,14 +51,16 @@ class Sight:
         self,
         agreement: float | None,
         by: str = "evaluate",
-        data: str = "the calibration data",
+        *,
+        calibrated: bool,
     ) -> str | None:
         """Why the smallest setting that held may be ruined all the same.
 
         Args:
             agreement: With the float model, of its outputs; ``None`` if there is no data for it.
             by: Name of the function that gives the metric.
-            data: What outputs are compared on.
+            calibrated: Whether outputs are compared on calibration data, or on what that function
+                gives the model.
 
         Returns:
             What is wrong, and the remedy; ``None`` if outputs agree enough, the metric would have
@@ -69,6 +71,7 @@ class Sight:
             return None
         agrees = ""
         if agreement is not None:
+            data = "the calibration data" if calibrated else f"what {by} gives the model"
             agrees = (
                 f"on {data} the smallest setting that held "
                 f"agrees with the float model to {agreement:.2f} of 1, and "

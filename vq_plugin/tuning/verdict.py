@@ -55,9 +55,10 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     if result.stopped:
         return result
     trial, small = trials[best], session.compressed(best)
-    found, data = _agreement(session, small)
+    found = _agreement(session, small)
     result = replace(result, agreement=found)
-    if (doubt := session.sight.doubt(found, data=data)) is not None:
+    calibrated = session.agreement is not None
+    if (doubt := session.sight.doubt(found, calibrated=calibrated)) is not None:
         return replace(result, stopped=doubt)
     if gain > result.budget.limit and session.direction.better is None and session.sight.blind:
         _log.warning(
@@ -80,15 +81,14 @@ def verdict(session: Session, test: Evaluator | None, test_baseline: Metric | No
     )
 
 
-def _agreement(session: Session, small: nn.Module) -> tuple[float | None, str]:
-    """How far outputs agree, and what they are compared on."""
+def _agreement(session: Session, small: nn.Module) -> float | None:
+    """How far outputs agree."""
     if session.agreement is not None:
-        return session.agreement(small), "the calibration data"
-    found = None
+        return session.agreement(small)
     # There is time for one evaluation more.
-    if not session.deadline.passed:
-        found = of_evaluation(session.model, session.evaluator.function, small)
-    return found, "what evaluate gives the model"
+    if session.deadline.passed:
+        return None
+    return of_evaluation(session.model, session.evaluator.function, small)
 
 
 def _frontier(session: Session) -> tuple[FrontierPoint, ...]:

@@ -53,6 +53,7 @@ def load() -> Network:
         partial(_voiced, model),
         agree=same_pitch,
         metric="pitch within 50 cents",
+        patience=120,
     )
 
 

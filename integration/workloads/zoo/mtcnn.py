@@ -161,6 +161,7 @@ def load() -> Network:
         _batches,
         agree=same_boxes,
         metric="boxes matched at IoU 0.5",
+        patience=120,
     )
 
 

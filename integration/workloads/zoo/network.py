@@ -27,12 +27,14 @@ class Network:
         agree: Maps the float network's output on a batch and another model's to the agreement of
             every item, float `(items,)`, 1 where they agree fully.
         metric: What the mean of ``agree`` is called.
+        patience: Seconds on two cores within which a whole call of the tuner is to end.
     """
 
     model: nn.Module
     batches: Callable[[Split], list[Any]]
     agree: Callable[[Any, Any], Tensor]
     metric: str
+    patience: float = 600
 
     @cached_property
     def calibration(self) -> list[Any]:

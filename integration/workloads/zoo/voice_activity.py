@@ -57,6 +57,7 @@ def load() -> Network:
         _batches,
         agree=same_decision,
         metric="same decision, speech or not",
+        patience=120,
     )
 
 
