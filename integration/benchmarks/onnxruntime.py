@@ -112,7 +112,7 @@ def _held() -> int:
 
 def _compare(
     report: Report, title: str, model: nn.Module, small: nn.Module, example: Tensor,
-    peers: Mapping[str, Callable[[Path], None]], seconds: float,
+    peers: Mapping[str, Callable[[Path], None]], seconds: float, folder: Path,
 ) -> None:  # fmt: skip
     table = Table(
         f"{title}, one thread",
@@ -121,32 +121,28 @@ def _compare(
             **{f"batch {batch}, ms": ".3f" for batch in _BATCHES},
         },
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _float_file(model, folder / "float.onnx", example)
-        first = vq.compress(nn.Linear(64, 64), vq.PQ(k=16, dim=4))
-        vq.export_onnx(first, folder / "first.onnx", torch.zeros(2, 64), operator="native")
-        for form in (_PORTABLE, _NATIVE):
-            vq.export_onnx(small, folder / f"{form}.onnx", example, operator=form)  # type: ignore[arg-type]
-        files = {_FLOAT: "float.onnx", _PORTABLE: "portable.onnx", _NATIVE: "native.onnx"}
-        for peer, write in peers.items():
-            write(folder / f"{peer}.onnx")
-            files[peer] = f"{peer}.onnx"
-        runs: dict[str, Callable[[Tensor], Any]] = {
-            run: _session(folder / file, native=run == _NATIVE) for run, file in files.items()
-        }
-        runs |= {_TORCH_FLOAT: model, _TORCH: small}
-        held = {
-            run: _memory(folder / file, run == _NATIVE, [1, *example.shape[1:]]) / 1e6
-            for run, file in files.items()
-        }
-        sizes = {run: (folder / file).stat().st_size / 1e6 for run, file in files.items()}
-        weights = sum(each.nbytes for each in model.parameters()) / 1e6
-        found = {}
-        for batch in _BATCHES:
-            value = torch.randn(batch, *example.shape[1:])
-            calls = {run: partial(call, value) for run, call in runs.items()}
-            found[batch] = medians(calls, seconds, clock=time.process_time)
+    _float_file(model, folder / "float.onnx", example)
+    for form in (_PORTABLE, _NATIVE):
+        vq.export_onnx(small, folder / f"{form}.onnx", example, operator=form)  # type: ignore[arg-type]
+    files = {_FLOAT: "float.onnx", _PORTABLE: "portable.onnx", _NATIVE: "native.onnx"}
+    for peer, write in peers.items():
+        write(folder / f"{peer}.onnx")
+        files[peer] = f"{peer}.onnx"
+    runs: dict[str, Callable[[Tensor], Any]] = {
+        run: _session(folder / file, native=run == _NATIVE) for run, file in files.items()
+    }
+    runs |= {_TORCH_FLOAT: model, _TORCH: small}
+    held = {
+        run: _memory(folder / file, run == _NATIVE, [1, *example.shape[1:]]) / 1e6
+        for run, file in files.items()
+    }
+    sizes = {run: (folder / file).stat().st_size / 1e6 for run, file in files.items()}
+    weights = sum(each.nbytes for each in model.parameters()) / 1e6
+    found = {}
+    for batch in _BATCHES:
+        value = torch.randn(batch, *example.shape[1:])
+        calls = {run: partial(call, value) for run, call in runs.items()}
+        found[batch] = medians(calls, seconds, clock=time.process_time)
     for run in runs:
         row: dict[str, Any] = {"layer": run, "file MB": sizes.get(run)}
         row |= {f"batch {batch}, ms": found[batch][run] * 1e3 for batch in _BATCHES}
@@ -178,32 +174,30 @@ def main() -> None:
         f"MatMulNBits, {bits} bits": lambda path, bits=bits: _integer_file(bits, size, path)
         for bits in (4, 2)
     }
-    with torch_threads(1):
+    with torch_threads(1), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = vq.compress(nn.Linear(64, 64), scheme)
+        vq.export_onnx(first, folder / "first.onnx", torch.zeros(2, 64), operator="native")
         _compare(
             report, f"Linear({size}, {size}): {scheme}", layer, random_codes(layer, scheme),
-            torch.zeros(2, size), peers, seconds,
+            torch.zeros(2, size), peers, seconds, folder,
         )  # fmt: skip
         if arguments.quick:
             from vq_plugin.workloads import digits as workload
 
-            name = "CNN on digits"
+            network = "CNN on digits"
         else:
             from integration.workloads import fashion_mnist_cnn as workload  # type: ignore[no-redef]
 
-            name = "Fashion-MNIST CNN"
+            network = "Fashion-MNIST CNN"
         model = workload.model().eval()
         example = next(iter(workload.calibration()))[:2].clone()
         schemes = {nn.Linear: scheme, "*": vq.KM(k=16)}
         small = vq.compress(model, schemes).eval()
         _compare(
-            report,
-            f"{name}: {scheme}, convolutions {vq.KM(k=16)}",
-            model,
-            small,
-            example,
-            {},
-            seconds,
-        )
+            report, f"{network}: {scheme}, convolutions {vq.KM(k=16)}", model, small, example,
+            {}, seconds, folder,
+        )  # fmt: skip
     report.finish(arguments.output)
 
 

@@ -80,12 +80,15 @@ def outputs(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def latency(
-    contenders: Mapping[str, Callable[..., Tensor]], *inputs: Tensor, repeats: int = 20
+    contenders: Mapping[str, Callable[..., Tensor]],
+    *inputs: Tensor,
+    turns: int,
+    repeats: int = 20,
 ) -> dict[str, float]:
     """Median milliseconds of the processor; the shorter a call, the more ``repeats`` it needs."""
     calls = {name: partial(model, *inputs) for name, model in contenders.items()}
     with torch_threads(1):
-        timed = race_of_processors(calls, 35, repeats)
+        timed = race_of_processors(calls, turns, repeats)
     return {name: found.median * 1e3 for name, found in timed.items()}
 
 
@@ -136,7 +139,7 @@ def main() -> None:
                 "codebooks, AOTInductor": "small_package.pt2",
             }  # fmt: skip
             found = {run: outputs(call, images) for run, call in runs.items()}
-            times = latency(runs, images[:1])
+            times = latency(runs, images[:1], turns=5 if arguments.quick else 35)
             for run, scores in found.items():
                 reference = "float, eager" if run.startswith("float") else "codebooks, eager"
                 row = {"program": run, "accuracy": accuracy(scores), "ms": times[run]}
