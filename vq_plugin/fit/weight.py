@@ -16,6 +16,7 @@ from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import Objective, Quantized
 from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.schemes import LEAST_IMPORTANCE
+from vq_plugin.fit.used import used_centers
 from vq_plugin.rounding import round_centers, round_scales
 from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
 
@@ -36,7 +37,8 @@ def quantize_weight(
 
     The fit runs in float32 on the CPU and gives the same bytes for the same weight, scheme,
     statistics and seed, whatever the number of threads. ``k`` above the number of distinct
-    (sub-vectors of) weights is reduced to it: see ``CodebookWeight.k``.
+    (sub-vectors of) weights is reduced to it, and so are centers that a calibrated fit leaves to
+    none of them: see ``CodebookWeight.k``.
 
     Args:
         weight: Linear ``(out, in)``, ConvNd ``(out, in/groups, *kernel)`` or Embedding
@@ -111,6 +113,7 @@ def _quantize(
         objective = Objective.build(matrix, row_scale, scheme, geometry, moments)
         if objective is not None:
             quantized = calibrate(objective, quantized, scheme.codebook_dtype)
+            quantized = used_centers(quantized, geometry.group)
     small = CodebookWeight(
         codes=quantized.codes.to(torch_code_dtype(quantized.codebooks.shape[3])).to(weight.device),
         codebooks=quantized.codebooks.to(weight.device),
