@@ -72,7 +72,7 @@ def test_a_reduced_k_is_shown() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.arange(64.0).reshape(8, 8) % 5)
     shown = vq.summary(vq.compress(layer, vq.KM(k=16)))
-    assert shown.rows[0].note == "k 16 -> 5: no more distinct values"
+    assert shown.rows[0].note == "k 16 -> 5: no weight has the others"
     assert "k 16 -> 5" in str(shown)
     assert shown.nbytes == 64 * 3 // 8 + 5 * 2
 

@@ -205,7 +205,7 @@ def _row(name: str, layer: CodedWeight, tied: str) -> LayerRow:
     small = layer.codebook_weight
     pruned = "" if tied else _where_and_which(small)
     asked = layer.scheme.k
-    reduced = f"k {asked} -> {small.k}: no more distinct values" if small.k < asked else ""
+    reduced = f"k {asked} -> {small.k}: no weight has the others" if small.k < asked else ""
     float_size = weight_float_nbytes(small.shape)
     larger = "larger than float32" if small.nbytes > float_size else ""
     return LayerRow(

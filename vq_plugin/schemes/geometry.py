@@ -128,7 +128,7 @@ class Geometry:
         return self.code_bytes + self.table_bytes
 
     def with_centers(self, k: int) -> Geometry:
-        """The same with ``k`` centers, where a fit found no more distinct sub-vectors."""
+        """The same with ``k`` centers, where sub-vectors have no others."""
         return self if k == self.k else replace(self, k=k)
 
     def matrix(self, weight: Tensor) -> Tensor:
