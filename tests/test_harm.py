@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.fit.problems import matrix_of
 from vq_plugin.calibration import input_moments
 from vq_plugin.fit.output.moments import Moments
+from vq_plugin.fit.output.objective import damped
 from vq_plugin.harm import Harm
 from vq_plugin.nn import find_slots
 from vq_plugin.output_harm import values
-from vq_plugin.sensitivity import felt_moments, sensitivities
+from vq_plugin.sensitivity import Sensitivity, felt_moments, sensitivities
 
 
 def known(model: nn.Module, data: list[Tensor]) -> Harm:
@@ -77,3 +81,21 @@ def test_noise_does_what_it_was_said_to() -> None:
 def test_moments_without_second_ones() -> None:
     harm = Harm.of(torch.ones(2, 3), Moments(torch.tensor([1.0, 4.0, 0.0])), None)
     assert harm(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 5.0]])) == pytest.approx(4 / 5 / 2)
+
+
+def test_errors_of_rows_go_together_as_far_as_it_is_believed() -> None:
+    """By the definition of the objective, where gradients show nothing."""
+    torch.manual_seed(0)
+    weight, second = torch.randn(6, 5), torch.eye(5) + 0.3
+    half = torch.randn(6, 6)
+    together = half @ half.T + torch.eye(6)
+    felt = Sensitivity(torch.zeros(2, 6, 5).bfloat16(), torch.arange(6), (6, 5))
+    size = together.diagonal()
+    moments = Moments(torch.ones(()), second.unsqueeze(0), None, size.double(), together)
+    change = torch.randn(6, 5)
+    inputs = matrix_of(damped(moments))[0]
+    for doubt in (0.0, 0.4):
+        judged = together * (1 - doubt) + doubt * size.diag()
+        expected = float((judged @ change @ inputs @ change.T).trace())
+        harm = Harm.of(weight, replace(moments, doubt=doubt), felt)
+        assert harm(change) == pytest.approx(expected, rel=1e-4)

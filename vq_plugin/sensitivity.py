@@ -21,6 +21,7 @@ from vq_plugin.calibration.model_calls import (
     samples_of,
 )
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.fit.output.believed import Believed, believed
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
 from vq_plugin.model_copy import copy_model
@@ -34,6 +35,9 @@ _GRADIENTS = 32
 _MOST_BYTES, _FEW = 1 << 29, 8
 # Gradients of rows of a table, for each of its columns, that tell which changes of a row are felt.
 _ENOUGH = 4
+# Outputs of a layer of which it is asked what two do together: roots of twice as many take eight
+# times as long.
+_MOST_OUTPUTS = 2048
 
 # A slot, and the mean input that a bias takes up: float32 ``(groups, inputs)``.
 _Centered: TypeAlias = tuple[Slot, Tensor | None]
@@ -108,6 +112,39 @@ class Sensitivity:
         """The harm of an error of each row, over :meth:`Moments.row_errors`: float64 ``(out,)``."""
         inputs = moments.row_inputs(self.shape)
         return torch.where(inputs > 0, self.rows() / inputs, 0.0)
+
+    def of_outputs(self, moments: Moments) -> Believed | None:
+        """What is believed of what errors of two outputs do together: float32 ``(out, out)``.
+
+        In ``Σ_rs G_rs · Δw_r M Δw_sᵀ``, with :meth:`of_row_errors` on the diagonal of G. ``None``
+        where one half of the gradients denies what the other says
+        (:func:`vq_plugin.fit.output.believed.believed`), and where outputs do not share their
+        inputs or are too many.
+        """
+        outputs = self.shape[0]
+        if outputs > _MOST_OUTPUTS or moments.second is None or len(moments.raw().diagonal) > 1:
+            return None
+        inputs = float(moments.row_inputs(self.shape)[0])
+        if not inputs > 0:
+            return None
+        with worker_pool():
+            # Neighbours are of like data: each half has some of all.
+            its = believed(*(self._products(self.gradients[at::2]) for at in range(2)))
+        if its is None:
+            return None
+        found = torch.zeros(outputs, outputs, dtype=torch.float32, device="cpu")
+        each = its.together / (inputs * len(self.gradients))
+        found[self.reached.unsqueeze(1), self.reached] = each.float()
+        return Believed(found, its.doubt) if bool(found.any()) else None
+
+    def _products(self, gradients: Tensor) -> Tensor:
+        """``Σ g gᵀ`` over some gradients, of the rows that any reached: float64."""
+        outputs = len(self.reached)
+        total = torch.zeros(outputs, outputs, dtype=torch.float32, device="cpu")
+        for each in gradients:
+            rows = each.float()
+            total.addmm_(rows, rows.T)
+        return total.double()
 
 
 def sensitivities(
@@ -204,9 +241,10 @@ def felt_moments(
 ) -> dict[str, Moments]:
     """Moments with what the outputs of the model feel of each row, by the names of ``slots``.
 
-    Of those that are in both. Of a table, data move few rows, and the others are as good as these:
-    but for those that are looked up often all count alike, and what is felt of each column, and of
-    two together, is that of all rows.
+    Of those that are in both; of recurrent layers also what errors of two rows do together. Of a
+    table, data move few rows, and the others are as good as these: but for those that are looked up
+    often all count alike, and what is felt of each column, and of two together, is that of all
+    rows.
     """
     found = {}
     for slot in slots:
@@ -214,7 +252,12 @@ def felt_moments(
             continue
         its, each = moments[slot.name], felt[slot.name]
         if not slot.kind.looks_up:
-            found[slot.name] = dataclasses.replace(its, outputs=each.of_row_errors(its))
+            # In others than recurrent layers few errors make up for each other (decision 129).
+            shared = each.of_outputs(its) if slot.kind.recurs else None
+            together, doubt = shared or (None, 0.0)
+            found[slot.name] = dataclasses.replace(
+                its, outputs=each.of_row_errors(its), together=together, doubt=doubt
+            )
         elif its.second is None and (columns := each.of_columns()) is not None:
             # How often a row was looked up is in what is felt of it.
             found[slot.name] = Moments(torch.ones(1), columns, outputs=each.of_looked_up())

@@ -38,13 +38,17 @@ for _upsampling in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         _upsampling, "weight", view=_transposed, inputs=inputs.transposed_convolved, groups=_groups
     )
 for _recurrent in (nn.LSTM, nn.GRU, nn.RNN):
-    register_slot(_recurrent, r"re:weight_ih_l\d+(_reverse)?", inputs=inputs.layer_input)
-    register_slot(_recurrent, r"re:weight_hh_l\d+(_reverse)?", inputs=inputs.layer_hidden)
+    register_slot(
+        _recurrent, r"re:weight_ih_l\d+(_reverse)?", inputs=inputs.layer_input, recurs=True
+    )
+    register_slot(
+        _recurrent, r"re:weight_hh_l\d+(_reverse)?", inputs=inputs.layer_hidden, recurs=True
+    )
 # The projection of its hidden state, which it does not show.
 register_slot(nn.LSTM, r"re:weight_hr_l\d+(_reverse)?")
 for _cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-    register_slot(_cell, "weight_ih", inputs=inputs.multiplied)
-    register_slot(_cell, "weight_hh", inputs=inputs.cell_hidden)
+    register_slot(_cell, "weight_ih", inputs=inputs.multiplied, recurs=True)
+    register_slot(_cell, "weight_hh", inputs=inputs.cell_hidden, recurs=True)
 register_slot(nn.MultiheadAttention, "in_proj_weight", inputs=inputs.projected, groups=lambda _: 3)
 for _projection in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
     register_slot(nn.MultiheadAttention, _projection, inputs=inputs.projected)

@@ -46,6 +46,7 @@ class SlotKind:
     squares: Inputs | None = None
     groups: Callable[[nn.Module], int] = lambda _: 1
     looks_up: bool = False
+    recurs: bool = False
     layer: type[CodebookLayer] | None = None
 
 
@@ -63,6 +64,7 @@ def register_slot(
     squares: Inputs | None = None,
     groups: Callable[[nn.Module], int] | None = None,
     looks_up: bool = False,
+    recurs: bool = False,
     layer: type[CodebookLayer] | None = None,
 ) -> None:
     """Lets a parameter of a class of modules be coded, everywhere.
@@ -84,6 +86,8 @@ def register_slot(
             each ``in`` of the weight.
         groups: How many groups ``inputs`` yields for a module; one if not given.
         looks_up: Whether the module looks rows of the weight up, as Embedding does.
+        recurs: Whether the module multiplies by the weight at every step of a sequence, as LSTM
+            does. Then calibrated fits ask which errors of its outputs make up for each other.
         layer: The codebook layer that takes the module's place. Without one the module stays, and
             holds its parameter as codes.
 
@@ -114,7 +118,7 @@ def register_slot(
     make = _in_order(view) if isinstance(view, tuple) else view
     _FOUND.clear()
     kinds.append(
-        SlotKind(parameter, make, inputs, squares, groups or (lambda _: 1), looks_up, layer)
+        SlotKind(parameter, make, inputs, squares, groups or (lambda _: 1), looks_up, recurs, layer)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vq_plugin.fit.output.feedback import Factor, descend, feedback
 from vq_plugin.fit.output.objective import Objective, Quantized
+from vq_plugin.fit.output.outputs_in_turn import outputs_in_turn
 from vq_plugin.fit.output.refit import refit
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import CodebookDtype
@@ -20,7 +21,8 @@ def calibrate(
     Error feedback gives codes, and codebooks are refitted to them; so again, since the second
     feedback starts from codebooks that know the inputs. Then codes are re-assigned to the codebooks
     and these refitted, in turn, as in Lloyd's algorithm, and a last time after the centers are
-    rounded. ``quantized`` itself where nothing is better.
+    rounded. Where it is known what outputs do together, they are assigned once more, one after the
+    other. ``quantized`` itself where nothing is better.
     """
     start = Quantized(quantized.codes, quantized.codebooks.float())
     factor = Factor.of(objective, start)
@@ -33,8 +35,9 @@ def calibrate(
     again = refit(objective, again, iterations=_FEW)
     if objective.value(again) < objective.value(placed):
         placed = again
-    # It is as large as the second moments.
-    del factor
+    if objective.across is None:
+        # It is as large as the second moments.
+        del factor
     placed = refit(objective, descend(objective, placed))
     rounded = round_centers(placed.quantized.codebooks, codebook_dtype)
     if not bool(rounded.isfinite().all()):
@@ -42,4 +45,8 @@ def calibrate(
     placed = descend(objective, objective.place(Quantized(placed.quantized.codes, rounded.float())))
     if objective.value(placed) >= least:
         return quantized
-    return Quantized(placed.quantized.codes, rounded)
+    if objective.across is None:
+        return Quantized(placed.quantized.codes, rounded)
+    start = Quantized(placed.quantized.codes, rounded.float())
+    codes = outputs_in_turn(objective, objective.across, start, factor).codes
+    return Quantized(codes, rounded)

@@ -37,12 +37,17 @@ class Moments:
             the mean of the output's error; ``None`` where it has none.
         outputs: What a squared error of each output does to the outputs of the model, float64
             ``(out,)``, up to a factor; ``None`` where that is not known: then all count alike.
+        together: What is believed of what errors of two outputs do together, float32
+            ``(out, out)``, with ``outputs`` on its diagonal; ``None`` where that is nothing.
+        doubt: The part of what is off its diagonal that does not count when a fit is judged.
     """
 
     importance: Tensor
     second: Tensor | Samples | None = None
     mean: Tensor | None = None
     outputs: Tensor | None = None
+    together: Tensor | None = None
+    doubt: float = 0.0
 
     def output_mass(self, count: int) -> Tensor:
         """How much the error of each of ``count`` outputs counts: float32 ``(count,)``, at most 1.

@@ -13,6 +13,7 @@ from torch.nn import functional
 from vq_plugin.codebook import decode
 from vq_plugin.fit.batch import Batch
 from vq_plugin.fit.kernels import best_kernels
+from vq_plugin.fit.output.across import Across
 from vq_plugin.fit.output.metric import Metric
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.schemes import Axis, Geometry, Scheme
@@ -49,7 +50,9 @@ class Objective:
     Outputs (``axis="out"``) or inputs (``axis="in"``) are padded to whole sub-vectors; ``mass``,
     ``(outputs of all groups,)``, is 0 there. ``weight`` is normalized by its row scales,
     ``(groups, inputs, outputs)``, with the groups of a convolution; ``metric`` H, the damped second
-    moments up to a factor; ``row_group`` rows share a codebook; ``zeros`` stay 0.
+    moments up to a factor; ``row_group`` rows share a codebook; ``zeros`` stay 0. ``across`` is
+    what outputs do together, where that is known, and each has its codes and inputs to itself: not
+    with sub-vectors along the outputs, groups of a convolution, or codebooks of groups of rows.
     """
 
     weight: Tensor
@@ -58,6 +61,7 @@ class Objective:
     along_out: bool
     row_group: int | None
     zeros: Tensor | None
+    across: Across | None = None
 
     @classmethod
     def build(
@@ -109,7 +113,10 @@ class Objective:
             metric = metric.permuted(torch.cat([channels, added], 1).flatten())
         weight = _turned(weight.reshape(groups, -1, weight.shape[1]))
         zeros = scheme.pinned(weight)
-        return cls(weight, metric, mass, along_out, geometry.group, zeros)
+        across = None
+        if moments.together is not None and groups == 1 and not along_out and not geometry.group:
+            across = Across.of(moments.together, row_scale)
+        return cls(weight, metric, mass, along_out, geometry.group, zeros, across)
 
     @property
     def shape(self) -> tuple[int, int, int]:
