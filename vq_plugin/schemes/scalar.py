@@ -22,7 +22,7 @@ from vq_plugin.schemes.scheme import (
 # How much shorter a row scale may become when it is rounded.
 _ROUNDED = 2 ** (1 / 16) * (1 + 2**-10)
 # A row that the outputs hardly feel, on the data at hand, counts like this part of the mean.
-_LEAST_FELT = 0.3
+LEAST_FELT = 0.3
 
 
 @register_scheme(fit="vq_plugin.fit.schemes:fit_km")
@@ -125,7 +125,7 @@ class Uniform(Scheme):
             whole = felt[live].mean()
             if bool(whole > 0):
                 # What is left is, in the mean, as large as 1.
-                size = size * (whole / felt.maximum(whole * _LEAST_FELT)).sqrt().float()
+                size = size * (whole / felt.maximum(whole * LEAST_FELT)).sqrt().float()
         last = rows.abs().amax(1) / (self.step * self.reach) * _ROUNDED
         return torch.maximum(size, last)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from vq_plugin.fit.output import believed as believed_module
 from vq_plugin.fit.output.across import shrunk
 from vq_plugin.fit.output.believed import believed
+from vq_plugin.schemes.scalar import LEAST_FELT
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -107,7 +108,7 @@ def test_what_is_doubted_makes_one_half_say_what_the_other_does() -> None:
     part = 1 - float(found.together[0, 1] / (one + two)[0, 1])
     judged = 1 - (1 - part) * (1 - found.doubt)
     size = (one + two).diagonal()
-    scale = (size.mean() / size.clamp_min(believed_module._LEAST * size.mean())).sqrt()
+    scale = (size.mean() / size.clamp_min(LEAST_FELT * size.mean())).sqrt()
     left = believed_module._left
     own = sum(left(shrunk(each, part), shrunk(each, judged), scale) for each in (one, two))
     others = left(shrunk(one, part), two, scale) + left(shrunk(two, part), one, scale)

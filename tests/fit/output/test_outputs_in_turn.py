@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -153,17 +154,13 @@ def test_an_output_that_nobody_feels_does_not_take_up_the_errors_of_others() -> 
     assert float(change[3].square().sum()) < 4 * float(before[3].square().sum())
 
 
-def test_bytes_do_not_depend_on_threads() -> None:
+def test_bytes_do_not_depend_on_threads(set_threads: Callable[[int], None]) -> None:
     weight, matrix = normal(300, 64, seed=1), together(300)
     moments = felt(moments_of(correlated_inputs(100, 64)), matrix)
-    threads = torch.get_num_threads()
     found = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(vq.quantize_weight(weight, vq.Uniform(scale="row"), moments=moments))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        set_threads(count)
+        found.append(vq.quantize_weight(weight, vq.Uniform(scale="row"), moments=moments))
     for other in found[1:]:
         assert torch.equal(found[0].codes, other.codes)
         assert torch.equal(found[0].codebooks, other.codebooks)

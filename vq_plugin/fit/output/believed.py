@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from vq_plugin.fit.output.across import Across, shrunk
+from vq_plugin.schemes.scalar import LEAST_FELT
 
 # Parts that are taken away from all that is off the diagonal (Ledoit & Wolf 2004).
 _SHRINKAGES = (0.2, 0.5, 0.8)
 # What a half has to leave of the harm, at most, that the other feels.
 _MOST = 0.9
-# An output of which little is felt has errors as if it were this part of the mean: its steps are
-# no longer.
-_LEAST = 0.3
 
 
 class Believed(NamedTuple):
@@ -62,8 +60,8 @@ def believed(one: Tensor, two: Tensor) -> Believed | None:
     size = both.diagonal()
     if not 0 < float(size.sum()) < math.inf:
         return None
-    # As steps of equal harm leave them.
-    scale = (size.mean() / size.clamp_min(_LEAST * size.mean())).sqrt()
+    # As steps of equal harm leave errors, which are no longer where less than that is felt.
+    scale = (size.mean() / size.clamp_min(LEAST_FELT * size.mean())).sqrt()
 
     def left(part: float, *felt: Tensor) -> float:
         halves = zip((one, two), felt, strict=True)

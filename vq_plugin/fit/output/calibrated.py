@@ -45,8 +45,7 @@ def calibrate(
     placed = descend(objective, objective.place(Quantized(placed.quantized.codes, rounded.float())))
     if objective.value(placed) >= least:
         return quantized
-    if objective.across is None:
-        return Quantized(placed.quantized.codes, rounded)
-    start = Quantized(placed.quantized.codes, rounded.float())
-    codes = outputs_in_turn(objective, objective.across, start, factor).codes
-    return Quantized(codes, rounded)
+    found = placed.quantized
+    if objective.across is not None:
+        found = outputs_in_turn(objective, objective.across, found, factor)
+    return Quantized(found.codes, rounded)
