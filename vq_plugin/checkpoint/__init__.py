@@ -5,6 +5,7 @@ from vq_plugin.checkpoint.opened import open_file
 from vq_plugin.checkpoint.rest import (
     Rest,
     check_rest,
+    is_numbers,
     kept_rest,
     rest_tensors,
     round_rest,
@@ -18,6 +19,7 @@ __all__ = [
     "Rest",
     "check_rest",
     "file_bytes",
+    "is_numbers",
     "kept_rest",
     "load",
     "open_file",

@@ -12,6 +12,7 @@ from vq_plugin.nn import Slot
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, torch_code_dtype
 from vq_plugin.training.latent_base import UNSEEN, Latent, entropy
+from vq_plugin.training.rounded import through_rounding
 
 # Codes run from minus this to this: what one byte numbers, with a zero in the middle.
 REACH = 127
@@ -125,21 +126,15 @@ class LatentWeight(Latent):
         grad = self._gradient()
         step = self.log_step.exp()
         self.latent.grad = self.log_step.grad = self.shift.grad = None
-        codes = self.codes()
         if settled:
-            places = codes.flatten().int() + REACH
+            places = self.codes().flatten().int() + REACH
             sums = torch.zeros_like(self.shift).index_add_(0, places, grad.flatten())
             sums[REACH] = 0
             self.shift.grad = sums * step
             return
         place = self.latent / step
-        pull = self.pulls[place.abs().clamp_(max=REACH).int()].mul_(rate_weight).copysign_(place)
-        # The step's share in what rounding changes (Esser et al. 2020, arXiv 1902.08153), and in
-        # how many steps a weight is long.
-        change = codes.sub_(place)
-        slope = torch.dot(grad.flatten(), change.flatten()) * step
-        self.log_step.grad = slope - torch.dot(pull.flatten(), place.flatten())
-        self.latent.grad = grad.add(pull, alpha=1 / float(step))
+        pull = self.pulls[place.abs().clamp_(max=REACH).int()].mul_(rate_weight)
+        self.latent.grad, self.log_step.grad = through_rounding(grad, place, pull, step, REACH)
 
     @torch.no_grad()
     def coded(self, slot: Slot) -> CodebookWeight:

@@ -14,7 +14,30 @@ from vq_plugin.nn import Slot
 UNSEEN = 0.5
 
 
-class Latent(nn.Module):
+class Paying(nn.Module):
+    """What trains behind parameters of a model, and pays for its bits in the file."""
+
+    @abstractmethod
+    def groups(self, lr: float) -> list[dict[str, object]]:
+        """What an optimizer trains, and how fast."""
+
+    @abstractmethod
+    def count(self) -> None:
+        """Counts the codes, or numbers, anew: their bits, and how these pull."""
+
+    @abstractmethod
+    def write(self, settled: bool) -> None:
+        """Gives the model its parameters; codes stay once they are ``settled``."""
+
+    @abstractmethod
+    def pull(self, rate_weight: float, settled: bool) -> None:
+        """Gives what trains its gradients, from the parameters' and their bits.
+
+        Once codes are ``settled`` only the centers get some.
+        """
+
+
+class Latent(Paying):
     """A float weight behind one that holds what codes stand for.
 
     What changes in a training is in its ``state_dict``.
@@ -32,25 +55,6 @@ class Latent(nn.Module):
         # Not a submodule's: the model has it, and no optimizer.
         self._weight = [weight]
         self.register_buffer("bits", torch.zeros((), dtype=torch.float64))
-
-    @abstractmethod
-    def groups(self, lr: float) -> list[dict[str, object]]:
-        """What an optimizer trains, and how fast."""
-
-    @abstractmethod
-    def count(self) -> None:
-        """Counts the codes anew: their bits, and how these pull."""
-
-    @abstractmethod
-    def write(self, settled: bool) -> None:
-        """Gives the model the weight; codes stay once they are ``settled``."""
-
-    @abstractmethod
-    def pull(self, rate_weight: float, settled: bool) -> None:
-        """Gives latent weights and centers their gradients, from the weight's and its bits.
-
-        Once codes are ``settled`` only the centers get some.
-        """
 
     @abstractmethod
     def bits_above(self, limit: float) -> float:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 
 from vq_plugin.arguments import check_at_least, check_whole
-from vq_plugin.checkpoint import Rest, check_rest, file_bytes
+from vq_plugin.checkpoint import Rest, check_rest, file_bytes, is_numbers
 from vq_plugin.factorize.layers import whole_kernels
 from vq_plugin.replace import assemble
 from vq_plugin.seeded import seeded
@@ -27,7 +27,7 @@ from vq_plugin.training.learner import Learner, Target
 from vq_plugin.training.loop import AfterEpoch, Loss, Training, run_batch
 from vq_plugin.training.norms import reestimate_norms
 from vq_plugin.training.precision import Float32, float32_copy, is_half, restore_dtypes
-from vq_plugin.training.price import FIRST, next_price
+from vq_plugin.training.price import first_price, next_price
 from vq_plugin.training.settings import check_settings
 from vq_plugin.training.vectors import chosen_vectors
 
@@ -82,9 +82,9 @@ def learn(
     lowered is the loss and ``rate_weight`` times the bits of all codes, each at its layer's
     entropy, which is what :func:`vq_plugin.save` spends on them (entropy-penalised, Oktay et al.
     2019, arXiv 1906.06624; entropy-constrained, Chou et al. 1989). The task's gradient passes
-    straight through the rounding. Most weights end as zeros, none of them chosen beforehand. The
-    price of a bit rises over the first half of the training; in the last part codes stay and their
-    centers learn.
+    straight through the rounding. Most weights end as zeros, none of them chosen beforehand. With
+    ``rest="int8"`` biases and scales of norms pay alike. The price of a bit rises over the first
+    half of the training; in the last part codes stay and their centers learn.
 
     Give one of ``rate_weight``, ``target_rate``, ``target_bytes`` and ``budget``. The same seed,
     loader and number of threads give the same bytes.
@@ -117,7 +117,8 @@ def learn(
         epochs: Passes over ``loader`` of each training, at least 1.
         lr: Learning rate at the start.
         seed: Of dropout and of a loader that shuffles.
-        rest: What the file is to be saved with; targets count it.
+        rest: What the file is to be saved with; targets count it. With ``"int8"`` parameters of one
+            dimension are whole numbers of steps that they learn, and many become zero.
         checkpoint: File that holds the state after every epoch, in safetensors. If it exists
             already, its run goes on; it is removed at the end. Not with ``budget``.
         callback: Called as every epoch ends, with its number, from 1, and the mean loss of its
@@ -236,7 +237,20 @@ class _Run:
         if not weights:
             raise ValueError("the model has no weight that can be coded")
         vectors = chosen_vectors(copy, weights, self.schemes)
-        return Learner(copy, weights, rate_weight, target, vectors=vectors, seed=self.seed)
+        ours = {id(weight) for weight in weights.values()}
+        biases = [each for each in self._biases(copy) if id(each) not in ours]
+        return Learner(
+            copy, weights, rate_weight, target, vectors=vectors, biases=biases, seed=self.seed
+        )
+
+    def _biases(self, copy: nn.Module) -> list[nn.Parameter]:
+        """Parameters of a copy that train, and that a file of the model keeps as whole numbers."""
+        names = {
+            name
+            for name, own in self.model.named_parameters()
+            if is_numbers(own, self.rest) and own.requires_grad and own.numel()
+        }
+        return [each for name, each in copy.named_parameters() if name in names]
 
     def train(
         self,
@@ -255,7 +269,8 @@ class _Run:
             teacher = Float32(float32_copy(teacher))
         settings: dict[str, float | str] = {
             "rate_weight": rate_weight, "target_bytes": target.nbytes if target else 0,
-            "epochs": self.epochs, "lr": self.lr, "seed": self.seed, **learner.vectors,
+            "epochs": self.epochs, "lr": self.lr, "seed": self.seed,
+            "rest": str(self.rest), **learner.vectors,
         }  # fmt: skip
         training = Training("learn", learner, optimizer, teacher, self.loss, self.epochs, settings)
         with whole_kernels(learner.model):
@@ -287,6 +302,10 @@ class _Run:
         """One training that aims at the bytes of a file; ``whole`` are those of the float model."""
         learner = self.learner(0.0)
         first = assemble(learner.model, learner.coded())
+        with torch.no_grad():
+            # Biases that pay for their bits may all become zeros.
+            for bias in self._biases(first):
+                bias.zero_()
         others = len(file_bytes(first, self.rest)) - codes_nbytes(first)
         if others >= nbytes:
             raise ValueError(
@@ -298,7 +317,8 @@ class _Run:
             return len(file_bytes(each, self.rest))
 
         target = Target(nbytes, file_size)
-        small = self.train(FIRST / learner.weight_count, target, checkpoint)
+        price = first_price(learner.weight_count, room=8 * (nbytes - others))
+        small = self.train(price, target, checkpoint)
         found = file_size(small)
         if found > nbytes:
             warnings.warn(
@@ -328,7 +348,7 @@ def _within(
     lost: dict[float, float] = {}
     best: tuple[bool, float, nn.Module] | None = None
     for _ in range(_TRAININGS):
-        price = next_price(lost, budget.limit) if lost else FIRST / weights
+        price = next_price(lost, budget.limit) if lost else first_price(weights)
         small = run.train(price)
         now = score(small)
         lost[price] = budget.loss(baseline, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from vq_plugin.replace import assemble
 from vq_plugin.schemes import Scheme
 from vq_plugin.sizes import codes_nbytes
 from vq_plugin.training.latent import REACH, LatentWeight
-from vq_plugin.training.latent_base import Latent
+from vq_plugin.training.latent_base import Latent, Paying
+from vq_plugin.training.latent_biases import LatentBiases
 from vq_plugin.training.latent_vectors import LatentVectors
 from vq_plugin.training.precision import Float32
 
@@ -33,16 +34,17 @@ _ATTEMPTS = 8
 _STEP = 1.5
 # Where a target is to be reached, and how the logarithm of what is too much falls until then: with
 # this power of the part that is left, as seen on LeNet-300-100 at a price that stays.
-_REACHED, _FALL = 0.7, 2.7
+_REACHED, _FALL = 0.85, 3.2
 # How a target changes the price of a bit: its logarithm by so much over a whole training, for every
-# unit of the logarithm of what is too much; at once by this; and no more than so much at once.
-_GAIN, _AT_ONCE = 8.0, 5.0
+# unit of the logarithm of what is too much; at once by this; and no more than so much at once. A
+# price that changes little costs the least accuracy.
+_GAIN, _AT_ONCE = 16.0, 2.0
 _MOST_CHANGE = 1.0
-# Of the training, how far bits are foreseen.
-_AHEAD = 0.05
+# How far bits are foreseen: a part of the training, and as many steps as Adam's momentum lasts.
+_AHEAD, _MOMENTUM = 0.05, 15
 # The file is measured again after such a part of the training: tables shrink with the codes.
 _MEASURED = 0.1
-# Of the target, what is left for biases that change their size once codes have settled.
+# Of the target, what is left for norms and biases that change their size once codes have settled.
 _SLACK = 0.004
 # Bytes by which the header of equal weights may differ: the digits of its checksum.
 _DIGITS = 16
@@ -69,6 +71,7 @@ class Learner(Float32):
     Attributes:
         model: What runs; trained in place.
         latents: In the order of the chosen weights.
+        biases: One, of all parameters that a file keeps as numbers, or none.
         rate_weight: What a bit costs in the long run, in units of the loss, float64; a target
             changes it.
         price: What it costs now.
@@ -94,9 +97,13 @@ class Learner(Float32):
         target: Target | None,
         *,
         vectors: Mapping[str, Scheme],
+        biases: Sequence[nn.Parameter],
         seed: int,
     ) -> None:
-        """``vectors`` are schemes by the names of slots; other weights are numbers."""
+        """``vectors`` are schemes by the names of slots; other weights are numbers.
+
+        Of the other parameters that train, ``biases`` are those that a file keeps as numbers.
+        """
         super().__init__(model)
         self._target = target
         self._slots = list(weights)
@@ -107,7 +114,8 @@ class Learner(Float32):
             else LatentWeight(weight, _STEP)
             for slot, weight in weights.items()
         )
-        chosen = {id(weight) for weight in weights.values()}
+        self.biases = nn.ModuleList([LatentBiases(biases)] if biases else [])
+        chosen = {id(weight) for weight in (*weights.values(), *biases)}
         self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         for name in ("rate_weight", "price"):
             self.register_buffer(name, torch.tensor(rate_weight, dtype=torch.float64))
@@ -117,7 +125,7 @@ class Learner(Float32):
 
     def groups(self, lr: float) -> list[dict[str, object]]:
         """What an optimizer trains, and how fast."""
-        groups = [group for each in self._latents() for group in each.groups(lr)]
+        groups = [group for each in self._paying() for group in each.groups(lr)]
         return groups + [{"params": self._others, "lr": lr}] * bool(self._others)
 
     def before_step(self, done: float) -> None:
@@ -131,13 +139,13 @@ class Learner(Float32):
         if self._settled and not settled:
             self.fit_in(_SLACK)
         self.steps += 1
-        for each in self._latents():
+        for each in self._paying():
             each.write(self._settled)
 
     def before_update(self, *_: object) -> None:
         """Gives the latent weights their gradients: a hook of the optimizer."""
         ramp = min(1.0, float(self.done) / RAMP)
-        for each in self._latents():
+        for each in self._paying():
             each.pull(float(self.price) * ramp, self._settled)
 
     @property
@@ -145,15 +153,15 @@ class Learner(Float32):
         return float(self.done) >= _SETTLED
 
     def _count(self) -> None:
-        for each in self._latents():
+        for each in self._paying():
             each.count()
 
     def _steer(self, target: Target, done: float) -> None:
         """Changes what a bit costs, for as many bits as are wanted by now.
 
-        Their logarithm is to fall as it does by itself at a price that fits: faster, and zeros that
-        come too early hardly become weights again. Where bits are, or are about to be, few enough
-        to fit, they cost nothing.
+        Their logarithm is to fall as it does by itself at a price that stays: faster, and zeros
+        that come too early hardly become weights again; more slowly, and much is cut at the end.
+        Where bits are, or are about to be, few enough to fit, they cost nothing.
         """
         bits = max(self.bits, 1.0)
         if float(self.first_bits) == 0:
@@ -161,9 +169,7 @@ class Learner(Float32):
         if float(self.room) == 0 or done - float(self.measured) >= _MEASURED:
             self._measure(target.nbytes * (1 - _SLACK))
             self.measured.fill_(done)
-        left = 1 - min(1.0, done / _REACHED)
         most = float(self.room)
-        wanted = most * max(1.0, float(self.first_bits) / most) ** left**_FALL
         passed = done - float(self.steered)
         self.steered.fill_(done)
         if passed > 0:
@@ -171,11 +177,14 @@ class Learner(Float32):
             self.slope += min(1.0, passed / _AHEAD) * (slope - float(self.slope))
         self.last_bits.fill_(bits)
         # Weights on their way to zero go on for a while.
-        soon = bits * math.exp(_clamp(_AHEAD * float(self.slope)))
-        too_much = math.log(bits / wanted)
-        self.rate_weight *= math.exp(_clamp(_GAIN * passed * min(1.0, done / RAMP) * too_much))
+        ahead = max(_AHEAD, _MOMENTUM / _COUNT * passed)
+        change = _clamp(ahead * float(self.slope))
+        left = 1 - min(1.0, (done + ahead / 2) / _REACHED)
+        wanted = most * max(1.0, float(self.first_bits) / most) ** left**_FALL
+        too_much = math.log(bits / wanted) + change / 2
+        self.rate_weight *= math.exp(_clamp(_GAIN * passed * too_much))
         self.price.copy_(self.rate_weight * math.exp(_clamp(_AT_ONCE * too_much)))
-        if min(bits, soon) < most:
+        if bits * math.exp(min(0.0, change)) < most:
             self.price.zero_()
 
     def _measure(self, nbytes: float) -> bool:
@@ -239,6 +248,9 @@ class Learner(Float32):
     def vectors(self) -> dict[str, str]:
         """The schemes of the weights that learn as vectors, as texts."""
         return {f"scheme of {name}": str(scheme) for name, scheme in self._vectors.items()}
+
+    def _paying(self) -> list[Paying]:
+        return [*self._latents(), *self.biases]
 
     def _latents(self) -> list[Latent]:
         return list(self.latents)  # type: ignore[arg-type]

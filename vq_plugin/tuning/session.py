@@ -18,7 +18,7 @@ from vq_plugin.select import Form
 from vq_plugin.sizes import account
 from vq_plugin.summary import summary
 from vq_plugin.ties import sharing
-from vq_plugin.training.price import FIRST, next_price
+from vq_plugin.training.price import first_price, next_price
 from vq_plugin.tuning.agreement import ALIKE, Agreement
 from vq_plugin.tuning.allocation import Setting, frontier
 from vq_plugin.tuning.candidates import Fits, Pair
@@ -205,7 +205,7 @@ class Session:
             if self.deadline.passed:
                 self._cut(f"timeout reached after {len(lost)} learned models: others were left")
                 return
-            price = next_price(lost, self.judge.budget.limit) if lost else FIRST / count
+            price = next_price(lost, self.judge.budget.limit) if lost else first_price(count)
             tried = Tried.at(price)
             outcome = self._trained(tried, partial(assemble, self.model, {}))
             lost[price] = outcome.level if math.isfinite(outcome.level) else math.inf
