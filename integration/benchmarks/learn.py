@@ -1,4 +1,4 @@
-"""Whole files of `vq.learn`, beside as many passes of pruning, on networks of Fashion-MNIST.
+"""Whole files of `vq.learn`, beside as many passes of pruning: Fashion-MNIST, MNIST, digits.
 
     python -m integration.benchmarks.learn [--networks lenet5 ...] [--teacher fashion_mnist_cnn]
         [--epochs 30] [--target-bytes 5700] [--no-control] [--quick]
@@ -26,7 +26,13 @@ from torch.nn import functional
 import vq_plugin as vq
 from integration.benchmarks import settings
 from integration.benchmarks.harness import Report, Table, parse_arguments
-from integration.workloads import fashion_mnist, fashion_mnist_resnet20
+from integration.workloads import (
+    fashion_mnist,
+    fashion_mnist_resnet20,
+    mnist,
+    mnist_lenet5,
+    mnist_lenet_300_100,
+)
 from vq_plugin.nn import coded_weights
 from vq_plugin.workloads import digits
 from vq_plugin.workloads.data import Batches, Samples
@@ -57,8 +63,13 @@ SETTINGS = {
     "resnet20": Setting(
         22_800, batch=128, augment=fashion_mnist_resnet20.shift_and_flip, norms=True
     ),
+    # Seven thousand images: more passes, each of other places.
+    "mnist_lenet5": Setting(2_460, epochs=30, augment=mnist.shift),
+    "mnist_lenet_300_100": Setting(7_100, epochs=10),
     "digits": Setting(8_000),
 }
+_MNIST = {"mnist_lenet5": mnist_lenet5, "mnist_lenet_300_100": mnist_lenet_300_100}
+_WORKLOADS: dict[str, Any] = {**settings.WORKLOADS, **_MNIST}
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,9 @@ class Row:
 
 def rows(name: str, setting: Setting, seeds: Sequence[int], control: bool) -> Iterator[Row]:
     """Learned models, and the control for the first seed where it is asked for."""
-    workload = settings.WORKLOADS[name]
-    data = (digits if name == "digits" else fashion_mnist).load().train
+    workload = _WORKLOADS[name]
+    source = digits if name == "digits" else mnist if name in _MNIST else fashion_mnist
+    data = source.load().train
     loader = Batches(data, setting.batch, augment=setting.augment)
     taught: dict[str, Any] = {"teacher": workload.model()}
     if setting.teacher is not None:
@@ -104,7 +116,7 @@ def rows(name: str, setting: Setting, seeds: Sequence[int], control: bool) -> It
 @torch.no_grad()
 def _answers(teacher: str, images: Tensor) -> Samples:
     """What a network says of images, as probabilities ``(N, classes)`` in the place of labels."""
-    model = settings.WORKLOADS[teacher].model().eval()
+    model = _WORKLOADS[teacher].model().eval()
     return Samples(images, torch.cat([model(some).softmax(1) for some in images.split(500)]))
 
 
@@ -129,7 +141,7 @@ def measure(
     keep: Path | None,
 ) -> None:  # fmt: skip
     """Adds the table of a network to a report."""
-    workload = settings.WORKLOADS[name]
+    workload = _WORKLOADS[name]
     model = workload.model()
     tuning, test = workload.evaluate(model), workload.test(model)
     nbytes = sum(value.nbytes for value in model.state_dict().values())

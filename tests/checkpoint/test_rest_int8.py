@@ -40,6 +40,8 @@ def test_errors_are_within_a_part_of_the_largest(values: list[float], dtype: tor
     error = (kept.values.to(dtype) - value.detach()).abs().max()
     # Half a step of the smallest that float32 divides is less than what numbers so small are worth.
     assert float(error) <= float(largest) / 127 + 2.0**-127
+    # Numbers as small as can be.
+    assert not bool(kept.tensor.any()) or bool((kept.tensor % 2).any())
     # What was rounded stays.
     again = stored_rest(nn.Parameter(kept.values.to(dtype)), "int8")
     assert torch.equal(again.values, kept.values)

@@ -192,6 +192,17 @@ def test_a_target_that_takes_much_is_reached_within_three_percent(tmp_path: Path
     assert 0.97 * 7_000 < vq.save(small, tmp_path / "model.vq", rest="int8") <= 7_000
 
 
+def test_a_target_costs_little_accuracy_where_it_takes_much() -> None:
+    score, lost = digits.test(digits.model()), []
+    for seed in range(3):
+        small = vq.learn(
+            digits.model(), batches(labels=False), target_bytes=7_000, epochs=6, rest="int8",
+            seed=seed,
+        )  # fmt: skip
+        lost.append(score - digits.test(small))
+    assert sum(lost) / 3 < 0.04
+
+
 def test_a_target_is_kept_where_the_training_is_too_short(tmp_path: Path) -> None:
     small = vq.learn(digits.model(), batches(labels=False), target_bytes=7_000, epochs=1)
     assert 0.97 * 7_000 < saved(small, tmp_path) <= 7_000

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 # Of a first training: what a bit costs, times the number of weights.
 _EACH = 0.5
-# What all bits that are left in the end cost together, in units of the loss: 0.06 to 0.09 on LeNet-5
-# at 500 to 1500 times.
+# What all bits that are left in the end cost together, in units of the loss: 0.06 to 0.09 in files
+# of LeNet-5 that are 500 to 1500 times smaller.
 _ALL = 0.07
 # Where losses on one side of the limit only are known.
 _FACTOR = 3.0
