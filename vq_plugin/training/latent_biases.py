@@ -37,12 +37,12 @@ class LatentBiases(Paying):
         super().__init__()
         # Not a submodule's: the model has them, and no optimizer.
         self._biases = [list(parameters)]
-        self.latents = nn.ParameterList(value.detach().clone() for value in parameters)
-        largest = [float(value.detach().abs().max()) for value in parameters]
+        values = [value.detach().float().clone() for value in parameters]
+        self.latents = nn.ParameterList(values)
+        largest = [float(value.abs().max()) for value in values]
         steps = [math.log(each / _FIRST if each else _LEAST) for each in largest]
-        first = parameters[0]
-        self.log_steps = nn.Parameter(first.new_tensor(steps))
-        self.register_buffer("pulls", first.new_zeros(_MOST + 1))
+        self.log_steps = nn.Parameter(values[0].new_tensor(steps))
+        self.register_buffer("pulls", values[0].new_zeros(_MOST + 1))
 
     def groups(self, lr: float) -> list[dict[str, object]]:
         """Latent biases and their steps."""
@@ -84,7 +84,7 @@ class LatentBiases(Paying):
         slopes = []
         for bias, latent, step in zip(self._own(), self.latents, self._steps(), strict=True):
             found, bias.grad = bias.grad, None
-            grad = torch.zeros_like(bias) if found is None else found
+            grad = torch.zeros_like(latent) if found is None else found.float()
             place = latent / step
             pull = self.pulls[place.abs().clamp_(max=_MOST).int()].mul_(rate_weight)
             latent.grad, slope = through_rounding(grad, place, pull, step, _MOST)

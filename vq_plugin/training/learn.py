@@ -248,7 +248,10 @@ class _Run:
         names = {
             name
             for name, own in self.model.named_parameters()
-            if is_numbers(own, self.rest) and own.requires_grad and own.numel()
+            if is_numbers(own, self.rest)
+            and own.requires_grad
+            and own.numel()
+            and own.isfinite().all()
         }
         return [each for name, each in copy.named_parameters() if name in names]
 
