@@ -22,8 +22,8 @@ def first_price(weights: int, room: float = math.inf) -> float:
         room: Bits that a target has for them.
 
     Example:
-        >>> first_price(1_000_000), first_price(1_000_000, room=35_000)
-        (5e-07, 2e-06)
+        >>> first_price(1_000_000), first_price(1_000_000, room=28_000)
+        (5e-07, 2.5e-06)
     """
     return max(_EACH / weights, _ALL / room)
 
