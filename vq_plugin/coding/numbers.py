@@ -48,9 +48,9 @@ def encode_numbers(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     sizes = np.abs(values.astype(np.int16))
     kinds = number_kinds(values)
     table = quantized_counts(np.bincount(kinds, minlength=KINDS)[None], _COUNT_BITS)[0]
-    writer = Writer()
+    writer, lengths = Writer(), _lengths(kinds)
     for length in range(LENGTHS, 1, -1):
-        below = sizes[_lengths(kinds) == length] - (1 << length - 1)
+        below = sizes[lengths == length] - (1 << length - 1)
         writer.push(below.astype(np.uint8), _even(length))
     if kinds.size:
         writer.push(kinds, frequencies(table).astype(np.uint32))

@@ -19,7 +19,7 @@ _FIRST, _LEAST = 31, 2.0**-8
 
 
 class LatentBiases(Paying):
-    """Parameters of one dimension behind which are such that hold multiples of a step only.
+    """Parameters of one dimension, of which the model has multiples of a step only.
 
     The step of each parameter is a power of two, as ``rest="int8"`` of :func:`vq_plugin.save` wants
     it. All of them share the table of their kinds, as in a file, and the bits of a kind pull as
@@ -83,15 +83,15 @@ class LatentBiases(Paying):
         """Gives latent biases and steps their gradients; none once numbers are ``settled``."""
         slopes = []
         for bias, latent, step in zip(self._own(), self.latents, self._steps(), strict=True):
-            found, bias.grad = bias.grad, None
+            found, bias.grad, latent.grad = bias.grad, None, None
+            if settled:
+                continue
             grad = torch.zeros_like(latent) if found is None else found.float()
             place = latent / step
             pull = self.pulls[place.abs().clamp_(max=_MOST).int()].mul_(rate_weight)
             latent.grad, slope = through_rounding(grad, place, pull, step, _MOST)
-            if settled:
-                latent.grad = None
             slopes.append(slope)
-        self.log_steps.grad = None if settled else torch.stack(slopes)
+        self.log_steps.grad = torch.stack(slopes) if slopes else None
 
     def _own(self) -> list[nn.Parameter]:
         return self._biases[0]
