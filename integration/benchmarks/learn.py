@@ -70,6 +70,8 @@ SETTINGS = {
 }
 _MNIST = {"mnist_lenet5": mnist_lenet5, "mnist_lenet_300_100": mnist_lenet_300_100}
 _WORKLOADS: dict[str, Any] = {**settings.WORKLOADS, **_MNIST}
+# Those of all other networks are Fashion-MNIST's.
+_DATA: dict[str, Any] = {"digits": digits, **dict.fromkeys(_MNIST, mnist)}
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ class Row:
 def rows(name: str, setting: Setting, seeds: Sequence[int], control: bool) -> Iterator[Row]:
     """Learned models, and the control for the first seed where it is asked for."""
     workload = _WORKLOADS[name]
-    source = digits if name == "digits" else mnist if name in _MNIST else fashion_mnist
-    data = source.load().train
+    data = _DATA.get(name, fashion_mnist).load().train
     loader = Batches(data, setting.batch, augment=setting.augment)
     taught: dict[str, Any] = {"teacher": workload.model()}
     if setting.teacher is not None:

@@ -4,9 +4,6 @@ The network that Deep Compression (Han et al. 2015, arXiv 1510.00149, table 3) a
 report: 0.43 M parameters, 1.72 MB in float32. As in Caffe, only the first dense layer has a ReLU.
 """
 
-from functools import partial
-
-import torch
 from torch import Tensor, nn
 
 from integration.workloads import fashion_mnist
@@ -18,9 +15,7 @@ from integration.workloads.fashion_mnist import (
     test_samples,
     training_batches,
 )
-from vq_plugin.seeded import seeded
-from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.training import train
+from integration.workloads.lenet import trained_lenet
 
 __all__ = [
     "LeNet5",
@@ -65,17 +60,6 @@ def model() -> LeNet5:
         FileNotFoundError: It has to be trained and the data set is not there.
         ValueError: The cached checkpoint is corrupt.
     """
-    with seeded(0):
-        untrained = LeNet5()
-    return trained("fashion_mnist_lenet5", untrained, _train)
-
-
-def _train(model: nn.Module) -> None:
-    train(
-        model,
-        fashion_mnist.load().train,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
-        max_lr=2e-3,
-        epochs=12,
-        batch_size=128,
+    return trained_lenet(
+        "fashion_mnist_lenet5", LeNet5, lambda: fashion_mnist.load().train, epochs=12
     )

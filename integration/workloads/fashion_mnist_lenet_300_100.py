@@ -4,9 +4,6 @@ The network of LeCun et al. 1998 that Deep Compression (Han et al. 2015, arXiv 1
 and its successors report: 0.27 M parameters, 1.07 MB in float32.
 """
 
-from functools import partial
-
-import torch
 from torch import Tensor, nn
 
 from integration.workloads import fashion_mnist
@@ -18,9 +15,7 @@ from integration.workloads.fashion_mnist import (
     test_samples,
     training_batches,
 )
-from vq_plugin.seeded import seeded
-from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.training import train
+from integration.workloads.lenet import trained_lenet
 
 __all__ = [
     "LeNet300100",
@@ -61,17 +56,6 @@ def model() -> LeNet300100:
         FileNotFoundError: It has to be trained and the data set is not there.
         ValueError: The cached checkpoint is corrupt.
     """
-    with seeded(0):
-        untrained = LeNet300100()
-    return trained("fashion_mnist_lenet_300_100", untrained, _train)
-
-
-def _train(model: nn.Module) -> None:
-    train(
-        model,
-        fashion_mnist.load().train,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
-        max_lr=2e-3,
-        epochs=12,
-        batch_size=128,
+    return trained_lenet(
+        "fashion_mnist_lenet_300_100", LeNet300100, lambda: fashion_mnist.load().train, epochs=12
     )

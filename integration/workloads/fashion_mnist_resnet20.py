@@ -18,6 +18,7 @@ from integration.workloads.fashion_mnist import (
     test_samples,
     training_batches,
 )
+from integration.workloads.shifted import offsets, taken
 from vq_plugin.seeded import seeded
 from vq_plugin.workloads.cache import trained
 from vq_plugin.workloads.training import train
@@ -120,12 +121,7 @@ def shift_and_flip(images: Tensor) -> Tensor:
     Returns:
         The same shape; pixels shifted in are black, the images' least value.
     """
-    count, _, height, width = images.shape
-    padded = nn.functional.pad(images, (2, 2, 2, 2), value=images.min().item())
-    rows = torch.arange(height) + torch.randint(5, (count, 1))
-    columns = torch.arange(width) + torch.randint(5, (count, 1))
-    mirrored = torch.rand(count, 1) < 0.5
+    rows, columns = offsets(images, 2)
+    mirrored = torch.rand(len(images), 1) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
-    sample = torch.arange(count).view(-1, 1, 1)
-    # Indices around the slice put the channels last.
-    return padded[sample, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    return taken(images, 2, rows, columns)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from integration.workloads.shifted import offsets, taken
 from vq_plugin.workloads.data import Dataset, Samples
 from vq_plugin.workloads.training import accuracy
 
@@ -56,13 +57,7 @@ def calibration() -> list[Tensor]:
 
 def shift(images: Tensor) -> Tensor:
     """Shifts every image `(N, C, H, W)` by up to one pixel, at random; the same shape."""
-    count, _, height, width = images.shape
-    padded = nn.functional.pad(images, (1, 1, 1, 1), value=images.min().item())
-    rows = torch.arange(height) + torch.randint(3, (count, 1))
-    columns = torch.arange(width) + torch.randint(3, (count, 1))
-    sample = torch.arange(count).view(-1, 1, 1)
-    # Indices around the slice put the channels last.
-    return padded[sample, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    return taken(images, 1, *offsets(images, 1))
 
 
 @lru_cache(maxsize=1)

@@ -1,16 +1,9 @@
 """LeNet-300-100 on ten thousand digits of MNIST."""
 
-from functools import partial
-
-import torch
-from torch import nn
-
 from integration.workloads import mnist
 from integration.workloads.fashion_mnist_lenet_300_100 import LeNet300100
+from integration.workloads.lenet import trained_lenet
 from integration.workloads.mnist import calibration, evaluate, test
-from vq_plugin.seeded import seeded
-from vq_plugin.workloads.cache import trained
-from vq_plugin.workloads.training import train
 
 __all__ = ["calibration", "evaluate", "model", "test"]
 
@@ -22,16 +15,4 @@ def model() -> LeNet300100:
         FileNotFoundError: It has to be trained and the data set is not there.
         ValueError: The cached checkpoint is corrupt.
     """
-    with seeded(0):
-        untrained = LeNet300100()
-    return trained("mnist_lenet_300_100", untrained, _train)
-
-
-def _train(model: nn.Module) -> None:
-    train(
-        model,
-        mnist.load().train,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
-        max_lr=2e-3,
-        epochs=20,
-    )
+    return trained_lenet("mnist_lenet_300_100", LeNet300100, lambda: mnist.load().train, epochs=20)

@@ -32,4 +32,4 @@ def through_rounding(
     change = place.round().clamp_(-reach, reach).sub_(place)
     slope = torch.dot(grad.flatten(), change.flatten()) * step
     slope -= torch.dot(pull.flatten(), place.flatten())
-    return grad.add(pull / step), slope
+    return grad.add(pull.div_(step)), slope
