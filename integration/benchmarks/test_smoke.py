@@ -17,8 +17,8 @@ from vq_plugin import ops
 ROOT = Path(__file__).parents[2]
 
 
-def run_quick(script: str, output: Path) -> tuple[str, dict[str, Any]]:
-    command = [sys.executable, "-m", f"integration.benchmarks.{script}", "--quick"]
+def run_quick(script: str, output: Path, *more: str) -> tuple[str, dict[str, Any]]:
+    command = [sys.executable, "-m", f"integration.benchmarks.{script}", "--quick", *more]
     done = subprocess.run(
         [*command, "--output", str(output)],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
@@ -186,8 +186,10 @@ def test_vgg16(tmp_path: Path) -> None:
 
 
 def test_targets(tmp_path: Path) -> None:
-    printed, result = run_quick("targets", tmp_path / "targets.json")
+    isa = ops.isas()[-1]
+    printed, result = run_quick("targets", tmp_path / "targets.json", "--isa", isa)
     assert "PQ fast" in printed
+    assert f"{isa}, 1 thread" in printed
     assert all(check["value"] > 0 for check in result["checks"])
 
 

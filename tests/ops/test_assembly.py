@@ -21,8 +21,6 @@ AVX512 = {
     "add_codes": {8: 0.1, 16: 0.065, 24: 0.055},
 }
 NEON = {"add": {8: 0.24, 16: 0.28, 24: 0.28}}
-# Two samples, three planes and four row blocks take a register more than there are with codes.
-FULL = ("add_codes", 24, 4, 2)
 
 
 def need(*tools: str) -> None:
@@ -37,8 +35,7 @@ def check(loops: list[Loop], bounds: dict[str, dict[int, float]]) -> None:
     }
     most = max(loop.blocks for loop in loops)
     for loop in loops:
-        full = (loop.function, loop.bits, loop.blocks, loop.samples) == FULL
-        assert loop.on_stack <= (4 if full else 0), loop
+        assert loop.on_stack == 0, loop
         if loop.blocks == most:
             assert loop.per_lookup <= bounds[loop.function][loop.bits], loop
 

@@ -196,8 +196,10 @@ inline void add_codes(const int32_t* codes, int64_t row_step, int64_t columns,
                       const PlaneSample* samples, int64_t count, int64_t row, uint8_t* room) {
   if constexpr (Isa::kInRegisters) {
     const auto all = [&](auto at_once) {
-      Isa::template add_codes<kBits, kBlocks, at_once.value>(codes, row_step, columns, samples,
-                                                             row);
+      constexpr int kSome = std::min(kBlocks, Isa::template kCodeBlocks<kBits, at_once.value>);
+      for (int b = 0; b < kBlocks; b += kSome)
+        Isa::template add_codes<kBits, kSome, at_once.value>(codes + b * row_step, row_step,
+                                                             columns, samples, row + 16 * b);
     };
     if (count == 1) return all(std::integral_constant<int, 1>{});
     if (count == 2) return all(std::integral_constant<int, 2>{});

@@ -19,6 +19,9 @@ struct Planes {
   static constexpr bool kInRegisters = true;  // codes of few samples are decoded there
   template <int kBits>
   static constexpr int kSamples = kBits == 8 ? 4 : 2;  // side by side
+  // Row blocks whose codes and sums of some samples registers hold.
+  template <int kBits, int kAtOnce>
+  static constexpr int kCodeBlocks = kBits == 24 && kAtOnce == 2 ? 2 : 4;
 
   template <int kBits>
   static constexpr int kPlanes = kBits / 8;
@@ -189,31 +192,53 @@ struct Planes {
 
     template <typename Indices>
     inline __attribute__((always_inline)) void look_up(int64_t columns, Indices indices) {
-      const __m512i ones = _mm512_set1_epi8(1);
       for (int64_t c = 0; c < columns; ++c, indices.step()) {
+        __m512i index[2][kBlocks];
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; ++odd) {
-          __m512i index[kBlocks];
-          indices.load(odd, index);
+          indices.load(odd, index[odd]);
 #pragma GCC unroll 4
-          for (int i = 0; i < kAtOnce; ++i) {
-#pragma GCC unroll 4
-            for (int plane = 0; plane < kCount; ++plane) {
-              const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
-#pragma GCC unroll 4
-              for (int b = 0; b < kBlocks; ++b) {
-                const int chain = odd % kChains;
-                __m512i sum = _mm512_dpbusd_epi32(total[i][plane][b][chain],
-                                                  _mm512_permutexvar_epi8(index[b], four), ones);
-                // One after another: compilers would load more first and run out of registers.
-                asm volatile("" : "+v"(sum));
-                total[i][plane][b][chain] = sum;
-              }
-            }
-          }
+          for (int i = 0; kBits != 8 && i < kAtOnce; ++i) look_up_half(i, odd, index[odd]);
         }
 #pragma GCC unroll 4
-        for (int i = 0; i < kAtOnce; ++i) table[i] += kColumnBytes<kBits>;
+        for (int i = 0; i < kAtOnce; ++i) {
+          if constexpr (kBits == 8) look_up_pairs(i, index);
+          table[i] += kColumnBytes<kBits>;
+        }
+      }
+    }
+
+    // The even or the odd subspaces of a column, each byte widened.
+    inline __attribute__((always_inline)) void look_up_half(int i, int odd, const __m512i* index) {
+#pragma GCC unroll 4
+      for (int plane = 0; plane < kCount; ++plane) {
+        const __m512i four = _mm512_loadu_si512(table[i] + plane * kPlaneBytes + 64 * odd);
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b) {
+          __m512i& sum = total[i][plane][b][odd % kChains];
+          sum = _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(index[b], four),
+                                    _mm512_set1_epi8(1));
+          // One after another: compilers would load more first and run out of registers.
+          asm volatile("" : "+v"(sum));
+        }
+      }
+    }
+
+    // Bytes of two neighbours, which add up to one (most_together()), are widened as one: widening
+    // and looking up take turns at one of the processor's ports.
+    inline __attribute__((always_inline)) void look_up_pairs(int i,
+                                                             const __m512i (&index)[2][kBlocks]) {
+      __m512i even = _mm512_loadu_si512(table[i]), odd = _mm512_loadu_si512(table[i] + 64);
+      // In registers: compilers would read them from memory for every row block.
+      asm("" : "+v"(even), "+v"(odd));
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        const __m512i pairs = _mm512_add_epi8(_mm512_permutexvar_epi8(index[0][b], even),
+                                              _mm512_permutexvar_epi8(index[1][b], odd));
+        // The instruction itself, in this order: around the intrinsic, compilers copy sums.
+        asm volatile("vpdpbusd %2, %1, %0"
+                     : "+v"(total[i][0][b][0])
+                     : "v"(pairs), "v"(_mm512_set1_epi8(1)));
       }
     }
 

@@ -101,13 +101,12 @@ inline void add_byte_products(const int32_t* codes, int64_t row_step, int64_t co
     for (int r = 0; r < kRows; ++r)
       code[r] = Vec::load_codes(codes + r / kVectors * row_step + column * kLanes +
                                 r % kVectors * Vec::kWidth);
-      // Not unrolled: compilers would spill sums.
-#pragma GCC unroll 1
+#pragma GCC unroll 2
     for (int odd = 0; odd < 2; ++odd) {
       Vec::Bytes weight[kRows];
       for (int r = 0; r < kRows; ++r) {
         weight[r] = Vec::lookup16(tables[r / kVectors], Vec::even_nibbles(code[r]));
-        code[r] = Vec::next_nibble(code[r]);
+        if (odd == 0) code[r] = Vec::next_nibble(code[r]);
       }
       for (int b = 0; b < kBatch; ++b)
         for (int r = 0; r < kRows; ++r)
@@ -161,9 +160,12 @@ void scalar_nibbles_fast(const Linear& p, const Pool& pool) {
         const int64_t filled = div_up(n, kLanes) * kLanes;
         for (int64_t b = 0; b < samples; ++b) {
           const float* x = p.x + (start + b) * p.x_row + first * p.x_step;
-          for (int64_t i = 0; i < n; ++i) floats[i] = x[i * p.x_step];
-          std::fill(floats + n, floats + filled, 0.0f);
-          inputs[b] = to_byte_inputs(floats, filled, bytes + b * kTileDwords);
+          const bool as_they_are = p.x_step == 1 && n == filled;
+          if (!as_they_are) {
+            for (int64_t i = 0; i < n; ++i) floats[i] = x[i * p.x_step];
+            std::fill(floats + n, floats + filled, 0.0f);
+          }
+          inputs[b] = to_byte_inputs(as_they_are ? x : floats, filled, bytes + b * kTileDwords);
         }
         each_strip(part, [&](int64_t strip, int64_t strip_end) {
           each_samples<Vec::kSamples>(0, samples, [&](auto at_once, int64_t b) {
