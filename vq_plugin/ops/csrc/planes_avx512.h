@@ -65,8 +65,9 @@ struct Planes {
   template <int kBits, int kBlocks, int kAtOnce>
   static __attribute__((noinline)) void add(const uint8_t* indices, int64_t columns,
                                             const PlaneSample* samples, int64_t row) {
-    // One sample alone sums even and odd subspaces apart: one sum after another would wait.
-    Totals<kBits, kBlocks, kAtOnce, kAtOnce == 1 ? 2 : 1> totals;
+    // One sample alone sums even and odd subspaces apart, where they are not added as bytes: one sum
+    // after another would wait.
+    Totals<kBits, kBlocks, kAtOnce, kAtOnce == 1 && kBits != 8 ? 2 : 1> totals;
 #pragma GCC unroll 4
     for (int i = 0; i < kAtOnce; ++i) totals.start(i, samples[i].planes, samples[i].offset);
     totals.look_up(columns, StoredIndices<kBlocks>{indices});
@@ -197,8 +198,10 @@ struct Planes {
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; ++odd) {
           indices.load(odd, index[odd]);
+          if constexpr (kBits != 8) {
 #pragma GCC unroll 4
-          for (int i = 0; kBits != 8 && i < kAtOnce; ++i) look_up_half(i, odd, index[odd]);
+            for (int i = 0; i < kAtOnce; ++i) look_up_half(i, odd, index[odd]);
+          }
         }
 #pragma GCC unroll 4
         for (int i = 0; i < kAtOnce; ++i) {
