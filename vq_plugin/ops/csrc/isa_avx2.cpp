@@ -58,7 +58,7 @@ constexpr Costs kCostsOfAmd = {
     {32, 1, 88, 33, 170},        // lookup_nibbles
     {26, 0, 76, 28, 230, 1300},  // lookup_nibbles_high
     {12, 0, 89, 20, 300},        // lookup_nibbles_fast
-    {30, 0, 0, 45, 0},           // scalar_nibbles
+    {33, 0, 0, 45, 0},           // scalar_nibbles
     {13, 0, 0, 27, 0},           // scalar_nibbles_fast
     {0, 30, 0, 216, 146},        // outward_nibbles
     kCosts.lookup_bytes,
