@@ -34,6 +34,8 @@ PACKAGES = (
     "vq-plugin", "torch", "numpy", "scikit-learn", "faiss-cpu", "kmeans1d", "coremltools",
     "torchao", "onnx", "onnxruntime", "executorch", "nncodec",
 )  # fmt: skip
+# What keeps torch, by one of its libraries each, from instructions that the processor has.
+_CONFINING = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
 @dataclass
@@ -257,6 +259,7 @@ def environment() -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version for name in PACKAGES if (version := _version(name))},
+        **{name: os.environ[name] for name in _CONFINING if name in os.environ},
     }
 
 

@@ -14,7 +14,6 @@ one of its libraries reads each.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +35,6 @@ from integration.benchmarks.harness import (
 from vq_plugin import ops
 
 _BATCHES = (1, 8, 32, 128)
-_CONFINING = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 # By layer: the scheme, its precision, and targets by batch with AVX2 and with AVX-512.
 _LINEAR: Mapping[str, tuple[str, ops.Precision, dict[str, tuple[float, ...]]]] = {
     "PQ fast": ("pq(k=16,dim=4)", "fast", {"avx2": (16, 18, 11, 8), "avx512": (60, 40, 18, 14)}),
@@ -69,8 +67,6 @@ def main() -> None:
     with torch_threads(1), torch.no_grad():
         _linear(report, isa, arguments.quick, turns)
         _convolutions(report, isa, arguments.quick, turns)
-    confined = [f"{name}={os.environ[name]}" for name in _CONFINING if name in os.environ]
-    report.note(f"torch runs with {', '.join(confined) or 'all that the processor has'}")
     report.finish(arguments.output)
 
 

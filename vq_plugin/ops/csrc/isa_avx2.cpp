@@ -53,7 +53,7 @@ constexpr Costs kCosts = {
 };
 
 // The same for another AMD EPYC (Zen 4), of what differs: a fit like that of
-// integration/benchmarks/kernel_costs.py on a busy machine.
+// integration/benchmarks/kernel_costs.py on a busy machine; scalar_nibbles as a quiet one takes it.
 constexpr Costs kCostsOfAmd = {
     {32, 1, 88, 33, 170},        // lookup_nibbles
     {26, 0, 76, 28, 230, 1300},  // lookup_nibbles_high
