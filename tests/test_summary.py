@@ -147,6 +147,12 @@ def test_a_model_without_codebooks_has_no_rows() -> None:
     assert str(shown)
 
 
+def test_a_model_without_codebooks_has_no_rate_of_layers() -> None:
+    shown = str(vq.summary(nn.Sequential(nn.Linear(8, 8))))
+    assert "no weight is compressed" in shown
+    assert "inf" not in shown
+
+
 def test_training_does_not_change_the_size() -> None:
     small = vq.compress(model(), vq.PQ(k=4))
     before = vq.summary(small)

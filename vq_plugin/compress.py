@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.arguments import brief, check_whole
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.choice import choose
 from vq_plugin.codebook import CodebookWeight
@@ -147,6 +148,7 @@ def _fit(
     model: nn.Module, schemes: Choices, calibration: Calibration | None, seed: int
 ) -> dict[str, CodebookWeight | FactoredWeight]:
     """The weights of every scheme and preset, by the names of their slots, in the model's order."""
+    seed = check_whole("seed", seed)
     chosen = select_choices(model, schemes)
     slots = slots_by_name(model, chosen)
     ties = tied_weights(model, chosen)
@@ -268,7 +270,7 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
         >>> vq.set_precision(small, "fast")
     """
     if precision not in get_args(Precision):
-        raise ValueError(f"precision must be 'exact', 'high' or 'fast', got {precision!r}")
+        raise ValueError(f"precision must be 'exact', 'high' or 'fast', got {brief(precision)}")
     check_model(model)
     layers = [module for module in model.modules() if isinstance(module, CodebookLayer)]
     if not layers:
@@ -298,7 +300,7 @@ def set_memory(model: nn.Module, memory: Memory) -> None:
         >>> vq.set_memory(small, "codes")
     """
     if memory not in get_args(Memory):
-        raise ValueError(f"memory must be 'weight' or 'codes', got {memory!r}")
+        raise ValueError(f"memory must be 'weight' or 'codes', got {brief(memory)}")
     check_model(model)
     holders = coded_weights(model).values()
     if not holders:

@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from torch import nn
 
+from vq_plugin.arguments import brief
 from vq_plugin.factors import Factored
 from vq_plugin.factors.factors import FACTORS
 from vq_plugin.nn import (
@@ -171,7 +172,8 @@ def as_choices(schemes: Choices) -> Mapping[Pattern, Form | Preset | None]:
         return {"*": read_choice("*", schemes)}
     if not isinstance(schemes, Mapping):
         raise TypeError(
-            f"schemes must be a scheme, a preset or a mapping of patterns to them, got {schemes!r}"
+            "schemes must be a scheme, a preset or a mapping of patterns to them, got "
+            f"{brief(schemes)}"
         )
     for pattern in schemes:
         check_pattern_type(pattern)
@@ -187,7 +189,7 @@ def read_choice(pattern: Pattern, choice: object) -> Form | Preset | None:
         f"{', '.join(map(repr, PRESETS))}), 'svd(rate=8)+km(k=16)' or None"
     )
     if not isinstance(choice, str):
-        raise TypeError(f"{expected}, got {choice!r}")
+        raise TypeError(f"{expected}, got {brief(choice)}")
     if choice in PRESETS:
         return PRESETS[choice]
     try:
@@ -234,7 +236,7 @@ def check_pattern_type(pattern: object) -> None:
     if not isinstance(pattern, str) and not (
         isinstance(pattern, type) and issubclass(pattern, nn.Module)
     ):
-        raise TypeError(f"a pattern is a name, 're:…', a module class or '*', got {pattern!r}")
+        raise TypeError(f"a pattern is a name, 're:…', a module class or '*', got {brief(pattern)}")
 
 
 def _rank(pattern: Pattern, slot: Slot) -> int | None:

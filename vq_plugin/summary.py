@@ -140,6 +140,8 @@ class Summary:
             f"{format_bytes(self.file_nbytes)} in a file; "
             f"everything else: {format_bytes(self.other_nbytes)}"
         )
+        if not self.rows:
+            total = "no weight is compressed"
         whole = (
             f"whole model: {format_bytes(self.model_float_nbytes)} -> "
             f"{format_bytes(self.model_file_nbytes)} in a file "

@@ -184,6 +184,12 @@ def test_a_part_that_is_not_there_is_an_error(coded: Path) -> None:
             vq.load(coded, nn.Linear(3, 3), part=part)
 
 
+@pytest.mark.parametrize("part", [0, None, b"row", nn.Linear(3, 3)])
+def test_a_part_is_a_name(coded: Path, part: Any) -> None:
+    with pytest.raises(TypeError, match=r"part is a name, such as 'features\.3', got "):
+        vq.load(coded, Model(), part=part)
+
+
 def test_the_rest_is_rounded_to_float16_on_request(tmp_path: Path) -> None:
     def build() -> nn.Sequential:
         torch.manual_seed(0)

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 
 import pytest
 
@@ -110,6 +111,14 @@ def test_damaged_settings(net, tmp_path, damage):
     if damage != "missing":
         path.write_text({"cut": text[:50], "foreign": '{"a": 1}', "empty": ""}[damage])
     with pytest.raises(vq.CheckpointError, match=r"qconfig\.json"):
+        load(tmp_path, net)
+
+
+def test_settings_that_make_no_scheme_name_their_file(net, tmp_path):
+    save(quantize(net, KMConfig(k=4), inplace=False), tmp_path)
+    path = tmp_path / "qconfig.json"
+    path.write_text(path.read_text().replace("float16", "float17"))
+    with pytest.raises(vq.CheckpointError, match=rf"^{re.escape(str(path))}: damaged \(km: "):
         load(tmp_path, net)
 
 

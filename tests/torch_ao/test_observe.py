@@ -130,6 +130,14 @@ def test_calibration_that_never_ran():
         finish(prepared, {"5": SCHEME})
 
 
+def test_layers_without_a_name_are_shown_on_one_line():
+    prepared = observe_inputs(prepare(network(), SCHEME))
+    with pytest.raises(ValueError, match="calibration never ran it") as caught:
+        finish(prepared)
+    shown = "layer 'Conv2d(2, 4, kernel_size=(3, 3), stride=(1, 1))': "
+    assert str(caught.value).startswith(shown)
+
+
 def test_calibration_with_nan():
     prepared = observe_inputs(prepare(network(), {"0": SCHEME}))
     calibrate(prepared, [torch.full((1, 2, 6, 6), torch.nan)])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,3 +138,17 @@ def test_calibration_and_seed_matter(task: "Task", tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     assert not torch.equal(models[0].model[0].codebooks, models[1].model[0].codebooks)  # type: ignore[index]
+
+
+def test_a_backend_that_nobody_knows_is_told_although_one_worker_needs_none(task: "Task") -> None:
+    with pytest.raises(ValueError, match=r"backend='lokyy' is none of 'dask', 'loky', "):
+        vq.tune(task.model, lambda _: pytest.fail("ran"), backend="lokyy")
+
+
+def test_seeds_of_numpy_search_as_those_of_python(task: "Task") -> None:
+    one, two = (
+        vq.tune(task.model, task.accuracy, BUDGET, **task.settings, max_trials=2, seed=seed)
+        for seed in (3, np.int64(3))  # type: ignore[assignment]
+    )
+    assert one.schemes == two.schemes
+    assert one.rate == two.rate

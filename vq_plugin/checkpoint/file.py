@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vq_plugin.arguments import brief
 from vq_plugin.atomic import write_atomically
 from vq_plugin.checkpoint.fresh import narrowed, refactorized, slot_of
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
@@ -143,6 +144,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If ``part`` is no name.
         CheckpointError: If the file is damaged, of another kind or version, or names layers or
             tensors that the model lacks.
 
@@ -156,6 +158,9 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, part: str = "") -> n
         >>> bool(torch.equal(layer.weight, small[1].weight))
         True
     """
+    if not isinstance(part, str):
+        # 0 would be the whole model.
+        raise TypeError(f"part is a name, such as 'features.3', got {brief(part)}")
     file = Container(path, part)
     check_model(model)
     lacking = (name for name, tensor in model.state_dict().items() if _is_meta(tensor))
@@ -342,7 +347,10 @@ def _stored(name: str, value: Tensor) -> tuple[Stored, Any]:
     """A tensor as the file keeps it; its checksum is yet to come."""
     dtype = _name(value.dtype)
     if dtype not in DTYPES:
-        raise ValueError(f"{name!r} is of dtype {dtype}, which a file without pickle cannot keep")
+        remedy = "; torch.save keeps the state_dict" * dtype.startswith(("qint", "quint"))
+        raise ValueError(
+            f"{name!r} is of dtype {dtype}, which a file without pickle cannot keep{remedy}"
+        )
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return Stored(dtype, tuple(value.shape), 0), data
 

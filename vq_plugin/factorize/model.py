@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from vq_plugin.arguments import brief
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.factorize.fit import directions, knows_pairs, multiplied, second_weight
@@ -113,14 +114,14 @@ def _as_patterns(factors: object) -> Mapping[Pattern, Factor | None]:
         return {"*": factors}
     if not isinstance(factors, Mapping):
         raise TypeError(
-            f"factors must be a factor or a mapping of patterns to them, got {factors!r}"
+            f"factors must be a factor or a mapping of patterns to them, got {brief(factors)}"
         )
     for pattern, factor in factors.items():
         check_pattern_type(pattern)
         if not (factor is None or isinstance(factor, SVD | Basis)):
             raise TypeError(
                 f"pattern {pattern!r}: expected a factor such as vq.SVD(rate=4) or None, got "
-                f"{factor!r}"
+                f"{brief(factor)}"
             )
     return factors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vq_plugin.arguments import brief
 from vq_plugin.factors.factors import SVD, Basis, Factor, parse_factor
 from vq_plugin.schemes import Scheme, parse_scheme
 
@@ -41,9 +42,9 @@ class Factored:
 
     def __post_init__(self) -> None:
         if not isinstance(self.factor, SVD | Basis):
-            raise TypeError(f"expected a factor such as vq.SVD(rate=8), got {self.factor!r}")
+            raise TypeError(f"expected a factor such as vq.SVD(rate=8), got {brief(self.factor)}")
         if not isinstance(self.scheme, Scheme):
-            raise TypeError(f"expected a scheme such as vq.KM(k=16), got {self.scheme!r}")
+            raise TypeError(f"expected a scheme such as vq.KM(k=16), got {brief(self.scheme)}")
         if isinstance(self.factor, Basis) and self.factor.shared:
             raise ValueError(
                 f"{self.factor} is of several layers, and this of one: factorize the model with "

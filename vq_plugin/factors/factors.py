@@ -11,6 +11,7 @@ from torch import nn
 
 from vq_plugin.factors.splits import ChannelSplit, KernelSplit, SpatialSplit, Split
 from vq_plugin.schemes.registry import read_call, unknown
+from vq_plugin.schemes.scheme import own_number
 
 # What is left of a sum of squares beyond this part of it is rounding.
 _NOTHING = 1e-12
@@ -70,6 +71,8 @@ class SVD(_Factor):
         if len(given) != 1:
             names = " and ".join(given) or "none"
             raise ValueError(f"svd: give one of rank, energy and rate, got {names}")
+        for each in given:
+            own_number(self, each)
         if self.rank is not None:
             _require_count("svd: rank", self.rank)
         if self.energy is not None and not _is_number(self.energy):
@@ -151,6 +154,7 @@ class Basis(_Factor):
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` for settings out of range."""
+        own_number(self, "d")
         _require_count("basis: d", self.d)
         if not isinstance(self.shared, bool):
             raise ValueError(f"basis: shared must be True or False, got {self.shared!r}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from vq_plugin.arguments import brief, check_whole
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.fit.output.calibrated import calibrate
@@ -57,6 +59,8 @@ def quantize_weight(
         The compressed weight, on the device of ``weight``.
 
     Raises:
+        TypeError: If the weight or ``importance`` is no tensor, the scheme none, or the seed no
+            whole number.
         ValueError: If the weight is empty, 1-D, on the meta device, not of a float dtype, holds
             NaN or infinite values, or does not fit the scheme's ``codebook_dtype``; if
             ``importance`` has another shape, is negative, not finite or zero everywhere, or is
@@ -73,7 +77,8 @@ def quantize_weight(
         torch.Size([64, 32])
     """
     if not isinstance(scheme, Scheme):
-        raise TypeError(f"expected a scheme such as vq.KM() or vq.PQ(), got {scheme!r}")
+        raise TypeError(f"expected a scheme such as vq.KM() or vq.PQ(), got {brief(scheme)}")
+    seed = check_whole("seed", seed)
     check_weight(weight)
     if moments is not None:
         if importance is not None:
@@ -165,6 +170,7 @@ def divide_rows(matrix: Tensor, importance: Tensor | None, scale: Tensor) -> tup
 
 def importance_view(importance: Tensor, geometry: Geometry) -> Tensor | None:
     """The importance in the 2-D view, at most 1; ``None`` where it is the same everywhere."""
+    _check_tensor("importance", importance)
     try:
         full = importance.detach().cpu().float().broadcast_to(geometry.shape)
     except RuntimeError:
@@ -180,8 +186,15 @@ def importance_view(importance: Tensor, geometry: Geometry) -> Tensor | None:
     return geometry.matrix((full / largest).clamp_min_(LEAST_IMPORTANCE))
 
 
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        hint = "; make one of it with torch.from_numpy" * isinstance(value, np.ndarray)
+        raise TypeError(f"{name} is a {type(value).__name__}, no tensor{hint}")
+
+
 def check_weight(weight: Tensor) -> None:
     """Raises ``ValueError`` for a weight that no scheme can compress; see `quantize_weight`."""
+    _check_tensor("the weight", weight)
     if is_traceable_wrapper_subclass(weight):
         raise ValueError(
             f"the weight is a {type(weight).__name__} of {type(weight).__module__.split('.')[0]}: "

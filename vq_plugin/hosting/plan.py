@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from vq_plugin.arguments import check_whole
 from vq_plugin.hosting.conversion import Conversion
 from vq_plugin.nn import layer_slot
 from vq_plugin.schemes import Scheme
@@ -51,7 +52,10 @@ class Plan:
         scheme = self.scheme_for(module)
         if scheme is None:
             return module
-        name = repr(module) if self.name is None else self.name
+        name = self.name
+        if name is None:
+            # Without its statistics, which it holds as submodules, on lines of their own.
+            name = f"{type(module).__name__}({module.extra_repr()})"
         return self.conversion.layer(module, scheme, self.seed, name)
 
 
@@ -67,6 +71,7 @@ def plans(model: nn.Module, schemes: Schemes, seed: int) -> dict[str, Plan]:
         >>> type(plans(model, {"1": vq.KM(k=4)}, seed=0)["1"].convert(model[1])).__name__
         'CodebookLinear'
     """
+    seed = check_whole("seed", seed)
     chosen = select(model, schemes)
     slots = slots_by_name(model, chosen)
     for slot in slots.values():

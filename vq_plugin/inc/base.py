@@ -9,6 +9,7 @@ from typing import Any
 
 from neural_compressor.torch.quantization.config import TorchBaseConfig
 
+from vq_plugin.arguments import as_number, check_whole
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.hosting.fit import fit_gathered
@@ -64,14 +65,14 @@ class CodebookConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def _check_settings(self) -> None:
         """Raises for settings that are out of range, by themselves or together."""
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(
-                f"{type(self).__name__}: seed must be a whole number, got {self.seed!r}"
-            )
+        # Set past INC, which calls this at every change.
+        self.__dict__["seed"] = check_whole(f"{type(self).__name__}: seed", self.seed)
         for name, value in self._settings().items():
             if isinstance(value, list | tuple):
                 if not value:
                     raise ValueError(f"{type(self).__name__}: {name} is an empty list")
-                self.__dict__[name] = list(value)
+                self.__dict__[name] = list(map(as_number, value))
+            else:
+                self.__dict__[name] = as_number(value)
         for single in self._singles():
             self._scheme(single)

@@ -14,14 +14,15 @@ from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.constants import LM_HEAD_NAMES
 from torch import nn
 
+from vq_plugin.arguments import brief
 from vq_plugin.inc.base import CodebookConfig
 from vq_plugin.inc.composition import Composition
 from vq_plugin.inc.layers import Configs, ModelInfo, checked, model_info
 from vq_plugin.inc.partners import check_partner
 from vq_plugin.inc.plain import Settings, known, local_from_dict, local_to_dict, plain, unique
 from vq_plugin.nn import layer_types
-from vq_plugin.schemes import PQ, Scheme, parse_scheme
-from vq_plugin.select import Pattern, check_pattern_type
+from vq_plugin.schemes import PQ, PRESETS, Scheme
+from vq_plugin.select import Pattern, check_pattern_type, parse_form
 
 WhiteList: TypeAlias = str | Sequence[Pattern] | None
 
@@ -83,14 +84,15 @@ class VQConfig(CodebookConfig):
 
     @classmethod
     def _scheme(cls, settings: Mapping[str, Any]) -> Scheme | None:
-        scheme = settings["scheme"]
-        if isinstance(scheme, str):
-            return parse_scheme(scheme)
+        given = scheme = settings["scheme"]
+        if isinstance(given, str) and given not in PRESETS:
+            scheme = parse_form(given)
         if scheme is None or isinstance(scheme, Scheme):
             return scheme
         raise TypeError(
             f"{cls.__name__}: a scheme is vq.PQ(), a text such as 'pq(k=16,dim=4)', or None to "
-            f"leave the layers in float; got {scheme!r}"
+            f"leave the layers in float; got {brief(given)}; vq.choose_schemes gives those of a "
+            "preset, and vq.factorize makes layers products of smaller ones first"
         )
 
     def _post_init(self) -> None:
@@ -149,7 +151,7 @@ class VQConfig(CodebookConfig):
         if not isinstance(config, BaseConfig) or isinstance(config, ComposableConfig):
             raise TypeError(
                 f"set_local takes a config such as KMConfig(k=16) or INC's RTNConfig(), or None "
-                f"to leave the layers in float; got {config!r}"
+                f"to leave the layers in float; got {brief(config)}"
             )
         check_partner(config)
         if config is self or any(key not in LM_HEAD_NAMES for key in config.local_config):

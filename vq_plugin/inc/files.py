@@ -138,7 +138,8 @@ def load(checkpoint_dir: str | os.PathLike[str], original_model: nn.Module) -> n
     model = assemble(original_model, {})
     settings = _read_settings(folder / QCONFIG_NAME)
     register_known()
-    configs = {key: _config(layer_settings) for key, layer_settings in settings.items()}
+    path = folder / QCONFIG_NAME
+    configs = {key: _config(layer_settings, path) for key, layer_settings in settings.items()}
     hosted = _hosted(configs)
     if hosted:
         tensors = open_file(folder / MODEL_FILE).tensors
@@ -173,12 +174,13 @@ def _read_settings(path: Path) -> dict[LayerKey, dict[str, Any]]:
     )
 
 
-def _config(settings: Mapping[str, Any]) -> BaseConfig:
+def _config(settings: Mapping[str, Any], path: Path) -> BaseConfig:
     try:
         ((algorithm, values),) = settings.items()
         return config_registry.get_cls_configs()[FRAMEWORK_NAME][algorithm].from_dict(values)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{QCONFIG_NAME}: damaged ({error!r})") from error
+        what = repr(error) if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: damaged ({what})") from error
 
 
 def _put_layer_of_inc(

@@ -12,6 +12,7 @@ from pathlib import Path
 from neural_compressor.torch.quantization import TuningConfig
 from torch import nn
 
+from vq_plugin.arguments import brief, check_whole
 from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.fit.output.moments import Moments
@@ -21,7 +22,7 @@ from vq_plugin.inc.tolerance import Tolerance
 from vq_plugin.nn import Slot
 from vq_plugin.recipe.prepare import prepare
 from vq_plugin.recipe.schema import Recipe
-from vq_plugin.schemes import Scheme, parse_scheme
+from vq_plugin.schemes import Scheme
 from vq_plugin.select import Pattern, Schemes, as_patterns, select, slots_by_name
 from vq_plugin.sizes import saved_nbytes, setting_nbytes, stored_nbytes
 from vq_plugin.ties import sharing
@@ -136,7 +137,7 @@ def tuning_config(
     count = (_MAX_TRIALS if max_trials is None else max_trials) - 1
     if count < 1:
         raise ValueError(f"max_trials must be 2 or more, got {max_trials}: the last does nothing")
-    seed = 0 if seed is None else seed
+    seed = 0 if seed is None else check_whole("seed", seed)
     if calibration is not None:
         check_batches(calibration)
     if isinstance(calibration, Iterable):
@@ -150,7 +151,7 @@ def tuning_config(
         case _:
             raise TypeError(
                 "expected a recipe's path, a sequence of schemes, or patterns to lists of schemes; "
-                f"got {recipe_or_schemes!r}"
+                f"got {brief(recipe_or_schemes)}"
             )
     configs.append(VQConfig(None))
     tolerance = Tolerance.gated(budget.searched.limit, Gate(budget.searched, calibration))
@@ -213,7 +214,7 @@ def _settings(
         )
     sized: list[tuple[int, VQConfig]] = []
     for setting in settings:
-        chosen = select(model, parse_scheme(setting) if isinstance(setting, str) else setting)
+        chosen = select(model, setting)
         rules = {name: VQConfig(scheme, seed, white_list=None) for name, scheme in chosen.items()}
         saved, config = saved_nbytes(model, chosen), _by_name(rules)
         if saved <= 0:

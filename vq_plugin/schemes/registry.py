@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from vq_plugin.arguments import brief
 from vq_plugin.schemes.scheme import Scheme
 
 S = TypeVar("S", bound=Scheme)
@@ -120,6 +121,7 @@ def parse_scheme(text: str) -> Scheme:
         The scheme.
 
     Raises:
+        TypeError: If it is no text.
         ValueError: If the method or a setting is unknown, given twice or out of range.
 
     Example:
@@ -129,6 +131,8 @@ def parse_scheme(text: str) -> Scheme:
         >>> parse_scheme(str(vq.RQ(k=64, stages=3))) == vq.RQ(k=64, stages=3)
         True
     """
+    if not isinstance(text, str):
+        raise TypeError(f"a scheme's text is such as 'pq(k=16,dim=4)', got {brief(text)}")
     return scheme_from_dict(read_call(text, "scheme"))
 
 

@@ -14,6 +14,7 @@ from vq_plugin.schemes.registry import register_scheme
 from vq_plugin.schemes.scheme import (
     FLOATS,
     Scheme,
+    own_number,
     require_centers,
     require_choice,
     require_positive,
@@ -99,6 +100,7 @@ class Uniform(Scheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_centers(self)
+        own_number(self, "step")
         numeric = isinstance(self.step, int | float) and not isinstance(self.step, bool)
         if not numeric or not 0 < self.step < math.inf:
             raise ValueError(f"uniform: step must be a finite number above 0, got {self.step!r}")

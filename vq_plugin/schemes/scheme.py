@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vq_plugin.arguments import as_number, brief
 from vq_plugin.schemes.geometry import CodebookDtype, CutAxis, Geometry, center_dtype
 
 FLOATS: tuple[CodebookDtype, ...] = ("float16", "bfloat16", "float32")
@@ -186,12 +187,19 @@ def _geometry(**settings: Any) -> Geometry:
     return cut.with_centers(min(cut.k, cut.sub_vectors))
 
 
+def own_number(scheme: object, field: str) -> object:
+    """A setting of a frozen dataclass, which is a number of Python's from now on, if it is one."""
+    value = as_number(getattr(scheme, field))
+    object.__setattr__(scheme, field, value)
+    return value
+
+
 def require_positive(scheme: Scheme, field: str) -> None:
     """Raises ``ValueError`` unless a field is a whole number of at least 1."""
-    value = getattr(scheme, field)
+    value = own_number(scheme, field)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
-            f"{scheme.method}: {field} must be a whole number of at least 1, got {value!r}"
+            f"{scheme.method}: {field} must be a whole number of at least 1, got {brief(value)}"
         )
 
 
@@ -207,7 +215,9 @@ def require_choice(scheme: Scheme, field: str, choices: tuple[object, ...]) -> N
     value = getattr(scheme, field)
     if value not in choices:
         expected = ", ".join(map(repr, choices))
-        raise ValueError(f"{scheme.method}: {field} must be one of {expected}, got {value!r}")
+        raise ValueError(f"{scheme.method}: {field} must be one of {expected}, got {brief(value)}")
+    # 1 is True, and is written otherwise.
+    object.__setattr__(scheme, field, choices[choices.index(value)])
 
 
 def _as_text(value: object) -> str:

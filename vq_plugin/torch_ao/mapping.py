@@ -8,6 +8,7 @@ import re
 from torch import nn
 from torch.ao.quantization import QConfig, QConfigMapping
 
+from vq_plugin.arguments import check_whole
 from vq_plugin.hosting.conversion import Conversion
 from vq_plugin.hosting.plan import Plan, Rules
 from vq_plugin.schemes import Scheme
@@ -45,6 +46,7 @@ def get_qconfig_mapping(
         >>> list(mapping.module_name_qconfigs)
         ['classifier.0']
     """
+    seed = check_whole("seed", seed)
     mapping = QConfigMapping() if base is None else copy.deepcopy(base)
     regular: dict[str, QConfig] = {}
     floats: list[str] = []

@@ -7,7 +7,9 @@ from typing import Literal, TypeAlias
 
 from torchao.core.config import ALLOWED_AO_MODULES, AOBaseConfig
 
+from vq_plugin.arguments import brief, check_whole
 from vq_plugin.schemes import PRESETS, Scheme, parse_scheme
+from vq_plugin.select import parse_form
 
 Step: TypeAlias = Literal["prepare", "convert"]
 
@@ -51,11 +53,12 @@ class VQWeightOnlyConfig(AOBaseConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if isinstance(self.scheme, str) and self.scheme not in PRESETS:
-            self.scheme = parse_scheme(self.scheme)
+            # Also what is none of its schemes: the error below says what to do.
+            self.scheme = parse_form(self.scheme)  # type: ignore[assignment]
         if not isinstance(self.scheme, Scheme):
             raise TypeError(
                 f"VQWeightOnlyConfig: scheme must be one scheme, such as vq.PQ() or its text, got "
-                f"{self.scheme!r}; vq.choose_schemes gives those of a preset, and FqnToConfig "
+                f"{brief(self.scheme)}; vq.choose_schemes gives those of a preset, and FqnToConfig "
                 "takes a config for each name"
             )
         self.scheme = str(self.scheme)
@@ -63,8 +66,7 @@ class VQWeightOnlyConfig(AOBaseConfig):  # type: ignore[misc]
             raise ValueError(
                 f"VQWeightOnlyConfig: step must be 'prepare', 'convert' or None, got {self.step!r}"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"VQWeightOnlyConfig: seed must be a whole number, got {self.seed!r}")
+        self.seed = check_whole("VQWeightOnlyConfig: seed", self.seed)
 
     @property
     def layer_scheme(self) -> Scheme:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from vq_plugin.arguments import as_number, brief
+
 # Metrics above this are no parts of 1, and budgets below this are hardly meant in percent.
 _PERCENT, _POINT = 2.0, 0.05
 
@@ -43,25 +45,33 @@ class LossBudget:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
+        for each in ("relative", "absolute", "confidence", "min_agreement", "margin"):
+            object.__setattr__(self, each, as_number(getattr(self, each)))
+        if not isinstance(self.higher_is_better, bool):
+            raise TypeError(
+                f"higher_is_better must be True or False, got {self.higher_is_better!r}"
+            )
         limits = [value for value in (self.relative, self.absolute) if value is not None]
         if len(limits) != 1:
             raise ValueError("give exactly one of relative= and absolute=")
         limit = limits[0]
-        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        number = _is_number(limit)
         if self.relative is not None and not (number and 0 < limit < 1):
             raise ValueError(
-                f"a relative budget is a number between 0 and 1, got {limit!r}; 1 % is 0.01"
+                f"a relative budget is a number between 0 and 1, got {brief(limit)}; 1 % is 0.01"
             )
         if not (number and 0 < limit < math.inf):
-            raise ValueError(f"an absolute budget is a number above 0, got {limit!r}")
+            raise ValueError(f"an absolute budget is a number above 0, got {brief(limit)}")
         if self.confidence is not None and not (
             isinstance(self.confidence, float) and 0.5 < self.confidence < 1
         ):
             raise ValueError(f"a confidence is between 0.5 and 1, got {self.confidence!r}")
         floor = self.min_agreement
-        if floor is not None and (isinstance(floor, bool) or not 0 <= floor <= 1):
-            raise ValueError(f"min_agreement is from 0 to 1, or None for no floor, got {floor!r}")
-        if isinstance(self.margin, bool) or not 0 <= self.margin < 1:
+        if floor is not None and not (_is_number(floor) and 0 <= floor <= 1):
+            raise ValueError(
+                f"min_agreement is from 0 to 1, or None for no floor, got {brief(floor)}"
+            )
+        if not (_is_number(self.margin) and 0 <= self.margin < 1):
             raise ValueError(
                 f"a margin is a part of the limit, from 0 and below 1, got {self.margin!r}"
             )
@@ -142,3 +152,7 @@ class LossBudget:
         if self.relative is not None:
             return f"{self.relative:.2%} of the baseline{sure}"
         return f"{self.absolute:.4g} absolute{sure}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

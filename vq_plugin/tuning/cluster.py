@@ -7,6 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def check_backend(backend: object) -> None:
+    """Raises ``ValueError`` for a name of no backend of joblib, which one worker never asks for.
+
+    Example:
+        >>> check_backend("threading")
+    """
+    if backend == "loky" or not isinstance(backend, str):
+        return
+    from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS, MAYBE_AVAILABLE_BACKENDS
+
+    known = sorted({*BACKENDS, *EXTERNAL_BACKENDS, *MAYBE_AVAILABLE_BACKENDS})
+    if backend not in known:
+        raise ValueError(f"backend={backend!r} is none of {', '.join(map(repr, known))}")
+
+
 @contextmanager
 def dask_cluster(workers: int, scheduler: str | None = None) -> Iterator[None]:
     """Makes joblib's backend ``"dask"`` usable inside the block.

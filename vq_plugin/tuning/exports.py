@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.arguments import brief
 from vq_plugin.calibration import Calibration
 from vq_plugin.calibration.model_calls import Call, calls, pieces
 from vq_plugin.codebook import CodebookWeight
@@ -38,7 +39,7 @@ class ExportError(ValueError):
 def check_export(targets: Sequence[str], calibration: object, folder: object) -> None:
     """``ExportError`` for targets of :func:`check_targets`, or without what they need."""
     if isinstance(targets, str) or not isinstance(targets, Sequence):
-        raise ExportError(f"export is a list of targets, such as ['onnx']; got {targets!r}")
+        raise ExportError(f"export is a list of targets, such as ['onnx']; got {brief(targets)}")
     check_targets(targets)
     if targets and folder is None:
         raise ExportError("export needs a folder for its files: folder=")

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 from torch import nn
 
+from vq_plugin.arguments import brief
 from vq_plugin.export.example import Example
 from vq_plugin.select import Schemes
 
@@ -53,7 +54,7 @@ def find_host(host: AnyHost) -> Host:
         if not all(hasattr(host, each) for each in ("name", "fused", "convert")):
             raise TypeError(
                 f"host is {', '.join(map(repr, sorted(_HOSTS)))}, or has name, fused and convert; "
-                f"got {host!r}"
+                f"got {brief(host)}"
             )
         return host
     if host not in _HOSTS:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from vq_plugin.arguments import check_positive, check_whole
+from vq_plugin.arguments import brief, check_positive, check_whole
 from vq_plugin.calibration import Calibration, check_batches
 from vq_plugin.calibration.model_calls import pieces
 from vq_plugin.checkpoint import Rest, check_rest, save
@@ -22,6 +22,7 @@ from vq_plugin.select import Form, check_model
 from vq_plugin.tuning.agreement import Agreement
 from vq_plugin.tuning.budget import LossBudget
 from vq_plugin.tuning.candidates import Fits
+from vq_plugin.tuning.cluster import check_backend
 from vq_plugin.tuning.confidence import Judge
 from vq_plugin.tuning.deadline import Deadline
 from vq_plugin.tuning.exports import check_export, export_to, expressible, rehearse
@@ -163,7 +164,7 @@ def tune(
         >>> result.passed, result.loss <= 0.1, result.rate > 4
         (True, True, True)
     """
-    _check_limits(max_trials, timeout, workers, seed)
+    seed = _checked_limits(max_trials, timeout, workers, backend, seed)
     began, deadline = time.monotonic(), Deadline.after(timeout)
     budget = LossBudget(relative=0.01) if budget is None else budget
     _check_arguments(model, evaluate, (test, callback), budget, calibration, recovery)
@@ -348,15 +349,19 @@ def _check_arguments(
     check_model(model)
     for name, function in zip(("evaluate", "test", "callback"), (evaluate, *others), strict=True):
         if not callable(function) and (function is not None or name == "evaluate"):
-            raise TypeError(f"{name} is a function, got {function!r}")
+            raise TypeError(f"{name} is a function, got {brief(function)}")
     if not isinstance(budget, LossBudget):
-        raise TypeError(f"the budget is a vq.LossBudget, such as relative=0.01, got {budget!r}")
+        raise TypeError(
+            f"the budget is a vq.LossBudget, such as relative=0.01, got {brief(budget)}"
+        )
     if calibration is not None:
         check_batches(calibration)
     elif (budget.min_agreement or 0) > (LossBudget.min_agreement or 0):
         raise ValueError(f"min_agreement={budget.min_agreement:.4g} needs calibration data")
     if recovery is not None and not isinstance(recovery, Recovery):
-        raise TypeError(f"recovery is a vq.Recovery, such as vq.Recovery(loader), got {recovery!r}")
+        raise TypeError(
+            f"recovery is a vq.Recovery, such as vq.Recovery(loader), got {brief(recovery)}"
+        )
 
 
 def _check_files(
@@ -389,12 +394,18 @@ def _check_alike(model: nn.Module, start: nn.Module) -> None:
         )
 
 
-def _check_limits(max_trials: int, timeout: float | None, workers: int, seed: int) -> None:
+def _checked_limits(
+    max_trials: int, timeout: float | None, workers: int, backend: object, seed: int
+) -> int:
+    """Checks them, and gives the seed as a number of Python's."""
     check_positive("max_trials", max_trials)
     check_positive("workers", workers)
     if timeout is not None:
         check_positive("timeout", timeout)
-    for name, count in (("max_trials", max_trials), ("workers", workers), ("seed", seed)):
+    for name, count in (("max_trials", max_trials), ("workers", workers)):
         check_whole(name, count)
+    check_backend(backend)
+    seed = check_whole("seed", seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed has 64 bits, got {seed}")
+    return seed
