@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vq_plugin.atomic import check_target, remove, replace_folder, write_atomically
+from vq_plugin.atomic import check_target, naming, remove, replace_folder, write_atomically
 
 
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
@@ -195,3 +196,12 @@ def test_a_folder_is_replaced_and_a_signal_brings_the_old_one_back(
         return
     replace_folder(fresh, path)
     assert (path / "file").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_copied_names_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    """``copytree`` goes on after an error, and raises a list of all."""
+    entry = ("/tmp/a/x", "/tmp/b/x", "[Errno 28] No space left on device: '/tmp/a/x' -> '/tmp/b/x'")
+    with pytest.raises(OSError, match="No space left on device") as caught, naming(tmp_path):
+        raise shutil.Error([entry, entry])
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert len(str(caught.value)) < 100 + len(str(tmp_path))

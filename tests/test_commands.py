@@ -22,6 +22,7 @@ from vq_plugin.workloads import digits
 
 ROOT = Path(__file__).parents[1]
 MODEL = "vq_plugin.workloads.digits:model"
+EXPORTED = ("--model", MODEL, "--example", f"{digits.__name__}:calibration", "--output", "x")
 COMMANDS = (
     ["tune"], ["compress"], ["layers"], ["inspect"], ["doctor"], ["completion"],
     ["recipe", "check"], ["recipe", "init"], ["recipe", "schema"],
@@ -114,6 +115,79 @@ def test_json_of_compress_and_inspect(capsys: pytest.CaptureFixture[str]) -> Non
     assert seen["nbytes"] == found["file_nbytes"]
     assert [layer["scheme"] for layer in seen["layers"]] == ["km(k=8)"] * len(rows)
     assert sum(layer["nbytes"] for layer in seen["layers"]) <= vq.summary(small).file_nbytes
+
+
+def test_json_is_alone_where_a_program_captures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loud_user.py").write_text(
+        "from torch import nn\ndef model():\n    print('loud')\n    return nn.Linear(8, 8)\n"
+    )
+    assert main(["layers", "loud_user:model", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [each["name"] for each in json.loads(shown.out)] == [""]
+    assert "loud" in shown.err
+    print("to standard output again")
+    assert capsys.readouterr().out == "to standard output again\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layers", "math"], "expected a function as 'module:function', got 'math'"),
+        (["layers", "math.sqrt"], "expected a function as 'module:function', got 'math.sqrt'"),
+        (["layers", ":model"], "expected a function as 'module:function', got ':model'"),
+        (["layers", "math:"], "expected a function as 'module:function', got 'math:'"),
+        (["layers", "a:b:c"], "expected a function as 'module:function', got 'a:b:c'"),
+        (["layers", "./own:model"], "got './own:model'; a module is written as where it is"),
+        (["layers", "own.py:model"], "it is written 'own:model'"),
+        (["layers", "unreadable:model"], "import raised SyntaxError at unreadable.py:2: "),
+        (["tune", "x.yaml", "--output", ""], "--output is empty; the current folder is --output ."),
+        (["tune", "own.yaml", "--backend", "lokyy"], "backend='lokyy' is none of 'dask', 'loky'"),
+        (
+            ["compress", MODEL, "--output", "x", "--layer", "a", "km", "--layer", "a", "none"],
+            "--layer 'a' is given twice",
+        ),
+        (
+            ["compress", MODEL, "--output", "x", "--layer", "*", "km", "--scheme", "km"],
+            "--layer '*' is given twice; --scheme is that of '*'",
+        ),
+        (["compress", MODEL, "--output", "x"], "nothing to do: give --scheme or --layer"),
+        (["compress", MODEL, "--output", "x", "--scheme", "none"], "all that is named is left"),
+        (
+            ["compress", MODEL, "--output", "x", "--scheme", "km", "--layer", "re:.*", "none"],
+            "nothing to write: every layer is left",
+        ),
+        (
+            ["export", "m.vq", "--to", "coreml", "--opset", "18", *EXPORTED],
+            "--opset is for onnx, and nothing of coreml",
+        ),
+        (
+            ["export", "m.vq", "--to", "aoti", "--operator", "native", *EXPORTED],
+            "--operator native is for onnx and pte, and nothing of aoti",
+        ),
+    ],
+)
+def test_words_that_say_nothing_or_two_things(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.py").write_text("def model():\n    return 1\n")
+    (tmp_path / "unreadable.py").write_text("\ndef model(:\n")
+    shutil.copy(ROOT / "recipes" / "digits.yaml", "own.yaml")
+    assert main(["-q", *words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not Path("x").exists()
+
+
+def test_none_for_all_leaves_what_no_layer_names() -> None:
+    words = ["compress", MODEL, "--output", "m.vq", "--scheme", "none"]
+    assert main([*words, "--layer", "classifier.0", "km(k=4)"]) == 0
+    assert list(vq.open_file("m.vq").layers) == ["classifier.0"]
 
 
 def test_compress_takes_results_per_sample(capsys: pytest.CaptureFixture[str]) -> None:

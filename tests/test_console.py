@@ -1,5 +1,6 @@
 """The command line as a process: output that is gone, signals, what terminals obey."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from vq_plugin.cli import main
 NAME = "fc\x1b]0;owned\x07\n\u202e"
 WORKLOAD = '''\
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -33,6 +35,21 @@ def model():
 
 
 def evaluate(model):
+    return 1.0
+
+
+def chatty():
+    """Prints by all ways that there are, as downloads and compilers do."""
+    print("by Python")
+    os.write(1, b"by the system\\n")
+    subprocess.run(["echo", "by a program"], check=True)
+    print("kept in a buffer", end="")
+    return model()
+
+
+def chatty_metric(model):
+    print("metric", flush=True)
+    os.write(1, b"metric by the system\\n")
     return 1.0
 
 
@@ -67,7 +84,7 @@ class Escapes(nn.Module):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "own_workload.py").write_text(WORKLOAD)
-    for evaluate in ("evaluate", "slow"):
+    for evaluate in ("evaluate", "slow", "chatty_metric"):
         (folder / f"{evaluate}.yaml").write_text(RECIPE.format(evaluate=evaluate))
     torch.manual_seed(0)
     vq.save(vq.compress(Escapes(), vq.KM(k=4)), folder / "m.vq")
@@ -125,6 +142,40 @@ def test_an_error_without_a_standard_error_is_still_bad_input(folder: Path) -> N
     )
     shown, _ = process.communicate(timeout=200)
     assert (process.returncode, shown) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compress", "own_workload:chatty", "--scheme", "km(k=4)", "--output", "chatty.vq"],
+        ["layers", "own_workload:chatty"],
+        ["tune", "chatty_metric.yaml", "--workers", "2"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_json_is_alone_on_standard_output(folder: Path, words: list[str]) -> None:
+    process = command(folder, *words, "--json", stdout=subprocess.PIPE)
+    shown, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert json.loads(shown)
+    for line in ("by Python", "by the system", "by a program", "kept in a buffer"):
+        assert (line in told) == ("own_workload:chatty" in words or line == "by the system")
+
+
+def test_what_is_printed_beside_json_may_have_nowhere_to_go(folder: Path) -> None:
+    words = ["layers", "own_workload:chatty", "--json"]
+    process = command(
+        folder, *words, stdout=subprocess.PIPE, stderr=None, preexec_fn=lambda: os.close(2)
+    )
+    assert process.communicate(timeout=200)[0]
+    assert process.returncode == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = command(folder, *words, stdout=writer)
+    os.close(writer)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert "Traceback" not in told
 
 
 def test_names_are_shown_to_terminals_that_have_only_ascii(folder: Path, tmp_path: Path) -> None:

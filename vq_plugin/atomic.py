@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -105,6 +107,11 @@ def naming(path: Path) -> Iterator[None]:
     """Has errors name a file: those of a full disk name none, others that of a temporary one."""
     try:
         yield
+    except shutil.Error as error:
+        # Of a folder: a list with an entry, and a text, for each of its files.
+        found = re.search(r"\[Errno (\d+)\]", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
     except OSError as error:
         if error.errno is None or error.filename == str(path):
             raise

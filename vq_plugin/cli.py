@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from vq_plugin.commands.command import (
     BAD_INPUT,
@@ -24,7 +25,7 @@ from vq_plugin.commands.layers import add_layers
 from vq_plugin.commands.reader import add_reader
 from vq_plugin.commands.recipe import add_recipe
 from vq_plugin.commands.tune import add_tune
-from vq_plugin.console import Terminated, complain, shown_log, terminated_by_signal
+from vq_plugin.console import Terminated, complain, results_alone, shown_log, terminated_by_signal
 from vq_plugin.raised import raised, users_line
 from vq_plugin.version import __version__
 
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[], object] = la
     level = logging.WARNING if options.quiet else logging.INFO
     with shown_log(logging.DEBUG if options.verbose else level):
         try:
-            with terminated_by_signal():
+            # No command but those with --json has the option.
+            alone = results_alone() if getattr(options, "json", False) else nullcontext()
+            with terminated_by_signal(), alone:
                 if options.reads is not None:
                     _log.info("read %s", getattr(options, options.reads))
                 if options.loads:

@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -28,18 +29,58 @@ class Terminated(BaseException):
         super().__init__(signal.Signals(number).name)
 
 
+# What `say` prints to while all else that is printed goes to standard error.
+_results: list[TextIO] = []
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Keeps standard output for what :func:`say` prints: another program reads it.
+
+    What the user's functions print, workers and other programs that they start included, goes to
+    standard error.
+    """
+    output, errors = sys.stdout, sys.stderr
+    if output is None or errors is None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            descriptor, other = output.fileno(), errors.fileno()
+        except (OSError, ValueError):
+            # Of no file, as where a program captures it: others cannot print to it either.
+            _results.append(output)
+        else:
+            output.flush()
+            kept = os.dup(descriptor)
+            _results.append(
+                stack.enter_context(open(kept, "w", encoding=output.encoding, errors=output.errors))
+            )
+            os.dup2(other, descriptor)
+            stack.callback(os.dup2, kept, descriptor)
+            stack.callback(_flush, output)
+        stack.callback(_results.pop)
+        stack.enter_context(redirect_stdout(errors))
+        yield
+
+
+def _flush(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        stream.flush()
+
+
 def say(text: str) -> None:
     """Prints to standard output, if anybody listens; what it cannot show is escaped."""
-    stream = sys.stdout
+    stream = _results[-1] if _results else sys.stdout
     if stream is None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
-        _close(1)
+        _close(stream)
     except (OSError, ValueError) as error:
-        _close(1)
+        _close(stream)
         complain(f"vq-plugin: warning: standard output is lost: {error}")
 
 
@@ -76,11 +117,11 @@ def shown_log(level: int) -> Iterator[None]:
         log.setLevel(before)
 
 
-def _close(descriptor: int) -> None:
+def _close(stream: TextIO) -> None:
     """Sends what is still to be written nowhere: Python would fail on it when it ends."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

@@ -22,7 +22,10 @@ def raised(error: BaseException) -> str:
     text = " ".join(str(error).split())
     lines = traceback.extract_tb(error.__traceback__)
     place = users_line(error)
-    if place is None and lines:
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        # Of a file that never ran, so that no call is in it.
+        place, text = f"{os.path.basename(error.filename)}:{error.lineno}", str(error.msg)
+    elif place is None and lines:
         place = _shown(lines[-1])
     return printable(f"raised {type(error).__name__}{f' at {place}' if place else ''}: {text}")
 

@@ -64,17 +64,21 @@ def _compress(options: argparse.Namespace) -> int:
     from vq_plugin.atomic import check_target
     from vq_plugin.checkpoint import save
     from vq_plugin.compress import compress
+    from vq_plugin.nn import coded_weights
     from vq_plugin.recipe.references import batches, call
     from vq_plugin.select import Choice, as_choices, check_model
     from vq_plugin.summary import summary
 
-    schemes: dict[str | type[nn.Module], Choice | None] = {
-        pattern: None if text.lower() == "none" else text for pattern, text in options.layer
-    }
-    if options.scheme is not None:
-        schemes["*"] = options.scheme
-    if not any(as_choices(schemes).values()):
+    schemes: dict[str | type[nn.Module], Choice | None] = {}
+    everywhere = [] if options.scheme is None else [("*", options.scheme)]
+    for pattern, text in [*options.layer, *everywhere]:
+        if pattern in schemes:
+            raise ValueError(f"--layer {pattern!r} is given twice; --scheme is that of '*'")
+        schemes[pattern] = None if text.lower() == "none" else text
+    if not schemes:
         raise ValueError("nothing to do: give --scheme or --layer")
+    if not any(as_choices(schemes).values()):
+        raise ValueError("nothing to do: all that is named is left; give a layer a scheme")
     check_target(Path(options.output))
     model = call(options.model)
     check_model(model)
@@ -85,6 +89,8 @@ def _compress(options: argparse.Namespace) -> int:
         metric = {"float": _metric(options.evaluate, model)}
     _log.info("compress")
     small = compress(model, schemes, calibration, options.seed, fold=options.fold)
+    if not coded_weights(small):
+        raise ValueError("nothing to write: every layer is left; give one a scheme")
     save(small, options.output, rest=options.rest)
     sizes = summary(small, rest=options.rest)
     rate = sizes.file_rate(options.output)

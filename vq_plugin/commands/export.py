@@ -39,7 +39,7 @@ def add_export(commands: Any) -> None:
         help="function that returns input batches, such as a recipe's calibration; the first is "
         "the example",
     )
-    parser.add_argument("--opset", type=int, default=21, help="of ONNX (default 21)")
+    parser.add_argument("--opset", type=int, help="of ONNX (default 21)")
     parser.add_argument(
         "--operator",
         choices=["portable", "native"],
@@ -61,6 +61,11 @@ def _export(options: argparse.Namespace) -> int:
     from vq_plugin.select import check_model
     from vq_plugin.table import format_bytes
 
+    # An option that would be left out without a word.
+    if options.opset is not None and options.to != "onnx":
+        raise ValueError(f"--opset is for onnx, and nothing of {options.to}")
+    if options.operator == "native" and options.to not in ("onnx", "pte"):
+        raise ValueError(f"--operator native is for onnx and pte, and nothing of {options.to}")
     file, output = Path(options.file), Path(options.output)
     if output.exists() and file.exists() and output.samefile(file):
         raise ValueError(f"{options.output} is the file to export: give --output another name")
@@ -102,7 +107,7 @@ def _to_onnx(small: Any, batch: Any, options: argparse.Namespace) -> None:
         batch,
         dynamic_batch=not options.fixed_batch,
         operator=options.operator,
-        opset=options.opset,
+        opset=21 if options.opset is None else options.opset,
     )
 
 

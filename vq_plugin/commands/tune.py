@@ -59,6 +59,9 @@ def add_tune(commands: Any) -> None:
 def _tune(options: argparse.Namespace) -> int:
     if options.scheduler is not None and options.backend != "dask":
         raise ValueError("--scheduler needs --backend dask")
+    if options.output == "":
+        # A variable of a pipeline that is not set: the release would go to the current folder.
+        raise ValueError("--output is empty; the current folder is --output .")
     from vq_plugin.recipe import run_recipe
     from vq_plugin.tuning.cluster import dask_cluster
     from vq_plugin.tuning.report import format_result

@@ -57,7 +57,10 @@ def show(value: object) -> str:
 def check_reference(value: object) -> object:
     """Gives a text of the form ``"module:function"`` back; ValueError for any other."""
     if not isinstance(value, str) or not re.fullmatch(_REFERENCE, value):
-        raise ValueError(f"expected a function as 'module:function', got {show(value)}")
+        hint = ""
+        if isinstance(value, str) and "/" in value:
+            hint = "; a module is written as where it is imported, with dots"
+        raise ValueError(f"expected a function as 'module:function', got {show(value)}{hint}")
     return value
 
 

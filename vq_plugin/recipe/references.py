@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vq_plugin.raised import raised
+from vq_plugin.recipe.fields import check_reference
 
 
 def resolve(reference: str, arguments: int) -> Callable[..., Any]:
@@ -23,6 +24,7 @@ def resolve(reference: str, arguments: int) -> Callable[..., Any]:
         >>> resolve("math:sqrt", 1)(9.0)
         3.0
     """
+    check_reference(reference)
     module_name, _, name = reference.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -30,7 +32,9 @@ def resolve(reference: str, arguments: int) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         remedy = ""
-        if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
+        if module_name.endswith(".py") and error.name == module_name:
+            remedy = f"; it is written '{module_name.removesuffix('.py')}:{name}'"
+        elif error.name and module_name.split(".")[0] == error.name.split(".")[0]:
             remedy = f"; modules are found in {os.getcwd()} and among what is installed"
         raise ValueError(f"{reference!r}: {error}{remedy}") from error
     except Exception as error:
