@@ -62,3 +62,53 @@ def test_files_read_in_inference_mode_train(tmp_path: Any) -> None:
         small = vq.load(tmp_path / "m.vq", model)
     small(X).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+def _normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+def _learned(**settings: Any) -> Callable[[nn.Module, torch.Tensor], nn.Module]:
+    return lambda model, x: vq.learn(model, [x] * 4, epochs=1, **settings)
+
+
+def _read(change: Callable[[nn.Module], nn.Module], path: Any) -> nn.Module:
+    vq.save(vq.compress(change(_normed()), vq.KM(k=4)), path)
+    return vq.load(path, _normed())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, x: vq.fold_batch_norms(model),
+        lambda model, x: vq.factorize(model, vq.SVD(rate=2)),
+        lambda model, x: vq.factorize(model, vq.SVD(rate=2), [x]),
+        lambda model, x: vq.merge_neurons(model, {"0": 4}, [x]),
+        lambda model, x: vq.compress(model, vq.Factored(vq.SVD(rate=2), vq.KM(k=4)), [x]),
+        _learned(rate_weight=0.1),
+        _learned(rate_weight=0.1, rest="int8"),
+        _learned(rate_weight=0.1, schemes=vq.PQ(k=4, dim=2, codebooks="tensor")),
+        _learned(target_bytes=450),
+        _learned(budget=vq.LossBudget(absolute=0.5), evaluate=lambda m: float(m(X).mean() < 9)),
+    ],
+    ids="fold svd calibrated merge factored learn biases vectors target budget".split(),
+)
+def test_what_other_calls_make_in_inference_mode_trains(
+    make: Callable[[nn.Module, torch.Tensor], nn.Module],
+) -> None:
+    with torch.inference_mode():
+        made = make(_normed(), X.clone())
+    for each in (*made.parameters(), *made.buffers()):
+        assert not each.is_inference()
+    made.train()(X).sum().backward()
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: vq.factorize(m, vq.SVD(rate=2)), vq.fold_batch_norms]
+)
+def test_smaller_models_read_in_inference_mode_train(change: Any, tmp_path: Any) -> None:
+    with torch.inference_mode():
+        small = _read(change, tmp_path / "m.vq")
+    small(X).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())

@@ -66,6 +66,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     return fold(model, pairs)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def fold(model: nn.Module, pairs: dict[str, str]) -> nn.Module:
     """A copy with these norms, by their names with those of the layers before, folded."""

@@ -290,3 +290,11 @@ def test_squares_of_places_do_not_depend_on_a_sample(monkeypatch: pytest.MonkeyP
     mean = x.square().mean((0, 2, 3))
     found = of(layer, [x])[..., 0, 0]
     assert torch.allclose(found[[0, 2]].flatten(), floored(mean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_squares_of_places_of_other_dtypes(dtype: torch.dtype) -> None:
+    layer, x = nn.Conv2d(6, 4, 1, groups=2).to(dtype), torch.randn(3, 6, 5, 5).to(dtype)
+    mean = x.float().square().mean((0, 2, 3))
+    found = of(layer, [x])[..., 0, 0]
+    assert torch.allclose(found[[0, 2]].flatten(), floored(mean), rtol=1e-5)

@@ -47,6 +47,7 @@ def split_for(slot: Slot, factor: Factor) -> Split | str:
         raise ValueError(f"layer {slot.shown}: {error}") from None
 
 
+@torch.inference_mode(False)
 def empty_layer(slot: Slot, factor: Factor, split: Split) -> FactorizedLayer:
     """What takes the place of a slot's layer, with weights of zeros; ``factor`` has a rank."""
     cls = KernelBasis if isinstance(split, KernelSplit) else LowRank

@@ -61,7 +61,7 @@ def fit_uniform(
     points = matrix.reshape(1, -1, 1)
     batch = Batch(points, None if importance is None else importance.reshape(1, -1, 1))
     means, mass = best_kernels().means(batch, codes.reshape(1, -1), last - first + 1)
-    centers = torch.arange(first, last + 1).reshape(1, -1, 1) * step
+    centers = torch.arange(first, last + 1, dtype=torch.float32).reshape(1, -1, 1) * step
     return codes, torch.where(mass > 0, means.float(), centers)[None, None]
 
 

@@ -228,6 +228,7 @@ class _Run:
     rest: Rest | None
     callback: AfterEpoch | None
 
+    @torch.inference_mode(False)
     def learner(self, rate_weight: float, target: Target | None = None) -> Learner:
         """A copy of the model that is about to train; errors name what cannot."""
         copy = float32_copy(self.model)
@@ -251,10 +252,11 @@ class _Run:
             if is_numbers(own, self.rest)
             and own.requires_grad
             and own.numel()
-            and own.isfinite().all()
+            and own.detach().isfinite().all()
         }
         return [each for name, each in copy.named_parameters() if name in names]
 
+    @torch.inference_mode(False)
     def train(
         self,
         rate_weight: float,

@@ -70,7 +70,9 @@ class Patches:
         # On one thread: sums may round differently on several.
         with worker_pool():
             by_place = self.value.detach().flatten(2)
-            norms: Tensor = torch.linalg.vector_norm(by_place, dim=2, dtype=torch.float32)
+            # Torch's norm takes float64 to nothing less.
+            dtype = torch.promote_types(by_place.dtype, torch.float32)
+            norms: Tensor = torch.linalg.vector_norm(by_place, dim=2, dtype=dtype)
             return norms.double().square().sum(0).reshape(self.groups, -1)
 
     def rows(self, index: Tensor) -> Tensor:
