@@ -1,5 +1,8 @@
 """Layers run a kernel only where it is expected to be as fast as the float layer."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +81,29 @@ def test_pointwise_convolutions_hold_no_float_weight_where_the_kernel_pays() -> 
     with torch.no_grad():
         layer(torch.randn(1, 512, 7, 7))
     assert (layer._decoded.kept is None) == (ops.isa() in ("avx512", "avx2"))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "cloudpickle"])
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Linear(64, 32), torch.randn(1, 64)),
+        (nn.Conv2d(16, 16, 3), torch.randn(1, 16, 8, 8)),
+        (nn.LSTM(256, 256), torch.randn(2, 1, 256)),
+    ],
+    ids=["linear", "convolution", "recurrent"],
+)
+def test_layers_that_have_run_are_copied_in_every_way(
+    layer: nn.Module, x: torch.Tensor, how: str
+) -> None:
+    small = vq.compress(layer, vq.PQ(k=16, dim=4, layout="channels"))
+    with torch.no_grad():
+        small(x)
+        if how == "deepcopy":
+            again = copy.deepcopy(small)
+        else:
+            # Ray, joblib and MLflow send models by the latter.
+            package = pytest.importorskip(how)
+            again = pickle.loads(package.dumps(small))
+        one, two = small(x), again(x)
+    assert torch.equal(*(y[0] if isinstance(y, tuple) else y for y in (one, two)))

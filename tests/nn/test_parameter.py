@@ -264,6 +264,17 @@ def test_a_transposed_convolution_compiles_as_one_graph() -> None:
         assert torch.allclose(compiled(*inputs), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_recurrent_layer_is_exported_whole(strict: bool) -> None:
+    for name in ("lstm", "gru"):
+        model, inputs = MODULES[name]
+        small = vq.compress(model, vq.KM(k=8))
+        program = torch.export.export(small, inputs, strict=strict)
+        with torch.no_grad():
+            outputs = [first(each(*inputs)) for each in (program.module(), small)]
+        assert torch.allclose(*outputs, atol=1e-6)
+
+
 def test_pickles_compute_the_same_and_go_on_as_codes(case: Case) -> None:
     model, inputs = case
     small = vq.compress(model, vq.KM(k=8))

@@ -179,9 +179,11 @@ _lists: dict[tuple[int, int], list[Tensor | None]] = {}
 
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
-    found = _lists.get((id(module), threading.get_ident()))
-    if found is not None:
-        return found
+    # What is compiled has no threads.
+    if not torch.compiler.is_compiling():
+        found = _lists.get((id(module), threading.get_ident()))
+        if found is not None:
+            return found
     return [getattr(module, name, None) for name in module._flat_weights_names]
 
 

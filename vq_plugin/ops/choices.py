@@ -45,7 +45,8 @@ class Choices(dict[Any, bool]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies share, too."""
-        return type(self).of, self._kind
+        # By a function that has a name: cloudpickle takes class methods apart, and their module.
+        return _shared, (type(self), *self._kind)
 
 
 class LinearChoices(Choices):
@@ -93,6 +94,10 @@ class ConvolutionChoices(Choices):
                 images, inputs, places, shape, precision, decodes=decodes
             )
         )
+
+
+def _shared(cls: type[Choices], *kind: Any) -> Choices:
+    return cls.of(*kind)
 
 
 _known: WeakValueDictionary[tuple[Any, ...], Choices] = WeakValueDictionary()
