@@ -91,7 +91,18 @@ def _read(change: Callable[[nn.Module], nn.Module], path: Any) -> nn.Module:
         _learned(target_bytes=450),
         _learned(budget=vq.LossBudget(absolute=0.5), evaluate=lambda m: float(m(X).mean() < 9)),
     ],
-    ids="fold svd calibrated merge factored learn biases vectors target budget".split(),
+    ids=[
+        "fold",
+        "svd",
+        "calibrated",
+        "merge",
+        "factored",
+        "learn",
+        "biases",
+        "vectors",
+        "target",
+        "budget",
+    ],
 )
 def test_what_other_calls_make_in_inference_mode_trains(
     make: Callable[[nn.Module, torch.Tensor], nn.Module],
@@ -104,9 +115,7 @@ def test_what_other_calls_make_in_inference_mode_trains(
     assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda m: vq.factorize(m, vq.SVD(rate=2)), vq.fold_batch_norms]
-)
+@pytest.mark.parametrize("change", [lambda m: vq.factorize(m, vq.SVD(rate=2)), vq.fold_batch_norms])
 def test_smaller_models_read_in_inference_mode_train(change: Any, tmp_path: Any) -> None:
     with torch.inference_mode():
         small = _read(change, tmp_path / "m.vq")

@@ -13,7 +13,7 @@ import vq_plugin as vq
 from vq_plugin.calibration import input_moments
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.nn import find_slots, other_parameters
-from vq_plugin.nn.inputs import read_call
+from vq_plugin.nn.inputs import read_calls
 
 
 def moments(model: nn.Module, *batches: Tensor) -> dict[str, Moments]:
@@ -215,4 +215,22 @@ def test_calls_without_a_weight_are_none() -> None:
         (torch.add, (x, x)),
         (functional.linear, (x, x[0, 0])),
     ):
-        assert read_call(function, arguments, {}) is None  # type: ignore[arg-type]
+        assert read_calls(function, arguments, {}) == ()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_weight_on_the_left_of_a_product(dims: int) -> None:
+    class Mixer(nn.Module):
+        """As Mamba has its steps: the layer is never called."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, value: Tensor) -> Tensor:
+            columns = value if dims == 1 else value.mT
+            return torch.softmax(self.layer.weight @ columns, -1)
+
+    x = torch.randn(*(5, 20, 6)[3 - dims :])
+    found = moments(Mixer(), x)["layer"]
+    check(found, x.reshape(-1, 6), biased=False)

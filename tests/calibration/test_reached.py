@@ -128,3 +128,37 @@ def test_compensate_passes_over_empty_batches() -> None:
         for batches in ([images], [images, images[:0]])
     )
     assert torch.equal(one[2].weight, other[2].weight)  # type: ignore[index]
+
+
+class Relative(nn.Module):
+    """As DeBERTa has its positions: a table that is read as a whole and never looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.layer = nn.Embedding(10, 8), nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, value: Tensor) -> Tensor:
+        if self.positions.weight.dtype != value.dtype:
+            raise TypeError
+        return torch.softmax(self.layer(value) @ self.norm(self.positions.weight).mT, -1)
+
+
+def test_a_table_that_is_only_read_is_named_and_fitted_by_its_weights() -> None:
+    model = Relative().eval()
+    with pytest.warns(UserWarning, match="no samples to 'positions'"):
+        small: Any = vq.compress(model, vq.KM(k=4), [X])
+    plain: Any = vq.compress(model, vq.KM(k=4))
+    assert torch.equal(small.positions.weight, plain.positions.weight)
+    assert not torch.equal(small.layer.weight, plain.layer.weight)
+    with pytest.warns(UserWarning, match="no samples to 'positions'"):
+        assert vq.choose_schemes(model, "auto", [X]).keys() == {"positions", "layer"}
+
+
+def test_a_weight_whose_dtype_alone_is_read_is_an_error() -> None:
+    class Forgetful(Relative):
+        def forward(self, value: Tensor) -> Tensor:
+            return self.layer(value.to(self.positions.weight.dtype))
+
+    with pytest.raises(ValueError, match=r"'positions'.*never ran it"):
+        vq.compress(Forgetful(), vq.KM(k=4), [X])

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from vq_plugin.calibration.statistics import InputMoments
 from vq_plugin.nn import Slot
-from vq_plugin.nn.inputs import Call, read_call
+from vq_plugin.nn.inputs import Call, read_calls
 
 # Functions that give the same numbers again.
 _COPIES = {
@@ -31,12 +31,14 @@ class WeightCalls(TorchFunctionMode):
 
     Attributes:
         moments: What was gathered, by the names of slots.
+        read: Slots whose weights any function was given, to compute with.
     """
 
     def __init__(self, slots: Iterable[Slot], observed: Mapping[str, InputMoments]) -> None:
         """For ``slots``, but for those whose modules have been observed by the time of a call."""
         super().__init__()
         self.moments: dict[str, InputMoments] = {}
+        self.read: set[Slot] = set()
         self._observed = observed
         self._copies: dict[str, Tensor] = {}
         self._slots: dict[int, list[Slot]] = defaultdict(list)
@@ -59,10 +61,12 @@ class WeightCalls(TorchFunctionMode):
                 if self._is_weight(args[0], slot):
                     self._copies[slot.name] = result
             return result
-        call = read_call(func, args, keywords)
-        if call is not None:
+        for call in read_calls(func, args, keywords):
             for slot in self._wanted(call.weight):
                 self._gather(call, slot)
+        if isinstance(result, Tensor):
+            # Not of a look at a dtype or a device alone.
+            self._note_read(args)
         return result
 
     def _wanted(self, weight: Tensor) -> list[Slot]:
@@ -72,6 +76,13 @@ class WeightCalls(TorchFunctionMode):
             for slot in self._slots.get(weight.numel(), ())
             if slot.name not in self._observed or self._observed[slot.name].count == 0
         ]
+
+    def _note_read(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                for slot in self._wanted(value):
+                    if slot not in self.read and self._is_weight(value, slot):
+                        self.read.add(slot)
 
     def _gather(self, call: Call, slot: Slot) -> None:
         if not self._is_weight(call.weight, slot, call):

@@ -4,11 +4,11 @@ A function ``(module, arguments, parameter)`` yields pieces of a float dtype,
 ``(groups, samples, inputs)``, or :class:`Patches` of that shape: ``inputs`` numbers meet every row
 of the weight, and the rows of a weight are split evenly among ``groups``. ``arguments`` are those
 of the module's ``forward``, by name, and ``parameter`` is the name of the weight.
-:func:`read_call` finds the inputs in a call of a torch function, whatever module makes it.
+:func:`read_calls` finds the inputs in a call of a torch function, whatever module makes it.
 """
 
 from vq_plugin.nn.inputs.attention import attended, projected
-from vq_plugin.nn.inputs.calls import Call, read_call
+from vq_plugin.nn.inputs.calls import Call, read_calls
 from vq_plugin.nn.inputs.convolution import channels, convolved, transposed_convolved
 from vq_plugin.nn.inputs.matrix import (
     Arguments,
@@ -35,6 +35,6 @@ __all__ = [
     "multiplied",
     "paired",
     "projected",
-    "read_call",
+    "read_calls",
     "transposed_convolved",
 ]

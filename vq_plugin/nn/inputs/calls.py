@@ -46,24 +46,25 @@ class Call:
     groups: int = 1
 
 
-def read_call(
+def read_calls(
     function: Callable[..., Any], arguments: Sequence[Any], keywords: dict[str, Any]
-) -> Call | None:
-    """The use that a call makes of a weight, ``None`` for functions that have none.
+) -> tuple[Call, ...]:
+    """The uses that a call may make of a weight, none for functions that have none.
 
-    Known are products (``linear``, ``matmul``, ``mm``, ``addmm``, ``bilinear``), convolutions,
-    plain and transposed, and look-ups (``embedding``, ``embedding_bag``).
+    Known are products (``linear``, ``matmul``, ``mm``, ``mv``, ``addmm``, ``bilinear``),
+    convolutions, plain and transposed, and look-ups (``embedding``, ``embedding_bag``). Either
+    matrix of a product may be the weight.
 
     Example:
         >>> x, weight = torch.ones(2, 3), torch.ones(4, 3)
-        >>> call = read_call(functional.linear, (x, weight), {})
+        >>> (call,) = read_calls(functional.linear, (x, weight), {})
         >>> call.weight is weight, next(call.inputs()).shape
         (True, torch.Size([1, 2, 3]))
-        >>> read_call(torch.add, (x, x), {}) is None
-        True
+        >>> read_calls(torch.add, (x, x), {})
+        ()
     """
     reader = _READERS.get(function)
-    return None if reader is None else reader(*arguments, **keywords)
+    return () if reader is None else tuple(reader(*arguments, **keywords))
 
 
 def _product(value: Tensor, weight: Tensor, view: View, bias: Tensor | None = None) -> Call:
@@ -73,33 +74,38 @@ def _product(value: Tensor, weight: Tensor, view: View, bias: Tensor | None = No
     return Call(weight, view, inputs, bias=bias)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:
-    if weight.dim() != 2:
-        return None
-    return _product(input, weight, View.whole(tuple(weight.shape)), bias)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Call]:
+    if weight.dim() == 2:
+        yield _product(input, weight, View.whole(tuple(weight.shape)), bias)
 
 
-def _matmul(left: Any, *rest: Any, **keywords: Any) -> Call | None:
+def _matmul(left: Any, *rest: Any, **keywords: Any) -> Iterator[Call]:
     right = rest[0] if rest else next(iter(keywords.values()))
-    if not isinstance(left, Tensor) or not isinstance(right, Tensor) or right.dim() != 2:
-        return None
-    return _product(left, right, View.ordered(tuple(right.shape), (1, 0)))
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return
+    if right.dim() == 2:
+        yield _product(left, right, View.ordered(tuple(right.shape), (1, 0)))
+    if left.dim() == 2:
+        columns = right.mT if right.dim() > 1 else right
+        yield _product(columns, left, View.whole(tuple(left.shape)))
 
 
-def _addmm(input: Tensor, *rest: Any, **keywords: Any) -> Call | None:
+def _addmm(input: Tensor, *rest: Any, **keywords: Any) -> Iterator[Call]:
     if len(rest) != 2:
-        return None
+        return
     left, right = rest
     plain = keywords.get("beta", 1) == 1 and keywords.get("alpha", 1) == 1
     bias = input if plain and input.dim() == 1 else None
-    return _product(left, right, View.ordered(tuple(right.shape), (1, 0)), bias)
+    yield _product(left, right, View.ordered(tuple(right.shape), (1, 0)), bias)
 
 
-def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
+def _bilinear(
+    input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Iterator[Call]:
     def inputs() -> Iterator[Tensor]:
         return products_of_pairs(input1, input2)
 
-    return Call(weight, View.whole(tuple(weight.shape)), inputs, bias=bias)
+    yield Call(weight, View.whole(tuple(weight.shape)), inputs, bias=bias)
 
 
 def _convolution(
@@ -110,7 +116,7 @@ def _convolution(
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Call:
+) -> Iterator[Call]:
     dims = weight.dim() - 2
     value = batched(input, dims)
 
@@ -125,7 +131,7 @@ def _convolution(
         yield places(value, groups)
 
     view = View.whole(tuple(weight.shape))
-    return Call(weight, view, inputs, squares, bias=bias, groups=groups)
+    yield Call(weight, view, inputs, squares, bias=bias, groups=groups)
 
 
 def _transposed_convolution(
@@ -137,7 +143,7 @@ def _transposed_convolution(
     output_padding: int | Sequence[int] = 0,
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
-) -> Call:
+) -> Iterator[Call]:
     dims = weight.dim() - 2
 
     def inputs() -> Iterator[Patches]:
@@ -147,12 +153,12 @@ def _transposed_convolution(
         )  # fmt: skip
 
     view = transposed_convolution(weight, groups)
-    return Call(weight, view, inputs, bias=bias, groups=groups)
+    yield Call(weight, view, inputs, bias=bias, groups=groups)
 
 
-def _look_up(input: Tensor, weight: Tensor, *rest: Any, **keywords: Any) -> Call:
+def _look_up(input: Tensor, weight: Tensor, *rest: Any, **keywords: Any) -> Iterator[Call]:
     del rest, keywords
-    return Call(weight, View.whole(tuple(weight.shape)), None, looked_up=input)
+    yield Call(weight, View.whole(tuple(weight.shape)), None, looked_up=input)
 
 
 def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -161,12 +167,14 @@ def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     return numbers * dims if len(numbers) == 1 else numbers
 
 
-_READERS: dict[Callable[..., Any], Callable[..., Call | None]] = {
+_READERS: dict[Callable[..., Any], Callable[..., Iterator[Call]]] = {
     functional.linear: _linear,
     torch.matmul: _matmul,
     torch.mm: _matmul,
     Tensor.matmul: _matmul,
     Tensor.mm: _matmul,
+    torch.mv: _matmul,
+    Tensor.mv: _matmul,
     Tensor.__matmul__: _matmul,
     torch.addmm: _addmm,
     Tensor.addmm: _addmm,
