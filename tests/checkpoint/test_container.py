@@ -1,6 +1,9 @@
 """The dense layout: when it is written, what it saves, and that it cannot be made to lie."""
 
 import copy
+import os
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -201,3 +204,72 @@ def test_damage_anywhere_in_a_dense_file_is_seen_when_it_is_opened(tmp_path: Pat
     (tmp_path / "m.vq").write_bytes(content)
     with pytest.raises(vq.CheckpointError, match="the checksum of the whole file differs"):
         open_file(tmp_path / "m.vq")
+
+
+CHANGED = """\
+import os, shutil, sys
+import vq_plugin as vq
+from vq_plugin.reader import open_file
+
+for opened in (vq.open_file, open_file):
+    for change in ("cut", "written over", "replaced", "removed"):
+        for name in ("small", "large"):
+            shutil.copyfile(f"{name}.vq", "m.vq")
+            layer = opened("m.vq").layers[""]
+            if change == "cut":
+                os.truncate("m.vq", os.path.getsize("m.vq") // 2)
+            elif change == "written over":
+                shutil.copyfile(f"other_{name}.vq", "m.vq")
+            elif change == "replaced":
+                shutil.copyfile(f"other_{name}.vq", "new.vq")
+                os.replace("new.vq", "m.vq")
+            else:
+                os.remove("m.vq")
+            try:
+                weight = layer.decode()
+            except vq.CheckpointError as error:
+                print(opened.__module__, change, name, str(error).replace("\\n", " "))
+            else:
+                expected = vq.open_file(f"{name}.vq").layers[""].decode()
+                same = (weight == (expected if opened is vq.open_file else expected.numpy())).all()
+                print(opened.__module__, change, name, "same" if same else "other values")
+"""
+
+
+def test_a_file_that_changes_while_it_is_open_is_the_same_or_an_error(tmp_path: Path) -> None:
+    """In a process of its own: what is mapped and then cut ends it by a signal."""
+    for name, width in (("small", 64), ("large", 1200)):
+        for other in ("", "other_"):
+            layer = nn.Linear(width, width)
+            vq.save(vq.compress(layer, vq.KM(k=16)), tmp_path / f"{other}{name}.vq")
+        assert layout(tmp_path / f"{name}.vq")[0] == (name == "small")
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGED],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * 4 * 2
+    for line in lines:
+        if "large" in line and line.split()[1] in ("cut", "written"):
+            assert "m.vq: tensor 'codes'" in line or "m.vq: tensor 'codebooks'" in line
+        else:
+            assert line.endswith(" same")
+
+
+class Named(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+        self.register_parameter("__metadata__", nn.Parameter(torch.arange(3.0)))
+
+
+@pytest.mark.parametrize("width", [32, 1200])
+def test_what_safetensors_calls_its_metadata_may_be_a_parameter(width: int, tmp_path: Path) -> None:
+    vq.save(vq.compress(Named(width), vq.KM(k=16)), tmp_path / "m.vq")
+    again = vq.load(tmp_path / "m.vq", Named(width))
+    assert again.get_parameter("__metadata__").tolist() == [0, 1, 2]
+    assert layout(tmp_path / "m.vq")[0]

@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 from vq_plugin.format.bounds import check_values, inflate
 from vq_plugin.format.dense import Dense, write_dense
 from vq_plugin.format.header import DTYPES, FORMAT, CheckpointError, Header, Stored, part_of
+from vq_plugin.format.positions import Positions
 from vq_plugin.format.text import check_version, header_json, parse_header
 
 _KEY = "vq_plugin"
 _DATA = "data"
+# What a tensor cannot be named in safetensors.
+_METADATA = "__metadata__"
 # A share of the file that a readable header is worth.
 _READABLE = 1 / 1000
 # Version and length of a short header: of the dense layout, and of the compact one.
@@ -51,10 +54,15 @@ def to_bytes(header: Header, tensors: Mapping[str, tuple[Stored, NDArray[np.uint
         for (name, kind), span in zip(kinds.items(), pairwise(ends), strict=True)
     }
     readable = _safetensors(text, entries, data)
-    if _LENGTH + int.from_bytes(readable[:_LENGTH], "little") <= _READABLE * len(readable):
+    named = _METADATA not in entries
+    if named and _LENGTH + int.from_bytes(readable[:_LENGTH], "little") <= _READABLE * len(
+        readable
+    ):
         return readable
     dense = write_dense(header, {name: (kinds[name], tensors[name][1]) for name in order})
     if dense is None:
+        if not named:
+            raise ValueError(f"no tensor of safetensors can have the name {_METADATA!r}")
         return readable
     size, content = dense
     whole = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
@@ -81,11 +89,8 @@ class Container:
         if not stat.S_ISREG(os.stat(self.path).st_mode):
             kind = "a folder" if os.path.isdir(self.path) else "no ordinary file"
             raise IsADirectoryError(errno.EISDIR, f"{kind}, not a vq_plugin file", self.path)
-        with open(self.path, "rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            # What is mapped stays as it is when the file is replaced by another.
-            # Slices of the array would take thirty times as long.
-            self._bytes = np.memmap(file, np.uint8, "r").data if self.size else memoryview(b"")
+        self._bytes = Positions(self.path)
+        self.size = self._bytes.size
         self._dense: Dense | None = None
         self._places: dict[str, int] = {}
         try:
@@ -94,7 +99,9 @@ class Container:
             if dense is not None:
                 check_version(path, int(dense[1]))
                 size = self._header_size(int(dense[2]), entries, data)
-                self._dense = Dense(self.path, self._bytes[data:], size)
+                # One checksum is of all of it, and it must not change after that was looked at.
+                content = memoryview(self._bytes.read(data, self.size))
+                self._dense = Dense(self.path, content, size)
                 header = self._dense.header
             elif compact is not None and int(compact[1]) == FORMAT:
                 size = self._header_size(int(compact[2]), entries, data)
@@ -116,13 +123,14 @@ class Container:
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, in memory of their own; ``CheckpointError`` if damaged."""
-        return np.array(self._checked(name))
+        found = np.frombuffer(self._checked(name), np.uint8)
+        return found if self._dense is None else found.copy()
 
     def check(self) -> dict[str, int]:
         """The bytes of every tensor, checked; ``CheckpointError`` if one is damaged."""
         return {name: len(self._checked(name)) for name in self.header.tensors}
 
-    def _checked(self, name: str) -> memoryview:
+    def _checked(self, name: str) -> memoryview | bytearray:
         stored, kind = self._names.get(name, name), self.header.tensors[name]
         if self._dense is not None:
             try:
@@ -130,19 +138,22 @@ class Container:
             except ValueError as error:
                 raise CheckpointError(f"{self.path}: tensor {stored!r}: {error}") from error
         start = self._places[stored]
-        data = self._bytes[start : start + kind.nbytes]
+        try:
+            data = self._bytes.read(start, start + kind.nbytes)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: tensor {stored!r}: {error}") from error
         if zlib.crc32(data) != kind.checksum:
             raise CheckpointError(f"{self.path}: tensor {stored!r} is damaged (checksum differs)")
         return data
 
     def _open(self) -> tuple[str, dict[str, Any], int]:
         """What safetensors keeps for us, its entries, and where its data start."""
-        size = int.from_bytes(self._bytes[:_LENGTH].tobytes(), "little")
+        size = int.from_bytes(self._bytes.read(0, min(_LENGTH, self.size)), "little")
         data = _LENGTH + size
         if not _LENGTH < data <= self.size:
             raise ValueError("its length is not that of a file with such a header")
-        entries = json.loads(self._bytes[_LENGTH:data].tobytes())
-        text = (entries.pop("__metadata__", None) or {}).get(_KEY)
+        entries = json.loads(self._bytes.read(_LENGTH, data))
+        text = (entries.pop(_METADATA, None) or {}).get(_KEY)
         if not isinstance(text, str):
             raise CheckpointError(
                 f"{self.path}: a safetensors file, but not one that vq_plugin wrote"
@@ -165,7 +176,7 @@ class Container:
     def _compact(self, size: int, data: int) -> tuple[Header, dict[str, int]]:
         """The layout that was written before the dense one: a header with checksums."""
         end = data + size
-        text = inflate(self._bytes[data:end].tobytes(), zlib.MAX_WBITS)
+        text = inflate(bytes(self._bytes.read(data, end)), zlib.MAX_WBITS)
         header = parse_header(self.path, text.decode("ascii"), size)
         places = {}
         for name, kind in header.tensors.items():
@@ -203,7 +214,7 @@ def _by_name(header: Header, entries: dict[str, Any], data: int) -> dict[str, in
 
 
 def _safetensors(text: str, entries: dict[str, Any], data: list[NDArray[np.uint8]]) -> bytes:
-    header = json.dumps({"__metadata__": {_KEY: text}, **entries}, separators=(",", ":")).encode()
+    header = json.dumps({_METADATA: {_KEY: text}, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return b"".join(
         (len(header).to_bytes(_LENGTH, "little"), header, *(part.data for part in data))
