@@ -1,8 +1,10 @@
 """The inputs that meet a weight: their product with it is what its module computes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -72,6 +74,28 @@ def test_patches_of_a_transposed_convolution(
     expected = expected if batched else expected.unsqueeze(0)
     found = products(module, "", {"input": x})
     assert torch.allclose(found, expected.movedim(1, -1).reshape(-1, 6), atol=1e-4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_patches_are_the_same_in_every_dtype_and_memory_format(data: st.DataObject) -> None:
+    dims, groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+
+    def drawn(least: int, most: int) -> tuple[int, ...]:
+        return tuple(data.draw(st.integers(least, most)) for _ in range(dims))
+
+    value = torch.randn(2, groups * data.draw(st.integers(1, 3)), *drawn(3, 7)).half().float()
+    patches = Patches(
+        value, drawn(1, 3), drawn(1, 3), tuple(zip(drawn(0, 3), drawn(-1, 3), strict=True)),
+        drawn(1, 2), groups, data.draw(st.booleans()),
+    )  # fmt: skip
+    assume(min(patches.places) > 0)
+    index = torch.randint(patches.shape[1], (9,))
+    # Those of half precision are read by torch, with an index for every number.
+    expected = replace(patches, value=value.half()).rows(index)
+    assert torch.equal(patches.rows(index), expected)
+    turned = replace(patches, value=value.transpose(1, -1).contiguous().transpose(1, -1))
+    assert torch.equal(turned.rows(index), expected)
 
 
 def test_pairs_of_a_bilinear_layer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -26,7 +27,8 @@ MOST_INPUTS = 4608
 # by them takes less than one by their square.
 _MANY_INPUTS = 1024
 _FEWER = 4
-# Numbers in the rows that are read at a time, and rows of second moments that one thread sums up.
+# Numbers in the rows that are read at a time, and rows of second moments, at most, that one thread
+# sums up.
 _PIECE = 1 << 22
 _ROWS = 128
 
@@ -266,20 +268,22 @@ class InputMoments(InputSquares):
         self, rows: Tensor, counts: float = 1.0, before: Sequence[Tensor] = ()
     ) -> list[Tensor]:
         """Products of all pairs, in blocks, beside those of other rows."""
+        blocks = _blocks(rows.shape[2])
 
-        def block(at: int) -> Tensor:
-            start = at * _ROWS
-            product = rows[:, :, start : start + _ROWS].mT @ rows[:, :, start:]
-            return before[at].add_(product, alpha=counts) if before else product.mul_(counts)
+        def product(at: int) -> Tensor:
+            some = blocks[at]
+            found = rows[:, :, some].mT @ rows[:, :, some.start :]
+            return before[at].add_(found, alpha=counts) if before else found.mul_(counts)
 
-        return deterministic_map(block, range(-(-rows.shape[2] // _ROWS)))
+        return deterministic_map(product, range(len(blocks)))
 
-    def _add_products(self, blocks: Sequence[Tensor]) -> None:
-        def add(at: int) -> None:
-            start = at * _ROWS
-            self.second[:, start : start + _ROWS, start:] += blocks[at]
+    def _add_products(self, products: Sequence[Tensor]) -> None:
+        def add(some: slice, product: Tensor) -> None:
+            self.second[:, some, some.start :] += product
 
-        deterministic_map(add, range(len(blocks)))
+        # Those of no samples are none.
+        blocks = _blocks(self.second.shape[1]) if products else []
+        deterministic_map(lambda both: add(*both), list(zip(blocks, products, strict=True)))
 
     def moments(self) -> Moments:
         """What the fit of the weight wants to know; as :meth:`importance` raises."""
@@ -297,10 +301,16 @@ class InputMoments(InputSquares):
             return Samples(self.second[:, : int(self.samples)].clone())
         second = self.second / self.samples.float()
         # The blocks left of the diagonal are those right of it, turned.
-        for start in range(0, second.shape[1], _ROWS):
-            rows = slice(start, start + _ROWS)
-            second[:, start + _ROWS :, rows] = second[:, rows, start + _ROWS :].mT
+        for rows in _blocks(second.shape[1]):
+            second[:, rows.stop :, rows] = second[:, rows, rows.stop :].mT
         return second
+
+
+def _blocks(inputs: int) -> list[slice]:
+    """Rows of second moments that are summed at a time: of about equal number."""
+    count = -(-inputs // _ROWS)
+    ends = [inputs * at // max(count, 1) for at in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def read_rows(piece: Tensor | Patches, before: int) -> Iterator[tuple[Tensor, float]]:

@@ -105,6 +105,8 @@ def _quantize(
     check_range(matrix)
     pieces = None if weights is None else geometry.pieces(weights)
     codes, centers = fit_of(scheme)(geometry.pieces(matrix), scheme, pieces, seed)
+    # As large as the weight: the fit by moments has its own.
+    del pieces, weights
     codes = codes.reshape(len(codes), geometry.rows, -1)
     ends = torch.aminmax(codes.byte() if codes.dtype is torch.bool else codes)
     least, most = map(int, ends)

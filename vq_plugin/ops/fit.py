@@ -48,6 +48,10 @@ for _schema in (
     # Ascending float64 centers of the optimum for float32 values that count alike, (k,), or (m,)
     # where only m are distinct.
     "few_centers(Tensor values, int k) -> Tensor",
+    # Patches of a float32 input, (samples, channels, *sizes), of any strides, at some of
+    # (samples, *places), int64: (channels * positions, count).
+    "patch_rows(Tensor value, Tensor index, int[] kernel, int[] stride, int[] before, "
+    "int[] dilation, int[] places) -> Tensor",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 

@@ -215,6 +215,23 @@ def test_the_operators_refuse_what_would_lead_them_astray() -> None:
             torch.full((fit.CELL_BINS,), -1, dtype=torch.int32),
             torch.zeros(fit.CELL_BINS, dtype=torch.uint8),
         )
+    read = operators().patch_rows
+    one, image, at = [1, 1], torch.randn(2, 3, 4, 4), torch.tensor([31])
+    assert read(image, at, one, one, [0, 0], one, [4, 4]).flatten().tolist() == (
+        image[1, :, 3, 3].tolist()
+    )
+    with pytest.raises(RuntimeError, match="no place 32 of 32"):
+        read(image, at + 1, one, one, [0, 0], one, [4, 4])
+    with pytest.raises(RuntimeError, match="no place -1"):
+        read(image, at - 32, one, one, [0, 0], one, [4, 4])
+    with pytest.raises(RuntimeError, match="not one for each dimension"):
+        read(image, at, [1], one, [0, 0], one, [4, 4])
+    with pytest.raises(RuntimeError, match="no positions"):
+        read(image, at, [0, 1], one, [0, 0], one, [4, 4])
+    with pytest.raises(RuntimeError, match="float32"):
+        read(image.half(), at, one, one, [0, 0], one, [4, 4])
+    # Whatever is asked for, nothing beside the image is read.
+    assert not read(image, at, one, one, [900, -900], one, [4, 4]).any()
 
 
 CALIBRATED = [

@@ -31,10 +31,12 @@ def calibrate(
     if objective.value(placed) > least:
         placed = objective.place(start)
     placed = refit(objective, placed, iterations=_FEW)
-    again = feedback(objective, placed.quantized, factor)
-    again = refit(objective, again, iterations=_FEW)
-    if objective.value(again) < objective.value(placed):
-        placed = again
+    first, value = placed.quantized, objective.value(placed)
+    # An error is as large as the weight: not of two fits at once.
+    del placed
+    placed = refit(objective, feedback(objective, first, factor), iterations=_FEW)
+    if objective.value(placed) >= value:
+        placed = objective.place(first)
     if objective.across is None:
         # It is as large as the second moments.
         del factor
@@ -42,7 +44,9 @@ def calibrate(
     rounded = round_centers(placed.quantized.codebooks, codebook_dtype)
     if not bool(rounded.isfinite().all()):
         return quantized
-    placed = descend(objective, objective.place(Quantized(placed.quantized.codes, rounded.float())))
+    found = Quantized(placed.quantized.codes, rounded.float())
+    del placed
+    placed = descend(objective, objective.place(found))
     if objective.value(placed) >= least:
         return quantized
     found = placed.quantized

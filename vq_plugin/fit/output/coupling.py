@@ -62,14 +62,15 @@ class Semiseparable:
     """By ``writesᵀ·reads`` outside the blocks of a sweep, which ``inner`` has.
 
     Both are ``(groups, samples, inputs)``, ``state`` is ``writes`` times the errors,
-    ``(groups, samples, outputs)``. ``local`` is what errors that were there ask of their own input
-    beside that, ``(groups, inputs, outputs)``.
+    ``(groups, samples, outputs)``. Errors that were there, ``(groups, inputs, outputs)``, ask
+    ``own`` times as much of their own input beside that, ``(groups, inputs)``.
     """
 
     writes: Tensor
     reads: Tensor
     inner_blocks: Sequence[Tensor]
-    local: Tensor
+    own: Tensor
+    error: Tensor
     state: Tensor
 
     def blocks(self, dim: int) -> Tensor:
@@ -83,7 +84,7 @@ class Semiseparable:
 
     def pull(self, state: Tensor, block: slice, outputs: slice) -> Tensor:
         """What the errors so far ask of a block, for the outputs that ``state`` is of."""
-        local = self.local[:, block, outputs]
+        local = self.error[:, block, outputs] * self.own[:, block].unsqueeze(2)
         return torch.baddbmm(local, self.reads[:, :, block].mT, state)
 
     def reach(self, state: Tensor, block: slice, change: Tensor) -> None:

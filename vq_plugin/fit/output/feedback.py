@@ -33,7 +33,7 @@ class Factor:
 
     def value(self, objective: Objective, quantized: Quantized) -> float:
         """The objective of codes and codebooks."""
-        error = (objective.weight - objective.decode(quantized))[:, self.columns]
+        error = objective.error(quantized)[:, self.columns]
         return objective.total(self.root.by_output(error))
 
 
@@ -51,6 +51,7 @@ def feedback(objective: Objective, quantized: Quantized, factor: Factor) -> Plac
         objective, quantized, order=factor.order, coupling=coupling,
         factor=coupling.blocks(_step_length(objective, quantized)), base=base,
     )  # fmt: skip
+    del base  # What is held at once is as large as the weight.
     error = torch.empty_like(change)
     error[:, factor.columns] = change
     return Placed(Quantized(codes, quantized.codebooks), error, factor.root.product(coupling.state))
@@ -70,7 +71,7 @@ def descend(objective: Objective, placed: Placed) -> Placed:
         factor=factor, base=objective.weight - placed.error,
     )  # fmt: skip
     quantized = Quantized(codes, placed.quantized.codebooks)
-    return Placed(quantized, placed.error + change, coupling.state)
+    return Placed(quantized, change.add_(placed.error), coupling.state)
 
 
 def _step_length(objective: Objective, quantized: Quantized) -> int:

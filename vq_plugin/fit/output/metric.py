@@ -124,13 +124,15 @@ class LowRank:
 
     def by_output(self, error: Tensor, product: Tensor) -> Tensor:
         """``errorᵀ·H·error``: float64 ``(groups, outputs)``."""
+
+        def own(start: int) -> Tensor:
+            some = slice(start, start + PRODUCT_ROWS)
+            squares = error[:, some].square().mul_(self.own[:, some].unsqueeze(2))
+            return squares.sum(1, dtype=torch.float64)
+
         total = product.square().sum(1, dtype=torch.float64)
-        for some, own in zip(
-            torch.split(error, PRODUCT_ROWS, 1),
-            torch.split(self.own.unsqueeze(2), PRODUCT_ROWS, 1),
-            strict=True,
-        ):
-            total += (some.square() * own).sum(1, dtype=torch.float64)
+        for part in deterministic_map(own, range(0, error.shape[1], PRODUCT_ROWS)):
+            total += part
         return total
 
     def coupling(self, error: Tensor, product: Tensor, dim: int) -> Coupling:
@@ -139,8 +141,7 @@ class LowRank:
         for block in block_slices(self.own.shape[1], dim):
             rows = self.rows[:, :, block]
             inner.append(rows.mT @ rows + self.own[:, block].diag_embed())
-        local = error * self.own.unsqueeze(2)
-        return Semiseparable(self.rows, self.rows, inner, local, product.clone())
+        return Semiseparable(self.rows, self.rows, inner, self.own, error, product.clone())
 
     def permuted(self, columns: Tensor) -> LowRank:
         """With the inputs in another order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,13 +17,16 @@ from vq_plugin.fit.kernels import best_kernels
 from vq_plugin.fit.output.across import Across
 from vq_plugin.fit.output.metric import Metric
 from vq_plugin.fit.output.moments import Moments
-from vq_plugin.schemes import Axis, Geometry, Scheme
+from vq_plugin.fit.parallel import deterministic_map
+from vq_plugin.schemes import Geometry, Scheme
 
 # Few samples say little about how inputs go together, and nothing about inputs that they never
 # showed: part of the correlation is not believed, and every input counts a little.
 _SHRINKAGE = 0.1
 _FLOOR = 1e-3
 _ROUNDING = 1e-5
+# Rows of a view that one thread turns or decodes.
+_ROWS = 128
 # What padding counts beside a true input or output.
 _LEAST = 1e-8
 
@@ -126,17 +130,35 @@ class Objective:
 
     def decode(self, quantized: Quantized) -> Tensor:
         """The weight that codes and codebooks stand for, of the shape of ``weight``."""
-        groups, inputs, _ = self.weight.shape
-        axis: Axis = "out" if self.along_out else "in"
-        shape = (len(self.mass), inputs)
-        matrix = decode(
-            quantized.codes, quantized.codebooks, None, shape=shape, axis=axis, group=self.row_group
-        )
-        return _turned(matrix.reshape(groups, -1, inputs))
+        codes, codebooks = quantized
+        matrix = self.weight.new_empty(self.weight.shape[1], len(self.mass))
+        view = matrix if self.along_out else matrix.T
+        # Whole groups of rows, as each has codebooks of its own.
+        group = self.row_group or 1
+        step = -(-_ROWS // group) * group
+
+        def fill(start: int) -> None:
+            rows = slice(start, start + step)
+            own = codebooks
+            if self.row_group is not None:
+                own = codebooks[:, start // group : -(-rows.stop // group)]
+            # Padding included: rows of the view are rows of what is decoded.
+            view[rows] = decode(
+                codes[:, rows], own, None, shape=view[rows].shape, axis="in", group=self.row_group
+            )
+
+        deterministic_map(fill, range(0, len(view), step))
+        groups = len(self.weight)
+        return matrix.reshape(len(matrix), groups, -1).transpose(0, 1).contiguous()
+
+    def error(self, quantized: Quantized) -> Tensor:
+        """What codes and codebooks leave of the weight."""
+        decoded = self.decode(quantized)
+        return torch.sub(self.weight, decoded, out=decoded)
 
     def place(self, quantized: Quantized) -> Placed:
         """What codes and codebooks are in this objective."""
-        error = self.weight - self.decode(quantized)
+        error = self.error(quantized)
         return Placed(quantized, error, self.metric.product(error))
 
     def value(self, placed: Placed) -> float:
@@ -147,10 +169,13 @@ class Objective:
         """Of what outputs add to it, float64 ``(groups, outputs)``, where all count 1."""
         return float(by_output.flatten() @ self.mass.double())
 
-    def gather(self, gradient: Tensor, quantized: Quantized) -> Tensor:
-        """Sums of a gradient, ``(groups, inputs, outputs)``, over the weights of each center."""
-        matrix = _turned(gradient).reshape(len(self.mass), -1)
-        view = matrix.T if self.along_out else matrix
+    def gather(self, gradient: Callable[[slice], Tensor], quantized: Quantized) -> Tensor:
+        """Sums of a gradient, times the mass of its outputs, over the weights of each center.
+
+        ``gradient`` gives that of some outputs of every group, ``(groups, inputs, outputs)``, and
+        broadcasts to it.
+        """
+        view = self._weighed(gradient)
         _, groups, books, k, dim = quantized.codebooks.shape
         points = self._by_book(view.reshape(len(view), -1, dim), groups, books)
         sums = []
@@ -159,6 +184,20 @@ class Objective:
             means, count = best_kernels().means(Batch(points, None), by_book, k)
             sums.append((means * count).reshape(groups, books, k, dim))
         return torch.stack(sums)
+
+    def _weighed(self, gradient: Callable[[slice], Tensor]) -> Tensor:
+        """A gradient times the mass of its outputs, as the view of the weight has it."""
+        groups, inputs, outputs = self.shape
+        mass = self.mass.reshape(groups, 1, outputs)
+        turned = self.weight.new_empty(groups, outputs, inputs)
+
+        def fill(start: int) -> None:
+            some = slice(start, start + _ROWS)
+            turned[:, some] = _turned(gradient(some) * mass[:, :, some])
+
+        deterministic_map(fill, range(0, outputs, _ROWS))
+        matrix = turned.reshape(groups * outputs, inputs)
+        return matrix.T if self.along_out else matrix
 
     def _by_book(self, values: Tensor, groups: int, books: int) -> Tensor:
         """``(rows, subspaces, n)`` as ``(groups · books, members, n)``, padded with 0."""

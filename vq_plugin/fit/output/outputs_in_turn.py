@@ -49,6 +49,6 @@ def outputs_in_turn(
 
 def _value(objective: Objective, across: Across, quantized: Quantized) -> float:
     """``tr(G·E·H·Eᵀ)``."""
-    error: Tensor = across.errors(objective.weight - objective.decode(quantized))
+    error: Tensor = across.errors(objective.error(quantized))
     by_output = objective.metric.by_output(error, objective.metric.product(error))
     return float(by_output.flatten() @ across.mass)

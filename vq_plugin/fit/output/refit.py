@@ -29,13 +29,14 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
     free = torch.ones_like(quantized.codebooks)
     if objective.zeros is not None:
         free = (quantized.codebooks != 0).float()
-    # Inputs first, all groups' outputs last: as objective.weight.
-    mass = objective.mass.reshape(len(objective.weight), 1, -1)
-    scale = objective.gather(metric.diagonal.unsqueeze(2) * mass, quantized)
+    scale = objective.gather(lambda _: metric.diagonal.unsqueeze(2), quantized)
     scale = torch.where(scale > 0, free / scale, 0.0)
 
     def gather(error: Tensor, product: Tensor) -> Tensor:
-        return objective.gather(metric.pull(error, product) * mass, quantized).double()
+        def gradient(outputs: slice) -> Tensor:
+            return metric.pull(error[:, :, outputs], product[:, :, outputs])
+
+        return objective.gather(gradient, quantized).double()
 
     codebooks, residual = quantized.codebooks.double(), gather(error, product)
     step = scale * residual
@@ -58,8 +59,9 @@ def refit(objective: Objective, placed: Placed, *, iterations: int = _ITERATIONS
         value -= float(length * size)
         lengths.append(float(length))
         codebooks, residual = codebooks + length * direction, residual - length * along
-        error = error.sub(added, alpha=float(length))
-        product = product.sub(more, alpha=float(length))
+        # Those that were given stay as they are; sums go where what is added was.
+        error = torch.sub(error, added, alpha=float(length), out=added)
+        product = torch.sub(product, more, alpha=float(length), out=more)
         step = scale * residual
         before, size = size, (residual * step).sum()
         direction = step + size / before * direction

@@ -66,7 +66,9 @@ class LowRankRoot:
         groups, samples, _ = self.reads.shape
         nothing = base.new_zeros(groups, samples, base.shape[2])
         none_there = base.new_zeros(1).expand(base.shape)
-        return Semiseparable(self.metric.rows, self.reads, self.inner, none_there, nothing)
+        return Semiseparable(
+            self.metric.rows, self.reads, self.inner, self.metric.own, none_there, nothing
+        )
 
     def by_output(self, error: Tensor) -> Tensor:
         """``errorᵀ·H·error`` of errors in order."""
@@ -100,7 +102,11 @@ def _upper(backward: Tensor, dim: int) -> Tensor:
 
     What LAPACK factors from the first input to the last is taken from the last to the first.
     """
-    lower: Tensor = torch.linalg.cholesky(backward)
+    return _forward(torch.linalg.cholesky(backward), dim)
+
+
+def _forward(lower: Tensor, dim: int) -> Tensor:
+    """A matrix whose steps stand from the last to the first, with these in order."""
     groups, inputs, _ = lower.shape
     by_step = lower.reshape(groups, inputs // dim, dim, inputs // dim, dim)
     return by_step.flip(1, 3).reshape(groups, inputs, inputs)
@@ -121,9 +127,10 @@ def _low_rank_root(metric: LowRank, dim: int) -> LowRankRoot:
         schur = some.mT @ weighed + own[:, block].diag_embed()
         steps = torch.arange(schur.shape[1] // dim)
         backward = step_columns(steps.flip(0), dim)
-        root = _upper(schur[:, backward][:, :, backward], dim)
-        read = torch.linalg.solve(root, weighed.mT).mT
-        left = left - read @ read.mT
-        reads[:, :, block] = read.float()
-        inner.append(root.float())
+        lower = torch.linalg.cholesky(schur[:, backward][:, :, backward])
+        read = torch.linalg.solve_triangular(lower, weighed.mT[:, backward], upper=False).mT
+        left = torch.baddbmm(left, read, read.mT, alpha=-1)
+        # The steps turned around twice are in order again.
+        reads[:, :, block] = read[:, :, backward].float()
+        inner.append(_forward(lower, dim).float())
     return LowRankRoot(metric, reads, inner[::-1])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vq_plugin.fit.parallel import deterministic_map, worker_pool
+from vq_plugin.ops.fit import native_fits, operators
 
 # Numbers that are read at a time: near a core's second-level cache.
 _PIECE = 1 << 18
@@ -80,18 +82,40 @@ class Patches:
         groups, _, inputs = self.shape
         # Places last, in which loops are long.
         taken = self.value.new_empty(groups, inputs, len(index), dtype=torch.float32)
-        values = self.value.detach().flatten()
         step = max(1, _PIECE // max(1, groups * inputs))
+        if self._native:
+            read = self._read_natively
+        else:
+            read = partial(self._read, self.value.detach().flatten())
 
         def fill(start: int) -> None:
             some = slice(start, start + step)
-            taken[:, :, some] = self._read(values, index[some])
+            taken[:, :, some] = read(index[some]).reshape(groups, inputs, -1)
 
         deterministic_map(fill, range(0, len(index), step))
         return taken.mT
 
+    @property
+    def _native(self) -> bool:
+        """Whether the native operator reads it; a graph that is compiled has torch's."""
+        known = self.value.device.type == "cpu" and self.value.dtype is torch.float32
+        return known and not torch.compiler.is_compiling() and native_fits()
+
+    def _read_natively(self, index: Tensor) -> Tensor:
+        """``(channels · kernel, len(index))``."""
+        before, dilation = [each for each, _ in self.padding], [*self.dilation]
+        if self.backward:
+            # From the last position, in steps back.
+            spans = zip(before, self.kernel, dilation, strict=True)
+            before = [each - (k - 1) * d for each, k, d in spans]
+            dilation = [-d for d in dilation]
+        rows: Tensor = operators().patch_rows(
+            self.value.detach(), index, self.kernel, self.stride, before, dilation, self.places
+        )
+        return rows
+
     def _read(self, values: Tensor, index: Tensor) -> Tensor:
-        """``(groups, inputs, len(index))`` of all ``values``."""
+        """The same of all ``values``."""
         device, channels = index.device, self.value.shape[1]
         # Where each position of the kernel reads, and whether that is no padding; ``rest`` becomes
         # the samples.
@@ -114,4 +138,4 @@ class Patches:
         taken = values.index_select(0, every.flatten()).float().reshape(every.shape)
         if inside is not None and any(before > 0 or after > 0 for before, after in self.padding):
             taken *= inside
-        return taken.flatten(1, 2)
+        return taken.flatten(0, 2)

@@ -4,6 +4,7 @@
 
 #include "boxed.h"
 #include "fit.h"
+#include "fit_patches.h"
 #include "fit_scalar.h"
 #include "fit_sweep.h"
 #include "library.h"
@@ -288,6 +289,45 @@ void few_centers_of(Value* stack, uint64_t, uint64_t) {
   give(stack, std::move(centers));
 }
 
+// value, index, kernel, stride, before, dilation, places
+void patch_rows(Value* stack, uint64_t, uint64_t) {
+  const Tensor value = take(stack[0]), index = take(stack[1]);
+  const Numbers lists[] = {Numbers(stack[2]), Numbers(stack[3]), Numbers(stack[4]),
+                           Numbers(stack[5]), Numbers(stack[6])};
+  const int64_t space = value.dims - 2;
+  if (space < 1 || value.dtype != functions().float32)
+    fail("patch_rows: the input " + shape(value) + " is not float32, (samples, channels, *places)");
+  expect(index, "index", functions().int64, {-1});
+  std::vector<PatchDimension> dimensions;
+  int64_t positions = 1, places = value.sizes[0];
+  for (const Numbers& list : lists)
+    if (static_cast<int64_t>((*list).size()) != space)
+      fail("patch_rows: settings are not one for each dimension");
+  for (size_t at = 0; at < static_cast<size_t>(space); ++at) {
+    const PatchDimension d = {value.sizes[2 + at], value.strides[2 + at], (*lists[0])[at],
+                              (*lists[1])[at],     (*lists[2])[at],       (*lists[3])[at],
+                              (*lists[4])[at]};
+    if (d.kernel < 1 || d.places < 1) fail("patch_rows: a kernel of no positions or no places");
+    dimensions.push_back(d);
+    positions *= d.kernel;
+    places *= d.places;
+  }
+  const int64_t* place = index.as<int64_t>();
+  for (int64_t i = 0; i < index.numel(); ++i)
+    if (place[i] < 0 || place[i] >= places)
+      fail("patch_rows: no place " + std::to_string(place[i]) + " of " + std::to_string(places));
+  const int64_t channels = value.sizes[1], count = index.numel();
+  Tensor rows = empty({channels * positions, count}, functions().float32);
+  if (rows.numel() == 0) return give(stack, std::move(rows));
+  const std::vector<int64_t> reads = patch_reads(dimensions, value.strides[0], place, count);
+  float* to = rows.as<float>();
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    const float* from = value.as<float>() + channel * value.strides[1];
+    for (const int64_t read : reads) *to++ = read < 0 ? 0.0f : from[read];
+  }
+  give(stack, std::move(rows));
+}
+
 }  // namespace
 
 void register_fit_operators(torch_abi::LibraryHandle library) {
@@ -304,6 +344,7 @@ void register_fit_operators(torch_abi::LibraryHandle library) {
   add("scalar_codes", scalar_codes);
   add("optimal_intervals", optimal_intervals);
   add("few_centers", few_centers_of);
+  add("patch_rows", patch_rows);
 }
 
 }  // namespace vq
