@@ -66,6 +66,10 @@ def test_nothing_is_believed_where_nothing_is_said(one: Tensor, two: Tensor) -> 
     assert believed(one.double(), two.double()) is None
 
 
+def left(asked: Tensor, felt: Tensor, scale: Tensor) -> float:
+    return believed_module._harm(believed_module._errors(asked, scale), felt, scale)
+
+
 def test_what_is_left_is_what_drawn_errors_do() -> None:
     """Errors that make up for each other by one half, one draw after the other, felt by another."""
     directions = normal(3, 8)
@@ -91,9 +95,7 @@ def test_what_is_left_is_what_drawn_errors_do() -> None:
             error[output] = aim + own[output]
         alone += float((own * scale) @ np.diag(two.diagonal()) @ (own * scale))
         made_up += float((error * scale) @ two @ (error * scale))
-    found = believed_module._left(
-        torch.from_numpy(one), torch.from_numpy(two), torch.from_numpy(scale)
-    )
+    found = left(torch.from_numpy(one), torch.from_numpy(two), torch.from_numpy(scale))
     assert found == pytest.approx(made_up / alone, rel=0.03)
     assert found < 0.9
 
@@ -109,7 +111,6 @@ def test_what_is_doubted_makes_one_half_say_what_the_other_does() -> None:
     judged = 1 - (1 - part) * (1 - found.doubt)
     size = (one + two).diagonal()
     scale = (size.mean() / size.clamp_min(LEAST_FELT * size.mean())).sqrt()
-    left = believed_module._left
     own = sum(left(shrunk(each, part), shrunk(each, judged), scale) for each in (one, two))
     others = left(shrunk(one, part), two, scale) + left(shrunk(two, part), one, scale)
     assert own == pytest.approx(others, rel=1e-3)

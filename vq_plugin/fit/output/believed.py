@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vq_plugin.fit.output.across import Across, shrunk
+from vq_plugin.fit.parallel import deterministic_map
 from vq_plugin.schemes.scalar import LEAST_FELT
 
 # Parts that are taken away from all that is off the diagonal (Ledoit & Wolf 2004).
@@ -63,32 +64,56 @@ def believed(one: Tensor, two: Tensor) -> Believed | None:
     # As steps of equal harm leave errors, which are no longer where less than that is felt.
     scale = (size.mean() / size.clamp_min(LEAST_FELT * size.mean())).sqrt()
 
-    def left(part: float, *felt: Tensor) -> float:
-        halves = zip((one, two), felt, strict=True)
-        return sum(_left(shrunk(half, part), other, scale) for half, other in halves) / 2
+    def tried(part: float) -> _Left:
+        return _left(shrunk(one, part), shrunk(two, part), one, two, scale)
 
-    others = {part: left(part, two, one) for part in _SHRINKAGES}
-    best = min(others, key=others.__getitem__)
-    if others[best] > _MOST:
+    each = deterministic_map(tried, _SHRINKAGES)
+    left, best = min(zip(each, _SHRINKAGES, strict=True), key=lambda it: it[0].others)
+    if left.others > _MOST:
         return None
-    own = left(best, shrunk(one, best), shrunk(two, best))
-    apart = left(best, shrunk(one, 1.0), shrunk(two, 1.0))
-    doubt = (others[best] - own) / (apart - own) if apart > own else 0.0
+    doubt = (left.others - left.own) / (left.apart - left.own) if left.apart > left.own else 0.0
     return Believed(shrunk(both, best), min(max(doubt, 0.0), 1.0))
 
 
-def _left(together: Tensor, felt: Tensor, scale: Tensor) -> float:
-    """The harm by ``felt`` of errors that make up for each other, over that of others.
+class _Left(NamedTuple):
+    """What is left of the harm by one half of errors that make up for each other by the other.
 
-    Errors ``E = U⁻¹·e``, of e as large everywhere, do ``tr(U⁻ᵀ·felt·U⁻¹)``.
+    ``own`` is what is left by the half that was asked, ``apart`` by that one where what errors do
+    together does not count.
+    """
+
+    others: float
+    own: float
+    apart: float
+
+
+def _left(asked_one: Tensor, asked_two: Tensor, one: Tensor, two: Tensor, scale: Tensor) -> _Left:
+    """Of errors that make up for each other as one half has it, or the other, less a part."""
+    first, second = _errors(asked_one, scale), _errors(asked_two, scale)
+    others = _harm(first, two, scale) + _harm(second, one, scale)
+    own = _harm(first, asked_one, scale) + _harm(second, asked_two, scale)
+    apart = _harm(first, shrunk(one, 1.0), scale) + _harm(second, shrunk(two, 1.0), scale)
+    return _Left(others / 2, own / 2, apart / 2)
+
+
+def _errors(together: Tensor, scale: Tensor) -> Tensor | None:
+    """Second moments of errors that make up for each other; ``None`` of those that do not.
+
+    Of ``E = U⁻¹·e`` with e as large everywhere, times the scales: ``U⁻¹·U⁻ᵀ``.
     """
     across = Across.of(together, scale)
+    if across is None:
+        return None
+    # What LAPACK inverts is (VᵀV)⁻¹ of an upper V, here of outputs from the last to the first.
+    upper = across.onward.double().flip(0, 1)
+    inverse = torch.cholesky_inverse(upper, upper=True).flip(0, 1)
+    back = across.order.argsort()
+    return inverse[back][:, back] * scale.unsqueeze(1) * scale
+
+
+def _harm(errors: Tensor | None, felt: Tensor, scale: Tensor) -> float:
+    """The harm by ``felt`` of errors, over that of errors that know nothing of each other."""
     whole = float((felt.diagonal() * scale.square()).sum())
-    if across is None or not whole > 0:
+    if errors is None or not whole > 0:
         return 1.0
-    scaled = (felt * scale.unsqueeze(1) * scale)[across.order][:, across.order]
-    onward = across.onward.double().T
-    # Not by a root of what is felt, which rounding may deny to few gradients.
-    half = torch.linalg.solve_triangular(onward, scaled, upper=True)
-    rest = torch.linalg.solve_triangular(onward, half.T, upper=True).trace()
-    return float(rest) / whole
+    return float((felt * errors).sum()) / whole
