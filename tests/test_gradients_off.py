@@ -1,5 +1,6 @@
 """Whole-model calls where the caller has gradients off, and models that come from there."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -121,3 +122,17 @@ def test_smaller_models_read_in_inference_mode_train(change: Any, tmp_path: Any)
         small = _read(change, tmp_path / "m.vq")
     small(X).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:codes are far off")
+@pytest.mark.parametrize("within", [torch.inference_mode, torch.enable_grad])
+def test_models_built_in_inference_mode_are_compressed(within: Callable[[], Any]) -> None:
+    with torch.inference_mode():
+        model = _normed()
+    same = copy.deepcopy(model)
+    with within():
+        small = vq.compress(model, "auto", [X.clone()])
+    expected = vq.compress(same, "auto", [X])
+    for key, value in small.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key])
+    small.train()(X).sum().backward()

@@ -329,7 +329,11 @@ def _of_call(
 
 def _replica(model: nn.Module, slots: list[_Centered]) -> tuple[nn.Module, list[Tensor | None]]:
     """A copy of the structure alone, and the weights and biases that it computes with, in turn."""
-    memo: dict[int, object] = {id(p): p for p in model.parameters()}
+    # What was made in inference mode is copied: on the way back it would be an error.
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(p.detach().clone(), p.requires_grad) if p.is_inference() else p
+        for p in model.parameters()
+    }
     for slot, mean in slots:
         biases = [] if mean is None else [getattr(slot.module, slot.bias or "")]
         for value in (slot.value, *biases):

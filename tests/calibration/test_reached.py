@@ -162,3 +162,20 @@ def test_a_weight_whose_dtype_alone_is_read_is_an_error() -> None:
 
     with pytest.raises(ValueError, match=r"'positions'.*never ran it"):
         vq.compress(Forgetful(), vq.KM(k=4), [X])
+
+
+def test_parts_of_a_weight_that_are_read_tell_no_inputs() -> None:
+    class Slim(nn.Module):
+        """As networks of several widths have it, and its only layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, value: Tensor) -> Tensor:
+            return nn.functional.linear(value, self.layer.weight[:4], self.layer.bias[:4])
+
+    model = Slim()
+    with pytest.warns(UserWarning, match="no samples to 'layer'"):
+        small: Any = vq.compress(model, vq.KM(k=4), [X])
+    assert torch.equal(small.layer.weight, vq.compress(model, vq.KM(k=4)).layer.weight)  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import vq_plugin as vq
 from tests.checkpoint.models import Net, compressed
@@ -95,6 +96,31 @@ def test_a_tensor_that_the_format_cannot_hold_is_an_error_that_names_it(tmp_path
     with pytest.raises(ValueError, match="phases"):
         vq.save(small, tmp_path / "m.vq")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "sparse_coo"),
+        (lambda: torch.eye(3).to_sparse_csr(), "sparse_csr"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (lambda: TwoTensor(torch.ones(3), torch.ones(3)), "TwoTensor of torch"),
+    ],
+    ids=["coordinates", "rows", "nested", "subclass"],
+)
+def test_a_tensor_of_another_kind_is_an_error_that_names_it(
+    make: Callable[[], torch.Tensor], what: str, tmp_path: Path
+) -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(4, 4)), vq.KM())
+    value = make()
+    small.register_buffer("neighbours", value)
+    with pytest.raises(ValueError, match=rf"'neighbours' is .*{what}, which a file cannot keep"):
+        vq.save(small, tmp_path / "m.vq")
+    assert list(tmp_path.iterdir()) == []
+    # What a state_dict leaves out is no obstacle.
+    small.register_buffer("neighbours", value, persistent=False)
+    vq.save(small, tmp_path / "m.vq")
 
 
 def test_a_model_that_is_not_compressed_is_an_error(tmp_path: Path) -> None:

@@ -14,14 +14,19 @@ from vq_plugin.nn import Slot
 
 
 def moments_by_name(
-    model: nn.Module, observed: Mapping[Slot, InputMoments], called: Collection[Slot]
+    model: nn.Module,
+    observed: Mapping[Slot, InputMoments],
+    called: Collection[Slot],
+    read: Collection[Slot] = (),
 ) -> dict[str, Moments]:
     """What the fits want to know of slots that were observed while a model ran.
 
-    Of slots that share a weight, the first that ran speaks for all. One that was ``called`` with
-    nothing, whose weight a module that was not observed has, too, or that is an item of a list of
-    which another ran, as experts and branches are, is left out and named in a warning. A
-    ``ValueError`` names any other that no data reached.
+    Of slots that share a weight, the first that ran speaks for all. One whose weight was ``read``
+    by its owner and whose module was never called, as a table of relative positions is, tells no
+    inputs: it is left out and named in a warning. So is, where others ran, one that was ``called``
+    with nothing, whose weight a module that was not observed has, too, or that is an item of a list
+    of which another ran, as experts and branches are. A ``ValueError`` names any other that no data
+    reached.
     """
     owners: dict[object, list[InputMoments]] = {}
     for slot, moments in observed.items():
@@ -42,7 +47,8 @@ def moments_by_name(
         weight = slot.module._parameters.get(slot.parameter)
         elsewhere = weight is not None and holders[id(weight)] > len(known)
         may_idle = slot in called or elsewhere or bool(places & _places(slot, lists))
-        if moments.count == 0 and ran and may_idle:
+        only_read = slot in read and slot not in called
+        if moments.count == 0 and (only_read or (ran and may_idle)):
             without.append(slot.shown)
         else:
             by_name[slot.name] = named_moments(slot.name, moments)

@@ -71,8 +71,7 @@ def input_moments(
         unseen = slot not in observed or observed[slot].count == 0
         if unseen and slot.name in calls.moments:
             observed[slot] = calls.moments[slot.name]
-    # What is read and never called, as a table of relative positions is, tells no inputs.
-    return moments_by_name(model, observed, called | calls.read)
+    return moments_by_name(model, observed, called, calls.read)
 
 
 def _observe(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vq_plugin.arguments import brief
 from vq_plugin.atomic import write_atomically
@@ -106,6 +107,8 @@ def file_bytes(model: nn.Module, rest: Rest | None) -> bytes:
             )
         if value.is_meta:
             raise ValueError(f"{key!r} is on the meta device: there are no values to save")
+        if problem := _unkept(value):
+            raise ValueError(f"{key!r} {problem}")
         if key in own:
             continue
         if first.setdefault(id(value), key) != key:
@@ -341,6 +344,20 @@ def _coded(saved: SavedWeight) -> tuple[Entry, _Parts]:
 
 def _view(view: View | None) -> EntryView | None:
     return None if view is None else (view.parameter_shape, view.split, view.order)
+
+
+def _unkept(value: Tensor) -> str | None:
+    """Why a file, which has values in order, cannot keep a tensor of its kind."""
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "nested" if value.is_nested else f"of {value.layout}"
+        return f"is {kind}, which a file cannot keep: make it dense, or a buffer with persistent=False"
+    if is_traceable_wrapper_subclass(value):
+        return (
+            f"is a {type(value).__name__} of {type(value).__module__.split('.')[0]}, which a file "
+            "cannot keep: save the model before it is distributed or quantized, or load the full "
+            "tensors of its state_dict into a copy that is not"
+        )
+    return None
 
 
 def _stored(name: str, value: Tensor) -> tuple[Stored, Any]:
