@@ -1,6 +1,7 @@
 """Weights that are computed before each pass are read as the next pass reads them."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +166,21 @@ def test_compensate_leaves_a_layer_that_computes_its_weight() -> None:
 def test_a_slot_of_what_a_users_hook_reads_is_named_as_it_is() -> None:
     (slot,) = find_slots(equal_rate(nn.Linear(4, 4))).values()
     assert (slot.name, slot.layer, slot.observable) == ("weight_orig", None, False)
+
+
+@pytest.mark.parametrize(
+    "norm", [weight_norm, parametrizations.weight_norm, parametrizations.spectral_norm]
+)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(8, 8), lambda: nn.ConvTranspose1d(8, 8, 3)])
+def test_nothing_of_the_norm_stays_that_no_pickle_takes(
+    norm: Callable[[nn.Module], nn.Module], make: Callable[[], nn.Module]
+) -> None:
+    model = nn.Sequential(norm(make()), parametrizations.weight_norm(make()))
+    small = vq.compress(model, {"0": vq.KM(k=4)})
+    again = pickle.loads(pickle.dumps(small[0]))  # type: ignore[index]
+    x = torch.randn(2, 8, 8)
+    assert torch.equal(again(x), small[0](x))  # type: ignore[index]
+    # The one that is left reads checkpoints as before.
+    older = weight_norm(make())
+    small[1].load_state_dict(older.state_dict())  # type: ignore[index]
+    assert torch.allclose(small[1](x), older(x), atol=1e-6)  # type: ignore[index]

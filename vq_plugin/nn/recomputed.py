@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -16,6 +18,8 @@ from vq_plugin.nn.shallow_copy import shallow_copy
 
 # What torch's hooks keep beside the tensor that they compute.
 SOURCES = ("_orig", "_mask", "_g", "_v", "_u")
+# Torch's reader of checkpoints that hold the parts under their older names.
+_OLDER_NORMS = "weight_norm.<locals>._weight_norm_compat_hook"
 
 
 @contextmanager
@@ -68,7 +72,10 @@ def sources(module: nn.Module, parameter: str) -> list[Tensor]:
 
 
 def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
-    """Removes hooks that compute a parameter, as pruning has; says whether there were any."""
+    """Removes hooks that compute a parameter, as pruning has; says whether there were any.
+
+    And those that read the parts of a parametrization from checkpoints.
+    """
     found = [(key, hook) for key, name, hook in _hooks(module) if name == parameter]
     for key, hook in found:
         del module._forward_pre_hooks[key]
@@ -78,7 +85,18 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
                 inner = getattr(value, "hook", value)
                 if getattr(inner, "fn", None) is hook:
                     del others[other]
+    # It would write parts that are gone, and no pickle takes it.
+    for other, value in list(module._load_state_dict_pre_hooks.items()):
+        inner = getattr(value, "hook", value)
+        older = isinstance(inner, FunctionType) and inner.__qualname__ == _OLDER_NORMS
+        if older and _name_of(inner) == parameter:
+            del module._load_state_dict_pre_hooks[other]
     return bool(found)
+
+
+def _name_of(hook: FunctionType) -> object:
+    """The tensor that a reader of checkpoints is for."""
+    return inspect.getclosurevars(hook).nonlocals.get("name")
 
 
 def _hooks(
