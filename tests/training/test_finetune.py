@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -347,3 +348,54 @@ def test_float16_is_refused_with_what_to_do_and_bfloat16_trains() -> None:
     small = vq.compress(brain, vq.KM(k=8))
     vq.finetune(small, [batch.to(torch.bfloat16) for batch in batches], teacher=brain)
     assert all(parameter.isfinite().all() for parameter in small.parameters())
+
+
+class Without(nn.Module):
+    """A model, or its teacher, whose forward has gradients off."""
+
+    def __init__(self, context: Callable[[], Any], inner: nn.Module) -> None:
+        super().__init__()
+        self.context, self.inner = context, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.context():
+            output: Tensor = self.inner(x)
+            return output
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_model_that_turns_gradients_off_is_told_so(context: Callable[[], Any]) -> None:
+    model, data = Without(context, nn.Linear(8, 4)), [torch.randn(4, 8)]
+    small = vq.compress(model, vq.KM(k=4))
+    for train in (
+        lambda: vq.finetune(small, data, teacher=model),
+        lambda: vq.prune(model, data, 0.5),
+        lambda: vq.learn(model, data, rate_weight=0.1, epochs=1),
+    ):
+        with pytest.raises(ValueError, match=r"no gradient at batch 1 .*turns gradients off"):
+            train()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("loss", [None, lambda ours, theirs: (ours * theirs).mean()])
+def test_a_teacher_may_run_without_gradients(
+    context: Callable[[], Any], loss: Callable[[Tensor, Tensor], Tensor] | None
+) -> None:
+    teacher, data = nn.Linear(8, 4), [torch.randn(4, 8)]
+    one, two = (vq.compress(teacher, vq.KM(k=4)) for _ in range(2))
+    vq.finetune(one, data, teacher=teacher, loss=loss)
+    vq.finetune(two, data, teacher=Without(context, teacher), loss=loss)
+    assert same(one.state_dict(), two.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"), [(lambda a, b: (a - b) ** 2, r"\(4, 4\)"), (lambda a, b: 1.0, "float")]
+)
+def test_a_loss_that_is_no_number_is_an_error(
+    loss: Callable[[Tensor, Tensor], Any], what: str
+) -> None:
+    teacher = nn.Linear(8, 4)
+    with pytest.raises(ValueError, match=f"must return a tensor of one number, got {what}"):
+        vq.finetune(
+            vq.compress(teacher, vq.KM(k=4)), [torch.randn(4, 8)], teacher=teacher, loss=loss
+        )

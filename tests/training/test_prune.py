@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.nn.utils import prune as torch_prune
 
 import vq_plugin as vq
@@ -151,6 +152,7 @@ def test_targets_instead_of_a_teacher() -> None:
     assert digits.test(sparse) > digits.test(model) - 0.03
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_what_cannot_be_pruned_is_an_error() -> None:
     batches = [torch.randn(2, 8)]
     for sparsity in (-0.1, 1.0, float("nan")):
@@ -163,6 +165,13 @@ def test_what_cannot_be_pruned_is_an_error() -> None:
     in_parts = nn.Sequential(torch_prune.l1_unstructured(nn.Linear(8, 4), "weight", 0.5))
     with pytest.raises(ValueError, match="layer '0' keeps its weight in parts"):
         vq.prune(in_parts, batches, 0.5)
+    for norm, remedy in (
+        (weight_norm, "utils.remove_weight_norm"),
+        (spectral_norm, "utils.remove_spectral_norm"),
+        (parametrizations.weight_norm, "parametrize.remove_parametrizations"),
+    ):
+        with pytest.raises(ValueError, match=rf"in parts: .*{remedy}\(layer, 'weight'\)"):
+            vq.prune(nn.Sequential(norm(nn.Linear(8, 4))), batches, 0.5)
     frozen = nn.Sequential(nn.Linear(8, 4))
     frozen[0].weight.requires_grad_(False)
     with pytest.raises(ValueError, match="layer '0' is frozen"):

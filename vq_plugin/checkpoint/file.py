@@ -350,7 +350,9 @@ def _unkept(value: Tensor) -> str | None:
     """Why a file, which has values in order, cannot keep a tensor of its kind."""
     if value.is_nested or value.layout is not torch.strided:
         kind = "nested" if value.is_nested else f"of {value.layout}"
-        return f"is {kind}, which a file cannot keep: make it dense, or a buffer with persistent=False"
+        return (
+            f"is {kind}, which a file cannot keep: make it dense, or a buffer with persistent=False"
+        )
     if is_traceable_wrapper_subclass(value):
         return (
             f"is a {type(value).__name__} of {type(value).__module__.split('.')[0]}, which a file "

@@ -71,6 +71,23 @@ def sources(module: nn.Module, parameter: str) -> list[Tensor]:
     ]
 
 
+def made_one(module: nn.Module, parameter: str) -> str:
+    """The call of torch's that makes a parameter of its parts again.
+
+    Example:
+        >>> from torch.nn.utils.parametrizations import weight_norm
+        >>> made_one(weight_norm(nn.Linear(2, 2)), "weight")
+        "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+    """
+    for _, name, hook in _hooks(module):
+        if name == parameter and not isinstance(hook, BasePruningMethod):
+            norm = "weight" if isinstance(hook, WeightNorm) else "spectral"
+            return f"torch.nn.utils.remove_{norm}_norm(layer, {parameter!r})"
+    if parametrize.is_parametrized(module, parameter):
+        return f"torch.nn.utils.parametrize.remove_parametrizations(layer, {parameter!r})"
+    return f"torch.nn.utils.prune.remove(layer, {parameter!r})"
+
+
 def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
     """Removes hooks that compute a parameter, as pruning has; says whether there were any.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from vq_plugin.nn import Slot
+from vq_plugin.nn.recomputed import made_one
 from vq_plugin.select import Pattern, match, slots_by_name
 
 
@@ -23,7 +24,7 @@ def chosen_weights(model: nn.Module, layers: Sequence[Pattern]) -> dict[Slot, nn
         if weight is None:
             raise ValueError(
                 f"layer {name!r} keeps its weight in parts: make it one, as with "
-                f"torch.nn.utils.prune.remove(layer, {slot.parameter!r})"
+                + made_one(slot.module, slot.parameter)
             )
         if not weight.requires_grad:
             raise ValueError(f"layer {name!r} is frozen: leave it out of layers=")

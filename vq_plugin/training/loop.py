@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Adam
+from torch.utils._pytree import tree_map_only
 
 from vq_plugin.atomic import check_target, remove, write_atomically
 from vq_plugin.calibration import check_batches, unfit_batch
@@ -128,11 +129,7 @@ class Training:
                 self._set_rate((1 + math.cos(math.pi * done)) / 2)
                 before_step(done)
                 loss = self._loss(_to(inputs, device), _to(target, device))
-                if not bool(loss.isfinite()):
-                    raise ValueError(
-                        f"the loss is {loss.item()} at batch {steps + 1} of epoch {epoch + 1}: "
-                        f"lower lr={self.settings['lr']}, or look for NaN in the inputs"
-                    )
+                self._check(loss, f"batch {steps + 1} of epoch {epoch + 1}")
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
@@ -146,6 +143,22 @@ class Training:
         self._set_rate(1.0)
         return losses / steps
 
+    def _check(self, loss: object, where: str) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss= must return a tensor of one number, got {what} at {where}")
+        if not bool(loss.isfinite()):
+            raise ValueError(
+                f"the loss is {loss.item()} at {where}: lower lr={self.settings['lr']}, or look "
+                "for NaN in the inputs"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"the loss has no gradient at {where}: the model's forward turns gradients off "
+                "(torch.no_grad, inference_mode, detach, a checkpoint with use_reentrant=True), "
+                "or loss= does"
+            )
+
     def _set_rate(self, share: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = share * group.setdefault("initial_lr", group["lr"])
@@ -153,7 +166,9 @@ class Training:
     def _loss(self, inputs: object, target: object) -> Tensor:
         if self.teacher is not None:
             with torch.no_grad():
-                target = _run(self.teacher, inputs)
+                found = _run(self.teacher, inputs)
+            # It may run in inference mode, whose tensors are no use on the way back.
+            target = tree_map_only(Tensor, lambda each: _to(each, each.device), found)
         elif target is None:
             raise ValueError("without a teacher the loader has to give (inputs, targets)")
         output = _run(self.model, inputs)
