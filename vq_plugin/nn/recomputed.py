@@ -105,15 +105,15 @@ def drop_weight_hooks(module: nn.Module, parameter: str) -> bool:
     # It would write parts that are gone, and no pickle takes it.
     for other, value in list(module._load_state_dict_pre_hooks.items()):
         inner = getattr(value, "hook", value)
-        older = isinstance(inner, FunctionType) and inner.__qualname__ == _OLDER_NORMS
-        if older and _name_of(inner) == parameter:
+        if isinstance(inner, FunctionType) and _older_norm_of(inner) == parameter:
             del module._load_state_dict_pre_hooks[other]
     return bool(found)
 
 
-def _name_of(hook: FunctionType) -> object:
-    """The tensor that a reader of checkpoints is for."""
-    return inspect.getclosurevars(hook).nonlocals.get("name")
+def _older_norm_of(hook: FunctionType) -> object:
+    """The tensor that a hook reads the older parts of, if it is such a hook."""
+    known = hook.__qualname__ == _OLDER_NORMS
+    return inspect.getclosurevars(hook).nonlocals.get("name") if known else None
 
 
 def _hooks(
