@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from tests.export.reading import Attention, Functions, Tied, coded
 from vq_plugin.export.executorch import coded_program
 from vq_plugin.export.runtimes import in_executorch
 
@@ -135,6 +136,16 @@ class TestRuntime:
         with torch.no_grad():
             expected = program(*inputs)
         assert all(map(torch.equal, found, expected))
+
+    @pytest.mark.parametrize("model", [Tied, Functions, Attention])
+    def test_weights_that_are_read_beside_their_layer_are_decoded(
+        self, model: type[nn.Module], words: Tensor, tmp_path: Path
+    ) -> None:
+        small, rows = coded(model), words[:, 0]
+        vq.export_executorch(small, tmp_path / "small.pte", rows, operator="native")
+        (found,) = in_executorch(tmp_path / "small.pte", native=True)(rows)
+        with torch.no_grad():
+            torch.testing.assert_close(found, small(rows))
 
     def test_portable_programs_compute_as_the_layers(self, tmp_path: Path) -> None:
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vq_plugin as vq
+from tests.export.reading import Attention, Functions, Tied, coded
 from vq_plugin.nn import coded_weights
 
 onnx = pytest.importorskip("onnx")
@@ -161,6 +162,27 @@ def test_layers_that_no_kernel_reads_are_portable(tmp_path: Path) -> None:
     (found,) = session(tmp_path / "small.onnx", native=True).run(None, {"input": value.numpy()})
     with torch.no_grad():
         assert close(found, small(value))
+
+
+@pytest.mark.parametrize(
+    ("model", "nodes"),
+    [
+        (Tied, ["CodebookLinear"]),
+        (Functions, ["CodebookEmbedding", "CodebookLinear"]),
+        (Attention, ["CodebookEmbedding", "CodebookLinear", "CodebookLinear"]),
+    ],
+)
+def test_weights_that_are_read_beside_their_layer_are_portable(
+    model: type[nn.Module], nodes: list[str], words: Tensor, tmp_path: Path
+) -> None:
+    small, rows = coded(model), words[:, 0]
+    vq.export_onnx(small, tmp_path / "small.onnx", rows, operator="native")
+    graph = onnx.load(tmp_path / "small.onnx").graph
+    assert sorted(node.op_type for node in graph.node if node.domain) == nodes
+    for native in (True, False):
+        (found,) = session(tmp_path / "small.onnx", native=native).run(None, {"rows": rows.numpy()})
+        with torch.no_grad():
+            assert close(found, small(rows))
 
 
 def test_precision_is_the_layers(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def input_moments(
     calls = WeightCalls(slots, {slot.name: each for slot, each in observed.items()})
     called: set[Slot] = set()
     # Calls on other threads may have the same model.
-    with alone(model), as_it_was(model), _every_module_runs():
+    with alone(model), as_it_was(model), every_module_runs():
         by_host: dict[nn.Module, dict[Slot, InputMoments]] = {}
         for slot, each in observed.items():
             by_host.setdefault(slot.host, {})[slot] = each
@@ -110,7 +110,7 @@ _passes = {"count": 0, "fast": True}
 
 
 @contextmanager
-def _every_module_runs() -> Iterator[None]:
+def every_module_runs() -> Iterator[None]:
     """No fused Transformer layers, nor batches packed for them, which modules cannot read.
 
     It is a switch of the process: of blocks that overlap, the last gives it back.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from vq_plugin.calibration.run import every_module_runs
+
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
@@ -30,7 +32,7 @@ def exported(
         ValueError: If the example has no tensor, its tensors are not of one batch, the model does
             not run on it, or cannot take batches of another size.
     """
-    arguments, keywords = _arguments(example)
+    arguments, keywords = arguments_of(example)
     tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError("the example has no tensor: give inputs that the model can be run on")
@@ -52,7 +54,8 @@ def exported(
             lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None,
             _by_name(model, arguments, keywords),
         )
-    with torch.no_grad(), warnings.catch_warnings():
+    # Fused Transformer layers read the weights of others, which would have to be decoded for them.
+    with every_module_runs(), torch.no_grad(), warnings.catch_warnings():
         # Of lists that recurrent layers make anew, and of what torch has deprecated in itself.
         warnings.simplefilter("ignore")
         try:
@@ -72,7 +75,7 @@ def exported(
             ) from error
 
 
-def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments."""
     if isinstance(example, Mapping):
         return (), dict(example)

@@ -14,6 +14,7 @@ from vq_plugin.export.example import Example, exported
 from vq_plugin.export.extras import require
 from vq_plugin.export.native_layers import Operator, check_operator
 from vq_plugin.export.plain import plain_model
+from vq_plugin.export.read_weights import read_by_others
 from vq_plugin.ops.convolution import conv_in_torch
 from vq_plugin.ops.library import dequantize_in_torch
 
@@ -76,7 +77,10 @@ def coded_program(
     if operator == "native":
         from vq_plugin.export.native_executorch import take_operators
 
-        layers = take_operators(plain.model, layers)
+        read = read_by_others(plain.model, layers, example)
+        own = {name: coded for name, coded in layers.items() if name not in read}
+        rest = take_operators(plain.model, own)
+        layers = rest | {name: layers[name] for name in read}
     for name, coded in layers.items():
         plain.model.get_submodule(name)._codes = coded.codes
     program = exported(plain.model, example, dynamic_batch=False)

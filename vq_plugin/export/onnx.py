@@ -12,6 +12,7 @@ from vq_plugin.export.example import Example, exported
 from vq_plugin.export.extras import require
 from vq_plugin.export.native_layers import Operator, check_operator, has_kernel
 from vq_plugin.export.plain import plain_model
+from vq_plugin.export.read_weights import read_by_others
 
 #: Those that torch writes for every model; others it converts, and not all models.
 OPSETS = range(18, 26)
@@ -75,6 +76,8 @@ def export_onnx(
         if opset < native_onnx.OPSET:
             raise ValueError(f"opset {opset}: native operators need {native_onnx.OPSET} or later")
         plain = plain_model(model, tables=True, keep=has_kernel)
+        if read := read_by_others(plain.model, [*plain.kept, *plain.tables], example):
+            plain = plain_model(model, tables=True, keep=has_kernel, decode=read)
         native_onnx.look_up_by_nodes(plain.model)
         program = exported(plain.model, example, dynamic_batch=dynamic_batch)
         program = program.run_decompositions(native_onnx.decompositions())

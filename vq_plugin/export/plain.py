@@ -6,7 +6,7 @@ place of. Tables of embeddings stay codes: only the rows that are asked for are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,7 +63,11 @@ class PlainModel:
 
 
 def plain_model(
-    model: nn.Module, *, tables: bool, keep: Callable[[CodebookLayer], bool] = lambda _: False
+    model: nn.Module,
+    *,
+    tables: bool,
+    keep: Callable[[CodebookLayer], bool] = lambda _: False,
+    decode: Collection[str] = (),
 ) -> PlainModel:
     """A copy of a model whose coded weights are parameters.
 
@@ -71,6 +75,7 @@ def plain_model(
         model: It is not changed.
         tables: Whether embeddings go on looking up rows of codes.
         keep: The layers that stay what they are.
+        decode: Names of layers whose weight is a parameter in any case.
 
     Returns:
         The copy. Weights that share codes are one parameter, where they have one shape.
@@ -93,7 +98,9 @@ def plain_model(
         shared: dict[object, nn.Parameter] = {}
         for name, module in list(copied.named_modules()):
             if isinstance(module, CodebookLayer):
-                if keep(module):
+                if name in decode:
+                    plain.decoded[join(name, "weight")] = _replaced(module, name, shared)
+                elif keep(module):
                     plain.kept[name] = _as_stored(module)
                 elif tables and type(module) is CodebookEmbedding:
                     plain.tables[name] = _as_stored(module)
