@@ -70,9 +70,16 @@ def in_executorch(path: Path, *, native: bool = False) -> Running:
 
     # The method does not keep its program alive, and the next call writes over these outputs.
     def run(*args: Any, program: object = program, **kwargs: Any) -> list[Tensor]:
-        return [y.clone() for y in _tensors(method.execute(_tensors((args, kwargs))))]
+        given = [_laid_out(x) for x in _tensors((args, kwargs))]
+        return [y.clone() for y in _tensors(method.execute(given))]
 
     return Running(f"ExecuTorch {version('executorch')}", run)
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    """As ExecuTorch takes tensors: contiguous, or with channels last."""
+    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return value if last else value.contiguous()
 
 
 def _tensors(value: object) -> list[Tensor]:
