@@ -20,7 +20,7 @@ from pydantic import (
 from vq_plugin.factors import Factor, parse_factor
 from vq_plugin.factors.factors import FACTORS
 from vq_plugin.nn import layer_types
-from vq_plugin.schemes import SCHEMES, Scheme, parse_scheme
+from vq_plugin.schemes import PRESETS, SCHEMES, Scheme, parse_scheme
 from vq_plugin.select import Form, parse_form
 
 Choice: TypeAlias = Form | list[Form | None] | None
@@ -74,7 +74,20 @@ def _read_text(value: object, kind: str, parse: Callable[[str], T]) -> T | None:
 
 
 def _read_entry(value: object) -> Form | None:
-    return _read_text(value, "a scheme is a text such as 'pq(k=16,dim=4)'", parse_form)
+    return _read_text(value, "a scheme is a text such as 'pq(k=16,dim=4)'", _parse_entry)
+
+
+def _parse_entry(text: str) -> Form:
+    """A form from its text; words that mean something elsewhere are told from unknown ones."""
+    word = text.strip().lower()
+    if word == "none":
+        raise ValueError(f"{text!r} is written null, which leaves layers in float")
+    if word in PRESETS:
+        raise ValueError(
+            f"{text!r} is a preset, which vq.compress takes; a search finds by itself what each "
+            "layer needs: list schemes, or leave the key out for those that are built in"
+        )
+    return parse_form(text)
 
 
 def _read_choice(value: object) -> Choice:

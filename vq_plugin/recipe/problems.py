@@ -54,6 +54,13 @@ def _reason(error: ErrorDetails) -> str:
         return f"expected a text, got {show(value)}; write it in quotes"
     if kind in ("model_type", "dict_type"):
         return _not_a_mapping(error["loc"], value)
+    if kind == "string_too_short":
+        return "expected a text, got an empty one; the current folder is '.'"
+    if kind in ("greater_than_equal", "less_than") and error["loc"][-1] == "random_seed":
+        return f"a seed has 64 bits, got {show(value)}"
+    if kind == "list_type":
+        entry = f" such as [{value}]" if isinstance(value, str) else ""
+        return f"expected a list{entry}, got {show(value)}"
     if kind == "literal_error":
         return f"expected {error['ctx']['expected']}, got {show(value)}"
     if kind == "greater_than":

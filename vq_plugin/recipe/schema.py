@@ -110,7 +110,12 @@ class Tuning(Keys):
     )
     objective: Literal["size"] = Field(default="size", description="The smallest model wins.")
     exit_policy: ExitPolicy = Field(default=ExitPolicy(), description="Limits of the search.")
-    random_seed: int = Field(default=0, description="Seed of the fits and of the training.")
+    random_seed: int = Field(
+        default=0,
+        ge=-(2**63),
+        lt=2**63,
+        description="Seed of the fits and of the training, of 64 bits.",
+    )
 
 
 class Recipe(Keys):
@@ -152,6 +157,7 @@ class Recipe(Keys):
         description="Library that ships the model: evaluated is what it makes of each setting.",
     )
     output: str = Field(
+        min_length=1,
         description="Folder of the results, relative to the current folder.",
         examples=["runs/my_model"],
     )
