@@ -26,6 +26,10 @@ def net() -> nn.Module:
     return model.eval()
 
 
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)).eval()
+
+
 GRAPHS: dict[str, tuple[Callable[[], Any], str]] = {
     "scripted": (lambda: torch.jit.script(net()), "TorchScript.*compress the eager model"),
     "traced": (lambda: torch.jit.trace(net(), X), "TorchScript.*compress the eager model"),
@@ -80,8 +84,9 @@ def test_layers_that_torch_ao_has_quantized() -> None:
         vq.compress(small, vq.KM(k=4))
 
 
-def test_files_of_wrapped_models(tmp_path: Path) -> None:
-    for saved, model in ((nn.DataParallel(net()), net()), (net(), nn.DataParallel(net()))):
+@pytest.mark.parametrize("build", [net, normed])
+def test_files_of_wrapped_models(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    for saved, model in ((nn.DataParallel(build()), build()), (build(), nn.DataParallel(build()))):
         vq.save(vq.compress(saved, vq.KM(k=4)), tmp_path / "m.vq")
         with pytest.raises(vq.CheckpointError, match=r"DataParallel; save.*\.module"):
             vq.load(tmp_path / "m.vq", model)
@@ -109,9 +114,10 @@ def test_layers_of_a_symbolic_trace_are_there() -> None:
 
 
 def test_a_compiled_model_compresses_and_says_where_files_go(tmp_path: Path) -> None:
-    vq.save(vq.compress(net(), vq.KM(k=4)), tmp_path / "m.vq")
-    with pytest.raises(vq.CheckpointError, match=r"compiled: give load\(\) model._orig_mod"):
-        vq.load(tmp_path / "m.vq", torch.compile(net(), backend="eager"))
+    for build in (net, normed):
+        vq.save(vq.compress(build(), vq.KM(k=4)), tmp_path / "m.vq")
+        with pytest.raises(vq.CheckpointError, match=r"compiled: give load\(\) model._orig_mod"):
+            vq.load(tmp_path / "m.vq", torch.compile(build(), backend="eager"))
     model = net()
     small: Any = vq.compress(torch.compile(model, backend="eager"), vq.KM(k=4))
     with torch.no_grad():

@@ -40,7 +40,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 f"the model cannot be copied, for its attribute {found} ({error}): delete it "
                 "before, or define its __deepcopy__"
             ) from error
-    rebound = rebinding(_parts(model), memo)
+    rebound = Rebinding(_parts(model), memo)
     for module in copied.modules():
         for store in (vars(module), *(getattr(module, name) for name in HOOKS)):
             # What is changed is put back later: the store cannot change while it is gone through.
@@ -85,7 +85,7 @@ def _empty_mappings(model: nn.Module) -> dict[int, object]:
 
 def part_copies(model: nn.Module, memo: dict[int, Any]) -> Callable[[Any], Any]:
     """Copies what belongs to a model that :func:`copy_model` has copied, in the same way."""
-    rebound = rebinding(_parts(model), memo)
+    rebound = Rebinding(_parts(model), memo)
 
     def copied(value: Any) -> Any:
         with _Values():
@@ -98,7 +98,7 @@ def _parts(model: nn.Module) -> set[int]:
     return {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
 
 
-def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[Any], Any]:
+class Rebinding:
     """What makes functions follow parts of a model, by their ids, to their places in another.
 
     That is, the object of a bound method or of a weak reference, the arguments of a
@@ -106,13 +106,18 @@ def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[An
     the same object.
     """
 
-    def rebound(value: Any, above: tuple[int, ...] = ()) -> Any:
+    # No function within a function: one that calls itself holds itself, and with it both models.
+    def __init__(self, parts: Collection[int], places: Mapping[int, Any]) -> None:
+        self._parts, self._places = parts, places
+
+    def __call__(self, value: Any, above: tuple[int, ...] = ()) -> Any:
+        """The same, or a copy of a function; ``above`` are the ids of those that it is part of."""
         if id(value) in above:
             return value
-        follow = functools.partial(rebound, above=(*above, id(value)))
+        follow = functools.partial(self, above=(*above, id(value)))
         match value:
             case nn.Module() | Tensor():
-                return places.get(id(value), value) if id(value) in parts else value
+                return self._places.get(id(value), value) if id(value) in self._parts else value
             case MethodType():
                 owner, function = follow(value.__self__), follow(value.__func__)
                 same = owner is value.__self__ and function is value.__func__
@@ -135,8 +140,6 @@ def rebinding(parts: Collection[int], places: Mapping[int, Any]) -> Callable[[An
                 same = hook is value.hook and (not owner or moved is owner)
                 return value if same else _WrappedHook(hook, moved)
         return value
-
-    return rebound
 
 
 def _function(function: FunctionType, follow: Callable[[Any], Any]) -> FunctionType:

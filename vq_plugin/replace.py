@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.eval_mode import alone, paused
-from vq_plugin.model_copy import copy_model, part_copies, rebinding
+from vq_plugin.model_copy import Rebinding, copy_model, part_copies
 from vq_plugin.nn import CodebookLayer, CodedParameter, Slot, View, hold_coded
 from vq_plugin.nn.own_doing import take_over
 from vq_plugin.nn.parameter import own_class
@@ -89,7 +89,7 @@ def swap(model: nn.Module, weights: Mapping[str, CodebookWeight]) -> nn.Module:
     for slot, layer in layers:
         if id(slot.module._parameters.get("bias")) in shared:
             layer.register_parameter("bias", slot.module._parameters["bias"])
-        take_over(layer, slot.module, slot.parameter, rebinding(places, places))
+        take_over(layer, slot.module, slot.parameter, Rebinding(places, places))
     for slot, coded, shift in parameters:
         _hold(slot, coded, shift, slot.module)
     for name, module in list(model.named_modules(remove_duplicate=False)):

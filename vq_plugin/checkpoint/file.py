@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vq_plugin.arguments import brief
 from vq_plugin.atomic import write_atomically
-from vq_plugin.checkpoint.fresh import narrowed, refactorized, slot_of
+from vq_plugin.checkpoint.fresh import is_compiled, narrowed, refactorized, rewrapped, slot_of
 from vq_plugin.checkpoint.opened import tensor_of, torch_layer
 from vq_plugin.checkpoint.rest import Rest, check_rest, kept_rest
 from vq_plugin.checkpoint.state import load_state
@@ -207,7 +207,8 @@ def _as_folded(model: nn.Module, file: Container) -> nn.Module:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats and name not in kept
     }
-    if not gone:
+    # Of a wrapped model all names are others; its layers say so.
+    if not gone or any(is_compiled(name) or kept & rewrapped(name) for name in gone):
         return model
     try:
         pairs = norm_pairs(model)

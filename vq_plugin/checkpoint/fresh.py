@@ -99,6 +99,16 @@ def _tie(model: nn.Module, header: Header) -> None:
             one.weight = two.weight
 
 
+def is_compiled(name: str) -> bool:
+    """Whether a module's name is of a model that torch.compile has wrapped."""
+    return name.split(".", maxsplit=1)[0] == "_orig_mod"
+
+
+def rewrapped(name: str) -> set[str]:
+    """What a module is called in the same model with or without a wrapper as DataParallel is."""
+    return {name.removeprefix("module."), f"module.{name}"} - {name}
+
+
 def slot_of(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
     """The slot that a file names; ``ValueError`` says why the model may not have it."""
     if name in slots:
@@ -112,10 +122,10 @@ def slot_of(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
             f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
             "slot; give load() a fresh float model"
         )
-    if "_orig_mod" in modules:
+    if any(map(is_compiled, modules)):
         raise ValueError("the model is compiled: give load() model._orig_mod, compile the result")
-    for known in (name.removeprefix("module."), f"module.{name}"):
-        if known != name and known in slots:
+    for known in sorted(rewrapped(name)):
+        if known in slots:
             raise ValueError(
                 f"the model has no layer {name!r} but {known!r}: one of the two is wrapped, as by "
                 "DataParallel; save, and load into, what such a wrapper has as .module"

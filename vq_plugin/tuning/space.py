@@ -133,7 +133,8 @@ def _possible(
         except ValueError as error:
             if named:
                 raise
-            reasons.append(error)
+            # Where it came from would hold the model, and itself, beyond the search.
+            reasons.append(error.with_traceback(None))
     if not possible:
         raise reasons[0]
     return tuple(possible), reasons
