@@ -43,13 +43,31 @@ struct Sums {
       }
       return;
     }
-    const uint8_t* from = codes->as<uint8_t>() + stage * rows * subspaces;
+    const uint8_t* from = codes->as<uint8_t>() + (stage * rows + row) * subspaces + column;
     const int64_t columns = std::min(kNibbles, subspaces - column);
-    for (int64_t r = 0; r < std::min(kLanes, rows - row); ++r)
-      std::memcpy(to + r * kNibbles, from + (row + r) * subspaces + column,
-                  static_cast<size_t>(columns));
+    for (int64_t r = 0; r < std::min(kLanes, rows - row); ++r, from += subspaces)
+      if (columns == kNibbles)  // a move, not a call
+        std::memcpy(to + r * kNibbles, from, kNibbles);
+      else
+        std::memcpy(to + r * kNibbles, from, static_cast<size_t>(columns));
   }
 };
+
+// Adds a sub-vector to a sum.
+template <int kDim>
+void add(const float* values, float* sum) {
+  if constexpr (kDim < 4) {
+    for (int j = 0; j < kDim; ++j) sum[j] += values[j];
+  } else {
+    // All of it is read before anything is written: they might overlap, and it would be number by
+    // number.
+    float some[kDim], all[kDim];
+    std::memcpy(some, values, sizeof some);
+    std::memcpy(all, sum, sizeof all);
+    for (int j = 0; j < kDim; ++j) all[j] += some[j];
+    std::memcpy(sum, all, sizeof all);
+  }
+}
 
 // Adds a tile to sums: the centers of a sub-vector start at base(row) + places[subspace]. kDim is 0
 // where it is known at run time only.
@@ -64,22 +82,17 @@ void add_tile(const Sums& s, int64_t row_block, int64_t column_block, const uint
     const uint8_t* code = codes + (r - first) * kNibbles;
     const float* x = s.grad + r * s.row_step + from * dim * s.value_step;
     float* sums = base(r);
-    if (kDim != 0 && s.value_step == 1 && columns == kNibbles && ends >= kNibbles * dim) {
-      for (int64_t c = 0; c < kNibbles; ++c) {
-        float* __restrict sum = sums + places[c] + code[c] * kDim;
-        const float* __restrict values = x + c * kDim;
-        for (int64_t j = 0; j < kDim; ++j) sum[j] += values[j];
+    if constexpr (kDim != 0)
+      if (s.value_step == 1 && columns == kNibbles && ends >= kNibbles * dim) {
+        for (int64_t c = 0; c < kNibbles; ++c)
+          add<kDim>(x + c * kDim, sums + places[c] + code[c] * kDim);
+        continue;
       }
-      continue;
-    }
     for (int64_t c = 0; c < columns; ++c) {
-      float* __restrict sum = sums + places[c] + code[c] * dim;
-      const float* __restrict values = x + c * dim * s.value_step;
+      float* sum = sums + places[c] + code[c] * dim;
+      const float* values = x + c * dim * s.value_step;
       const int64_t count = std::min(dim, ends - c * dim);
-      if (count == dim && s.value_step == 1)
-        for (int64_t j = 0; j < dim; ++j) sum[j] += values[j];
-      else
-        for (int64_t j = 0; j < count; ++j) sum[j] += values[j * s.value_step];
+      for (int64_t j = 0; j < count; ++j) sum[j] += values[j * s.value_step];
     }
   }
 }
@@ -182,14 +195,16 @@ void sums_by_center(Value* stack, uint64_t, uint64_t) {
       std::vector<float> sums(static_cast<size_t>(kShares * own));
       run(kShares, picoseconds,
           [&](int64_t share) { add_share<kDim>(s, t, share, sums.data() + share * own); });
-      const int64_t books = s.groups * s.books;
-      for (int64_t b = 0; b < books; ++b)
-        for (int64_t i = 0; i < s.k * dim; ++i) {
-          double sum = 0;
-          for (int64_t part = 0; part < kShares * s.copies(); ++part)
-            sum += sums[static_cast<size_t>((part * books + b) * book + i)];
-          out[(t * books + b) * s.k * dim + i] = static_cast<float>(sum);
+      const int64_t books = s.groups * s.books, values = s.k * dim;
+      std::vector<double> total(static_cast<size_t>(values));
+      for (int64_t b = 0; b < books; ++b) {
+        std::fill(total.begin(), total.end(), 0.0);
+        for (int64_t part = 0; part < kShares * s.copies(); ++part) {
+          const float* own_sums = sums.data() + (part * books + b) * book;
+          for (int64_t i = 0; i < values; ++i) total[static_cast<size_t>(i)] += own_sums[i];
         }
+        std::copy(total.begin(), total.end(), out + (t * books + b) * values);
+      }
     }
   });
   give(stack, std::move(result));
