@@ -89,10 +89,13 @@ void add_tile(const Sums& s, int64_t row_block, int64_t column_block, const uint
         continue;
       }
     for (int64_t c = 0; c < columns; ++c) {
-      float* sum = sums + places[c] + code[c] * dim;
-      const float* values = x + c * dim * s.value_step;
+      float* __restrict sum = sums + places[c] + code[c] * dim;
+      const float* __restrict values = x + c * dim * s.value_step;
       const int64_t count = std::min(dim, ends - c * dim);
-      for (int64_t j = 0; j < count; ++j) sum[j] += values[j * s.value_step];
+      if (count == dim && s.value_step == 1)
+        for (int64_t j = 0; j < dim; ++j) sum[j] += values[j];
+      else
+        for (int64_t j = 0; j < count; ++j) sum[j] += values[j * s.value_step];
     }
   }
 }
