@@ -82,11 +82,10 @@ def plain_model(
 
     Raises:
         TypeError: If ``model`` is no module.
-        ValueError: If it has no coded weights, is a graph already, or is not on the CPU.
+        ValueError: If it has no coded weights, as a graph that torch exported, or int8 layers of
+            torch.ao, or is not on the CPU.
     """
     check_compressed(model)
-    if hint := graph_hint(model):
-        raise ValueError(hint)
     devices = {str(p.device) for p in model.parameters() if not p.is_cpu}
     if devices:
         raise ValueError(f"the model is on {', '.join(sorted(devices))}: move it to the CPU first")
@@ -112,7 +111,7 @@ def plain_model(
 
 
 def check_compressed(model: nn.Module) -> None:
-    """``TypeError`` for what is no module, ``ValueError`` for one without coded weights."""
+    """``TypeError`` for what is no module, ``ValueError`` without coded weights, or beside int8."""
     check_model(model)
     if not coded_weights(model):
         # What torch has exported may well be compressed, but its layers are gone.
@@ -120,6 +119,13 @@ def check_compressed(model: nn.Module) -> None:
             graph_hint(model)
             or "the model has no codebook weights: compress it first, with vq.compress or vq.tune"
         )
+    for name, module in model.named_modules():
+        where = type(module).__module__
+        if where.startswith("torch.ao.nn.") and ".quantized." in where:
+            raise ValueError(
+                f"layer {shown(name)} is of torch.ao's int8, whose packed weights no program of "
+                "torch.export holds: leave such layers float, or mix by torchao's PT2E"
+            )
 
 
 def join(module: str, name: str) -> str:
