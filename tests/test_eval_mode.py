@@ -124,3 +124,58 @@ def test_calls_that_overlap_on_one_model() -> None:
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def _ends_in_training(model: nn.Module) -> float:
+    """As many functions that evaluate a model in the middle of its training."""
+    model.eval()
+    model(X)
+    model.train()
+    return 1.0
+
+
+def _by_stop(model: nn.Module, function: Any) -> nn.Module:
+    small = vq.compress(model, vq.KM(k=4))
+
+    def stop(each: nn.Module) -> bool:
+        function(each)
+        return True
+
+    return vq.finetune(small, [X], teacher=model, stop=stop)
+
+
+def _by_evaluate(model: nn.Module, function: Any) -> nn.Module:
+    budget = vq.LossBudget(absolute=0.5)
+    return vq.learn(model, [X], teacher=model, budget=budget, evaluate=function, epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:no gradient reaches")
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda model, function: vq.compress(model, vq.KM(k=4), function),
+        lambda model, function: vq.compress(model, "auto", function),
+        lambda model, function: vq.factorize(model, vq.SVD(rate=2), function),
+        _by_stop,
+        _by_evaluate,
+    ],
+    ids=["compress", "preset", "factorize", "stop", "evaluate"],
+)
+def test_functions_that_end_in_training_mode_leave_the_modes(way: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    small = way(model, _ends_in_training)
+    assert [module.training for module in model.modules()] == modes
+    assert not small[1].training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("schemes", [vq.KM(k=4), "auto"], ids=str)
+def test_a_function_that_runs_the_model_leaves_nothing_in_it(schemes: Any) -> None:
+    model = Lively().eval()
+    vq.compress(model, schemes, lambda each: each(X))
+    assert model.calls == 0
+    assert int(model.passes) == 0
+    assert model.kept == []

@@ -159,3 +159,9 @@ def test_training_does_not_change_the_size() -> None:
     small(torch.randn(2, 3, 8, 8)).sum().backward()
     torch.optim.SGD(small.parameters(), 0.1).step()
     assert vq.summary(small) == before
+
+
+def test_a_model_without_values_has_no_sizes() -> None:
+    small = vq.compress(nn.Sequential(nn.Linear(8, 8)), vq.KM(k=4)).to("meta")
+    with pytest.raises(ValueError, match="'0' is on the meta device: there are no codes to count"):
+        vq.summary(small)

@@ -49,6 +49,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
+@contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """As :func:`eval_mode`, for functions of the user's: many end with ``model.train()``."""
+    with eval_mode(model):
+        try:
+            yield
+        finally:
+            for module in model.modules():
+                module.training = False
+
+
 def paused(model: nn.Module) -> list[nn.Module]:
     """The modules that :func:`eval_mode` has in eval mode now, and that are training else."""
     with _lock:
@@ -105,7 +116,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
     states = [_State.of(module) for module in model.modules()]
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     try:
-        with torch.random.fork_rng(devices=sorted(devices)), eval_mode(model):
+        with torch.random.fork_rng(devices=sorted(devices)), lent(model):
             yield
     finally:
         with torch.no_grad():

@@ -16,6 +16,7 @@ from vq_plugin.factorize import factorized_away
 from vq_plugin.folding import foldable_nbytes
 from vq_plugin.left_float import FloatWeight, left_float
 from vq_plugin.nn import CodedWeight, coded_weights
+from vq_plugin.nn.slots import shown
 from vq_plugin.select import check_model
 from vq_plugin.sizes import file_nbytes, float_nbytes, stored_nbytes, weight_float_nbytes
 from vq_plugin.table import format_bytes, format_table
@@ -175,6 +176,9 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
         The summary; weights that several layers share count once. Sizes in a file take about
         0.01 s per million codes.
 
+    Raises:
+        ValueError: If a coded weight is on the meta device.
+
     Example:
         >>> import vq_plugin as vq
         >>> small = vq.compress(nn.Linear(32, 32, bias=False), vq.KM(k=16))
@@ -190,6 +194,8 @@ def summary(model: nn.Module, *, rest: Rest | None = None) -> Summary:
     rows: list[LayerRow] = []
     counted: dict[int, str] = {}
     for name, coded in coded_weights(model).items():
+        if coded.codebooks.is_meta:
+            raise ValueError(f"{shown(name)} is on the meta device: there are no codes to count")
         tied = counted.setdefault(id(coded.codebooks), name)
         rows.append(_row(name, coded, "" if tied == name else f"tied to {tied}"))
     others = rest_tensors(model).values()

@@ -73,3 +73,10 @@ def test_bad_input_is_an_error() -> None:
     small = vq.compress(model, {"0": vq.KM(k=2)})
     with pytest.raises(ValueError, match="layer '2': calibration gave it NaN"):
         vq.compensate(small, model, [torch.full((2, 2, 6, 6), torch.nan)])
+
+
+@pytest.mark.parametrize("batches", [[], [torch.zeros(0, 2, 6, 6)], lambda _: None])
+def test_no_samples_are_an_error(batches: list[Tensor]) -> None:
+    small = vq.compress(network(), {"0": vq.KM(k=4)})
+    with pytest.raises(ValueError, match="no samples to the layers that are left in float"):
+        vq.compensate(small, network(), batches)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vq_plugin.calibration.run import Calibration, run_calibration
-from vq_plugin.eval_mode import eval_mode
+from vq_plugin.eval_mode import as_it_was
 
 # Samples of a batch that give one gradient: more gradients say more than more samples in each, and
 # what a pass back needs is kept meanwhile.
@@ -44,7 +44,7 @@ def calls(model: nn.Module, calibration: Calibration) -> list[Call]:
 
     handle = model.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        with eval_mode(model):
+        with as_it_was(model):
             run_calibration(model, calibration)
     finally:
         handle.remove()

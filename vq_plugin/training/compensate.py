@@ -48,8 +48,8 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
         ``small``.
 
     Raises:
-        ValueError: If no layer is left in float, or the calibration gives one NaN or infinite
-            inputs; layers before it are changed by then.
+        ValueError: If no layer is left in float, the calibration gives them no samples, or gives
+            one NaN or infinite inputs; layers before it are changed by then.
 
     Example:
         >>> import vq_plugin as vq
@@ -79,6 +79,7 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
     }
     if not layers:
         raise ValueError("no Linear or convolution of the model is left in float")
+    given: list[bool] = []
     bar = progress(layers.items(), desc="compensate", unit="layer", leave=False)
     for name, layer in bar:
         if "weight" not in layer._parameters:
@@ -96,6 +97,7 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
             continue
         wanted = _inputs(model, floats[name], calibration)
         met = _inputs(small, layer, calibration)
+        given.append(bool(wanted))
         if [x.shape for x in wanted] != [x.shape for x in met]:
             raise ValueError(f"layer {name!r}: both models must meet inputs of the same shapes")
         # Behind nothing that was compressed, or never run.
@@ -105,6 +107,8 @@ def compensate(small: nn.Module, model: nn.Module, calibration: Calibration) -> 
             raise ValueError(f"layer {name!r}: calibration gave it NaN or infinite inputs")
         with worker_pool(), torch.no_grad(), cpu_by_default():
             _refit(layer, wanted, met)
+    if given and not any(given):
+        raise ValueError("calibration gave no samples to the layers that are left in float")
     return small
 
 

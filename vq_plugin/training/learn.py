@@ -16,6 +16,7 @@ from torch.optim import Adam
 
 from vq_plugin.arguments import check_at_least, check_whole
 from vq_plugin.checkpoint import Rest, check_rest, file_bytes, is_numbers
+from vq_plugin.eval_mode import lent
 from vq_plugin.factorize.layers import whole_kernels
 from vq_plugin.replace import assemble
 from vq_plugin.seeded import seeded
@@ -340,7 +341,8 @@ def _within(
     """The smallest of three trainings that holds."""
 
     def score(model: nn.Module) -> float:
-        result = evaluate(model)
+        with lent(model):
+            result = evaluate(model)
         if result is None:
             raise TypeError("evaluate= returned NoneType: it must return the metric")
         value = torch.as_tensor(result).double().mean()

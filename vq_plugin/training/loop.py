@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from vq_plugin.atomic import check_target, remove, write_atomically
 from vq_plugin.calibration import check_batches, unfit_batch
-from vq_plugin.eval_mode import as_it_was, eval_mode
+from vq_plugin.eval_mode import as_it_was, lent
 from vq_plugin.progress import progress
 from vq_plugin.seeded import seeded
 
@@ -101,7 +101,7 @@ class Training:
                 if after_epoch is not None:
                     after_epoch(epoch + 1, loss)
                 if stop is not None:
-                    with eval_mode(self.model):
+                    with lent(self.model):
                         if stop(self.model):
                             break
         if path is not None:
