@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,25 @@ def test_budgets_say_which_number_is_a_text(name: str) -> None:
         vq.LossBudget(relative=0.01, **{name: "0.6"})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["false", 0, None])
+@pytest.mark.parametrize("value", ["false", 2, None])
 def test_the_direction_of_a_metric_is_true_or_false(value: Any) -> None:
     with pytest.raises(TypeError, match="higher_is_better must be True or False, got"):
         vq.LossBudget(relative=0.01, higher_is_better=value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda small, path: vq.compress(nn.Linear(4, 4), vq.KM(), fold="no"),  # type: ignore[arg-type]
+        lambda small, path: vq.export_onnx(small, path, torch.ones(1, 4), "no"),  # type: ignore[arg-type]
+        lambda small, path: vq.export_aoti(small, path, torch.ones(1, 4), "no"),  # type: ignore[arg-type]
+    ],
+)
+def test_texts_are_no_flags(call: Callable[[nn.Module, Path], object], tmp_path: Path) -> None:
+    small = vq.compress(nn.Linear(4, 4), vq.KM(k=4))
+    with pytest.raises(TypeError, match="must be True or False, got 'no'"):
+        call(small, tmp_path / "m.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _bits(model: nn.Module) -> list[torch.Tensor]:

@@ -52,6 +52,19 @@ def check_whole(name: str, value: object) -> int:
     return number
 
 
+def check_flag(name: str, value: object) -> bool:
+    """An argument as Python's own; ``TypeError`` unless it is true or false, as no text is.
+
+    Example:
+        >>> check_flag("fold", "no")
+        Traceback (most recent call last):
+        TypeError: fold must be True or False, got 'no'
+    """
+    if value not in (True, False):
+        raise TypeError(f"{name} must be True or False, got {brief(value)}")
+    return bool(value)
+
+
 def check_positive(name: str, value: object) -> None:
     """``TypeError`` unless an argument is a number, ``ValueError`` unless it is above 0."""
     if not _number(name, value) > 0:

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.arguments import brief, check_whole
+from vq_plugin.arguments import brief, check_flag, check_whole
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.choice import choose
 from vq_plugin.codebook import CodebookWeight
@@ -102,7 +102,7 @@ def compress(
         >>> type(small[0]).__name__, type(small[2]).__name__
         ('CodebookLinear', 'CodebookLinear')
     """
-    if fold:
+    if check_flag("fold", fold):
         check_model(model)
         model = fold_batch_norms(model)
     weights = _fit(model, schemes, calibration, seed)

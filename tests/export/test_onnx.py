@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 import vq_plugin as vq
 
@@ -264,7 +265,13 @@ X = torch.zeros(3, 8)
             {},
             "an exported graph has no layers",
         ),
-        (linear, (), {}, "the example has no tensor"),
+        (linear, (), {}, "the example has no tensor: give inputs that the model can"),
+        (linear, X.numpy(), {}, "no tensor: a NumPy array is no tensor: make one .*from_numpy"),
+        (linear, [X.numpy()], {}, "no tensor: a NumPy array is no tensor"),
+        (linear, iter([X]), {}, "no tensor: an iterator gives batches: take one"),
+        (linear, DataLoader(X), {}, "no tensor: a DataLoader gives batches: take one"),
+        (linear, X[:0], {}, r"no sample: a tensor has shape \(0, 8\)"),
+        (linear, X[:0], {"dynamic_batch": False}, r"no sample: a tensor has shape \(0, 8\)"),
         (linear, X[:, :5], {}, "does not run on the example"),
         (linear, (X, X[:2]), {}, "no first size in common"),
         (linear, (X, X), {}, "does not run on the example"),
@@ -291,6 +298,14 @@ def test_bad_input_leaves_the_old_file(
         vq.export_onnx(model(), tmp_path / "m.onnx", example, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_text() == "old"
+
+
+def test_a_model_of_one_batch_is_refused_on_one_line(tmp_path: Path) -> None:
+    """torch.export's own words go on for a page."""
+    small = vq.compress(FixedBatch(), vq.KM(k=4))
+    with pytest.raises(ValueError, match=r"torch\.export says: ") as caught:
+        vq.export_onnx(small, tmp_path / "m.onnx", X)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_fixed_batch_is_written_as_such(tmp_path: Path) -> None:

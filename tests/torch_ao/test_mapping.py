@@ -9,7 +9,7 @@ from torch.ao.quantization.qconfig import qconfig_equals
 import vq_plugin as vq
 from vq_plugin.nn import CodebookLayer
 from vq_plugin.select import select
-from vq_plugin.torch_ao import get_qconfig_mapping
+from vq_plugin.torch_ao import get_qat_qconfig_mapping, get_qconfig_mapping
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 
@@ -95,3 +95,12 @@ def test_the_base_is_kept_and_not_changed():
     assert qconfig_equals(mapping.global_qconfig, base.global_qconfig)
     assert list(mapping.module_name_regex_qconfigs)[-1] == "conv.*"
     assert isinstance(mapping, QConfigMapping)
+
+
+@pytest.mark.parametrize("base", ["x86", {"": None}, vq.KM()])
+def test_a_base_is_a_mapping(base):
+    with pytest.raises(TypeError, match="base is a QConfigMapping, such as get_default_"):
+        get_qconfig_mapping({"0": vq.KM()}, base)
+    model = nn.Sequential(nn.Linear(4, 4)).train()
+    with pytest.raises(TypeError, match="base is a QConfigMapping, such as get_default_"):
+        get_qat_qconfig_mapping(model, {"0": vq.KM()}, base)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader
 
+from vq_plugin.arguments import check_flag
+from vq_plugin.calibration import unfit_batch
 from vq_plugin.calibration.run import every_module_runs
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -29,13 +32,22 @@ def exported(
             be another one.
 
     Raises:
-        ValueError: If the example has no tensor, its tensors are not of one batch, the model does
-            not run on it, or cannot take batches of another size.
+        TypeError: If ``dynamic_batch`` is neither true nor false.
+        ValueError: If the example has no tensor or no sample, its tensors are not of one batch, the
+            model does not run on it, or cannot take batches of another size.
     """
+    check_flag("dynamic_batch", dynamic_batch)
     arguments, keywords = arguments_of(example)
     tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
     if not tensors:
-        raise ValueError("the example has no tensor: give inputs that the model can be run on")
+        remedy = unfit_batch(example) or "give inputs that the model can be run on"
+        if isinstance(example, Iterable) and not isinstance(example, str | Sized):
+            remedy = "an iterator gives batches: take one, with next(...)"
+        elif isinstance(example, DataLoader):
+            remedy = "a DataLoader gives batches: take one, with next(iter(...))"
+        raise ValueError(f"the example has no tensor: {remedy}")
+    if empty := [each for each in tensors if each.shape[:1] == (0,)]:
+        raise ValueError(f"the example has no sample: a tensor has shape {tuple(empty[0].shape)}")
     shapes: Any = None
     if dynamic_batch:
         sizes = {tuple(each.shape[:1]) for each in tensors}
@@ -69,9 +81,11 @@ def exported(
         except torch._dynamo.exc.UserError as error:
             if not dynamic_batch:
                 raise
+            # What follows is of reports and environment variables.
+            said = " ".join(str(error).partition("\n\n")[0].split())
             raise ValueError(
                 "the model cannot take batches of another size than the example's: pass "
-                f"dynamic_batch=False, or change the model. torch.export says: {error}"
+                f"dynamic_batch=False, or change the model. torch.export says: {said}"
             ) from error
 
 

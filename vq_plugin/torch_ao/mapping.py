@@ -8,12 +8,24 @@ import re
 from torch import nn
 from torch.ao.quantization import QConfig, QConfigMapping
 
-from vq_plugin.arguments import check_whole
+from vq_plugin.arguments import brief, check_whole
 from vq_plugin.hosting.conversion import Conversion
 from vq_plugin.hosting.plan import Plan, Rules
 from vq_plugin.schemes import Scheme
 from vq_plugin.select import Schemes, as_patterns
 from vq_plugin.torch_ao.qconfig import plan_qconfig
+
+
+def copied(base: QConfigMapping | None) -> QConfigMapping:
+    """A mapping to go on from; ``TypeError`` if ``base`` is none."""
+    if base is None:
+        return QConfigMapping()
+    if not isinstance(base, QConfigMapping):
+        raise TypeError(
+            "base is a QConfigMapping, such as get_default_qconfig_mapping('x86'), got "
+            f"{brief(base)}"
+        )
+    return copy.deepcopy(base)
 
 
 def get_qconfig_mapping(
@@ -36,7 +48,7 @@ def get_qconfig_mapping(
         ``prepare_qat_fx`` there is :func:`get_qat_qconfig_mapping`.
 
     Raises:
-        TypeError: If a pattern or a scheme is of the wrong type.
+        TypeError: If a pattern, a scheme or ``base`` is of the wrong type.
         ValueError: If a regular expression cannot be read, or a class or ``"*"`` is to share the
             model with ``base``.
 
@@ -47,7 +59,7 @@ def get_qconfig_mapping(
         ['classifier.0']
     """
     seed = check_whole("seed", seed)
-    mapping = QConfigMapping() if base is None else copy.deepcopy(base)
+    mapping = copied(base)
     regular: dict[str, QConfig] = {}
     floats: list[str] = []
     rules: Rules = ()

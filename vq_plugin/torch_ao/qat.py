@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.fx.tracer import QuantizationTracer
@@ -13,6 +11,7 @@ from vq_plugin.nn import Slot
 from vq_plugin.select import Schemes, slots_by_name
 from vq_plugin.slot_fit import check_slot
 from vq_plugin.torch_ao.backend import LAYERS, modules_around
+from vq_plugin.torch_ao.mapping import copied
 from vq_plugin.torch_ao.qconfig import CodebookFakeQuantize, plan_qconfig
 
 
@@ -37,7 +36,7 @@ def get_qat_qconfig_mapping(
         A mapping for ``prepare_qat_fx``, together with :func:`get_backend_config`.
 
     Raises:
-        TypeError: If a pattern or a scheme is of the wrong type.
+        TypeError: If a pattern, a scheme or ``base`` is of the wrong type.
         ValueError: If a pattern matches nothing, a layer cannot be compressed or cannot be
             trained by torch.ao, or layers that share a weight would get different schemes.
 
@@ -57,7 +56,7 @@ def get_qat_qconfig_mapping(
         >>> type(small.get_submodule("0")).__name__
         'CodebookLinear'
     """
-    mapping = QConfigMapping() if base is None else copy.deepcopy(base)
+    mapping = copied(base)
     by_name = plans(model, schemes, seed)
     slots = slots_by_name(model, by_name)
     for name, plan in by_name.items():

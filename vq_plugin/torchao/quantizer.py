@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from vq_plugin.arguments import check_whole
+from vq_plugin.arguments import check_flag, check_whole
 from vq_plugin.hosting.plan import plans
 from vq_plugin.select import NoMatchError, Schemes, as_patterns, asks_for_all, leaves, slots_by_name
 from vq_plugin.slot_fit import check_slot
@@ -73,6 +73,7 @@ class VQQuantizer(Quantizer):  # type: ignore[misc]
         super().__init__()
         as_patterns(schemes)
         check_whole("seed", seed)
+        check_flag("is_qat", is_qat)
         self.schemes, self.is_qat, self.seed = schemes, is_qat, seed
 
     def annotate(self, model: GraphModule) -> GraphModule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from vq_plugin.arguments import as_number, brief
+from vq_plugin.arguments import as_number, brief, check_flag
 
 # Metrics above this are no parts of 1, and budgets below this are hardly meant in percent.
 _PERCENT, _POINT = 2.0, 0.05
@@ -47,10 +47,8 @@ class LossBudget:
     def __post_init__(self) -> None:
         for each in ("relative", "absolute", "confidence", "min_agreement", "margin"):
             object.__setattr__(self, each, as_number(getattr(self, each)))
-        if not isinstance(self.higher_is_better, bool):
-            raise TypeError(
-                f"higher_is_better must be True or False, got {self.higher_is_better!r}"
-            )
+        direction = check_flag("higher_is_better", self.higher_is_better)
+        object.__setattr__(self, "higher_is_better", direction)
         limits = [value for value in (self.relative, self.absolute) if value is not None]
         if len(limits) != 1:
             raise ValueError("give exactly one of relative= and absolute=")
