@@ -179,3 +179,25 @@ def test_a_function_that_runs_the_model_leaves_nothing_in_it(schemes: Any) -> No
     assert model.calls == 0
     assert int(model.passes) == 0
     assert model.kept == []
+
+
+def test_layers_that_a_pass_has_made_are_gone_after_it() -> None:
+    class Late(nn.Module):
+        """Makes its head when it knows the size, as lazy layers do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, value: Tensor) -> Tensor:
+            if not hasattr(self, "head"):
+                self.head = nn.Linear(8, 4)
+                self.gain = nn.Parameter(torch.ones(4))
+            output: Tensor = self.head(self.fc(value)) * self.gain
+            return output
+
+    model = Late()
+    small = vq.compress(model, vq.KM(k=4), [X])
+    for each in (model, small):
+        assert list(each._modules) == ["fc"]
+        assert not each._parameters

@@ -83,6 +83,7 @@ class _State:
     module: nn.Module
     attributes: dict[str, Any]
     lists: list[tuple[list[Any], list[Any]]]
+    parts: list[tuple[dict[str, Any], dict[str, Any]]]
     buffers: dict[str, Tensor | None] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -91,7 +92,8 @@ class _State:
         attributes = {name: value for name, value in vars(module).items() if name != "training"}
         lists = [(each, list(each)) for each in attributes.values() if isinstance(each, list)]
         values = {name: b.clone() for name, b in module._buffers.items() if b is not None}
-        return cls(module, attributes, lists, dict(module._buffers), values)
+        parts = [(each, dict(each)) for each in (module._modules, module._parameters)]
+        return cls(module, attributes, lists, parts, dict(module._buffers), values)
 
     def restore(self) -> None:
         held = vars(self.module)
@@ -100,6 +102,9 @@ class _State:
         held.update(self.attributes)
         for each, items in self.lists:
             each[:] = items
+        for own, before in self.parts:
+            for name in own.keys() - before.keys():
+                del own[name]
         self.module._buffers = self.buffers
         for name, value in self.values.items():
             buffer = self.buffers[name]
