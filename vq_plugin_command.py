@@ -12,6 +12,16 @@ from importlib.util import find_spec, module_from_spec
 
 def main() -> int:
     """Runs the command line with the process's words, and gives its exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        # It came before there was anything to interrupt.
+        if sys.stderr is not None:
+            print("vq-plugin: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     spec = find_spec("vq_plugin")
     assert spec is not None
     assert spec.loader is not None

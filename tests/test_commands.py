@@ -415,6 +415,25 @@ def called(program: str, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("module", ["tqdm", "argparse"])
+def test_an_interrupt_while_the_command_is_imported_is_one_line(
+    module: str, tmp_path: Path
+) -> None:
+    program = f"""
+import sys
+from importlib.abc import MetaPathFinder
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.modules.pop({module!r}, None)
+sys.meta_path.insert(0, Interrupting())
+"""
+    ended = called(program + AS_PEOPLE_CALL_IT, "inspect", "m.vq")
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "vq-plugin: interrupted\n"
+
+
 @pytest.mark.parametrize(
     "words",
     [
