@@ -66,7 +66,14 @@ def test_a_metric_that_changes_by_itself_is_an_error(net, inputs, labels):
 
 
 @pytest.mark.parametrize(
-    "kind", [lambda y: y, lambda y: y.argmax(1), lambda y: y.numpy(), lambda y: y.tolist()]
+    "kind",
+    [
+        lambda y: y,
+        lambda y: y.argmax(1),
+        lambda y: y.numpy(),
+        lambda y: y.tolist(),
+        lambda y: "0.9",
+    ],
 )
 def test_classes_and_logits_are_no_metric(net, inputs, kind):
     def evaluate(model):

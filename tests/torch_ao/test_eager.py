@@ -101,6 +101,12 @@ def test_the_default_mapping_is_found_out():
         check_converted(convert(prepared, mapping={}), {"4": vq.KM(k=4)})
 
 
+def test_a_forgotten_mapping_says_so():
+    prepared = prepare(assign_qconfigs(network(), {"4": vq.KM(k=4)}))
+    with pytest.raises(TypeError, match=r"mapping=get_eager_mapping\(\) to convert"):
+        convert(prepared)
+
+
 def test_a_bare_layer():
     with pytest.raises(ValueError, match=r"wrap it in nn.Sequential"):
         eager(nn.Linear(4, 4), vq.KM(k=4))

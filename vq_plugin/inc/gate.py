@@ -88,6 +88,9 @@ def check_baseline() -> None:
 def finite(what: str, metric: Any) -> float:
     """A metric of INC as a number; ValueError if it is none."""
     try:
+        if isinstance(metric, str | bytes):
+            # Of one that is a number INC's own log fails to make one.
+            raise TypeError
         value = float(metric)
     except (TypeError, ValueError, RuntimeError):
         shape = getattr(metric, "shape", None)

@@ -83,10 +83,24 @@ class CodebookFakeQuantize(CodebookFollower, FakeQuantizeBase):
         return self, None
 
 
+class FloatActivation(PlaceholderObserver):
+    """Says that activations stay float; whoever asks for their scale converts by another mapping.
+
+    Only the host's own mapping of eager mode does: its layers are int8.
+    """
+
+    def calculate_qparams(self) -> None:  # type: ignore[override]
+        """``TypeError``: there are none."""
+        raise TypeError(
+            "these layers become codebook layers, with float activations: give "
+            "mapping=get_eager_mapping() to convert"
+        )
+
+
 def plan_qconfig(plan: Plan, weight: Any = PlanObserver) -> QConfig:
     """A qconfig for weights by ``plan``, in the hands of ``weight``, and float activations."""
     return QConfig(  # type: ignore[no-untyped-call]
-        activation=PlaceholderObserver.with_args(dtype=torch.float32),
+        activation=FloatActivation.with_args(dtype=torch.float32),
         weight=weight.with_args(plan=plan),
     )
 
