@@ -1,5 +1,6 @@
 """What errors of weights do to the outputs: against the change that they really make."""
 
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -242,6 +243,55 @@ def test_every_form_of_calibration_says_about_the_same() -> None:
     forms: list[Any] = [[(x,) for x in data], [{"input": x} for x in data], run]
     for form in forms:
         assert float(rows_of(model, form, "2").sum()) == pytest.approx(float(whole), rel=0.3)
+
+
+@dataclass(frozen=True)
+class Batch:
+    values: Tensor
+    name: str = "batch"
+
+
+@pytest.mark.parametrize(
+    "batch_of",
+    [
+        lambda x: UserDict(values=x, name="batch"),
+        Batch,
+        lambda x: {"values": x},
+        lambda x: [UserDict(values=x)],
+    ],
+    ids=["mapping", "dataclass", "dict", "nested"],
+)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_call_with_one_batch_object_is_cut_as_its_tensors_are(
+    batch_of: Callable[[Tensor], Any], context: Callable[[], Any]
+) -> None:
+    """As sentence-transformers call their models, in inference mode, and many training loops."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, batch: Any) -> Tensor:
+            batch = batch[0] if isinstance(batch, list) else batch
+            values = batch.values if isinstance(batch, Batch) else batch["values"]
+            output: Tensor = self.inner(values)
+            return output
+
+    torch.manual_seed(0)
+    model, data = dense()
+    expected = rows_of(model, data, "2")
+
+    def run(m: nn.Module) -> None:
+        with context():
+            for x in data:
+                buffer = x.clone()
+                m(batch_of(buffer))
+                # The caller may go on with it.
+                buffer.zero_()
+
+    found = rows_of(Wrapped(model), run, "inner.2")
+    assert torch.allclose(found, expected, rtol=1e-5)
 
 
 class Places(nn.Module):

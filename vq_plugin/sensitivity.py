@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from vq_plugin.calibration import MOST_INPUTS, Calibration
 from vq_plugin.calibration.model_calls import (
@@ -17,6 +16,7 @@ from vq_plugin.calibration.model_calls import (
     Call,
     calls,
     float_tensors,
+    mapped,
     pieces,
     samples_of,
 )
@@ -320,7 +320,7 @@ def _of_call(
         torch.backends.cudnn.flags(enabled=False),
     ):
         replica, leaves = _replica(model, slots)
-        args, kwargs = tree_map(_plain, call)
+        args, kwargs = mapped(_plain, call)
         output = replica(*args, **kwargs)
         generator = torch.Generator("cpu").manual_seed(seed)
         projection = _projection(output, projected, generator)

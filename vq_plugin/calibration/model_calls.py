@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from operator import itemgetter
 from typing import Any, Final, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from vq_plugin.calibration.run import Calibration, run_calibration
 from vq_plugin.eval_mode import as_it_was
@@ -40,7 +42,7 @@ def calls(model: nn.Module, calibration: Calibration) -> list[Call]:
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # The caller may use one buffer for all.
-        found.append(tree_map(_copied, (args, kwargs)))
+        found.append(mapped(_copied, (args, kwargs)))
 
     handle = model.register_forward_pre_hook(record, with_kwargs=True)
     try:
@@ -59,22 +61,55 @@ def pieces(batch: T, samples: int = SAMPLES) -> Iterator[list[T]]:
         return
     for start in range(0, count, samples):
         rows = slice(start, start + samples)
-        yield [tree_map(lambda leaf, rows=rows: _cut(leaf, rows), batch), batch]
+        yield [mapped(itemgetter(rows), batch), batch]
 
 
 def samples_of(batch: object) -> int:
     """How many samples a batch seems to have: the length that all its tensors have, else 0."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+
+    def look(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    mapped(look, batch)
     lengths = {len(each) if each.dim() else 0 for each in tensors}
     return max(lengths) if len(lengths) == 1 else 0
 
 
-def _cut(leaf: object, rows: slice) -> object:
-    return leaf[rows] if isinstance(leaf, Tensor) else leaf
+def mapped(function: Callable[[Tensor], Tensor], value: T) -> T:
+    """The same with a function of each tensor in the place of it, however nested they are.
+
+    Torch's trees end at mappings of other libraries, such as the ``BatchEncoding`` of transformers,
+    and at dataclasses, which are copied here.
+
+    Example:
+        >>> from collections import UserDict
+        >>> mapped(Tensor.tril, [UserDict(x=Tensor([[1, 2], [3, 4]]))])[0]["x"].tolist()
+        [[1.0, 0.0], [3.0, 4.0]]
+    """
+    return tree_map(lambda leaf: _mapped(function, leaf), value)  # type: ignore[no-any-return]
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+def _mapped(function: Callable[[Tensor], Tensor], leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return function(leaf)
+    if isinstance(leaf, MutableMapping):
+        changed = copy.copy(leaf)
+        for key, value in leaf.items():
+            changed[key] = mapped(function, value)
+        return changed
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        changed = copy.copy(leaf)
+        for field in dataclasses.fields(leaf):
+            # Past the refusal of those that are frozen.
+            object.__setattr__(changed, field.name, mapped(function, getattr(leaf, field.name)))
+        return changed
+    return leaf
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().clone()
 
 
 def float_tensors(value: object) -> Iterator[Tensor]:
