@@ -94,6 +94,7 @@ def mapped(function: Callable[[Tensor], Tensor], value: T) -> T:
 def _mapped(function: Callable[[Tensor], Tensor], leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return function(leaf)
+    changed: Any
     if isinstance(leaf, MutableMapping):
         changed = copy.copy(leaf)
         for key, value in leaf.items():
