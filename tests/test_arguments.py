@@ -161,3 +161,20 @@ def test_a_model_or_data_in_the_wrong_place_is_not_shown_whole(
 def test_short_values_are_shown_as_they_are() -> None:
     assert brief("km(k=16)") == "'km(k=16)'"
     assert brief(_model()).endswith("...")
+
+
+def test_neurons_are_merged_by_numbers_of_numpy() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    for one, two in ((np.int64(8), 8), (np.float32(0.5), 0.5)):
+        found = [
+            vq.merge_neurons(model, {"0": keep}, seed=seed)
+            for keep, seed in ((one, np.int64(1)), (two, 1))
+        ]  # type: ignore[dict-item,arg-type]
+        assert all(map(torch.equal, *map(_bits, found)))
+    with pytest.raises(TypeError, match="seed must be a whole number, got '1'"):
+        vq.merge_neurons(model, {"0": 8}, seed="1")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"a preset's change must be above 0 and below 1, got '0\.1'"
+    ):
+        vq.Preset(change="0.1")  # type: ignore[arg-type]

@@ -1,14 +1,16 @@
 """``quantize_weight``: what a user passes in, and what importance and scales do."""
 
+import dataclasses
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import vq_plugin as vq
 from tests.fit.peers import stage_by_stage
@@ -390,3 +392,77 @@ def test_the_error_is_about_that_of_scikit_learn(scheme: vq.Scheme) -> None:
         decoded = stage_by_stage(weight, 8, stages, 4)
     theirs = float((decoded - weight.double()).square().sum())
     assert sse(weight, vq.quantize_weight(weight, scheme)) <= 1.01 * theirs
+
+
+def _of(fit: Any, name: str) -> vq.Scheme:
+    """A scheme of a user's own, with two centers of single numbers."""
+    cls = dataclasses.make_dataclass(
+        name.title(),
+        [],
+        bases=(vq.Scheme,),
+        frozen=True,
+        repr=False,
+        namespace={"method": name, "k": 2},
+    )
+    return vq.register_scheme(fit=fit)(cls)()
+
+
+def _halves(matrix: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    codes = (matrix > 0).to(torch.uint8)
+    return codes.unsqueeze(0), torch.tensor([-0.5, 0.5]).reshape(1, 1, 1, 2, 1)
+
+
+def test_a_users_fit_may_write_in_place() -> None:
+    def fit(
+        matrix: Tensor, scheme: vq.Scheme, importance: Tensor | None, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        codes, books = _halves(matrix)
+        matrix.zero_()
+        assert importance is not None
+        importance.zero_()
+        return codes, books
+
+    weight, importance = torch.randn(6, 5), torch.rand(6, 5) + 0.1
+    before = weight.clone(), importance.clone()
+    small = vq.quantize_weight(weight, _of(fit, "in_place"), importance)
+    assert torch.equal(weight, before[0])
+    assert torch.equal(importance, before[1])
+    assert torch.equal(small.decode(), before[0].sign() / 2)
+    model = nn.Sequential(nn.Linear(5, 6))
+    kept = model[0].weight.detach().clone()
+    vq.compress(model, _of(lambda m, *_: (_halves(m), m.zero_())[0], "in_place_too"))
+    assert torch.equal(model[0].weight, kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "error", "message"),
+    [
+        ("gives_none", lambda m: None, TypeError, "gives two tensors, .*; got NoneType"),
+        ("gives_one", lambda m: _halves(m)[:1], TypeError, "gives two tensors, .*; got tuple"),
+        (
+            "gives_arrays",
+            lambda m: tuple(each.numpy() for each in _halves(m)),
+            TypeError,
+            "gives two tensors, .*; got ndarray, ndarray",
+        ),
+        ("swaps", lambda m: _halves(m)[::-1], ValueError, r"\(1, 6, 5\) and \(1, 1, 1, k, 1\)"),
+        (
+            "flat_books",
+            lambda m: (_halves(m)[0], torch.ones(2)),
+            ValueError,
+            r"gave codes of shape \(1, 6, 5\) and codebooks of shape \(2,\); of this weight",
+        ),
+        (
+            "few_codes",
+            lambda m: (_halves(m)[0][:, :3], _halves(m)[1]),
+            ValueError,
+            r"gave codes of shape \(1, 3, 5\)",
+        ),
+    ],
+)
+def test_a_users_fit_of_other_shapes_says_which(
+    name: str, given: Any, error: type[Exception], message: str
+) -> None:
+    scheme = _of(lambda m, *_: given(m), name)
+    with pytest.raises(error, match=f"the fit of {name}.*{message}"):
+        vq.quantize_weight(torch.randn(6, 5), scheme)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from vq_plugin.arguments import as_number, check_whole
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.factorize.chains import Chain, NoChainError, find_chain, traced
@@ -79,6 +80,7 @@ def merge_neurons(
         )
     """
     check_model(model)
+    seed = check_whole("seed", seed)
     patterns = _as_patterns(keep)
     chains, counts = _chains(model, patterns)
     moments: dict[str, Moments] = {}
@@ -111,6 +113,7 @@ def merge_neurons(
 def _as_patterns(keep: object) -> Mapping[Pattern, float | int | None]:
     patterns: Mapping[Pattern, float | int | None]
     patterns = keep if isinstance(keep, Mapping) else {"*": keep}  # type: ignore[dict-item]
+    patterns = {pattern: as_number(value) for pattern, value in patterns.items()}
     for pattern, value in patterns.items():
         check_pattern_type(pattern)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

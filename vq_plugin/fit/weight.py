@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from vq_plugin.arguments import brief, check_whole
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.default_device import cpu_by_default
+from vq_plugin.fit.found import found
 from vq_plugin.fit.output.calibrated import calibrate
 from vq_plugin.fit.output.moments import Moments
 from vq_plugin.fit.output.objective import Objective, Quantized
@@ -20,7 +21,7 @@ from vq_plugin.fit.parallel import worker_pool
 from vq_plugin.fit.schemes import LEAST_IMPORTANCE
 from vq_plugin.fit.used import used_centers
 from vq_plugin.rounding import round_centers, round_scales
-from vq_plugin.schemes import Geometry, Scheme, fit_of, torch_code_dtype
+from vq_plugin.schemes import Geometry, Scheme, torch_code_dtype
 
 # Squares of weights beyond these sizes leave float32.
 _LARGEST, _SMALLEST = 1e15, 1e-15
@@ -104,10 +105,9 @@ def _quantize(
         row_scale, matrix, weights = _normalize_rows(matrix, weights, scheme, outputs)
     check_range(matrix)
     pieces = None if weights is None else geometry.pieces(weights)
-    codes, centers = fit_of(scheme)(geometry.pieces(matrix), scheme, pieces, seed)
+    codes, centers = found(geometry.pieces(matrix), scheme, pieces, seed, geometry)
     # As large as the weight: the fit by moments has its own.
     del pieces, weights
-    codes = codes.reshape(len(codes), geometry.rows, -1)
     ends = torch.aminmax(codes.byte() if codes.dtype is torch.bool else codes)
     least, most = map(int, ends)
     if least < 0 or most >= centers.shape[3]:

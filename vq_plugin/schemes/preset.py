@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vq_plugin.schemes.scalar import KM, Uniform
-from vq_plugin.schemes.scheme import Scheme
+from vq_plugin.schemes.scheme import Scheme, own_number
 
 _CENTERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # From 0.05 to 3.2 times the size of a weight: about half to seven bits each.
@@ -40,7 +40,8 @@ class Preset:
     schemes: tuple[Scheme, ...] = field(default_factory=_ladder, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.change < 1:
+        change = own_number(self, "change")
+        if isinstance(change, bool) or not isinstance(change, int | float) or not 0 < change < 1:
             raise ValueError(f"a preset's change must be above 0 and below 1, got {self.change!r}")
         if not self.schemes or not all(isinstance(each, Scheme) for each in self.schemes):
             raise ValueError(f"a preset needs schemes to choose from, got {self.schemes!r}")
