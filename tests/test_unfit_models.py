@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ def test_files_of_wrapped_models(build: Callable[[], nn.Module], tmp_path: Path)
         vq.save(vq.compress(saved, vq.KM(k=4)), tmp_path / "m.vq")
         with pytest.raises(vq.CheckpointError, match=r"DataParallel; save.*\.module"):
             vq.load(tmp_path / "m.vq", model)
+
+
+@pytest.mark.parametrize("build", [net, normed])
+def test_files_into_models_of_which_a_part_is_compiled(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    def whole(*, compiled: bool) -> nn.Module:
+        body = torch.compile(build(), backend="eager") if compiled else build()
+        return nn.Sequential(OrderedDict(body=body, head=nn.Linear(4, 2))).eval()
+
+    vq.save(vq.compress(whole(compiled=False), vq.KM(k=4)), tmp_path / "m.vq")
+    with pytest.raises(vq.CheckpointError, match=r"'body' of the model is compiled: .*_orig_mod"):
+        vq.load(tmp_path / "m.vq", whole(compiled=True))
+    # Files of such a model go into another one.
+    small = vq.compress(whole(compiled=True), vq.KM(k=4))
+    vq.save(small, tmp_path / "m.vq")
+    again = vq.load(tmp_path / "m.vq", whole(compiled=True))
+    assert torch.equal(again(X), small(X))
 
 
 @pytest.mark.parametrize("path", ["", "fc"])

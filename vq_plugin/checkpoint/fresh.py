@@ -100,8 +100,8 @@ def _tie(model: nn.Module, header: Header) -> None:
 
 
 def is_compiled(name: str) -> bool:
-    """Whether a module's name is of a model that torch.compile has wrapped."""
-    return name.split(".", maxsplit=1)[0] == "_orig_mod"
+    """Whether a module's name is of a model, or a part of one, that torch.compile has wrapped."""
+    return "_orig_mod" in name.split(".")
 
 
 def rewrapped(name: str) -> set[str]:
@@ -122,8 +122,14 @@ def slot_of(name: str, slots: Mapping[str, Slot], model: nn.Module) -> Slot:
             f"layer {name!r} of the model is a {type(modules[name]).__name__}, which has no "
             "slot; give load() a fresh float model"
         )
-    if any(map(is_compiled, modules)):
+    if "_orig_mod" in modules:
         raise ValueError("the model is compiled: give load() model._orig_mod, compile the result")
+    if (compiled := next(filter(is_compiled, modules), None)) is not None and not is_compiled(name):
+        part = compiled.partition("._orig_mod")[0]
+        raise ValueError(
+            f"{part!r} of the model is compiled: give load() the model as it was before, with "
+            f"model.{part}._orig_mod in its place, and compile the result"
+        )
     for known in sorted(rewrapped(name)):
         if known in slots:
             raise ValueError(
