@@ -81,6 +81,37 @@ def test_nothing_is_left_behind_when_writing_fails(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.parametrize("home", ["cannot be written to", "is not known"])
+def test_without_a_place_a_model_is_trained_once_in_a_process(
+    home: str, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if home == "is not known":
+        monkeypatch.setattr("vq_plugin.workloads.cache.cache_dir", _no_home)
+    else:
+        # Whoever runs the tests may be allowed everything.
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+    first = trained(home, nn.Linear(2, 3), fill)
+    assert "VQ_PLUGIN_CACHE names a folder" in capsys.readouterr().err
+    second = trained(home, nn.Linear(2, 3), refuse)
+    assert capsys.readouterr().err == ""
+    assert torch.equal(second.bias, first.bias)
+    assert not first.training
+    assert not second.training
+    assert not cache.exists()
+
+
+def test_a_cache_that_can_be_read_alone_is_read(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trained("linear", nn.Linear(2, 3), fill)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert torch.equal(trained("linear", nn.Linear(2, 3), refuse).bias, first.bias)
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 60])
 def test_a_truncated_file_is_named_and_kept(cache: Path, keep: int) -> None:
     trained("linear", nn.Linear(2, 3), fill)
