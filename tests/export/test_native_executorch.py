@@ -161,6 +161,14 @@ class TestRuntime:
         assert vq.executorch_library() == str(library)
         assert library.stat().st_mtime_ns == built
 
+    def test_a_machine_that_has_no_place_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("VQ_PLUGIN_CACHE", str(tmp_path / "file"))
+        with pytest.raises(RuntimeError, match="cannot be kept: .*file.*; set VQ_PLUGIN_CACHE to"):
+            vq.executorch_library()
+
     def test_a_machine_that_cannot_compile_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -35,7 +35,7 @@ def executorch_library() -> str:
     Raises:
         ImportError: If ExecuTorch is not installed, has no libraries to link (1.5 is the first),
             or the package was built without its kernels.
-        RuntimeError: If there is no C++ compiler, or it fails.
+        RuntimeError: If there is no C++ compiler, or it fails, or the folder cannot be made.
 
     Example:
         >>> import vq_plugin as vq
@@ -65,9 +65,17 @@ def executorch_library() -> str:
         *(str(_CSRC / "executorch" / "operators.cpp"), str(kernels), *map(str, libraries)),
         f"-Wl,-rpath,{root / 'lib'}",
     ]
-    library = cache_dir() / "executorch" / f"{_digest(command, kernels)}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        library = cache_dir() / "executorch" / f"{_digest(command, kernels)}.so"
+        known = library.exists()
+        if not known:
+            library.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"the operator library for ExecuTorch cannot be kept: {error}; set VQ_PLUGIN_CACHE to "
+            "a folder that can be written to"
+        ) from error
+    if not known:
         write_atomically(library, _compiled(command))
     return str(library)
 
