@@ -6,7 +6,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.13.0 hqq==0.2.8.post1 transformers==5.24.0 accelerate==1.15.0 numpy==2.4.6
+"$folder/venv/bin/pip" install --quiet torch==2.13.0 hqq==0.2.8.post1 \
+    transformers==5.24.0 accelerate==1.15.0 numpy==2.4.6
 cd "$folder"
 OMP_NUM_THREADS=1 "$folder/venv/bin/python" -W ignore - 2>log <<'PYTHON' || { tail -n 5 log >&2; exit 1; }
 from importlib.metadata import version
