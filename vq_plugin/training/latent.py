@@ -9,10 +9,16 @@ from torch import Tensor, nn
 
 from vq_plugin.codebook import CodebookWeight
 from vq_plugin.nn import Slot
+from vq_plugin.ops.steps import (
+    count_multiples,
+    numbers_of,
+    pull_multiples,
+    sums_of_multiples,
+    write_multiples,
+)
 from vq_plugin.rounding import round_centers
 from vq_plugin.schemes import KM, torch_code_dtype
 from vq_plugin.training.latent_base import UNSEEN, Latent, entropy
-from vq_plugin.training.rounded import through_rounding
 
 # Codes run from minus this to this: what one byte numbers, with a zero in the middle.
 REACH = 127
@@ -65,7 +71,7 @@ class LatentWeight(Latent):
     @torch.no_grad()
     def codes(self) -> Tensor:
         """Whole numbers from ``-REACH`` to ``REACH``, float32, of the shape of the parameter."""
-        return (self.latent / self.log_step.exp()).round_().clamp_(-REACH, REACH)
+        return numbers_of(self.latent, self.log_step.exp(), REACH)
 
     @torch.no_grad()
     def centers(self) -> Tensor:
@@ -76,7 +82,7 @@ class LatentWeight(Latent):
     @torch.no_grad()
     def count(self) -> None:
         """Counts the codes anew: their bits, and how these pull."""
-        counts = self._counts(self.codes())
+        counts = count_multiples(self.latent, self.log_step.exp(), REACH)
         total = counts.sum()
         self.bits.copy_(entropy(counts))
         # Of both signs together, and never shorter for larger codes: single rare ones say little.
@@ -89,11 +95,9 @@ class LatentWeight(Latent):
     @torch.no_grad()
     def bits_above(self, limit: float) -> float:
         """Bits of all codes after :meth:`clear`."""
-        short = self.latent.abs() < limit * self.log_step.exp()
-        return float(entropy(self._counts(self.codes().masked_fill_(short, 0))))
-
-    def _counts(self, codes: Tensor) -> Tensor:
-        return torch.bincount(codes.flatten().int() + REACH, minlength=2 * REACH + 1).double()
+        step = self.log_step.exp()
+        left = self.latent.masked_fill(self.latent.abs() < limit * step, 0)
+        return float(entropy(count_multiples(left, step, REACH)))
 
     @torch.no_grad()
     def clear(self, limit: float) -> None:
@@ -110,12 +114,9 @@ class LatentWeight(Latent):
 
     @torch.no_grad()
     def write(self, settled: bool) -> None:
-        """Gives the model the weight; with shifted centers once codes are ``settled``."""
-        codes = self.codes()
-        if settled:
-            self._weight[0].copy_(self.centers()[codes.int() + REACH])
-        else:
-            self._weight[0].copy_(codes.mul_(self.log_step.exp()))
+        """Gives the model the weight; centers are not shifted before codes are ``settled``."""
+        (weight,) = self._weight
+        write_multiples(weight, self.latent, self.centers(), self.log_step.exp())
 
     @torch.no_grad()
     def pull(self, rate_weight: float, settled: bool) -> None:
@@ -127,14 +128,12 @@ class LatentWeight(Latent):
         step = self.log_step.exp()
         self.latent.grad = self.log_step.grad = self.shift.grad = None
         if settled:
-            places = self.codes().flatten().int() + REACH
-            sums = torch.zeros_like(self.shift).index_add_(0, places, grad.flatten())
+            sums = sums_of_multiples(grad, self.latent, step, REACH)
             sums[REACH] = 0
             self.shift.grad = sums * step
             return
-        place = self.latent / step
-        pull = self.pulls[place.abs().clamp_(max=REACH).int()].mul_(rate_weight)
-        self.latent.grad, self.log_step.grad = through_rounding(grad, place, pull, step, REACH)
+        self.log_step.grad = pull_multiples(grad, self.latent, self.pulls * rate_weight, step)
+        self.latent.grad = grad
 
     @torch.no_grad()
     def coded(self, slot: Slot) -> CodebookWeight:

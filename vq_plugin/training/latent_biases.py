@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vq_plugin.coding.numbers import KINDS, LENGTHS, number_kinds
+from vq_plugin.ops.steps import numbers_of, pull_multiples, write_multiples
 from vq_plugin.training.latent_base import UNSEEN, Paying
-from vq_plugin.training.rounded import through_rounding
 
 _MOST = (1 << LENGTHS) - 1
 # The largest bias is so many steps at the start, and a step of biases that are all zero so long.
@@ -55,7 +55,7 @@ class LatentBiases(Paying):
     def numbers(self) -> list[Tensor]:
         """Whole numbers from -127 to 127, float32, of the shapes of the parameters."""
         pairs = zip(self.latents, self._steps(), strict=True)
-        return [(value / step).round_().clamp_(-_MOST, _MOST) for value, step in pairs]
+        return [numbers_of(value, step, _MOST) for value, step in pairs]
 
     @torch.no_grad()
     def count(self) -> None:
@@ -75,22 +75,21 @@ class LatentBiases(Paying):
     @torch.no_grad()
     def write(self, settled: bool) -> None:
         """Gives the model its biases, ``settled`` or not: no gradient changes numbers then."""
-        for bias, number, step in zip(self._own(), self.numbers(), self._steps(), strict=True):
-            bias.copy_(number * step)
+        every = torch.arange(-_MOST, _MOST + 1, device=self.log_steps.device)
+        for bias, latent, step in zip(self._own(), self.latents, self._steps(), strict=True):
+            write_multiples(bias, latent, every * step, step)
 
     @torch.no_grad()
     def pull(self, rate_weight: float, settled: bool) -> None:
         """Gives latent biases and steps their gradients; none once numbers are ``settled``."""
-        slopes = []
+        slopes, pulls = [], self.pulls * rate_weight
         for bias, latent, step in zip(self._own(), self.latents, self._steps(), strict=True):
             found, bias.grad, latent.grad = bias.grad, None, None
             if settled:
                 continue
             grad = torch.zeros_like(latent) if found is None else found.float()
-            place = latent / step
-            pull = self.pulls[place.abs().clamp_(max=_MOST).int()].mul_(rate_weight)
-            latent.grad, slope = through_rounding(grad, place, pull, step, _MOST)
-            slopes.append(slope)
+            slopes.append(pull_multiples(grad, latent, pulls, step))
+            latent.grad = grad
         self.log_steps.grad = torch.stack(slopes) if slopes else None
 
     def _own(self) -> list[nn.Parameter]:

@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "library.h"
+#include "tasks.h"
 #include "torch_operands.h"
 
 namespace vq {
@@ -152,15 +152,6 @@ void with_dim(int64_t dim, F f) {
   }
 }
 
-// Runs body(0), ..., body(tasks - 1), on all threads where that pays.
-template <typename Body>
-void run(int64_t tasks, double picoseconds, Body body) {
-  const Pool pool = torch_pool();
-  const auto call = [](int64_t task, void* opaque) { (*static_cast<Body*>(opaque))(task); };
-  if (pool.threads > 1 && picoseconds > 50e6) return pool.run(tasks, call, &body);
-  for (int64_t task = 0; task < tasks; ++task) body(task);
-}
-
 // grad, codes, shape of the codebooks, along_out, rows per group
 void sums_by_center(Value* stack, uint64_t, uint64_t) {
   const Tensor grad = take(stack[0]), codes = take(stack[1]);
@@ -191,12 +182,12 @@ void sums_by_center(Value* stack, uint64_t, uint64_t) {
     constexpr int kDim = decltype(constant)::value;
     for (int64_t t = 0; t < s.stages; ++t) {
       if (s.books == subspaces && s.groups == 1) {
-        run(div_up(s.layout.column_blocks, kStrip), picoseconds,
+        run_tasks(div_up(s.layout.column_blocks, kStrip), picoseconds,
             [&](int64_t strip) { add_strip<kDim>(s, t, strip, out); });
         continue;
       }
       std::vector<float> sums(static_cast<size_t>(kShares * own));
-      run(kShares, picoseconds,
+      run_tasks(kShares, picoseconds,
           [&](int64_t share) { add_share<kDim>(s, t, share, sums.data() + share * own); });
       const int64_t books = s.groups * s.books, values = s.k * dim;
       std::vector<double> total(static_cast<size_t>(values));

@@ -10,6 +10,7 @@
 #include "decode_library.h"
 #include "fit_library.h"
 #include "gradient_library.h"
+#include "step_library.h"
 #include "packing.h"
 #include "strips.h"
 #include "torch_operands.h"
@@ -194,6 +195,7 @@ bool register_operators() {
   register_decode_operator(library);
   register_fit_operators(library);
   register_gradient_operator(library);
+  register_step_operators(library);
   return true;
 }
 
