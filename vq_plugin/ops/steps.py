@@ -59,7 +59,7 @@ def write_multiples(weight: Tensor, latent: Tensor, centers: Tensor, step: Tenso
 
 
 def count_multiples(latent: Tensor, step: Tensor, reach: int) -> Tensor:
-    """How many weights have each number from ``-reach`` to ``reach``: float64, on the CPU.
+    """How many weights have each number from ``-reach`` to ``reach``: float64.
 
     Example:
         >>> count_multiples(torch.tensor([0.8, 1.1, -0.4]), torch.tensor(0.5), reach=2).tolist()
