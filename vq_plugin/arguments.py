@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 # Letters of a value that a message shows.
 _MOST_SHOWN = 70
@@ -36,6 +36,16 @@ def as_number(value: object) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number of Python's; true and false are none.
+
+    Example:
+        >>> is_number(0.5), is_number(3), is_number(True), is_number("3")
+        (True, True, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_whole(name: str, value: object) -> int:

@@ -278,12 +278,14 @@ class InputMoments(InputSquares):
         return deterministic_map(product, range(len(blocks)))
 
     def _add_products(self, products: Sequence[Tensor]) -> None:
-        def add(some: slice, product: Tensor) -> None:
-            self.second[:, some, some.start :] += product
+        blocks = _blocks(self.second.shape[1])
 
-        # Those of no samples are none.
-        blocks = _blocks(self.second.shape[1]) if products else []
-        deterministic_map(lambda both: add(*both), list(zip(blocks, products, strict=True)))
+        def add(at: int) -> None:
+            some = blocks[at]
+            self.second[:, some, some.start :] += products[at]
+
+        # None, where samples are kept or pairs left out.
+        deterministic_map(add, range(len(products)))
 
     def moments(self) -> Moments:
         """What the fit of the weight wants to know; as :meth:`importance` raises."""

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from vq_plugin.arguments import as_number, check_whole
+from vq_plugin.arguments import as_number, check_whole, is_number
 from vq_plugin.calibration import Calibration, input_moments
 from vq_plugin.default_device import cpu_by_default
 from vq_plugin.factorize.chains import Chain, NoChainError, find_chain, traced
@@ -116,7 +116,7 @@ def _as_patterns(keep: object) -> Mapping[Pattern, float | int | None]:
     patterns = {pattern: as_number(value) for pattern, value in patterns.items()}
     for pattern, value in patterns.items():
         check_pattern_type(pattern)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if value is not None and not is_number(value):
             raise TypeError(f"pattern {pattern!r}: keep is a share or a number, got {value!r}")
         if value is not None and not (value >= 1 if isinstance(value, int) else 0 < value < 1):
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from torch import nn
 
+from vq_plugin.arguments import is_number
 from vq_plugin.factors.splits import ChannelSplit, KernelSplit, SpatialSplit, Split
 from vq_plugin.schemes.registry import read_call, unknown
 from vq_plugin.schemes.scheme import own_number
@@ -75,9 +76,9 @@ class SVD(_Factor):
             own_number(self, each)
         if self.rank is not None:
             _require_count("svd: rank", self.rank)
-        if self.energy is not None and not _is_number(self.energy):
+        if self.energy is not None and not is_number(self.energy):
             raise ValueError(f"svd: energy must be a number, got {self.energy!r}")
-        if self.rate is not None and not (_is_number(self.rate) and 1 < self.rate < math.inf):
+        if self.rate is not None and not (is_number(self.rate) and 1 < self.rate < math.inf):
             raise ValueError(f"svd: rate must be a finite number above 1, got {self.rate!r}")
         if self.split not in ("channel", "spatial"):
             raise ValueError(f"svd: split must be 'channel' or 'spatial', got {self.split!r}")
@@ -221,10 +222,6 @@ def parse_factor(text: str) -> Factor:
     if isinstance(factor, SVD):
         factor.check_energy()
     return factor
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require_count(name: str, value: object) -> None:

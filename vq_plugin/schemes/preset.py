@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vq_plugin.arguments import is_number
 from vq_plugin.schemes.scalar import KM, Uniform
 from vq_plugin.schemes.scheme import Scheme, own_number
 
@@ -41,7 +42,7 @@ class Preset:
 
     def __post_init__(self) -> None:
         change = own_number(self, "change")
-        if isinstance(change, bool) or not isinstance(change, int | float) or not 0 < change < 1:
+        if not (is_number(change) and 0 < change < 1):
             raise ValueError(f"a preset's change must be above 0 and below 1, got {self.change!r}")
         if not self.schemes or not all(isinstance(each, Scheme) for each in self.schemes):
             raise ValueError(f"a preset needs schemes to choose from, got {self.schemes!r}")

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vq_plugin.arguments import is_number
 from vq_plugin.schemes.geometry import CodebookDtype, Geometry
 from vq_plugin.schemes.registry import register_scheme
 from vq_plugin.schemes.scheme import (
@@ -101,8 +102,7 @@ class Uniform(Scheme):
         super().__post_init__()
         require_centers(self)
         own_number(self, "step")
-        numeric = isinstance(self.step, int | float) and not isinstance(self.step, bool)
-        if not numeric or not 0 < self.step < math.inf:
+        if not (is_number(self.step) and 0 < self.step < math.inf):
             raise ValueError(f"uniform: step must be a finite number above 0, got {self.step!r}")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from vq_plugin.arguments import as_number, brief, check_flag
+from vq_plugin.arguments import as_number, brief, check_flag, is_number
 
 # Metrics above this are no parts of 1, and budgets below this are hardly meant in percent.
 _PERCENT, _POINT = 2.0, 0.05
@@ -53,7 +53,7 @@ class LossBudget:
         if len(limits) != 1:
             raise ValueError("give exactly one of relative= and absolute=")
         limit = limits[0]
-        number = _is_number(limit)
+        number = is_number(limit)
         if self.relative is not None and not (number and 0 < limit < 1):
             raise ValueError(
                 f"a relative budget is a number between 0 and 1, got {brief(limit)}; 1 % is 0.01"
@@ -65,11 +65,11 @@ class LossBudget:
         ):
             raise ValueError(f"a confidence is between 0.5 and 1, got {self.confidence!r}")
         floor = self.min_agreement
-        if floor is not None and not (_is_number(floor) and 0 <= floor <= 1):
+        if floor is not None and not (is_number(floor) and 0 <= floor <= 1):
             raise ValueError(
                 f"min_agreement is from 0 to 1, or None for no floor, got {brief(floor)}"
             )
-        if not (_is_number(self.margin) and 0 <= self.margin < 1):
+        if not (is_number(self.margin) and 0 <= self.margin < 1):
             raise ValueError(
                 f"a margin is a part of the limit, from 0 and below 1, got {self.margin!r}"
             )
@@ -150,7 +150,3 @@ class LossBudget:
         if self.relative is not None:
             return f"{self.relative:.2%} of the baseline{sure}"
         return f"{self.absolute:.4g} absolute{sure}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ using namespace boxed;
 constexpr int64_t kTask = 1 << 14;    // numbers; a fixed count, as sums are rounded by tasks
 constexpr int64_t kShares = 16;       // of sums of kinds; a fixed number, too
 constexpr int64_t kBlock = 256;       // numbers whose intermediate values stay in the nearest cache
-constexpr int64_t kSums = 8;
+constexpr int64_t kSums = 8;          // side by side
 constexpr double kNumber = 1000;      // picoseconds, of each
 constexpr float kWhole = 12582912.f;  // 1.5 * 2^23, beside which floats have no fraction
 
@@ -153,7 +153,7 @@ void pull_multiples(Value* stack, uint64_t, uint64_t) {
   in_tasks(count, [=](int64_t task, int64_t first, int64_t last) {
     float places[kBlock], changes[kBlock], pulled[kBlock], moved[kBlock], terms[kBlock];
     int32_t sizes_of[kBlock];
-    // Side by side: an addition would wait for the one before.
+    // An addition to one sum would wait for the one before.
     double lanes[kSums] = {};
     for (; first < last; first += kBlock) {
       const int64_t some = std::min(kBlock, last - first);
